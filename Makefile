@@ -1,0 +1,40 @@
+# make setup | check | test | demo | format.  Everything runs in .venv; nothing needs the network after set-up.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.set-up
+EXTRAS := test,dev,gguf
+
+export HF_HUB_OFFLINE = 1
+export OMP_NUM_THREADS = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: setup check lint test demo format
+.DEFAULT_GOAL := check
+
+setup: $(STAMP)
+
+# torch first and alone: it is by far the largest download, and the rest must not choose another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $(STAMP)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Under three minutes: lint, units, gates, parity with references, and the examples in docstrings.
+check: lint
+	$(BIN)/python -m pytest -q -n 2 tests/unit tests/gates $(wildcard tests/parity) rlhf_lightning
+
+test: lint
+	$(BIN)/python -m pytest -q -n 2
+
+demo: $(STAMP)
+	$(BIN)/python train.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,143 @@
+"""Keep the policy that scores best among those that stayed near the reference."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from rlhf_lightning.callbacks.steps import logged_scalars, steps_done, steps_planned
+from rlhf_lightning.errors import ConfigError
+
+KL, KL_TARGET = "objective/kl", "objective/kl_target"
+TARGET_SLACK = 1.2  # without `max_kl`, this many controller targets are allowed
+
+
+class BestPolicy(pl.Callback):
+    """Copies the policy's weights whenever its smoothed score is the best so far and its smoothed KL is allowed.
+
+    Score and KL are means over the last ``window`` rollouts, so that one lucky rollout does not win; nothing is
+    compared before a window is full (a fit shorter than the window counts as one window). The copy is taken when a
+    rollout's update is done: it is one update newer than the score. It lies on the CPU and travels with the checkpoint
+    (unless the weights are sharded), so a resumed fit keeps it.
+
+    When training ends well the best weights go into ``pl_module.policy`` (``restore_best``) and, if ``folder`` is
+    given, ``pl_module.export(folder, provenance)`` writes them with the rollout, score and KL that won.
+
+    Args:
+        folder: where the best policy is written at the end; None writes nothing.
+        monitor: logged tag to maximise, equal on every rank.
+        max_kl: highest smoothed ``objective/kl``, nats per response; None takes 1.2 x ``objective/kl_target`` if that
+            is logged, else there is no limit.
+        window: rollouts in a mean.
+        every_n_rollouts: compare (and maybe copy) only every so many rollouts.
+        restore_best: leave the module with the best weights rather than the last ones.
+
+    Attributes:
+        best: ``{"rollout", "score", "kl"}`` of the winner (rollouts count from 1), or None.
+
+    Raises:
+        ConfigError: ``window`` or ``every_n_rollouts`` below 1, or the module does not log ``monitor`` or
+            ``objective/kl`` in its ``training_step``.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        monitor: str = "objective/scores",
+        max_kl: float | None = None,
+        window: int = 5,
+        every_n_rollouts: int = 1,
+        restore_best: bool = True,
+    ) -> None:
+        if window < 1 or every_n_rollouts < 1:
+            raise ConfigError(f"BestPolicy: window={window} and every_n_rollouts={every_n_rollouts} must be at least 1")
+        self.folder = None if folder is None else Path(folder)
+        self.monitor = monitor
+        self.max_kl = max_kl
+        self.window = window
+        self.every_n_rollouts = every_n_rollouts
+        self.restore_best = restore_best
+        self.best: dict[str, float] | None = None
+        self._recent: deque[tuple[float, float]] = deque(maxlen=window)
+        self._weights: dict[str, Any] = {}
+        self._full = window
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._full = min(self.window, steps_planned(trainer) or self.window)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        metrics = logged_scalars(trainer)
+        missing = [tag for tag in (self.monitor, KL) if tag not in metrics]
+        if missing:
+            raise ConfigError(
+                f"BestPolicy: the module does not log {missing[0]!r}; choose another `monitor` or drop the callback"
+            )
+        self._recent.append((metrics[self.monitor], metrics[KL]))
+        rollout = steps_done(trainer)
+        if len(self._recent) < self._full or rollout % self.every_n_rollouts:
+            return
+        score, kl = (math.fsum(column) / len(self._recent) for column in zip(*self._recent, strict=True))
+        wins = self._wins(score, kl, self._limit(metrics))
+        if trainer.strategy.broadcast(wins):  # rank 0 decides for all
+            self.best = {"rollout": rollout, "score": score, "kl": kl}
+            policy: Any = pl_module.policy
+            self._weights = _copy(policy.state_dict())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.best is None:
+            rank_zero_warn(
+                f"BestPolicy: no {self.window} rollouts in a row stayed within the KL limit; the last policy is kept"
+            )
+            return
+        best = self.best
+        rank_zero_info(
+            f"best policy: rollout {best['rollout']}, {self.monitor} {best['score']:.4g}, "
+            f"KL {best['kl']:.3g} nats per response"
+        )
+        policy: Any = pl_module.policy
+        last = None if self.restore_best else _copy(policy.state_dict())
+        policy.load_state_dict(self._weights)
+        if self.folder is not None:
+            pl_module.export(self.folder, {"stage": "ppo", "metrics": {f"best/{k}": v for k, v in best.items()}})  # type: ignore[operator]
+        if last is not None:
+            policy.load_state_dict(last)
+
+    def state_dict(self) -> dict[str, Any]:
+        whole = all(type(value) is Tensor for value in self._weights.values())
+        return {
+            "best": self.best if whole else None,  # a sharded copy cannot be stored by one rank
+            "recent": [list(pair) for pair in self._recent],
+            "weights": self._weights if whole else {},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+        self._recent.extend((score, kl) for score, kl in state_dict["recent"])
+        self._weights = _copy(state_dict["weights"])
+
+    def _limit(self, metrics: dict[str, float]) -> float:
+        if self.max_kl is not None:
+            return self.max_kl
+        target = metrics.get(KL_TARGET, math.nan)
+        return TARGET_SLACK * target if math.isfinite(target) and target > 0 else math.inf
+
+    def _wins(self, score: float, kl: float, limit: float) -> bool:
+        if not (math.isfinite(score) and math.isfinite(kl)) or kl > limit:
+            return False
+        return self.best is None or score > self.best["score"]
+
+
+def _copy(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+        for name, value in state.items()
+    }

@@ -1,0 +1,138 @@
+"""Every logged number of a run as one CSV file that a spreadsheet, pandas or the report can read."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from rlhf_lightning.callbacks.steps import logged_scalars, steps_done
+
+Cell = float | str | None
+FIXED_COLUMNS = ("step", "kind", "seconds")
+
+
+class History(pl.Callback):
+    """One CSV row per logged training step (a rollout in PPO) and one per validation.
+
+    Columns are ``step`` (optimizer steps; rollouts in PPO), ``kind`` (``train`` or ``validation``), ``seconds`` since
+    the fit began, then one column per tag. A tag that appears later adds a column and the file is rewritten; a number
+    that was not logged is an empty cell. Each row is on disk before the next step begins. Only rank 0 writes. A resumed
+    fit keeps the rows up to the step it resumes from.
+
+    Args:
+        path: the CSV file; its folder is made. An older file is replaced unless the fit resumes.
+        every_n_steps: training rows are written each time this many steps are done; None follows the Trainer's
+            ``log_every_n_steps``.
+
+    Attributes:
+        rows: the rows of the file, ``{column: number, text or None}``, oldest first (rank 0; empty elsewhere).
+    """
+
+    def __init__(self, path: str | Path, every_n_steps: int | None = None) -> None:
+        self.path = Path(path)
+        self.every_n_steps = every_n_steps
+        self.rows: list[dict[str, Cell]] = []
+        self._columns = list(FIXED_COLUMNS)
+        self._validation_tags: set[str] = set()
+        self._seen: dict[str, Tensor] = {}
+        self._tags_before_validation: set[str] = set()
+        self._last_step = 0
+        self._started = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last_step = steps_done(trainer)
+        self.rows, self._columns, self._seen = [], list(FIXED_COLUMNS), {}
+        if not trainer.is_global_zero:
+            return
+        if self._last_step and self.path.exists():
+            self._columns, rows = _read(self.path)
+            self.rows = [row for row in rows if float(row["step"] or 0) <= self._last_step]
+        offset = float(self.rows[-1]["seconds"] or 0) if self.rows else 0.0
+        self._started = time.monotonic() - offset
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._rewrite()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._record_step(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._record_step(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._record_step(trainer)
+        self._tags_before_validation = set(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics = logged_scalars(trainer)
+        self._validation_tags |= metrics.keys() - self._tags_before_validation
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            found = {t: v for t, v in metrics.items() if t in self._validation_tags}
+            self._add(trainer, steps_done(trainer), "validation", found)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validation_tags": sorted(self._validation_tags)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validation_tags = set(state_dict["validation_tags"])
+
+    def _record_step(self, trainer: pl.Trainer) -> None:
+        """Row of the step that ended last. Modules may log when a batch ends, after callbacks saw it; so look later."""
+        step = steps_done(trainer)
+        every = self.every_n_steps or getattr(trainer, "log_every_n_steps", 0) or 1
+        if step == self._last_step or step % every:  # inside gradient accumulation, or between logged steps
+            return
+        self._last_step = step
+        logged = dict(trainer.callback_metrics)  # on every rank: reading may reduce
+        fresh = {tag for tag, value in logged.items() if not _same(value, self._seen.get(tag))} - self._validation_tags
+        self._seen = logged
+        self._add(trainer, step, "train", {tag: float(value) for tag, value in logged.items() if tag in fresh})
+
+    def _add(self, trainer: pl.Trainer, step: int, kind: str, metrics: dict[str, float]) -> None:
+        if not trainer.is_global_zero or not metrics:
+            return
+        seconds = round(time.monotonic() - self._started, 3)
+        row: dict[str, Cell] = {"step": step, "kind": kind, "seconds": seconds, **metrics}
+        self.rows.append(row)
+        new = [tag for tag in row if tag not in self._columns]
+        if new:
+            self._columns += new
+            self._rewrite()
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _rewrite(self) -> None:
+        """Write all rows beside the file and swap it in, so that a crash leaves the old file whole."""
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+
+def _same(value: Tensor, before: Tensor | None) -> bool:
+    """Whether this is still the number of an earlier step: Lightning keeps its storage until the tag is logged anew."""
+    return before is not None and value.data_ptr() == before.data_ptr()
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, Cell]]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = [{tag: _cell(tag, text) for tag, text in row.items() if text} for row in reader]
+        return list(reader.fieldnames or FIXED_COLUMNS), rows
+
+
+def _cell(tag: str, text: str) -> Cell:
+    if tag == "kind":
+        return text
+    return int(text) if tag == "step" else float(text)

@@ -1,0 +1,36 @@
+"""Watch a second opinion while PPO learns from the first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from rlhf_lightning.scoring import Scorer
+
+
+class ScoreMonitor(pl.Callback):
+    """Logs ``monitor/<name>``, the mean score another scorer gives to the rollout that was just learned from.
+
+    Nothing learns from it. A monitor that falls while ``objective/scores`` rises is the sign of reward hacking
+    (Gao et al. 2022, arXiv:2210.10760).
+
+    Args:
+        scorer: for example the judge that ranked the answers.
+        every_n_rollouts: score only every so many rollouts.
+    """
+
+    def __init__(self, scorer: Scorer, every_n_rollouts: int = 1) -> None:
+        self.scorer = scorer
+        self.every_n_rollouts = every_n_rollouts
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.scorer.to(pl_module.device)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.rollouts % self.every_n_rollouts:
+            return
+        rollout = pl_module.last_experience.rollout
+        scores = self.scorer.score(rollout, pl_module.tokenizer)
+        total, count = pl_module.sum_over_ranks(scores.double().sum(), len(rollout))
+        pl_module.log(f"monitor/{self.scorer.name}", total / count)

@@ -1,0 +1,5 @@
+"""What leaves a stage and enters the next: verified folders with their provenance."""
+
+from rlhf_lightning.checkpoint.handover import read_provenance, verify_folder, write_folder
+
+__all__ = ["read_provenance", "verify_folder", "write_folder"]

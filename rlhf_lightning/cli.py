@@ -1,0 +1,135 @@
+"""The command ``rlhf-lightning`` and ``train.py``: compose with Hydra, judge the config, and only then import torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning import __version__
+from rlhf_lightning.errors import ConfigError, RLHFError
+from rlhf_lightning.locations import CONF_DIR, help_text
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+HANDOVER_VARIABLE = "RLHF_LIGHTNING_RANK_CONFIG"
+
+
+def main() -> None:
+    """Entry point. Ends the process with the exit code of ``errors.py``; 130 when interrupted."""
+    arguments = sys.argv[1:]
+    if {"--help", "-h"} & set(arguments):
+        print(help_text(), end="")  # noqa: T201
+    elif arguments == ["--version"]:
+        print(__version__)  # noqa: T201
+    else:
+        sys.exit(_guard(arguments))
+
+
+def _guard(arguments: list[str]) -> int:
+    try:
+        _dispatch(arguments)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except RLHFError as error:
+        if _wants_traceback():
+            traceback.print_exc()
+        _complain(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if arguments[:1] == ["prepare"]:
+        _prepare(arguments[1:])
+    elif HANDOVER_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        # Another rank of a run whose first process has composed already: one config and one folder for all of them.
+        _run(json.loads(os.environ[HANDOVER_VARIABLE]))
+    else:
+        _compose_and_run(arguments)
+
+
+def _compose_and_run(arguments: list[str]) -> None:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from rlhf_lightning.explain import explain
+
+    if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
+        raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
+    shown = _wants_traceback()
+
+    def task(cfg: DictConfig) -> Any:
+        return _job(cfg, shown)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with code 1
+    try:
+        hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if shown:
+            raise
+        raise ConfigError(explain(error, [a for a in arguments if "=" in a and not a.startswith("-")])) from None
+    finally:
+        if not shown:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _job(cfg: DictConfig, shown: bool) -> Any:
+    """One Hydra job. A single run leaves through SystemExit, which keeps Hydra's frames out of the traceback."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from rlhf_lightning.config import load_config
+
+    try:
+        config = load_config(cfg)
+        os.environ[HANDOVER_VARIABLE] = json.dumps(config, default=str)
+        return _run(config)
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the sweeper decides what a failed job means
+        if shown or not isinstance(error, RLHFError):
+            traceback.print_exc()
+        if isinstance(error, RLHFError):
+            _complain(f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):
+            Path(HydraConfig.get().runtime.output_dir).rmdir()  # only succeeds where nothing was written yet
+        raise SystemExit(getattr(error, "exit_code", 1)) from None
+    finally:
+        os.environ.pop(HANDOVER_VARIABLE, None)
+
+
+def _run(config: dict[str, Any]) -> Any:
+    from rlhf_lightning.console import quiet
+
+    quiet()
+    from rlhf_lightning.pipeline import run
+
+    return run(config)
+
+
+def _prepare(words: list[str]) -> None:
+    if words[:1] != ["smollm2"] or len(words) > 2:
+        raise ConfigError(f"prepare {' '.join(words)}: write `rlhf-lightning prepare smollm2 [FOLDER]`")
+    from rlhf_lightning.console import quiet
+
+    quiet()
+    from rlhf_lightning.tasks.smollm2 import prepare_smollm2
+
+    folder = prepare_smollm2(words[1] if words[1:] else "models/smollm2")
+    print(f"ready: model.path={folder}")  # noqa: T201
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _complain(message: str) -> None:
+    print(message, file=sys.stderr)  # noqa: T201

@@ -1,0 +1,168 @@
+"""From a composed Hydra config to plain Python: resolve, judge, save, instantiate. Imports no torch, no Lightning."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf_lightning.allowlist import IMPORT_PATH_KEYS, check_names, check_objects
+from rlhf_lightning.errors import ConfigError, RLHFError
+from rlhf_lightning.locations import CONF_DIR
+
+_SECRET = re.compile(
+    r"(^|_)(secret|password|passwd|credentials?|(api|access|private|secret)_key|(api|auth|access|hf|hub|bearer)_token)$|^token$"
+)
+
+
+def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[str, Any]:
+    """The config of a command line as plain Python, without running anything: ``compose(["stage=ppo", "kl=fixed"])``.
+
+    Raises:
+        ConfigError: see :func:`load_config`. Hydra's own errors (unknown key or option) pass through.
+    """
+    import hydra
+
+    with hydra.initialize_config_dir(str(CONF_DIR), job_name="train", version_base=None):
+        return load_config(hydra.compose(config_name, list(overrides)), overrides)
+
+
+def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
+    """Resolve ``cfg`` to plain dicts and lists and judge every ``_target_`` in it by name.
+
+    Args:
+        cfg: what Hydra composed.
+        overrides: the command line it was composed with; by default what Hydra remembers of it. Only a command line (or
+            the environment) may trust targets: ``trusted_targets=[...]``, or a ``_target_`` or ``function`` set there.
+
+    Raises:
+        ConfigError: a required value is missing, an interpolation leads nowhere, or a target is not allowed.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    cfg = cfg.copy()
+    if overrides is None:
+        remembered = HydraConfig.get().overrides.task if HydraConfig.initialized() else OmegaConf.create([])
+        overrides = [str(o) for o in OmegaConf.to_container(remembered, resolve=False)]  # type: ignore[union-attr]
+    if HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
+        # The folder Hydra made. Ranks started by Lightning get the same one on their command line.
+        OmegaConf.update(cfg, "run_dir", HydraConfig.get().runtime.output_dir, force_add=True)
+    config = _plain(cfg)
+    config["trusted_targets"] = _trusted(config.get("trusted_targets") or [], overrides)
+    check_names(config, config["trusted_targets"])
+    return config
+
+
+def safe_instantiate(node: Any, /, *, trusted: Sequence[str] = (), **objects: Any) -> Any:
+    """Build what ``node`` describes, after every target in it has passed the allowlist.
+
+    Args:
+        node: a dict with ``_target_``, or a dict or list of such.
+        trusted: import prefixes allowed besides the list, usually ``config["trusted_targets"]``.
+        objects: arguments that are Python objects rather than config; they override keys of ``node``.
+
+    Raises:
+        ConfigError: a target is not allowed or does not take the arguments given.
+
+    >>> safe_instantiate({"_target_": "os.system", "command": "true"})
+    Traceback (most recent call last):
+        ...
+    rlhf_lightning.errors.ConfigError: _target_: os.system is not on the list of classes a config may name.
+    If it is yours and you trust it, add trusted_targets=[os] to the command or set RLHF_LIGHTNING_TRUSTED_TARGETS=os.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    tree = _plain(node) if OmegaConf.is_config(node) else node
+    if tree is None:
+        return None
+    check_names(tree, trusted)
+    _refuse_interpolations(tree)
+    check_objects(tree, trusted)
+    has_target = isinstance(tree, dict) and "_target_" in tree
+    if objects and not has_target:
+        raise ConfigError(f"arguments {sorted(objects)} were given for a node without _target_")
+    try:
+        if not has_target:
+            return instantiate(tree, _convert_="all")
+        # A partial first: objects then never pass through OmegaConf, which would copy some and unpack dataclasses.
+        factory = instantiate({**tree, "_partial_": True, "_convert_": "all"})
+        return functools.partial(factory, **objects) if tree.get("_partial_", False) else factory(**objects)
+    except (InstantiationException, TypeError) as error:
+        raise _as_config_error(error, tree) from error
+
+
+def save_config(config: dict[str, Any], run_dir: str | Path) -> Path:
+    """Write ``run_dir/config.yaml``, the resolved config with passwords and tokens blanked out. Returns its path."""
+    path = Path(run_dir) / "config.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(redact(config))), encoding="utf-8")
+    return path
+
+
+def redact(tree: Any) -> Any:
+    """A copy of ``tree`` in which values of keys such as ``api_key`` or ``hub_token`` are ``***``.
+
+    >>> redact({"logger": {"api_key": "abc", "pad_token": "<pad>"}})
+    {'logger': {'api_key': '***', 'pad_token': '<pad>'}}
+    """
+    if isinstance(tree, dict):
+        return {k: "***" if v and _SECRET.search(str(k).lower()) else redact(v) for k, v in tree.items()}
+    return [redact(v) for v in tree] if isinstance(tree, list) else tree
+
+
+def _plain(cfg: Any) -> Any:
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=not missing)
+    except OmegaConfBaseException as error:
+        hint = " Is the environment variable set?" if "Environment variable" in str(error) else ""
+        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}.{hint}") from error
+    if missing:
+        key = missing[0]
+        others = f" Also missing: {', '.join(missing[1:])}." if missing[1:] else ""
+        raise ConfigError(f"{key} has no default and must be given: add {key}=VALUE to the command.{others}")
+    return tree
+
+
+def _trusted(configured: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    pairs = [override.lstrip("+~").partition("=")[::2] for override in overrides]
+    if configured and not any(key == "trusted_targets" for key, _ in pairs):
+        raise ConfigError(
+            "trusted_targets is set by a config file; it is taken from the command line only: "
+            f"add 'trusted_targets=[{','.join(map(str, configured))}]' if you trust it"
+        )
+    named = [v.strip("'\"") for k, v in pairs if k.split(".")[-1] in IMPORT_PATH_KEYS | {"_target_"}]
+    return [str(t) for t in configured] + [name for name in named if re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", name)]
+
+
+def _refuse_interpolations(tree: Any, key: str = "") -> None:
+    # Hydra resolves once more while instantiating: a `${...}` that survived so far could still become a target.
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            _refuse_interpolations(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, (list, tuple)):
+        for index, value in enumerate(tree):
+            _refuse_interpolations(value, f"{key}[{index}]")
+    elif isinstance(tree, str) and "${" in tree:
+        raise ConfigError(f"{key}: the text '${{' cannot be passed to a target")
+
+
+def _as_config_error(error: Exception, tree: Any) -> Exception:
+    """Our own errors as they were raised; wrong arguments as a ConfigError; anything else untouched."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RLHFError):
+            return cause
+        cause = cause.__cause__
+    target = tree.get("_target_", "config") if isinstance(tree, dict) else "config"
+    root = error.__cause__ or error
+    wrong_call = isinstance(root, TypeError) and re.search(r"argument|positional|keyword", str(root))
+    if wrong_call or (isinstance(error, TypeError) is False and root is error):
+        return ConfigError(f"{target}: {root}")
+    return error

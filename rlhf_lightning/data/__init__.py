@@ -1,0 +1,8 @@
+"""Rows of files as batches: demonstrations, comparisons, prompts."""
+
+from rlhf_lightning.data.comparisons import ComparisonData
+from rlhf_lightning.data.demonstrations import DemonstrationData
+from rlhf_lightning.data.loader import ShardedLoader
+from rlhf_lightning.data.prompts import PromptData
+
+__all__ = ["ComparisonData", "DemonstrationData", "PromptData", "ShardedLoader"]

@@ -1,0 +1,276 @@
+"""What the three data modules share: reading, checking, splitting, encoding, loading, resuming."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import warnings
+from abc import abstractmethod
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.data.loader import Item, ShardedLoader, split_batch
+from rlhf_lightning.data.sources import LocatedRow, read_rows
+from rlhf_lightning.data.validate import StageKind, count_repeated, identity, prompt_identity, validate_rows
+from rlhf_lightning.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+
+class EncodedItem(Item, Protocol):
+    """An item that also knows its tokens."""
+
+    def token_ids(self) -> list[int]:
+        """All ids of the example, to recognise it by."""
+        ...
+
+
+class NoValidation(list[Any]):
+    """A loader without batches; Lightning takes no ``None`` here, and warns of any empty loader by its class name."""
+
+
+T = TypeVar("T", bound=EncodedItem)
+Paths = str | Path | Sequence[str | Path]
+
+
+class RowDataModule(LightningDataModule, Generic[T]):
+    """Rows of files as batches. ``report`` counts what became of them; validation counts begin with ``validation_``.
+
+    Without a validation file, ``validation_fraction`` of the training rows is held out by ``seed``; rows with the same
+    prompt stay on one side (`group_by_prompt`) where that can be done.
+
+    Args:
+        train: a file, a folder of files, or a list of them.
+        validation: the same; None holds rows out of ``train``.
+        tokenizer: turns rows into ids.
+        batch_size: rows per optimizer step, over all ranks.
+        micro_batch_size: rows a rank holds at once; None takes its whole share.
+        validation_fraction: share of the rows to hold out, in [0, 1); 0 means no validation.
+        seed: of the split and of the shuffling.
+    """
+
+    kind: ClassVar[StageKind]
+    group_by_prompt: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        train: Paths,
+        validation: Paths | None,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        micro_batch_size: int | None,
+        validation_fraction: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if not 0 <= validation_fraction < 1:
+            raise ConfigError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1.")
+        self.train, self.validation = _as_paths(train), _as_paths(validation)
+        self.tokenizer = tokenizer
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.validation_fraction, self.seed = validation_fraction, seed
+        self.report: dict[str, int] = {}
+        self.train_items: list[T] = []
+        self.val_items: list[T] = []
+        self._is_read = False
+        self._fingerprint = ""
+        self._loader: ShardedLoader[T] | None = None
+        self._state: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------------------------------------ what differs
+
+    @abstractmethod
+    def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[T]:
+        """Items of the rows that can be used; what happened to the others goes into ``counts``."""
+
+    @abstractmethod
+    def collate(self, items: list[T], denominator: float) -> Any:
+        """The batch of these items."""
+
+    # ----------------------------------------------------------------------------------------------------- reading
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, check and encode all rows, once.
+
+        Raises:
+            DataError: unusable rows, none left after filters, or fewer than one batch for training.
+        """
+        if not self._is_read:
+            self._read()
+        if stage in (None, "fit") and len(self.train_items) < self.batch_size:
+            raise DataError(
+                f"{len(self.train_items)} training rows are left of {self.report['rows']} in"
+                f" {', '.join(map(str, self.train))} ({self._outcome() or 'nothing dropped'}), but batch_size is"
+                f" {self.batch_size}: training would take 0 steps; add rows or lower batch_size."
+            )
+
+    def _read(self) -> None:
+        train = self._rows(self.train)
+        validation = self._rows(self.validation)
+        read = len(train)
+        if not self.validation:
+            train, validation = self._hold_out(train)
+        repeated, leaked = count_repeated(self._identities(train), self._identities(validation))
+        self.train_items, counts = self._encode(train, "training")
+        self.val_items, val_counts = self._encode(validation, "validation")
+        report = {"rows": read, "train_rows": len(self.train_items), "validation_rows": len(self.val_items)}
+        report |= {"duplicates": repeated, "leaks": leaked, **counts}
+        self.report = report | {f"validation_{name}": count for name, count in val_counts.items()}
+        self._fingerprint = _fingerprint(self.train_items)
+        self._is_read = True
+        if self._outcome():
+            log.warning("%s: %s", ", ".join(map(str, self.train)), self._outcome())
+
+    def _rows(self, paths: list[Path]) -> list[LocatedRow]:
+        return validate_rows([row for path in paths for row in read_rows(path)], self.kind)
+
+    def _identities(self, rows: list[LocatedRow]) -> list[str]:
+        return [identity(row.row, self.kind) for row in rows]
+
+    def _encode(self, rows: list[LocatedRow], split: str) -> tuple[list[T], Counter[str]]:
+        counts = Counter({"dropped": 0, "truncated": 0})
+        items = self.encode(rows, counts)
+        if rows and not items:
+            outcome = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
+            raise DataError(
+                f"none of the {len(rows)} {split} rows is left ({outcome}); raise the length limit or fix them."
+            )
+        return items, counts
+
+    def _hold_out(self, rows: list[LocatedRow]) -> tuple[list[LocatedRow], list[LocatedRow]]:
+        wanted = min(max(round(self.validation_fraction * len(rows)), 1), len(rows) - 1)
+        if not self.validation_fraction or wanted < 1:
+            return rows, []
+        keys = self._identities(rows)
+        held = self._pick([prompt_identity(r.row, self.kind) for r in rows], wanted) if self.group_by_prompt else set()
+        held = held or self._pick(keys, wanted) or self._pick([str(i) for i in range(len(rows))], wanted)
+        return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]
+
+    def _pick(self, keys: list[str], wanted: int) -> set[int]:
+        """At most ``wanted`` rows, by whole groups of equal keys in a seeded order."""
+        groups: dict[str, list[int]] = {}
+        for index, key in enumerate(keys):
+            groups.setdefault(key, []).append(index)
+        members = list(groups.values())
+        held: set[int] = set()
+        for index in torch.randperm(len(members), generator=torch.Generator().manual_seed(self.seed)).tolist():
+            if len(held) + len(members[index]) <= wanted:
+                held.update(members[index])
+        return held
+
+    def _outcome(self) -> str:
+        """What a user should know about the rows; empty if all is well."""
+        quiet = ("rows", "tokens", "pairs")
+        return ", ".join(f"{n} {name}" for name, n in self.report.items() if n and not name.endswith(quiet))
+
+    # ----------------------------------------------------------------------------------------------------- loading
+
+    @property
+    def num_train_rows(self) -> int:
+        """Rows that training draws from."""
+        return len(self.train_items)
+
+    def accumulate_for(self, world_size: int) -> int:
+        """Micro-batches that each rank accumulates for one optimizer step."""
+        return split_batch(self.batch_size, self.micro_batch_size, world_size)[1]
+
+    @property
+    def accumulate(self) -> int:
+        """`accumulate_for` the world size of the attached trainer (1 without a trainer)."""
+        return self.accumulate_for(self._place()[1])
+
+    def train_dataloader(self) -> ShardedLoader[T]:
+        """The training stream; goes on where the loaded checkpoint stopped."""
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        self._loader = self._make_loader(self.train_items, shuffle=not overfit, drop_last=True)
+        if overfit:
+            micro = round(overfit * len(self._loader)) if isinstance(overfit, float) else overfit
+            few = self.train_items[: max(1, math.ceil(micro / self.accumulate)) * self.batch_size]
+            self._loader = self._make_loader(few, shuffle=False, drop_last=True)
+        if self._state:
+            self._check_state(self._state)
+            self._loader.load_state_dict({"position": self._state["position"]})
+            self._state = {}
+        return self._loader
+
+    def val_dataloader(self) -> ShardedLoader[T] | NoValidation:
+        """All validation rows in order; without any, an empty loader that makes Lightning skip validation."""
+        if self.val_items:
+            return self._make_loader(self.val_items, shuffle=False, drop_last=False)
+        warnings.filterwarnings("ignore", message=f".*`{NoValidation.__name__}` across ranks is zero")
+        return NoValidation()
+
+    def _make_loader(self, items: list[T], *, shuffle: bool, drop_last: bool) -> ShardedLoader[T]:
+        rank, world_size = self._place()
+        return ShardedLoader(
+            items,
+            self.collate,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            drop_last=drop_last,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    # ---------------------------------------------------------------------------------------------------- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and identity of the training data (at an epoch's end Lightning does not restore its own copy)."""
+        if self._loader is None:
+            return {}
+        return self._geometry() | {"position": self._loader.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember where the checkpoint stopped; the next training loader goes on there."""
+        self._state = dict(state_dict)
+
+    def _geometry(self) -> dict[str, Any]:
+        return {
+            "data": self._fingerprint,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "micro_batches_per_step": self.accumulate,
+        }
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        now = self._geometry()
+        if state["data"] != now["data"]:
+            raise DataError(
+                f"{', '.join(map(str, self.train))}: the training rows are not those of the checkpoint (SHA-256"
+                f" {state['data'][:12]} then, {now['data'][:12]} now); restore the file, its order and the tokenizer,"
+                " or start a new run from the exported model."
+            )
+        changed = [f"{name} {state[name]} -> {value}" for name, value in now.items() if state[name] != value]
+        if changed:
+            raise ConfigError(
+                f"the run cannot be resumed with {', '.join(changed)}: its position in the data would be lost;"
+                " use the sizes of the checkpoint, or start a new run from the exported model."
+            )
+
+
+def _as_paths(paths: Paths | None) -> list[Path]:
+    if paths is None:
+        return []
+    return [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+
+
+def _fingerprint(items: Sequence[EncodedItem]) -> str:
+    digest = hashlib.sha256()
+    for item in items:
+        ids = item.token_ids()
+        digest.update(array("q", [len(ids), *ids]).tobytes())
+    return digest.hexdigest()

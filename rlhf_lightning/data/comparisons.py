@@ -1,0 +1,171 @@
+"""Ranked answers for the reward model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.data.base import Paths, RowDataModule
+from rlhf_lightning.data.chat import Encoded, encode_examples
+from rlhf_lightning.data.collate import pad, pad_id
+from rlhf_lightning.data.implicit import split_shared_prompt
+from rlhf_lightning.data.sources import LocatedRow, located
+from rlhf_lightning.data.validate import StageKind, row_type
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.types import ComparisonBatch
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The K ranked answers to one prompt."""
+
+    sequences: list[list[int]]  # prompt + answer, K of them
+    lengths: list[int]  # tokens of each answer
+    ranks: list[int]  # 1 is best, equal ranks are ties
+    margin: float = 0.0
+    weight: int = 1  # prompts
+
+    def filler(self) -> Comparison:
+        """The same answers, all tied, so that no pair counts."""
+        return replace(self, ranks=[1] * len(self.ranks), weight=0)
+
+    def token_ids(self) -> list[int]:
+        """All ids, and the ranks."""
+        return [token for sequence in self.sequences for token in sequence] + self.ranks
+
+
+class ComparisonData(RowDataModule[Comparison]):
+    """Rows of prompt+chosen+rejected, chosen+rejected or prompt+completions+ranks as `ComparisonBatch`.
+
+    All answers to a prompt are one item, so that they never part. Rows whose answers are all tied are dropped and
+    counted (``tied``). Where the longest answer does not fit, the prompt is cut from the left for all answers alike,
+    then answers from the right (``truncated_without_eos``); a row whose answers no longer differ is dropped
+    (``indistinct``).
+
+    Args:
+        train: see `RowDataModule`.
+        validation: see `RowDataModule`.
+        tokenizer: see `RowDataModule`.
+        batch_size: prompts per optimizer step, over all ranks.
+        micro_batch_size: prompts a rank holds at once.
+        max_length: tokens of prompt and answer together, EOS included.
+        validation_fraction: see `RowDataModule`.
+        seed: see `RowDataModule`.
+        on_long: "truncate" or "drop".
+    """
+
+    kind: StageKind = "comparisons"  # type: ignore[misc]
+
+    def __init__(
+        self,
+        train: Paths,
+        validation: Paths | None,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        max_length: int = 512,
+        validation_fraction: float = 0.05,
+        seed: int = 0,
+        on_long: Literal["drop", "truncate"] = "truncate",
+    ) -> None:
+        super().__init__(
+            train,
+            validation,
+            tokenizer,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            validation_fraction=validation_fraction,
+            seed=seed,
+        )
+        if on_long not in ("drop", "truncate"):
+            raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
+        if max_length < 2:
+            raise ConfigError(f"max_length is {max_length}; one token of prompt and one of answer make 2.")
+        self.max_length = max_length
+        self.on_long = on_long
+
+    def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Comparison]:
+        """See `RowDataModule`."""
+        rankings = [self._ranking(row) for row in rows]
+        answers = [
+            LocatedRow({"prompt": prompt, "completion": completion}, row.file, row.line)
+            for row, (prompt, completions, _) in zip(rows, rankings, strict=True)
+            for completion in completions
+        ]
+        encoded = iter(encode_examples(self.tokenizer, answers))
+        items = []
+        for row, (_, completions, ranks) in zip(rows, rankings, strict=True):
+            item = self._item([next(encoded) for _ in completions], ranks, row.row.get("margin") or 0.0, counts)
+            if item is None:
+                counts["dropped"] += 1
+                continue
+            counts["pairs"] += sum(a < b for a in item.ranks for b in item.ranks)
+            items.append(item)
+        return items
+
+    def _ranking(self, row: LocatedRow) -> tuple[Any, list[Any], list[int]]:
+        """Prompt, answers, and their ranks as 1, 2, ... without gaps."""
+        columns = row.row
+        kind = row_type(columns, self.kind)
+        if kind == "prompt+completions+ranks":
+            order = sorted(set(columns["ranks"]))
+            return columns["prompt"], columns["completions"], [order.index(rank) + 1 for rank in columns["ranks"]]
+        if kind == "prompt+chosen+rejected":
+            return columns["prompt"], [columns["chosen"], columns["rejected"]], [1, 2]
+        with located(row):
+            prompt, chosen, rejected = split_shared_prompt(columns["chosen"], columns["rejected"])
+        return prompt, [chosen, rejected], [1, 2]
+
+    def _item(self, answers: list[Encoded], ranks: list[int], margin: float, counts: Counter[str]) -> Comparison | None:
+        if len(set(ranks)) < 2:
+            counts["tied"] += 1
+            return None
+        if max(len(answer) for answer in answers) > self.max_length:
+            if self.on_long == "drop":
+                counts["too_long"] += 1
+                return None
+            answers, ranks = self._shorten(answers, ranks, counts)
+        if len(set(ranks)) < 2:
+            counts["indistinct"] += 1
+            return None
+        sequences = [answer.input_ids for answer in answers]
+        return Comparison(sequences, [len(answer.completion_ids) for answer in answers], ranks, float(margin))
+
+    def _shorten(
+        self, answers: list[Encoded], ranks: list[int], counts: Counter[str]
+    ) -> tuple[list[Encoded], list[int]]:
+        """Cut all answers' prompt alike, and keep the best-ranked of answers that only differed in what was cut."""
+        counts["truncated"] += 1
+        longest = max(len(answer.completion_ids) for answer in answers)
+        counts["truncated_without_eos"] += longest >= self.max_length
+        room = max(1, self.max_length - longest)
+        bos = self.tokenizer.bos_token_id
+        kept: dict[tuple[int, ...], tuple[int, Encoded, Encoded]] = {}
+        rest: list[tuple[int, Encoded]] = []
+        for rank, answer in sorted(zip(ranks, answers, strict=True), key=lambda pair: pair[0]):
+            short = answer.shortened(room + len(answer.completion_ids), bos).shortened(self.max_length, bos)
+            key = tuple(short.input_ids)
+            if key not in kept or kept[key][1].input_ids == answer.input_ids:
+                kept.setdefault(key, (rank, answer, short))
+                rest.append((rank, short))
+        return [short for _, short in rest], [rank for rank, _ in rest]
+
+    def collate(self, items: list[Comparison], denominator: float) -> ComparisonBatch:
+        """Flatten the answers and pad them on the right."""
+        input_ids, attention_mask = pad([s for item in items for s in item.sequences], pad_id(self.tokenizer))
+        sizes = torch.tensor([len(item.sequences) for item in items])
+        return ComparisonBatch(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            prompt_index=torch.arange(len(items)).repeat_interleave(sizes),
+            ranks=torch.tensor([rank for item in items for rank in item.ranks]),
+            lengths=torch.tensor([length for item in items for length in item.lengths]),
+            margins=torch.tensor([item.margin for item in items], dtype=torch.float).repeat_interleave(sizes),
+            num_prompts=sum(item.weight for item in items),
+            denominator=denominator,
+        )

@@ -1,0 +1,126 @@
+"""Demonstrations for supervised fine-tuning."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.data.base import Paths, RowDataModule
+from rlhf_lightning.data.chat import Encoded, encode_examples
+from rlhf_lightning.data.collate import pad, pad_id
+from rlhf_lightning.data.sources import LocatedRow
+from rlhf_lightning.data.validate import StageKind
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.types import SFTBatch
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """Ids of one example and which of them are to be predicted; the first one never is."""
+
+    input_ids: list[int]
+    mask: list[bool]
+    weight: int  # True entries of `mask`
+
+    def filler(self) -> Demonstration:
+        """The same tokens, none of them counted."""
+        return replace(self, mask=[False] * len(self.mask), weight=0)
+
+    def token_ids(self) -> list[int]:
+        """All ids."""
+        return self.input_ids
+
+
+class DemonstrationData(RowDataModule[Demonstration]):
+    """Rows of prompt+completion, messages or text as `SFTBatch`.
+
+    A row that is too long is dropped, or truncated: first its prompt from the left, then its completion from the right,
+    which costs the EOS and is counted as ``truncated_without_eos``.
+
+    Args:
+        train: see `RowDataModule`.
+        validation: see `RowDataModule`.
+        tokenizer: see `RowDataModule`.
+        batch_size: see `RowDataModule`.
+        micro_batch_size: see `RowDataModule`.
+        max_length: tokens of prompt and completion together, EOS included.
+        completion_only: learn the completion; False also learns the prompt (``text`` rows are always learned whole).
+        validation_fraction: see `RowDataModule`.
+        seed: see `RowDataModule`.
+        on_long: "drop" or "truncate".
+    """
+
+    kind: StageKind = "demonstrations"  # type: ignore[misc]
+    group_by_prompt = False  # one prompt with many answers is how small demonstration sets are written
+
+    def __init__(
+        self,
+        train: Paths,
+        validation: Paths | None,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        max_length: int = 512,
+        completion_only: bool = True,
+        validation_fraction: float = 0.05,
+        seed: int = 0,
+        on_long: Literal["drop", "truncate"] = "drop",
+    ) -> None:
+        super().__init__(
+            train,
+            validation,
+            tokenizer,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            validation_fraction=validation_fraction,
+            seed=seed,
+        )
+        if on_long not in ("drop", "truncate"):
+            raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
+        if max_length < 2:
+            raise ConfigError(f"max_length is {max_length}; one token of prompt and one to learn make 2.")
+        self.max_length = max_length
+        self.completion_only = completion_only
+        self.on_long = on_long
+
+    def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Demonstration]:
+        """See `RowDataModule`."""
+        items = []
+        for example in encode_examples(self.tokenizer, rows):
+            fitted = self._fit(example, counts)
+            item = self._item(fitted) if fitted is not None else None
+            if item is None:
+                counts["dropped"] += 1
+                continue
+            counts["supervised_tokens"] += item.weight
+            items.append(item)
+        return items
+
+    def _fit(self, example: Encoded, counts: Counter[str]) -> Encoded | None:
+        if len(example) <= self.max_length:
+            return example
+        if self.on_long == "drop":
+            return None
+        counts["truncated"] += 1
+        counts["truncated_without_eos"] += len(example.completion_ids) >= self.max_length
+        return example.shortened(self.max_length, self.tokenizer.bos_token_id)
+
+    def _item(self, example: Encoded) -> Demonstration | None:
+        mask = [False] * len(example.prompt_ids) + example.completion_mask
+        if not self.completion_only:
+            mask = [True] * len(mask)
+        mask[0] = False  # nothing stands before it to predict it from
+        return Demonstration(example.input_ids, mask, sum(mask)) if any(mask) else None
+
+    def collate(self, items: list[Demonstration], denominator: float) -> SFTBatch:
+        """Pad on the right."""
+        input_ids, attention_mask = pad([item.input_ids for item in items], pad_id(self.tokenizer))
+        mask = torch.zeros_like(attention_mask)
+        for row, item in zip(mask, items, strict=True):
+            row[: len(item.mask)] = torch.tensor(item.mask)
+        return SFTBatch(input_ids, attention_mask, mask, denominator)

@@ -1,0 +1,175 @@
+"""The order of rows: shuffled by seed and epoch, cut into global batches, resumed at any micro-batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
+
+from rlhf_lightning.errors import ConfigError, DataError
+
+
+class Item(Protocol):
+    """One encoded example."""
+
+    @property
+    def weight(self) -> int:
+        """What the example adds to the denominator of its batch: supervised tokens, or 1."""
+        ...
+
+    def filler(self) -> Self:
+        """A copy that counts for nothing, for a rank that has no rows left."""
+        ...
+
+
+T = TypeVar("T", bound=Item)
+
+
+def split_batch(batch_size: int, micro_batch_size: int | None, world_size: int) -> tuple[int, int]:
+    """Rows of a micro-batch, and micro-batches that each rank accumulates for one optimizer step.
+
+    Args:
+        batch_size: rows per optimizer step, over all ranks.
+        micro_batch_size: rows a rank holds at once; None takes its whole share.
+        world_size: ranks.
+
+    Raises:
+        ConfigError: the sizes do not divide.
+
+    >>> split_batch(64, 8, 2)
+    (8, 4)
+    """
+    micro = batch_size // world_size if micro_batch_size is None else micro_batch_size
+    if micro < 1 or batch_size < 1 or batch_size % (micro * world_size):
+        raise ConfigError(
+            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size} x {world_size}"
+            " processes; choose sizes that divide."
+        )
+    return micro, batch_size // (micro * world_size)
+
+
+class ShardedLoader(Generic[T]):
+    """Micro-batches of one rank. Every rank sees the same shuffled order and takes its own rows of each global batch.
+
+    For training (``drop_last``) the loader is an endless stream that depends on nothing but the seed and the
+    ``position``, the number of micro-batches handed out since the start: epoch ``position // len`` is a permutation
+    drawn from a generator of its own. One iteration hands out ``len(self)`` micro-batches, and the next one goes on
+    where the last was left, whoever stopped it; so a resumed run sees the rows an uninterrupted run would have seen.
+    The rows of a global batch are the same set for every ``micro_batch_size`` and ``world_size``.
+
+    For evaluation (``drop_last=False``) every iteration starts at the first row, each rank gets the same number of
+    batches, and a rank without rows gets one filler row.
+
+    ``collate(items, denominator)`` receives the items of a micro-batch and the sum of the weights of *all* rows of its
+    global batch, divided by the micro-batches of that batch over all ranks. A loss that is a sum divided by this
+    denominator therefore averages, over accumulation and ranks, to the exact mean over the global batch. In evaluation
+    each micro-batch over all ranks is a global batch of its own.
+
+    ``length`` may be set to hand out another number of micro-batches in one iteration of the endless stream.
+
+    Args:
+        dataset: encoded examples, the same on every rank.
+        collate: builds the batch.
+        batch_size: rows per optimizer step, over all ranks.
+        micro_batch_size: rows a rank holds at once; None takes its whole share.
+        rank: of this process.
+        world_size: number of processes.
+        shuffle: a new permutation in each epoch; False keeps the order of the dataset.
+        seed: of the permutations, the same on every rank.
+        drop_last: True for training, False for evaluation.
+
+    Raises:
+        ConfigError: sizes that do not divide.
+        DataError: fewer rows than one batch in training, or none at all.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[T],
+        collate: Callable[[list[T], float], Any],
+        *,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = True,
+    ) -> None:
+        self.dataset = dataset
+        self.collate = collate
+        self.batch_size = batch_size
+        self.micro_batch_size, self.accumulate = split_batch(batch_size, micro_batch_size, world_size)
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.position = 0
+        self.length: int | None = None
+        self._order: tuple[int, list[int]] | None = None
+        if len(dataset) < (batch_size if drop_last else 1):
+            raise DataError(
+                f"{len(dataset)} rows do not fill one batch of {batch_size}: training would take 0 steps;"
+                " add rows or lower batch_size."
+            )
+
+    def __len__(self) -> int:
+        """Micro-batches of this rank in one iteration."""
+        if self.drop_last:
+            return self.length or self._pass_length
+        return math.ceil(len(self.dataset) / (self.micro_batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Any]:
+        for step in range(len(self)):
+            if not self.drop_last:
+                yield self._evaluation_batch(step)
+                continue
+            batch = self._training_batch(self.position)
+            self.position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The position; the same on every rank."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after ``state_dict["position"]`` micro-batches."""
+        self.position = int(state_dict["position"])
+
+    def _training_batch(self, position: int) -> Any:
+        epoch, step = divmod(position, self._pass_length)
+        batch, micro = divmod(step, self.accumulate)
+        rows = self._permutation(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        total = sum(self.dataset[row].weight for row in rows)
+        mine = self._share(rows, micro)
+        return self.collate([self.dataset[row] for row in mine], total / (self.accumulate * self.world_size))
+
+    @property
+    def _pass_length(self) -> int:
+        """Micro-batches of this rank in one pass over the dataset."""
+        return len(self.dataset) // self.batch_size * self.accumulate
+
+    def _evaluation_batch(self, step: int) -> Any:
+        width = self.micro_batch_size * self.world_size
+        rows = self._permutation(0)[step * width : (step + 1) * width]
+        items = [self.dataset[row] for row in self._share(rows, 0)]
+        total = sum(self.dataset[row].weight for row in rows)
+        return self.collate(items or [self.dataset[rows[0]].filler()], total / self.world_size)
+
+    def _share(self, rows: list[int], micro: int) -> list[int]:
+        start = (micro * self.world_size + self.rank) * self.micro_batch_size
+        return rows[start : start + self.micro_batch_size]
+
+    def _permutation(self, epoch: int) -> list[int]:
+        if not self.shuffle:
+            epoch = 0
+        if self._order is None or self._order[0] != epoch:
+            order = torch.arange(len(self.dataset))
+            if self.shuffle:
+                generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+                order = torch.randperm(len(self.dataset), generator=generator)
+            self._order = (epoch, order.tolist())
+        return self._order[1]

@@ -1,0 +1,124 @@
+"""Prompts to sample answers to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.data.base import Paths, RowDataModule
+from rlhf_lightning.data.chat import encode_prompts, shorten_prompt
+from rlhf_lightning.data.collate import pad, pad_id
+from rlhf_lightning.data.loader import ShardedLoader
+from rlhf_lightning.data.sources import LocatedRow
+from rlhf_lightning.data.validate import StageKind
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.types import PromptBatch, Row
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Ids of one prompt and the row it comes from."""
+
+    ids: list[int]
+    row: Row = field(repr=False)
+    weight: int = 1  # prompts
+
+    def filler(self) -> Prompt:
+        """The same prompt; its attention mask will be all False."""
+        return replace(self, weight=0)
+
+    def token_ids(self) -> list[int]:
+        """All ids."""
+        return self.ids
+
+
+class PromptData(RowDataModule[Prompt]):
+    """Every row with a ``prompt`` (alone, or beside a completion, a ranking, ...) as `PromptBatch`.
+
+    The other columns stay in ``batch.rows`` for the reward functions. Filler rows of validation have an all-False
+    attention mask.
+
+    Args:
+        train: see `RowDataModule`.
+        validation: see `RowDataModule`.
+        tokenizer: see `RowDataModule`.
+        batch_size: prompts per rollout, over all ranks.
+        micro_batch_size: prompts a rank holds at once; None takes its whole share.
+        max_prompt_length: tokens of a prompt, template and BOS included.
+        on_long: "truncate_left" keeps the end of a longer prompt, "drop" drops its row.
+        validation_fraction: see `RowDataModule`.
+        seed: see `RowDataModule`.
+        rollouts: batches in one epoch of the Trainer, drawn from an endless stream of shuffled prompts; None goes
+            through the prompts once.
+        max_rows: use only the first so many prompts; None uses all.
+    """
+
+    kind: StageKind = "prompts"  # type: ignore[misc]
+
+    def __init__(
+        self,
+        train: Paths,
+        validation: Paths | None,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        max_prompt_length: int = 256,
+        on_long: Literal["truncate_left", "drop"] = "truncate_left",
+        validation_fraction: float = 0.05,
+        seed: int = 0,
+        rollouts: int | None = None,
+        max_rows: int | None = None,
+    ) -> None:
+        super().__init__(
+            train,
+            validation,
+            tokenizer,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            validation_fraction=validation_fraction,
+            seed=seed,
+        )
+        if on_long not in ("truncate_left", "drop"):
+            raise ConfigError(f"on_long is '{on_long}'; choose truncate_left or drop.")
+        if max_prompt_length < 1:
+            raise ConfigError(f"max_prompt_length is {max_prompt_length}; a prompt has at least 1 token.")
+        self.max_prompt_length = max_prompt_length
+        self.rollouts = rollouts
+        self.max_rows = max_rows
+        self.on_long = on_long
+
+    def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Prompt]:
+        """See `RowDataModule`."""
+        items: list[Prompt] = []
+        rows = rows[: self.max_rows]
+        for row, ids in zip(rows, encode_prompts(self.tokenizer, rows), strict=True):
+            if len(ids) > self.max_prompt_length:
+                counts["dropped" if self.on_long == "drop" else "truncated"] += 1
+                if self.on_long == "drop":
+                    continue
+                ids = shorten_prompt(ids, self.max_prompt_length, self.tokenizer.bos_token_id)
+            counts["prompt_tokens"] += len(ids)
+            items.append(Prompt(ids, row.row))
+        return items
+
+    def collate(self, items: list[Prompt], denominator: float) -> PromptBatch:
+        """Pad on the left."""
+        input_ids, mask = pad([item.ids for item in items], pad_id(self.tokenizer), left=True)
+        counted = torch.tensor([item.weight > 0 for item in items])
+        return PromptBatch(input_ids, mask & counted[:, None], tuple(item.row for item in items))
+
+    def train_dataloader(self) -> ShardedLoader[Any]:
+        """The training stream, cut into epochs of ``rollouts`` batches."""
+        loader = super().train_dataloader()
+        if self.rollouts is not None:
+            loader.length = self.rollouts * loader.accumulate
+        return loader
+
+    def predict_dataloader(self) -> ShardedLoader[Any]:
+        """All training prompts once, in order."""
+        return self._make_loader(self.train_items, shuffle=False, drop_last=False)

@@ -1,0 +1,37 @@
+"""Errors a user can act on. Each kind ends the command with its own exit code; the message says what to do."""
+
+
+class RLHFError(Exception):
+    """Base of all errors of this library that are the input's fault rather than the code's."""
+
+    exit_code = 1
+
+
+class ConfigError(RLHFError):
+    """A configuration key or combination of keys that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(RLHFError):
+    """A data file that cannot be read as the stage needs it; names file, line and field."""
+
+    exit_code = 3
+
+
+class NumericalError(RLHFError):
+    """Training produced numbers that no step should be taken with."""
+
+    exit_code = 4
+
+
+class CheckpointError(RLHFError):
+    """A model folder or checkpoint that is missing, damaged or of the wrong kind."""
+
+    exit_code = 5
+
+
+class RewardFunctionError(RLHFError):
+    """A reward function raised, or returned something that is not one number per completion."""
+
+    exit_code = 6

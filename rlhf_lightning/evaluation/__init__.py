@@ -1,0 +1,22 @@
+"""Judge policies by their samples, draw the run, and write the report."""
+
+from rlhf_lightning.evaluation.compare import Comparison, compare, summarise, win_rate
+from rlhf_lightning.evaluation.figures import save_figures
+from rlhf_lightning.evaluation.history import read_histories, read_history
+from rlhf_lightning.evaluation.report import before_and_after, print_table, read_evaluation, write_report
+from rlhf_lightning.evaluation.verdict import verdict
+
+__all__ = [
+    "Comparison",
+    "before_and_after",
+    "compare",
+    "print_table",
+    "read_evaluation",
+    "read_histories",
+    "read_history",
+    "save_figures",
+    "summarise",
+    "verdict",
+    "win_rate",
+    "write_report",
+]

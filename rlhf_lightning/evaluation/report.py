@@ -1,0 +1,261 @@
+"""The report of a run: what changed, by how much, how sure that is, and what to look at.
+
+Read from a run folder (every part is optional but ``evaluation.json``):
+
+* ``history/<stage>.csv``: what the `History` callback wrote, for ``sft``, ``reward`` and ``ppo``.
+* ``config.yaml`` or ``.hydra/config.yaml``: shown as it stands.
+* ``tensorboard/``: the report says how to open it.
+* ``evaluation.json``, see `rlhf_lightning.evaluation.compare` for the numbers::
+
+    {
+      "judge": "gold",                       score that decides wins
+      "proxy": "reward_model" or null,       score PPO optimised
+      "policies": {                          oldest first
+        "base": {"summary": {...}, "samples": [{"prompt", "completion", "scores", "length", "finished", "kl"}, ...]},
+        "sft": ..., "ppo": ...
+      },
+      "win_rates": {"ppo vs sft": {"judge", "wins", "ties", "losses", "unpaired", "win_rate", "low", "high"}, ...},
+      "reliability": {"confidence": [...], "accuracy": [...], "count": [...]}      optional, of the reward model
+    }
+
+Written: ``report.md`` and ``figures/*.png``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.errors import DataError
+from rlhf_lightning.evaluation.figures import save_figures
+from rlhf_lightning.evaluation.history import HistoryRow, last_value, read_histories
+from rlhf_lightning.evaluation.verdict import opponent, verdict, winner
+
+CAPTIONS = {
+    "reward_kl_frontier": "What each nat of KL bought. A proxy that climbs while the judge falls is over-optimised.",
+    "kl_control": "KL to the reference against its target, and the coefficient that steers it.",
+    "response_shape": "Length of the responses and the share that ended by themselves.",
+    "update_health": "How hard each PPO update pulled: ratio near 1, some clipping, entropy that falls slowly.",
+    "reward_model_accuracy": "Reward model: pairs ranked right, and by what margin.",
+    "reward_model_reliability": "Reward model: is it right as often as it claims?",
+    "sft_loss": "Supervised fine-tuning: loss on demonstrations.",
+}
+
+
+def read_evaluation(run_dir: str | Path) -> dict[str, Any]:
+    """Content of ``evaluation.json``.
+
+    Raises:
+        DataError: the file is missing, is not JSON, or lacks a key the report needs; names it.
+    """
+    path = Path(run_dir) / "evaluation.json"
+    try:
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; run the evaluation stage before the report") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}); run the evaluation stage again") from None
+    missing = [key for key in ("judge", "policies", "win_rates") if key not in evaluation]
+    if missing or not evaluation["policies"]:
+        raise DataError(
+            f"{path}: {missing[0] if missing else 'policies'}: missing or empty; run the evaluation stage again"
+        )
+    return evaluation
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``report.md`` and its figures into the run folder and return the report's path.
+
+    Raises:
+        DataError: as `read_evaluation`, or a history file is damaged.
+    """
+    run_dir = Path(run_dir)
+    evaluation = read_evaluation(run_dir)
+    histories = read_histories(run_dir)
+    bins = evaluation.get("reliability") or _logged_bins(histories.get("reward", []))
+    figures = save_figures(histories, run_dir / "figures", evaluation, bins)
+    sections = [
+        f"# Report: {' → '.join(evaluation['policies'])}",
+        f"**{verdict(evaluation)}**",
+        "## Before and after\n\n" + before_and_after(evaluation),
+        "## Samples\n\n" + _samples(evaluation),
+    ]
+    if figures:
+        drawn = [f"![{path.stem}](figures/{path.name})\n\n{CAPTIONS[path.stem]}" for path in figures]
+        sections.append("## Figures\n\n" + "\n\n".join(drawn))
+    sections += [_training(histories), _configuration(run_dir), _how_to_look(run_dir)]
+    report = run_dir / "report.md"
+    report.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
+    return report
+
+
+def print_table(evaluation: Mapping[str, Any]) -> None:
+    """The verdict and the before/after table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="before and after", title_justify="left", header_style="bold")
+    for i, cells in enumerate(zip(_headings(evaluation), *_table_rows(evaluation), strict=True)):
+        if i == 0:
+            for j, name in enumerate(cells):
+                table.add_column("" if j == 0 else name, justify="left" if j == 0 else "right")
+        else:
+            table.add_row(*cells)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(verdict(evaluation), style="bold", markup=False)
+
+
+def before_and_after(evaluation: Mapping[str, Any]) -> str:
+    """Markdown table with a row for each policy; numbers are means and their standard errors."""
+    headings = _headings(evaluation)
+    rule = ["---"] + ["---:"] * (len(headings) - 1)
+    lines = [headings, rule, *_table_rows(evaluation)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    prompts = next(iter(evaluation["policies"].values()))["summary"]["prompts"]
+    return (
+        f"{table}\n\nMeans over {prompts} held-out prompts ± standard error. Win rate: share of pairs where "
+        f"`{evaluation['judge']}` prefers the policy to `{opponent(evaluation)}`, ties half, 95% Wilson interval."
+    )
+
+
+def _headings(evaluation: Mapping[str, Any]) -> list[str]:
+    judge, proxy = evaluation["judge"], evaluation.get("proxy")
+    names = ["policy", f"{judge} (judge)", *([f"{proxy} (proxy)"] if proxy else []), "KL (nats)"]
+    return [*names, "length (tokens)", "EOS rate", "distinct-2", f"win rate vs {opponent(evaluation)}"]
+
+
+def _table_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
+    judge, proxy = evaluation["judge"], evaluation.get("proxy")
+    rows = []
+    for name, policy in evaluation["policies"].items():
+        summary = policy["summary"]
+        scores = [_estimate(summary["scores"].get(score)) for score in (judge, *([proxy] if proxy else []))]
+        row = [name, *scores, _estimate(summary.get("kl"), 2), _estimate(summary.get("length"), 1)]
+        row += [f"{100 * summary['eos_rate']:.0f}%", f"{summary['distinct_2']:.3f}", _win_rate(evaluation, name)]
+        rows.append(row)
+    return rows
+
+
+def _estimate(estimate: Mapping[str, float | None] | None, digits: int = 3) -> str:
+    if estimate is None or estimate["mean"] is None:
+        return "-"
+    error = "" if estimate["stderr"] is None else f" ± {estimate['stderr']:.{digits}f}"
+    return f"{estimate['mean']:.{digits}f}{error}"
+
+
+def _win_rate(evaluation: Mapping[str, Any], name: str) -> str:
+    other = opponent(evaluation)
+    result = evaluation["win_rates"].get(f"{name} vs {other}")
+    if result is not None:
+        return f"{100 * result['win_rate']:.1f}% [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
+    mirrored = evaluation["win_rates"].get(f"{other} vs {name}")
+    if mirrored is None:
+        return "-"
+    rate, low, high = (100 * (1 - mirrored[key]) for key in ("win_rate", "high", "low"))
+    return f"{rate:.1f}% [{low:.1f}, {high:.1f}]"
+
+
+def _samples(evaluation: Mapping[str, Any]) -> str:
+    """One table for each prompt of the newest policy, one row for each policy."""
+    policies, judge, proxy = evaluation["policies"], evaluation["judge"], evaluation.get("proxy")
+    scores = [judge, *([proxy] if proxy else [])]
+    blocks = []
+    for sample in policies[winner(evaluation)]["samples"]:
+        lines = [f"**Prompt** {_inline(_prompt_text(sample['prompt']), 300)}", ""]
+        lines += [
+            f"| policy | response | {' | '.join(scores)} |",
+            f"| --- | --- | {' | '.join('---:' for _ in scores)} |",
+        ]
+        for name, policy in policies.items():
+            match = next((other for other in policy["samples"] if other["prompt"] == sample["prompt"]), None)
+            if match is not None:
+                numbers = " | ".join(f"{match['scores'][score]:.3f}" for score in scores)
+                ending = "" if match["finished"] else " *(cut off)*"
+                lines.append(f"| {name} | {_inline(match['completion'], 500)}{ending} | {numbers} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) or "No samples were kept."
+
+
+def _prompt_text(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return " ".join(f"[{message['role']}] {message['content']}" for message in prompt)
+
+
+def _inline(text: str, longest: int) -> str:
+    """Text on one line that can neither end a table cell nor become markup."""
+    text = " ".join(text.split())
+    text = text if len(text) <= longest else text[:longest] + "..."
+    for character, replacement in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("|", "&#124;"),
+        ("`", "&#96;"),
+        ("*", "&#42;"),
+    ):
+        text = text.replace(character, replacement)
+    return text
+
+
+def _training(histories: Mapping[str, list[HistoryRow]]) -> str:
+    """How each stage ended."""
+    shown = {
+        "sft": (
+            ("steps", "step", ".0f"),
+            ("validation loss", "val/loss", ".3f"),
+            ("perplexity", "val/perplexity", ".2f"),
+        ),
+        "reward": (("steps", "step", ".0f"), ("validation accuracy", "val/accuracy", ".3f"), ("ECE", "val/ece", ".3f")),
+        "ppo": (
+            ("rollouts", "step", ".0f"),
+            ("score", "objective/scores", ".3f"),
+            ("KL", "objective/kl", ".2f"),
+            ("KL target", "objective/kl_target", ".2f"),
+            ("beta", "objective/kl_coef", ".3g"),
+        ),
+    }
+    lines = []
+    for stage, tags in shown.items():
+        rows = histories.get(stage, [])
+        found = [(word, last_value(rows, tag), form) for word, tag, form in tags]
+        parts = [f"{word} {value:{form}}" for word, value, form in found if value is not None]
+        if rows:
+            parts.append(f"{float(rows[-1]['seconds']):.0f} s")
+            lines.append(f"* **{stage}**: {', '.join(parts)}")
+    return "## Training, at its end\n\n" + "\n".join(lines) if lines else ""
+
+
+def _configuration(run_dir: Path) -> str:
+    for name in ("config.yaml", ".hydra/config.yaml"):
+        if (run_dir / name).exists():
+            text = (run_dir / name).read_text(encoding="utf-8").rstrip()
+            summary = f"<details><summary>{name}</summary>"
+            return f"## Configuration\n\n{summary}\n\n```yaml\n{text}\n```\n\n</details>"
+    return ""
+
+
+def _how_to_look(run_dir: Path) -> str:
+    if not (run_dir / "tensorboard").is_dir():
+        return ""
+    return (
+        "## Look closer\n\n```bash\ntensorboard --logdir tensorboard   # from this folder\n```\n\n"
+        "*Custom Scalars* holds the charts that belong together, *Text* samples from PPO, *Histograms* "
+        "scores, lengths, advantages and ratios. `history/*.csv` holds the same numbers for a spreadsheet."
+    )
+
+
+def _logged_bins(rows: list[HistoryRow]) -> dict[str, list[float]] | None:
+    """Bins the reward module logged as ``val/reliability/<bin>/confidence``, ``accuracy`` and ``count``, if it did."""
+    fields = ("confidence", "accuracy", "count")
+    bins: dict[str, list[float]] = {field: [] for field in fields}
+    newest = next((row for row in reversed(rows) if "val/reliability/0/count" in row), {})
+    number = 0
+    while f"val/reliability/{number}/count" in newest:
+        for field in fields:
+            bins[field].append(float(newest.get(f"val/reliability/{number}/{field}", 0.0)))
+        number += 1
+    return bins if number else None

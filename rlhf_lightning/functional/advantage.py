@@ -1,0 +1,178 @@
+"""How much better than expected each token was.
+
+Every advantage function is called as ``f(rewards, values, mask)`` with three ``[B, T]`` tensors and returns
+``(advantages, returns)``, both ``[B, T]`` and 0 outside the mask. Critic-free ones ignore ``values``. Nothing is
+whitened here: whitening needs the moments of all ranks (see `masking.masked_moments`). Tokens outside the mask are
+skipped, also between tokens that count (tool output): time does not pass there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    bootstrap: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation.
+
+        delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1},   returns = A + V
+
+    Args:
+        rewards: ``[B, T]``.
+        values: of the state *before* each response token, ``[B, T]``.
+        mask: bool ``[B, T]``.
+        gamma: discount per token.
+        lam: 0 trusts the critic alone, 1 the sampled rewards alone.
+        bootstrap: value after the last token that counts, ``[B]``; None means 0 (the response ended there).
+
+    Source: Schulman et al. 2015, arXiv:1506.02438, eq. 16.
+
+    >>> rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
+    >>> gae(rewards, values, torch.ones(1, 2, dtype=torch.bool), lam=1.0)
+    (tensor([[0.5000, 0.5000]]), tensor([[1., 1.]]))
+    """
+    next_value = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap.to(values)
+    next_advantage = torch.zeros_like(next_value)
+    columns = []
+    for t in reversed(range(rewards.shape[1])):
+        counts = mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = torch.where(counts, delta + gamma * lam * next_advantage, next_advantage)
+        next_value = torch.where(counts, values[:, t], next_value)
+        columns.append(next_advantage)
+    advantages = torch.where(mask, torch.stack(columns[::-1], dim=1), 0)
+    return advantages, torch.where(mask, advantages + values, 0)
+
+
+def reward_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
+    """Discounted sum of the rewards from each token on, ``[B, T]``.
+
+    >>> reward_to_go(torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool), gamma=0.5)
+    tensor([[2., 2.]])
+    """
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma=gamma, lam=1.0)[0]
+
+
+def returns_only(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Reward-to-go as the advantage, without any baseline; whitened over the global batch this is REINFORCE++.
+
+    Source: Hu 2025, arXiv:2501.03262.
+
+    >>> ones = torch.ones(1, 2)
+    >>> returns_only(ones, ones, ones.bool())[0]
+    tensor([[2., 1.]])
+    """
+    returns = reward_to_go(rewards, mask, gamma=gamma)
+    return returns, returns
+
+
+def group_index(num_sequences: int, group_size: int, device: torch.device | None = None) -> Tensor:
+    """Group of each row when the ``group_size`` responses to one prompt stand together, long ``[B]``.
+
+    >>> group_index(4, 2)
+    tensor([0, 0, 1, 1])
+    """
+    if group_size < 1 or num_sequences % group_size:
+        raise ValueError(f"{num_sequences} responses do not split into groups of {group_size}")
+    return torch.arange(num_sequences, device=device) // group_size
+
+
+def center_by_group(totals: Tensor, groups: Tensor) -> Tensor:
+    """Totals ``[B]`` minus the mean of their group (Dr. GRPO); groups long ``[B]`` in any order. Alone in a group: 0.
+
+    Source: Liu et al. 2025, arXiv:2503.20783.
+
+    >>> center_by_group(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
+    tensor([-1.,  1.,  0.])
+    """
+    same = groups.unsqueeze(0) == groups.unsqueeze(1)
+    return totals - (same.to(totals.dtype) @ totals) / same.sum(1)
+
+
+def leave_one_out(totals: Tensor, groups: Tensor) -> Tensor:
+    """Totals ``[B]`` minus the mean of the *others* of their group (RLOO). Alone in a group: 0.
+
+    Source: Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740.
+
+    >>> leave_one_out(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
+    tensor([-2.,  2.,  0.])
+    """
+    size = (groups.unsqueeze(0) == groups.unsqueeze(1)).sum(1)
+    return center_by_group(totals, groups) * size / (size - 1).clamp(min=1)
+
+
+def standardize_by_group(totals: Tensor, groups: Tensor, *, ddof: int = 1, eps: float = 1e-6) -> Tensor:
+    """Totals ``[B]`` minus the mean of their group, over its standard deviation + eps (GRPO). Alone in a group: 0.
+
+    Dividing by the deviation gives prompts that are nearly always or never solved more weight; `center_by_group` does
+    not. Source: Shao et al. 2024, arXiv:2402.03300.
+
+    >>> standardize_by_group(torch.tensor([1.0, 3.0]), torch.tensor([0, 0]), ddof=0, eps=0.0)
+    tensor([-1.,  1.])
+    """
+    same = groups.unsqueeze(0) == groups.unsqueeze(1)
+    centered = center_by_group(totals, groups)
+    var = (same.to(totals.dtype) @ centered.square()) / (same.sum(1) - ddof).clamp(min=1)
+    return centered / (var.sqrt() + eps)
+
+
+def standardize_by_batch(totals: Tensor, groups: Tensor, *, ddof: int = 1, eps: float = 1e-6) -> Tensor:
+    """Totals ``[B]`` minus the mean of their group, over the standard deviation of all totals + eps.
+
+    >>> standardize_by_batch(torch.tensor([1.0, 3.0]), torch.tensor([0, 0]), ddof=0, eps=0.0)
+    tensor([-1.,  1.])
+    """
+    var = (totals - totals.mean()).square().sum() / max(len(totals) - ddof, 1)
+    return center_by_group(totals, groups) / (var.sqrt() + eps)
+
+
+def _on_tokens(per_sequence: Tensor, rewards: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(mask, per_sequence.unsqueeze(1), 0), reward_to_go(rewards, mask)
+
+
+def _totals(rewards: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, rewards, 0).sum(1)
+
+
+def rloo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int) -> tuple[Tensor, Tensor]:
+    """`leave_one_out` of the summed rewards, on every token; rows of one prompt stand together.
+
+    >>> ones = torch.ones(2, 1)
+    >>> rloo(torch.tensor([[1.0], [3.0]]), ones, ones.bool(), group_size=2)[0]
+    tensor([[-2.],
+            [ 2.]])
+    """
+    groups = group_index(len(rewards), group_size, rewards.device)
+    return _on_tokens(leave_one_out(_totals(rewards, mask), groups), rewards, mask)
+
+
+def dr_grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int) -> tuple[Tensor, Tensor]:
+    """`center_by_group` of the summed rewards, on every token; rows of one prompt stand together.
+
+    >>> ones = torch.ones(2, 1)
+    >>> dr_grpo(torch.tensor([[1.0], [3.0]]), ones, ones.bool(), group_size=2)[0]
+    tensor([[-1.],
+            [ 1.]])
+    """
+    groups = group_index(len(rewards), group_size, rewards.device)
+    return _on_tokens(center_by_group(_totals(rewards, mask), groups), rewards, mask)
+
+
+def grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """`standardize_by_group` of the summed rewards, on every token; rows of one prompt stand together.
+
+    >>> ones = torch.ones(2, 1)
+    >>> grpo(torch.tensor([[0.0], [2.0]]), ones, ones.bool(), group_size=2)[0]
+    tensor([[-0.7071],
+            [ 0.7071]])
+    """
+    groups = group_index(len(rewards), group_size, rewards.device)
+    return _on_tokens(standardize_by_group(_totals(rewards, mask), groups, eps=eps), rewards, mask)

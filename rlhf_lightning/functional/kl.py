@@ -1,0 +1,142 @@
+"""Divergence between a policy and its reference, and the rewards that charge for it.
+
+The estimators look at sampled tokens only; ``d = logprobs - ref_logprobs`` with tokens drawn from the policy. All are
+elementwise, nats per token; sum them over a response for nats per response. None of them is clamped.
+
+As a *price in the reward*, k1 gives the exact gradient of the sequence KL. As a *loss* k1 has zero expected gradient,
+k3 follows the forward KL, and every per-token loss ignores that early tokens decide which later KL is paid. Sources:
+Schulman 2020, "Approximating KL divergence"; arXiv:2510.01555.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.functional.logprobs import log_softmax
+from rlhf_lightning.functional.sequences import last_index
+
+
+class ShapedRewards(NamedTuple):
+    """What each token earned, and what of it was the price for leaving the reference."""
+
+    rewards: Tensor  # float [B, T], score on the last token that counts minus kl_coef * kl; 0 outside the mask
+    kl: Tensor  # float [B, T], nats per token, 0 outside the mask
+
+
+def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """``d``: unbiased, any sign. Shapes as given.
+
+    >>> k1(torch.tensor(-1.0), torch.tensor(-3.0))
+    tensor(2.)
+    """
+    return logprobs - ref_logprobs
+
+
+def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """``d^2 / 2``: biased, low variance, never negative.
+
+    >>> k2(torch.tensor(-1.0), torch.tensor(-3.0))
+    tensor(2.)
+    """
+    return (logprobs - ref_logprobs).square() / 2
+
+
+def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """``exp(-d) - 1 + d``: unbiased, never negative.
+
+    >>> k3(torch.tensor(0.5).log(), torch.tensor(1.0).log())  # 2 - 1 - log 2
+    tensor(0.3069)
+    """
+    d = logprobs - ref_logprobs
+    return torch.expm1(-d) + d
+
+
+def absolute(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """``|d|``: not an estimate of the KL, but a bounded-slope price seen in older recipes.
+
+    >>> absolute(torch.tensor(-3.0), torch.tensor(-1.0))
+    tensor(2.)
+    """
+    return (logprobs - ref_logprobs).abs()
+
+
+def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """Exact ``sum_v p (log p - log q)`` over the vocabulary, ``[...]`` from logits ``[..., V]``, nats.
+
+    Tokens that the policy forbids (``-inf``) add 0.
+
+    >>> full_kl(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 3.0]).log())  # log 2 - (log 3) / 2 ... = 0.1438
+    tensor(0.1438)
+    """
+    log_p, log_q = log_softmax(logits), log_softmax(ref_logits)
+    return (log_p.exp() * torch.where(log_p.isneginf(), 0, log_p - log_q)).sum(-1)
+
+
+def shape_scores(
+    scores: Tensor,
+    finished: Tensor,
+    *,
+    score_clip: float | tuple[float, float] | None = None,
+    missing_eos_penalty: float = 0.0,
+) -> Tensor:
+    """Scores ``[B]`` clipped first, then less the penalty where the response was cut off.
+
+    Args:
+        scores: the scorer's verdicts, ``[B]``.
+        finished: bool ``[B]``, True where the response ended by itself.
+        score_clip: ``(low, high)``, or one number for ``(-c, c)``.
+        missing_eos_penalty: subtracted from the score of every response that is not finished.
+
+    >>> shape_scores(torch.tensor([9.0, 9.0]), torch.tensor([True, False]), score_clip=5.0, missing_eos_penalty=1.0)
+    tensor([5., 4.])
+    """
+    if score_clip is not None:
+        low, high = (-score_clip, score_clip) if isinstance(score_clip, int | float) else score_clip
+        scores = scores.clamp(low, high)
+    return torch.where(finished, scores, scores - missing_eos_penalty)
+
+
+def shaped_rewards(
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    finished: Tensor,
+    *,
+    kl_coef: float,
+    score_clip: float | tuple[float, float] | None = None,
+    missing_eos_penalty: float = 0.0,
+    estimator: Callable[[Tensor, Tensor], Tensor] = k1,
+) -> ShapedRewards:
+    """Rewards per token: the price of leaving the reference everywhere, the score on the last token that counts.
+
+        r_t = -kl_coef * kl_t + [t is the last token that counts] * score
+
+    The score is clipped, the KL never is. A row without any token that counts earns nothing.
+
+    Args:
+        scores: ``[B]``.
+        logprobs: of the sampled tokens under the policy that sampled them, ``[B, T]``.
+        ref_logprobs: the same under the reference, ``[B, T]``.
+        mask: bool ``[B, T]``.
+        finished: bool ``[B]``, see `shape_scores`, as are ``score_clip`` and ``missing_eos_penalty``.
+        kl_coef: price of one nat, in units of the score.
+        estimator: `k1`, `k2`, `k3`, `absolute` or any elementwise function of the two log-probabilities.
+
+    Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 2; openai/lm-human-preferences, ``compute_rewards``.
+
+    >>> new, ref = torch.tensor([[-1.0, -1.0, 0.0]]), torch.tensor([[-2.0, -1.0, 0.0]])
+    >>> mask = torch.tensor([[True, True, False]])
+    >>> shaped_rewards(torch.tensor([5.0]), new, ref, mask, torch.tensor([True]), kl_coef=0.1).rewards
+    tensor([[-0.1000,  5.0000,  0.0000]])
+    """
+    zero = torch.zeros_like(logprobs)
+    kl = estimator(torch.where(mask, logprobs, zero), torch.where(mask, ref_logprobs, zero))
+    kl = torch.where(mask, kl, zero)
+    verdicts = shape_scores(scores, finished, score_clip=score_clip, missing_eos_penalty=missing_eos_penalty)
+    at_end = zero.scatter(1, last_index(mask).unsqueeze(1), verdicts.to(zero.dtype).unsqueeze(1))
+    return ShapedRewards(torch.where(mask, at_end - kl_coef * kl, zero), kl)

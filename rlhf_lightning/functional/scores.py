@@ -1,0 +1,108 @@
+"""Functions of scores alone: their scale, ensembles of scorers, and bounded forms that resist reward hacking."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+class Normalisation(NamedTuple):
+    """``gain * score + bias``."""
+
+    gain: Tensor  # []
+    bias: Tensor  # []
+
+
+def normalisation(scores: Tensor, *, target_mean: float = 0.0, target_std: float = 1.0, ddof: int = 0) -> Normalisation:
+    """Gain and bias that give ``scores [N]`` the wanted mean and standard deviation; gain 1 if they do not vary.
+
+        gain = target_std / std(scores),  bias = target_mean - gain * mean(scores)
+
+    Source: Ziegler et al. 2019, arXiv:1909.08593 (``reward_gain``, ``reward_bias``).
+
+    >>> normalisation(torch.tensor([1.0, 5.0]))
+    Normalisation(gain=tensor(0.5000), bias=tensor(-1.5000))
+    """
+    mean = scores.mean()
+    std = ((scores - mean).square().sum() / max(len(scores) - ddof, 1)).sqrt()
+    gain = torch.where(std > 0, target_std / torch.where(std > 0, std, 1), 1)
+    return Normalisation(gain, target_mean - gain * mean)
+
+
+def normalise(scores: Tensor, norm: Normalisation) -> Tensor:
+    """``gain * scores + bias``, shape kept.
+
+    >>> normalise(torch.tensor([1.0, 5.0]), Normalisation(torch.tensor(0.5), torch.tensor(-1.5)))
+    tensor([-1.,  1.])
+    """
+    return norm.gain * scores + norm.bias
+
+
+def ensemble_mean(scores: Tensor) -> Tensor:
+    """Mean over the members, ``[B]`` from ``[members, B]``.
+
+    >>> ensemble_mean(torch.tensor([[1.0], [3.0]]))
+    tensor([2.])
+    """
+    return scores.mean(0)
+
+
+def worst_case(scores: Tensor) -> Tensor:
+    """Lowest score of any member, ``[B]`` from ``[members, B]``.
+
+    Source: Coste et al. 2023, arXiv:2310.02743.
+
+    >>> worst_case(torch.tensor([[1.0], [3.0]]))
+    tensor([1.])
+    """
+    return scores.amin(0)
+
+
+def uncertainty_weighted(scores: Tensor, *, coef: float = 0.5, ddof: int = 0) -> Tensor:
+    """``mean - coef * variance`` over the members, ``[B]`` from ``[members, B]``.
+
+    Source: Coste et al. 2023, arXiv:2310.02743; their published code uses ddof 0 in one place and 1 in another.
+
+    >>> uncertainty_weighted(torch.tensor([[1.0], [3.0]]))
+    tensor([1.5000])
+    """
+    return scores.mean(0) - coef * scores.var(0, correction=ddof)
+
+
+def preference_as_reward(scores: Tensor, ref_scores: Tensor, *, k: float = 1.0) -> Tensor:
+    """``mean_m sigmoid(k (score - ref_m))``: the chance of beating reference answers to the same prompt, in (0, 1).
+
+    Args:
+        scores: ``[B]``.
+        ref_scores: of ``M`` reference answers to each prompt, ``[B, M]``.
+        k: steepness.
+
+    Source: Fu et al. 2025 (PAR), arXiv:2502.18770.
+
+    >>> preference_as_reward(torch.tensor([1.0]), torch.tensor([[1.0]]))
+    tensor([0.5000])
+    """
+    return (k * (scores.unsqueeze(1) - ref_scores)).sigmoid().mean(1)
+
+
+def log_sigmoid_centered(scores: Tensor, ref_scores: Tensor) -> Tensor:
+    """``mean_m log sigmoid(score - ref_m)``, ``[B]``, below 0; arguments as `preference_as_reward`.
+
+    Source: Wang et al. 2024, arXiv:2402.00742.
+
+    >>> log_sigmoid_centered(torch.tensor([1.0]), torch.tensor([[1.0]]))  # -log 2
+    tensor([-0.6931])
+    """
+    return logsigmoid(scores.unsqueeze(1) - ref_scores).mean(1)
+
+
+def centered(scores: Tensor, ref_scores: Tensor) -> Tensor:
+    """``score - mean_m ref_m``, ``[B]``; arguments as `preference_as_reward`.
+
+    >>> centered(torch.tensor([1.0]), torch.tensor([[1.0, 3.0]]))
+    tensor([-1.])
+    """
+    return scores - ref_scores.mean(1)

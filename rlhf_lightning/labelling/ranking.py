@@ -1,0 +1,69 @@
+"""From scored answers to ranking rows, as a person (or a noisy stand-in for one) would order them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def ranking_rows(
+    records: Sequence[Mapping[str, Any]], judge: str, *, noise: float = 0.0, seed: int = 0
+) -> list[dict[str, Any]]:
+    """One row ``prompt, completions, ranks`` per prompt, 1 for the best answer.
+
+    With ``noise`` s the judge errs: Gumbel noise of scale s on the scores draws a ranking from the Plackett-Luce
+    model, so that two answers are ordered with the Bradley-Terry probability sigmoid((r_a - r_b) / s). Equal scores
+    without noise are ties. Answers that say the same are kept once; prompts with fewer than two different answers are
+    left out.
+
+    Args:
+        records: of `SamplingModule`, answers of one prompt next to each other or not.
+        judge: whose scores to rank by.
+        noise: scale s, in units of the score.
+        seed: of the noise.
+    """
+    draw = random.Random(seed)
+    rows = []
+    for group in _by_prompt(records):
+        answers = {record["completion"]: record["scores"][judge] for record in group}
+        if len(answers) < 2:
+            continue
+        noisy = [score + noise * _gumbel(draw) if noise else score for score in answers.values()]
+        rows.append({**group[0]["row"], "completions": list(answers), "ranks": ranks(noisy), "judge": judge})
+    return rows
+
+
+def candidate_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row ``prompt, completions`` per prompt, for people to rank."""
+    return [
+        {**g[0]["row"], "completions": list(dict.fromkeys(r["completion"] for r in g))} for g in _by_prompt(records)
+    ]
+
+
+def ranks(scores: Sequence[float]) -> list[int]:
+    """Competition ranks, 1 for the highest score; equal scores share a rank.
+
+    >>> ranks([0.5, 2.0, 0.5])
+    [2, 1, 2]
+    """
+    return [1 + sum(other > score for other in scores) for score in scores]
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines."""
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _by_prompt(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(json.dumps(record["prompt"], sort_keys=True), []).append(record)
+    return list(groups.values())
+
+
+def _gumbel(draw: random.Random) -> float:
+    return -math.log(-math.log(draw.random() or 1e-300))

@@ -1,0 +1,122 @@
+"""Sample and score answers with `Trainer.predict`, so that devices, precision and ranks are Lightning's business here
+too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_lightning.functional.logprobs import gather_logprobs
+from rlhf_lightning.models import FrozenModels, Pretrained
+from rlhf_lightning.models.forward import response_forward
+from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
+from rlhf_lightning.scoring import Scorer, completion_texts
+from rlhf_lightning.types import PromptBatch, Rollout
+
+Record = dict[str, Any]
+RANK_SEED_STRIDE = 100_003
+
+
+class SamplingModule(lightning.LightningModule):
+    """Answer every prompt of a predict loader some times. `records` holds the answers of all ranks afterwards.
+
+    A record has ``prompt``, ``row``, ``completion``, ``scores`` (by scorer name), ``length`` (tokens, EOS included),
+    ``finished``, and with a reference ``kl`` (log pi - log ref summed over the answer, nats) and ``nll_ref`` (nats
+    per token).
+
+    Args:
+        policy: who answers.
+        scorers: who judges.
+        reference: compared with, if given.
+        engine: samples; `LoopEngine` by default.
+        sampling: length and temperature.
+        samples_per_prompt: answers to each prompt.
+        seed: of the sampling.
+    """
+
+    def __init__(
+        self,
+        policy: Pretrained,
+        scorers: Sequence[Scorer] = (),
+        reference: Pretrained | None = None,
+        engine: RolloutEngine | None = None,
+        sampling: Sampling | None = None,
+        samples_per_prompt: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.tokenizer: PreTrainedTokenizerBase = policy.tokenizer()
+        self.scorers = list(scorers)
+        self.engine: RolloutEngine = engine or LoopEngine()
+        self.sampling = sampling or Sampling()
+        self.samples_per_prompt = samples_per_prompt
+        self.seed = seed
+        self.records: list[Record] = []
+        self.frozen = FrozenModels()
+        self.frozen.add("policy", policy.causal_lm())
+        if reference is not None:
+            self.frozen.add("reference", reference.causal_lm())
+
+    def on_predict_start(self) -> None:
+        """Move the models and give every rank its own random stream."""
+        self.frozen.to(self.device)
+        for scorer in self.scorers:
+            scorer.to(self.device)
+        self.engine.seed(self.seed + self.global_rank * RANK_SEED_STRIDE)
+        self.engine.sync(self._model("policy"), (self.tokenizer.eos_token_id,), self.tokenizer.pad_token_id, version=0)
+        self.records = []
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Answer one batch; rows without a token are fillers of the loader."""
+        real = batch.attention_mask.any(1).nonzero().squeeze(1)
+        if not len(real):
+            return
+        rollout = self.engine.generate(batch.select(real).repeat_interleave(self.samples_per_prompt), self.sampling)
+        self.records += self._records(rollout)
+
+    def on_predict_epoch_end(self) -> None:
+        """Collect the answers of all ranks, in the order of the prompts."""
+        if self.trainer.world_size > 1:
+            ranks: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(ranks, self.records)
+            self.records = [record for part in ranks for record in part]
+
+    def configure_optimizers(self) -> None:
+        """Nothing is trained here."""
+
+    def _records(self, rollout: Rollout) -> list[Record]:
+        verdicts = {scorer.name: scorer.score(rollout, self.tokenizer).tolist() for scorer in self.scorers}
+        gaps = self._gaps(rollout) if "reference" in self.frozen else None
+        records = []
+        for i, text in enumerate(completion_texts(rollout, self.tokenizer)):
+            record: Record = {
+                "prompt": rollout.rows[i]["prompt"],
+                "row": dict(rollout.rows[i]),
+                "completion": text,
+                "scores": {name: values[i] for name, values in verdicts.items()},
+                "length": int(rollout.lengths[i]),
+                "finished": bool(rollout.finished[i]),
+                "kl": None if gaps is None else float(gaps[0][i]),
+                "nll_ref": None if gaps is None else float(gaps[1][i]),
+            }
+            records.append(record)
+        return records
+
+    def _gaps(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """KL of each answer and mean reference NLL of its tokens, [B] each."""
+        own, reference = self._logprobs("policy", rollout), self._logprobs("reference", rollout)
+        kl = torch.where(rollout.mask, own - reference, 0).sum(1)
+        nll = -torch.where(rollout.mask, reference, 0).sum(1) / rollout.lengths
+        return kl, nll
+
+    def _logprobs(self, name: str, rollout: Rollout) -> Tensor:
+        out = response_forward(self._model(name), rollout.input_ids, rollout.attention_mask, rollout.mask.shape[1])
+        return gather_logprobs(out.logits, rollout.response_ids, temperature=self.sampling.temperature)
+
+    def _model(self, name: str) -> PreTrainedModel:
+        return self.frozen[name]  # type: ignore[return-value]

@@ -1,0 +1,44 @@
+"""Frozen models (reference, reward model) that Lightning must not see.
+
+Registered submodules would enter `state_dict`, DDP buckets, the optimizer and every checkpoint, and Lightning would
+switch them to train mode. A holder that is no `nn.Module` keeps them out; it moves them to the device itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class FrozenModels:
+    """Named models in eval mode without gradients; assign one to a LightningModule attribute freely."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, nn.Module] = {}
+
+    def add(self, name: str, model: nn.Module) -> None:
+        """Freeze ``model`` and keep it under ``name``."""
+        self._models[name] = model.eval().requires_grad_(False)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self._models[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._models
+
+    def to(self, device: torch.device | str) -> FrozenModels:
+        """Move every model; returns self."""
+        for model in self._models.values():
+            model.to(device)
+        return self
+
+
+def frozen_copy(model: ModuleT) -> ModuleT:
+    """A copy in eval mode without gradients. Parameters that are already frozen are shared, not copied."""
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, shared).eval().requires_grad_(False)

@@ -1,0 +1,105 @@
+"""Models that answer with one number per position: the reward model and the critic."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from rlhf_lightning.functional.sequences import last_index
+from rlhf_lightning.models.trunk import decoder, hidden_states, layers, run_upper
+
+
+class ScalarModel(nn.Module):
+    """A sequence-classification model read at every position, in float32 whatever the backbone's dtype.
+
+    transformers' own pooling looks for pad ids and misses EOS where pad == eos; here the mask decides.
+    It is one module, so that a sharding strategy can wrap backbone and head together.
+    """
+
+    def __init__(self, model: PreTrainedModel, freeze_below: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.freeze_below = freeze_below
+
+    @classmethod
+    def from_policy(cls, policy: PreTrainedModel, freeze_below: int = 0) -> ScalarModel:
+        """A critic that starts from a copy of the policy's trunk and a zero head."""
+        config = copy.deepcopy(policy.config)
+        config.num_labels = 1
+        model = AutoModelForSequenceClassification.from_config(
+            config, dtype=policy.dtype, attn_implementation=config._attn_implementation
+        )
+        decoder(model).load_state_dict(decoder(policy).state_dict())
+        nn.init.zeros_(model.score.weight)
+        critic = cls(model.to(policy.device).train(), freeze_below)
+        if freeze_below:
+            critic.share_lower(policy)
+        return critic
+
+    def share_lower(self, policy: PreTrainedModel) -> None:
+        """Use the policy's frozen lower layers if they are the same; otherwise train on its own stack."""
+        mine, theirs = decoder(self.model), decoder(policy)
+        pairs = [(mine.get_input_embeddings(), theirs.get_input_embeddings())]
+        pairs += list(zip(layers(self.model), layers(policy), strict=False))[: self.freeze_below]
+        if not all(_same(a, b) for a, b in pairs):
+            self.freeze_below = 0
+            return
+        mine.set_input_embeddings(theirs.get_input_embeddings())
+        for number in range(self.freeze_below):
+            layers(self.model)[number] = layers(policy)[number]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """One number per position.
+
+        Args:
+            input_ids: long [B, S].
+            attention_mask: bool [B, S].
+            hidden: output of the frozen lower layers [B, S, D], if it was computed before.
+
+        Returns:
+            float32 [B, S].
+        """
+        if hidden is None or not self.freeze_below:
+            states = hidden_states(self.model, input_ids, attention_mask)
+        else:
+            states = run_upper(self.model, self.freeze_below, hidden, attention_mask)
+        head: Any = self.model.score
+        return linear_fp32(head, states)
+
+    def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The number at the last real token of each row, float32 [B]."""
+        last = last_index(attention_mask)
+        return self(input_ids, attention_mask).gather(1, last[:, None]).squeeze(1)
+
+
+class ValueHead(nn.Module):
+    """A critic that shares the policy's trunk: one linear layer, zero at the start (Ziegler et al. 2019,
+    arXiv:1909.08593)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.value = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Values, float32 [B, T], from the policy's final hidden states [B, T, D]."""
+        return linear_fp32(self.value, states)
+
+
+def _same(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return all(x.shape == y.shape and torch.equal(x.to(y), y) for x, y in pairs)
+
+
+def linear_fp32(head: nn.Module, states: Tensor) -> Tensor:
+    """A one-output linear head applied in float32 (ties in bfloat16 are common), [..., D] -> [...]."""
+    weight: Any = head.weight
+    bias: Any = getattr(head, "bias", None)
+    with torch.autocast(states.device.type, enabled=False):
+        out = nn.functional.linear(states.float(), weight.float(), None if bias is None else bias.float())
+    return out.squeeze(-1)

@@ -1,0 +1,173 @@
+"""Load Hugging Face folders (or hub ids) the way training needs them: dropout off, a pad token, no random heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_lightning.checkpoint import read_provenance, verify_folder
+from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.models.trunk import decoder, freeze_layers
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A recipe for loading one model; nothing is read before a method is called.
+
+    Args:
+        path: a folder in Hugging Face format or a hub id. A folder of this library is verified by checksum first.
+        dtype: dtype of the weights: float32, bfloat16 or float16.
+        attn_implementation: attention kernel of transformers, for example sdpa or eager.
+        freeze_below: number of lowest decoder layers (and the embeddings) that are not trained, 0 for none.
+        revision: commit or tag of a hub id.
+        trust_remote_code: let transformers run code that lies next to the weights; needs a pinned `revision`.
+    """
+
+    path: str
+    dtype: str = "float32"
+    attn_implementation: str = "sdpa"
+    freeze_below: int = 0
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ConfigError(f"model.dtype={self.dtype!r}: choose one of {', '.join(_DTYPES)}")
+        if self.trust_remote_code and self.revision is None:
+            raise ConfigError("model.trust_remote_code=true needs a pinned model.revision (the commit you have read)")
+
+    def at(self, path: str | Path) -> Pretrained:
+        """The same recipe for another folder."""
+        return replace(self, path=str(path))
+
+    def causal_lm(self) -> PreTrainedModel:
+        """A policy: `AutoModelForCausalLM` in train mode without dropout.
+
+        Raises:
+            CheckpointError: nothing there, damaged, or weights are missing in the file.
+        """
+        model, missing = self._load(AutoModelForCausalLM, self._config())
+        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+        if missing - tied:
+            raise CheckpointError(
+                f"{self.path}: weights missing for {sorted(missing - tied)[:3]}; not a complete language model"
+            )
+        return self._prepared(model)
+
+    def reward_model(self, *, init_head: bool = False) -> PreTrainedModel:
+        """A scalar model: `AutoModelForSequenceClassification` with one label.
+
+        Args:
+            init_head: take the backbone of a language model and draw a new head from N(0, 1 / (d + 1)), the variance
+                used by Stiennon et al. 2020 (arXiv:2009.01325). Without it a folder whose head is missing is refused,
+                since transformers would silently score with a random one.
+
+        Raises:
+            CheckpointError: the head is missing and `init_head` is False, or nothing is there.
+        """
+        config = self._config(num_labels=1)
+        model, missing = self._load(AutoModelForSequenceClassification, config)
+        head = _head(model, self.path)
+        if init_head:
+            nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+        elif any(name.startswith("score.") for name in missing):
+            raise CheckpointError(
+                f"{self.path}: no score.weight; this is a language model, not a reward model. "
+                "Train one first (stage=reward)"
+            )
+        return self._prepared(model)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the folder; see `load_tokenizer`."""
+        return load_tokenizer(self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def _config(self, **overrides: Any) -> PretrainedConfig:
+        _check_folder(self.path)
+        try:
+            config = AutoConfig.from_pretrained(self.path, **self._source(), **overrides)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: no model to load there ({_first_line(error)})") from error
+        for name, value in config.to_dict().items():
+            if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
+                setattr(config, name, 0.0)
+        return config
+
+    def _load(self, auto: Any, config: PretrainedConfig) -> tuple[PreTrainedModel, set[str]]:
+        try:
+            model, report = auto.from_pretrained(
+                self.path,
+                config=config,
+                dtype=_DTYPES[self.dtype],
+                attn_implementation=self.attn_implementation,
+                output_loading_info=True,
+                **self._source(),
+            )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: cannot load the weights ({_first_line(error)})") from error
+        return model, set(report["missing_keys"])
+
+    def _source(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
+        tokenizer = self.tokenizer()
+        model.config.pad_token_id = tokenizer.pad_token_id
+        if self.freeze_below:
+            freeze_layers(model, self.freeze_below)
+        decoder(model).config.use_cache = False
+        return model.train()
+
+
+def load_tokenizer(
+    path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, always with a pad token.
+
+    Where a tokenizer has none, EOS is used for padding: safe here, because masks never look at the pad id.
+
+    Raises:
+        CheckpointError: no tokenizer there, or it has no EOS, without which an answer cannot end.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: no tokenizer to load there ({_first_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _check_folder(path: str) -> None:
+    folder = Path(path)
+    if folder.is_dir() and read_provenance(folder) is not None:
+        verify_folder(folder)
+
+
+def _head(model: PreTrainedModel, path: str) -> nn.Linear:
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise CheckpointError(
+            f"{path}: {type(model).__name__} has no linear head `score` with one output; use a decoder-only model"
+        )
+    return head
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,62 @@
+"""FSDP2: shard a model over a device mesh, gather it for generation, read its full weights for export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from rlhf_lightning.models.heads import ScalarModel
+from rlhf_lightning.models.trunk import layers
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard each decoder layer, then the whole model, in place."""
+    inner = model.model if isinstance(model, ScalarModel) else model
+    for layer in layers(inner):  # type: ignore[arg-type]
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """True if `shard` was applied."""
+    return any(isinstance(part, FSDPModule) for part in model.modules())
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Hold the full weights on every rank inside the block, so that decoding needs no collective per token."""
+    parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """All weights, gathered to the CPU; collective under FSDP2 (rank 0 gets them, others an empty dict)."""
+    if not is_sharded(model):
+        return {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    gathered: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return gathered
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Clip the global gradient norm in place and return the norm before clipping, float [].
+
+    ``max_norm`` 0 or below only measures.
+    """
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else float("inf"))
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -1,0 +1,184 @@
+"""What the phases have in common: building models, one optimizer, sums over ranks, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_lightning.checkpoint import write_folder
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models import Pretrained
+from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
+from rlhf_lightning.modules.totals import Totals
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+SchedulerFactory = Callable[..., Any]
+
+
+class RLHFModule(lightning.LightningModule):
+    """Base of `SFTModule`, `RewardModule` and `PPOModule`.
+
+    Models are built in `configure_model`, so that a sharding strategy can wrap them; plain models may be passed as
+    well.
+
+    Args:
+        tokenizer: of the model in training; saved with every export.
+        optimizer: called with parameter groups, for example ``partial(torch.optim.AdamW, lr=1e-5)``.
+        scheduler: called with the optimizer and ``total_steps=``; None keeps the learning rate.
+        max_grad_norm: clip the global gradient norm to this; 0 does not clip.
+    """
+
+    trains: str  # attribute name of the model in training, set by each phase
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        max_grad_norm: float,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.max_grad_norm = max_grad_norm
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._grad_norm = torch.zeros(())
+        self._logged_step = 0
+        self.train_totals = Totals()
+        self.val_totals = Totals()
+
+    def build(self) -> None:
+        """Create the models; called once, before sharding. Each phase implements it."""
+        raise NotImplementedError
+
+    def sharded_modules(self) -> list[nn.Module]:
+        """The registered models, in the order they are sharded."""
+        return [self.trained]
+
+    @property
+    def trained(self) -> nn.Module:
+        """The model this phase trains and exports."""
+        return getattr(self, self.trains)
+
+    def configure_model(self) -> None:
+        """Build once; under FSDP2 (`ModelParallelStrategy`) shard what is trained."""
+        if getattr(self, self.trains, None) is not None:
+            return
+        if isinstance(self._strategy(), FSDPStrategy):
+            raise ConfigError(
+                "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, "
+                "which shards as well"
+            )
+        self.build()
+        mesh = self.device_mesh
+        if mesh is not None:
+            for module in self.sharded_modules():
+                shard(module, mesh["data_parallel"])
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer with named parameter groups; the schedule spans the whole run."""
+        optimizer = self._optimizer(self.parameter_groups())
+        if self._scheduler is None:
+            return optimizer
+        scheduler = self._scheduler(optimizer, total_steps=self.total_optimizer_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimizer, each with a ``name``."""
+        return [{"name": self.trains, "params": [p for p in self.trained.parameters() if p.requires_grad]}]
+
+    def total_optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return max(int(self.trainer.estimated_stepping_batches), 1)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip here: after a loss scaler has unscaled the gradients, which clipping before the step would miss."""
+        self._grad_norm = clip_gradients(self, self.max_grad_norm)
+
+    def on_train_start(self) -> None:
+        """`from_pretrained` returns models in eval mode and Lightning keeps modes; training needs train mode."""
+        self.trained.train()
+
+    def summary(self, totals: Totals) -> dict[str, float]:
+        """Means to be logged from totals; collective over ranks. Phases with automatic optimisation implement it."""
+        raise NotImplementedError
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the means of an optimizer step once, after its last micro-batch."""
+        if self.train_totals and self.trainer.global_step != self._logged_step:
+            self._logged_step = self.trainer.global_step
+            logged = {f"train/{name}": value for name, value in self.summary(self.train_totals).items()}
+            logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
+            self.log_dict(logged)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start from zero."""
+        self.val_totals = Totals()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over the whole validation set of all ranks."""
+        if self.val_totals:
+            self.log_dict({f"val/{name}": value for name, value in self.summary(self.val_totals).items()})
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first parameter group."""
+        return self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    def sum_over_ranks(self, *values: Tensor | float) -> list[float]:
+        """Each value summed over all ranks."""
+        packed = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values])
+        return self.reduce_sum(packed).tolist()
+
+    def reduce_sum(self, tensor: Tensor) -> Tensor:
+        """A tensor summed element-wise over all ranks."""
+        strategy = self._strategy()
+        return tensor if strategy is None else strategy.reduce(tensor, reduce_op="sum")
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks, 1 without a trainer."""
+        return 1 if self._trainer is None else self.trainer.world_size
+
+    def export(self, folder: str | Path, provenance: Mapping[str, Any]) -> Path:
+        """Write the trained model as a Hugging Face folder with tokenizer and provenance. Call on every rank.
+
+        Args:
+            folder: where to; replaced whole if it exists.
+            provenance: plain data for `provenance.json`; see `rlhf_lightning.checkpoint.write_folder`.
+        """
+        weights = full_state_dict(self.export_model())
+        if self.global_rank == 0:
+            write_folder(folder, lambda path: self._save(path, weights), provenance)
+        if (strategy := self._strategy()) is not None:
+            strategy.barrier()
+        return Path(folder)
+
+    def export_model(self) -> PreTrainedModel:
+        """The transformers model inside `trained`."""
+        return self.trained  # type: ignore[return-value]
+
+    def _save(self, path: Path, weights: dict[str, Tensor]) -> None:
+        self.export_model().save_pretrained(path, state_dict=weights)
+        self.tokenizer.save_pretrained(path)
+
+    def _strategy(self) -> Any:
+        return None if self._trainer is None else self.trainer.strategy
+
+
+def load_policy(source: Pretrained | PreTrainedModel) -> PreTrainedModel:
+    """A causal language model from a recipe, or the model itself."""
+    return source.causal_lm() if isinstance(source, Pretrained) else source
+
+
+def depth_of(source: Pretrained | nn.Module) -> int:
+    """Number of frozen lower layers of a recipe; 0 for a plain model."""
+    return source.freeze_below if isinstance(source, Pretrained) else 0

@@ -1,0 +1,149 @@
+"""Phase 2: learn from rankings what people prefer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_lightning.functional.diagnostics import calibration, length_bias
+from rlhf_lightning.functional.reward import kwise_logistic_loss, kwise_pairs
+from rlhf_lightning.models import Pretrained, ScalarModel
+from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, depth_of
+from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.types import ComparisonBatch
+
+RankingLoss = Callable[..., Tensor]
+
+
+class RewardModule(RLHFModule):
+    """Fit R(x, y) to rankings with -log sigmoid(R(x, y_w) - R(x, y_l)), all pairs of a prompt in one batch element.
+
+    Args:
+        model: a loading recipe (the SFT folder: backbone kept, head drawn anew) or a sequence-classification model.
+        tokenizer: of the model.
+        optimizer: see `RLHFModule`.
+        scheduler: see `RLHFModule`.
+        ranking_loss: ``f(scores [N], ranks [N], prompt_index [N], *, margins, denominator) -> Tensor []``, for example
+            `kwise_logistic_loss` or `plackett_luce_loss` from `rlhf_lightning.functional.reward`.
+        init_head: draw a new head; False continues a reward model.
+        max_grad_norm: see `RLHFModule`.
+    """
+
+    trains = "model"
+
+    def __init__(
+        self,
+        model: Pretrained | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        ranking_loss: RankingLoss = kwise_logistic_loss,
+        init_head: bool = True,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm)
+        self._source = (model,)  # a tuple: Lightning would register a bare model
+        self.ranking_loss = ranking_loss
+        self.init_head = init_head
+        self.model: ScalarModel | None = None
+        self._seen: list[tuple[Tensor, ComparisonBatch]] = []
+        self.held_out: dict[str, Any] = {}
+
+    def build(self) -> None:
+        """Load the model and give it a scalar head."""
+        source = self._source[0]
+        inner = source.reward_model(init_head=self.init_head) if isinstance(source, Pretrained) else source
+        self.model = ScalarModel(inner, depth_of(source))
+
+    def export_model(self) -> PreTrainedModel:
+        """The sequence-classification model that any other tool reads."""
+        assert self.model is not None
+        return self.model.model
+
+    def score(self, batch: ComparisonBatch) -> Tensor:
+        """Override to change how an answer is scored; float32 [N]."""
+        assert self.model is not None
+        return self.model.score(batch.input_ids, batch.attention_mask)
+
+    def loss(self, scores: Tensor, batch: ComparisonBatch) -> Tensor:
+        """Override to change the objective; [], its mean over micro-batches and ranks is the mean over all prompts."""
+        return self.ranking_loss(
+            scores, batch.ranks, batch.prompt_index, margins=batch.margins, denominator=batch.denominator
+        )
+
+    def training_step(self, batch: ComparisonBatch, batch_idx: int) -> Tensor:
+        """One micro-batch of whole rankings."""
+        scores = self.score(batch)
+        loss = self.loss(scores, batch)
+        self.train_totals.add(self._sums(loss, scores, batch))
+        return loss
+
+    def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
+        """Add one batch to the totals and keep its scores for what needs them all."""
+        scores = self.score(batch)
+        self.val_totals.add(self._sums(self.loss(scores, batch), scores, batch))
+        if batch.num_prompts:  # not a filler of the loader
+            self._seen.append((scores.detach(), batch))
+
+    def summary(self, totals: Totals) -> dict[str, float]:
+        """Means over pairs; the loss is a mean over prompts."""
+        sums = totals.means(self, "num_pairs")
+        pairs = sums["num_pairs"]
+        prompts = sums.pop("num_prompts") * pairs
+        sums["loss"] *= pairs / max(prompts, 1.0)
+        return sums | {"num_prompts": prompts}
+
+    def on_validation_epoch_end(self) -> None:
+        """Also log calibration and length bias, and keep the statistics that `export` stores."""
+        super().on_validation_epoch_end()
+        if not self._seen:
+            return
+        scores, lengths, better, worse = self._gather_seen()
+        self._seen = []
+        fit = calibration(better, worse)
+        bias = length_bias(scores, lengths)
+        self.held_out = {
+            "score_mean": scores.mean().item(),
+            "score_std": scores.std(correction=0).item(),
+            "reliability": {
+                "confidence": fit.bins[:, 3].tolist(),
+                "accuracy": fit.bins[:, 2].tolist(),
+                "count": fit.bins[:, 1].tolist(),
+            },
+        }
+        self.log_dict(
+            {"val/ece": float(fit.ece), "val/brier": float(fit.brier), "val/length_pearson": float(bias.pearson)}
+        )
+        self.log_dict({"val/score_mean": self.held_out["score_mean"], "val/score_std": self.held_out["score_std"]})
+
+    def _sums(self, loss: Tensor, scores: Tensor, batch: ComparisonBatch) -> dict[str, Tensor]:
+        better, worse, _ = kwise_pairs(batch.ranks, batch.prompt_index)
+        margin = (scores[better] - scores[worse]).detach()
+        return {
+            "num_pairs": torch.tensor(len(margin)),
+            "num_prompts": torch.tensor(batch.num_prompts),
+            "loss": loss.detach() * batch.denominator,
+            "accuracy": (margin > 0).sum(),
+            "tie_rate": (margin == 0).sum(),
+            "margin": margin.sum(),
+        }
+
+    def _gather_seen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scores and lengths of all validation answers, scores of the better and worse one of all pairs, over ranks."""
+        columns: list[list[Tensor]] = [[], [], [], []]
+        for scores, batch in self._seen:
+            better, worse, _ = kwise_pairs(batch.ranks, batch.prompt_index)
+            for column, part in zip(
+                columns, (scores, batch.lengths.float(), scores[better], scores[worse]), strict=True
+            ):
+                column.append(part)
+        local = [torch.cat(column).cpu() for column in columns]
+        if self.world_size == 1:
+            return tuple(local)  # type: ignore[return-value]
+        parts: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(parts, local)
+        return tuple(torch.cat([part[i] for part in parts]) for i in range(4))  # type: ignore[return-value]

@@ -1,0 +1,49 @@
+"""Run the stages that a config names, one after the other, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from rlhf_lightning.config import save_config
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.stages import Run, run_evaluate, run_ppo, run_rank, run_reward, run_sft
+
+STAGES: dict[str, Callable[[Run], dict[str, float]]] = {
+    "sft": run_sft,
+    "rank": run_rank,
+    "reward": run_reward,
+    "ppo": run_ppo,
+    "evaluate": run_evaluate,
+}
+
+
+def run(config: Mapping[str, Any]) -> dict[str, float]:
+    """Prepare the task and run every stage of ``config["stages"]``.
+
+    Stages hand over verified folders, so any part of the pipeline can run alone on folders that are there already.
+
+    Args:
+        config: resolved config, for example ``compose(["stage=ppo"])``.
+
+    Returns:
+        the last metrics of all stages.
+
+    Raises:
+        ConfigError: an unknown stage, or a config that a stage cannot work with.
+    """
+    unknown = [stage for stage in config["stages"] if stage not in STAGES]
+    if unknown or not config["stages"]:
+        raise ConfigError(f"stages: {unknown or 'none given'}; choose from {', '.join(STAGES)}")
+    if config["threads"]:
+        torch.set_num_threads(int(config["threads"]))
+    this = Run(config)
+    if this.is_first:
+        save_config(dict(config), this.folder)
+    this.prepare()
+    metrics: dict[str, float] = {}
+    for stage in config["stages"]:
+        metrics |= STAGES[stage](this)
+    return metrics

@@ -1,0 +1,102 @@
+"""The contract between training and whatever samples: `Sampling` says how, a `RolloutEngine` does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.types import PromptBatch, Rollout
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The distribution answers are drawn from.
+
+    Args:
+        max_new_tokens: an answer that has not ended by then is cut off.
+        temperature: divides the logits, here and wherever training scores tokens.
+        top_k: keep only the k likeliest tokens; 0 keeps all. Not for training, see `require_scorable`.
+        top_p: keep the smallest set of tokens with this probability; 1 keeps all. Not for training.
+        min_new_tokens: forbid EOS before this many tokens. Not for training.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_new_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"sampling.max_new_tokens={self.max_new_tokens}: at least 1 token is needed")
+        if self.temperature <= 0:
+            raise ConfigError(f"sampling.temperature={self.temperature}: must be above 0 (sampling, not greedy search)")
+        if not 0 < self.top_p <= 1 or self.top_k < 0 or self.min_new_tokens < 0:
+            raise ConfigError("sampling: top_p must be in (0, 1], top_k and min_new_tokens at least 0")
+
+    def require_scorable(self) -> None:
+        """Refuse what training cannot score.
+
+        Log-probabilities are computed from the whole tempered distribution. Tokens drawn from a truncated one would
+        get a wrong ratio and a negative KL: a bonus for leaving the reference.
+
+        Raises:
+            ConfigError: top_k, top_p or min_new_tokens is active.
+        """
+        active = [f"sampling.top_k={self.top_k}"] * (self.top_k > 0)
+        active += [f"sampling.top_p={self.top_p}"] * (self.top_p < 1)
+        active += [f"sampling.min_new_tokens={self.min_new_tokens}"] * (self.min_new_tokens > 0)
+        if active:
+            raise ConfigError(
+                f"{', '.join(active)}: PPO scores tokens under the untruncated distribution, so it must "
+                "sample from it; "
+                "use top_k=0, top_p=1, min_new_tokens=0 (temperature is applied in both)"
+            )
+
+
+class RolloutEngine(Protocol):
+    """Anything that answers prompts with the current weights of a policy."""
+
+    def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
+        """Use these weights from now on; ``version`` is stamped on every rollout."""
+
+    def generate(self, prompts: PromptBatch, sampling: Sampling) -> Rollout:
+        """One answer per prompt row."""
+
+    def seed(self, seed: int) -> None:
+        """Start the private random stream anew; every rank gets a seed of its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain state that makes the next rollout after a resume the same."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+
+
+@contextmanager
+def decoding(policy: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, autocast off (it would cast all weights again for every token); restored on exit."""
+    was_training = policy.training
+    policy.eval()
+    try:
+        with torch.no_grad(), torch.autocast(next(policy.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        policy.train(was_training)
+
+
+def check_context(policy: PreTrainedModel, prompt_length: int, sampling: Sampling) -> None:
+    """Raises: ConfigError: the longest prompt and answer together do not fit the model's positions."""
+    limit = getattr(policy.config, "max_position_embeddings", None)
+    if limit is not None and prompt_length + sampling.max_new_tokens > limit:
+        raise ConfigError(
+            f"prompt of {prompt_length} tokens + sampling.max_new_tokens={sampling.max_new_tokens} exceeds the model's "
+            f"{limit} positions; shorten one of them (data.max_prompt_length)"
+        )

@@ -1,0 +1,84 @@
+"""The alternative engine: transformers' own `generate`. Slower with ragged lengths, but as well tested as it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from rlhf_lightning.functional.masking import response_mask
+from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
+from rlhf_lightning.types import PromptBatch, Rollout
+
+
+class HFGenerateEngine:
+    """Sample with `PreTrainedModel.generate`; log-probabilities are left to the training forward."""
+
+    def __init__(self) -> None:
+        self._seed = 0
+        self._calls = 0
+        self._policy: PreTrainedModel | None = None
+        self._eos: tuple[int, ...] = ()
+        self._pad = 0
+        self._version = 0
+
+    def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
+        """Sample from this model; it is used as it is."""
+        self._policy, self._eos, self._pad, self._version = policy, tuple(eos_token_ids), pad_token_id, version
+
+    def seed(self, seed: int) -> None:
+        """Start anew. `generate` takes no generator, so each call runs in a forked and seeded global stream."""
+        self._seed, self._calls = seed, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed and number of calls."""
+        return {"seed": self._seed, "calls": self._calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._seed, self._calls = state["seed"], state["calls"]
+
+    def generate(self, prompts: PromptBatch, sampling: Sampling) -> Rollout:
+        """One answer per prompt row.
+
+        Raises:
+            ConfigError: prompt and answer do not fit the model's positions.
+            RuntimeError: `sync` was not called.
+        """
+        if self._policy is None:
+            raise RuntimeError("HFGenerateEngine.generate before sync(policy)")
+        check_context(self._policy, prompts.input_ids.shape[1], sampling)
+        config = GenerationConfig(
+            do_sample=True,
+            max_new_tokens=sampling.max_new_tokens,
+            min_new_tokens=sampling.min_new_tokens or None,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            eos_token_id=list(self._eos),
+            pad_token_id=self._pad,
+            use_cache=True,
+        )
+        device = prompts.input_ids.device
+        with decoding(self._policy), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self._seed + self._calls)
+            generate: Any = self._policy.generate
+            ids = generate(
+                input_ids=prompts.input_ids, attention_mask=prompts.attention_mask.long(), generation_config=config
+            )
+        self._calls += 1
+        response = ids[:, prompts.input_ids.shape[1] :]
+        mask = response_mask(response, self._eos)
+        last = response.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
+        return Rollout(
+            prompt_ids=prompts.input_ids,
+            prompt_mask=prompts.attention_mask,
+            response_ids=response,
+            mask=mask,
+            finished=torch.isin(last, torch.tensor(self._eos, device=device)),
+            rollout_logprobs=None,
+            weight_version=self._version,
+            rows=prompts.rows,
+        )

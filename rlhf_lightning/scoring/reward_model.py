@@ -1,0 +1,79 @@
+"""A trained reward model as a scorer; by ids where it shares the policy's tokenizer, by text where it has its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.functional.sequences import right_pad
+from rlhf_lightning.models import Pretrained, ScalarModel
+from rlhf_lightning.scoring.scorer import completion_texts
+from rlhf_lightning.types import Rollout
+
+
+class RewardModelScorer:
+    """Score with a sequence-classification folder.
+
+    Args:
+        model: where the reward model is.
+        name: how the source is called in logs.
+        normalise: standardise with the mean and standard deviation stored in the folder's provenance, so that held-out
+            reference answers score 0 on average with standard deviation 1 (Ziegler et al. 2019, section 2.2). A
+            folder from another tool has none: scores stay raw.
+        micro_batch_size: responses scored at once.
+    """
+
+    def __init__(
+        self, model: Pretrained, name: str = "reward_model", normalise: bool = True, micro_batch_size: int = 64
+    ) -> None:
+        self.name = name
+        self.model = ScalarModel(model.reward_model()).eval().requires_grad_(False)
+        self.tokenizer = model.tokenizer()
+        self.mean, self.std = _statistics(model.path) if normalise else (0.0, 1.0)
+        self.micro_batch_size = micro_batch_size
+        self._same_ids: bool | None = None
+
+    def to(self, device: torch.device | str) -> RewardModelScorer:
+        """Move the model."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """Standardised scores at the last token of each answer, float32 [B]."""
+        ids, mask = self._encode(rollout, tokenizer)
+        device = next(self.model.parameters()).device
+        scores = []
+        for start in range(0, len(ids), self.micro_batch_size):
+            rows = slice(start, start + self.micro_batch_size)
+            scores.append(self.model.score(ids[rows].to(device), mask[rows].to(device)))
+        return (torch.cat(scores).to(rollout.response_ids.device) - self.mean) / self.std
+
+    def _encode(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+        if self._same_ids is None:
+            self._same_ids = tokenizer.get_vocab() == self.tokenizer.get_vocab()
+        if self._same_ids:
+            return rollout.input_ids, rollout.attention_mask
+        texts = completion_texts(rollout, tokenizer)
+        rows = [self._ids(row["prompt"], text) for row, text in zip(rollout.rows, texts, strict=True)]
+        return right_pad(rows, self.tokenizer.pad_token_id)
+
+    def _ids(self, prompt: Any, text: str) -> list[int]:
+        """Token ids of one exchange in this model's own format, ending with its EOS."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer(prompt).input_ids + self.tokenizer(text, add_special_tokens=False).input_ids
+        else:
+            messages = [*prompt, {"role": "assistant", "content": text}]
+            ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        return ids if ids[-1] == self.tokenizer.eos_token_id else [*ids, self.tokenizer.eos_token_id]
+
+
+def _statistics(path: str) -> tuple[float, float]:
+    provenance = read_provenance(Path(path)) if Path(path).is_dir() else None
+    metrics = (provenance or {}).get("metrics", {})
+    return float(metrics.get("score_mean", 0.0)), max(float(metrics.get("score_std", 1.0)), 1e-6)

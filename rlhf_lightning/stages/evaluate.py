@@ -1,0 +1,81 @@
+"""Stage `evaluate`: policies side by side on held-out prompts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.evaluation import compare, print_table, write_report
+from rlhf_lightning.labelling import SamplingModule
+from rlhf_lightning.models import Pretrained
+from rlhf_lightning.scoring import RewardModelScorer, Scorer
+from rlhf_lightning.stages.run import Run, required
+
+
+def run_evaluate(run: Run) -> dict[str, float]:
+    """Sample from every policy, compare, write `evaluation.json` and `report.md`; returns the headline numbers."""
+    section = run.section("evaluate")
+    required(section, "evaluate", "data.train", "add data.prompts_validation=FILE with held-out prompts")
+    scorers = _scorers(run)
+    records = {name: _sample(run, name, folder, scorers) for name, folder in section["policies"].items()}
+    if not run.is_first:
+        return {}
+    comparison = compare(records, judge=scorers[0].name, proxy="proxy" if section["proxy"] else None)
+    evaluation = comparison.to_dict() | _reliability(section["proxy"])
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2, default=str) + "\n", encoding="utf-8")
+    write_report(run.folder)
+    print_table(evaluation)
+    return _headline(evaluation)
+
+
+def _sample(run: Run, name: str, folder: str, scorers: list[Scorer]) -> list[dict[str, Any]]:
+    section = run.section("evaluate")
+    baseline = section["policies"][section["baseline"]]
+    module = SamplingModule(
+        run.model(folder),
+        scorers,
+        reference=None if name == section["baseline"] else run.model(baseline),
+        engine=run.build(run.config["rollout"]),
+        sampling=run.build(section["sampling"]),
+        samples_per_prompt=section["samples_per_prompt"],
+        seed=section["seed"],
+    )
+    data = run.build(section["data"], tokenizer=module.tokenizer)
+    run.predictor().predict(module, datamodule=data, return_predictions=False)
+    return module.records
+
+
+def _scorers(run: Run) -> list[Scorer]:
+    """The judge first, then the proxy, then the others."""
+    section = run.section("evaluate")
+    scorers: list[Scorer] = [run.build(run.config["judge"])] if run.config["judge"] else []
+    if section["proxy"]:
+        scorers.append(
+            RewardModelScorer(Pretrained(section["proxy"], dtype=run.config["model"]["dtype"]), name="proxy")
+        )
+    scorers += [run.build(node) for node in section["judges"]]
+    if not scorers:
+        raise ConfigError(
+            "evaluate: nobody judges; add judge=function judge.function=my_project.fn, or "
+            "evaluate.proxy=REWARD_MODEL_FOLDER"
+        )
+    return scorers
+
+
+def _reliability(proxy: str | None) -> dict[str, Any]:
+    """Calibration bins of the reward model, where its folder tells them."""
+    record = read_provenance(proxy) if proxy else None
+    bins = (record or {}).get("metrics", {}).get("reliability")
+    return {"reliability": bins} if bins else {}
+
+
+def _headline(evaluation: dict[str, Any]) -> dict[str, float]:
+    judge = evaluation["judge"]
+    numbers = {
+        f"evaluate/{name}/{judge}": p["summary"]["scores"][judge]["mean"] for name, p in evaluation["policies"].items()
+    }
+    wins = {f"evaluate/{pair}/win_rate": result["win_rate"] for pair, result in evaluation["win_rates"].items()}
+    return numbers | wins

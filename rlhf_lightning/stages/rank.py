@@ -1,0 +1,53 @@
+"""Stage `rank`: a policy's answers to ranking rows, by a judge or by people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.checkpoint import write_folder
+from rlhf_lightning.data.sources import read_rows
+from rlhf_lightning.data.validate import validate_rows
+from rlhf_lightning.labelling import SamplingModule, ranking_rows
+from rlhf_lightning.labelling.ranking import candidate_rows, write_rows
+from rlhf_lightning.stages.run import Run, required
+
+FILE, CANDIDATES = "rankings.jsonl", "candidates.jsonl"
+
+
+def run_rank(run: Run) -> dict[str, float]:
+    """Write `rankings.jsonl`, or `candidates.jsonl` where there is no judge and people are to rank; returns counts."""
+    section = run.section("rank")
+    if section["human_ranks"]:
+        rows: list[Any] = [
+            dict(located.row) for located in validate_rows(read_rows(section["human_ranks"]), "comparisons")
+        ]
+        return _write(run, FILE, rows)
+    required(section, "rank", "data.train", "add data.prompts=FILE with rows that have a prompt")
+    policy = run.model(section["policy"])
+    scorers = [run.build(run.config["judge"])] if run.config["judge"] else []
+    module = SamplingModule(
+        policy,
+        scorers,
+        engine=run.build(run.config["rollout"]),
+        sampling=run.build(section["sampling"]),
+        samples_per_prompt=section["samples_per_prompt"],
+        seed=section["seed"],
+    )
+    data = run.build(section["data"], tokenizer=module.tokenizer)
+    run.predictor().predict(module, datamodule=data, return_predictions=False)
+    if not scorers:
+        return _write(run, CANDIDATES, candidate_rows(module.records))
+    return _write(
+        run, FILE, ranking_rows(module.records, scorers[0].name, noise=section["noise"], seed=section["seed"])
+    )
+
+
+def _write(run: Run, name: str, rows: list[Any]) -> dict[str, float]:
+    section = run.section("rank")
+    counts = {"rank/prompts": float(len(rows)), "rank/answers": float(sum(len(row["completions"]) for row in rows))}
+    if run.is_first:
+        provenance = run.provenance("rank", counts, policy=section["policy"], human_ranks=section["human_ranks"])
+        write_folder(Path(section["output"]), lambda folder: write_rows(folder / name, rows), provenance)
+    run.wait()
+    return counts

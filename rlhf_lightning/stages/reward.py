@@ -1,0 +1,38 @@
+"""Stage `reward`: rankings to a reward model."""
+
+from __future__ import annotations
+
+from rlhf_lightning.stages.run import Run, required, scalars
+
+
+def run_reward(run: Run) -> dict[str, float]:
+    """Fit and export the reward model with its score statistics; returns the last metrics."""
+    section = run.section("reward")
+    required(
+        section,
+        "reward",
+        "data.train",
+        "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks",
+    )
+    source = run.model(section["policy"])
+    tokenizer = source.tokenizer()
+    data = run.build(section["data"], tokenizer=tokenizer)
+    node = dict(section["module"])
+    ranking_loss = run.build(node.pop("ranking_loss"))
+    module = run.build(
+        node,
+        model=source,
+        tokenizer=tokenizer,
+        optimizer=run.build(section["optimizer"]),
+        scheduler=run.build(section["scheduler"]),
+        ranking_loss=ranking_loss,
+    )
+    trainer = run.trainer("reward", max_epochs=section["max_epochs"])
+    trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)
+    trainer.fit(module, datamodule=data)
+    metrics = scalars(trainer)
+    stored = metrics | module.held_out
+    module.export(
+        section["output"], run.provenance("reward", stored, policy=section["policy"], data=section["data"]["train"])
+    )
+    return metrics

@@ -1,0 +1,134 @@
+"""What the stages of one run share: its config and folder, and how a Trainer is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from rlhf_lightning.callbacks import History
+from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.config import safe_instantiate
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models import Pretrained
+
+TRANSLATED = {
+    "gradient_clip_val": "max_grad_norm of the stage's module (for PPO ppo.settings.max_grad_norm)",
+    "accumulate_grad_batches": "micro_batch_size of the stage's data (for PPO ppo.settings.micro_batch_size)",
+}
+
+
+class Run:
+    """A resolved config and the folder it writes to.
+
+    Args:
+        config: plain dict, as `rlhf_lightning.config.compose` returns it.
+
+    Raises:
+        ConfigError: `trainer` sets what a stage decides by itself.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.folder = Path(config["run_dir"])
+        self.seed = int(config["seed"])
+        for key, instead in TRANSLATED.items():
+            if key in config["trainer"]:
+                raise ConfigError(
+                    f"trainer.{key}: set {instead} instead, which keeps the loss exact for every split of the batch"
+                )
+
+    def prepare(self) -> None:
+        """Make the task's files and base model, if it has any to make."""
+        if self.config["task"]:
+            self.build(self.config["task"])
+
+    @property
+    def is_first(self) -> bool:
+        """True in the process that writes the files of all ranks."""
+        return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+    def wait(self) -> None:
+        """Go on when every rank is here."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+    def section(self, stage: str) -> Mapping[str, Any]:
+        """The part of the config that belongs to a stage."""
+        return self.config[stage]
+
+    def build(self, node: Any, /, **objects: Any) -> Any:
+        """Instantiate a node of the config, after the allowlist has seen it."""
+        return safe_instantiate(node, trusted=self.config["trusted_targets"], **objects)
+
+    def model(self, path: str) -> Pretrained:
+        """The recipe of `model`, for another folder."""
+        return self.build({**self.config["model"], "path": path})
+
+    def trainer(self, stage: str, callbacks: Sequence[Callback] = (), **limits: Any) -> lightning.Trainer:
+        """A Trainer with the run's logger and callbacks; ``limits`` are the stage's own arguments."""
+        lightning.seed_everything(self.seed, verbose=False)
+        surrounding = [self.build(node) for node in (self.config.get("callbacks") or {}).values()]
+        logger = self.config.get("logger")
+        defaults = {
+            "default_root_dir": self.folder,
+            "logger": self.build(logger, name=stage, version="") if logger else False,
+            "callbacks": [*surrounding, History(self.folder / "history" / f"{stage}.csv"), *callbacks],
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "use_distributed_sampler": False,
+        }
+        return self._trainer(defaults | limits)
+
+    def predictor(self) -> lightning.Trainer:
+        """A Trainer that only samples: no logger, no callbacks."""
+        lightning.seed_everything(self.seed, verbose=False)
+        silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
+        return self._trainer(silent)
+
+    def provenance(self, stage: str, metrics: Mapping[str, Any], **parents: str | None) -> dict[str, Any]:
+        """What `provenance.json` of this stage says."""
+        return {
+            "stage": stage,
+            "parents": {name: _identity(path) for name, path in parents.items() if path},
+            "config": self.section(stage),
+            "metrics": dict(metrics),
+        }
+
+    def _trainer(self, arguments: dict[str, Any]) -> lightning.Trainer:
+        given = dict(self.config["trainer"])
+        target = given.pop("_target_")
+        if isinstance(given.get("strategy"), Mapping):
+            given["strategy"] = self.build(given["strategy"])
+        return self.build({"_target_": target}, **{**arguments, **given})
+
+
+def scalars(trainer: lightning.Trainer) -> dict[str, float]:
+    """The last value of everything that was logged."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def required(section: Mapping[str, Any], stage: str, key: str, hint: str) -> Any:
+    """A value that has no default, for example a data file.
+
+    Raises:
+        ConfigError: it was not given; ``hint`` says what to add to the command.
+    """
+    node: Any = section
+    for part in key.split("."):
+        node = node[part]
+    if node is None:
+        raise ConfigError(f"{stage}.{key} is not set; {hint}")
+    return node
+
+
+def _identity(path: str) -> dict[str, Any]:
+    record = read_provenance(path) if Path(path).is_dir() else None
+    return {"path": path, "stage": (record or {}).get("stage"), "files": (record or {}).get("files", {})}

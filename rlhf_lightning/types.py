@@ -1,0 +1,137 @@
+"""The data that flows through training. Frozen dataclasses of tensors, never text on the learning path.
+
+Shapes: ``B`` sequences, ``P`` prompt tokens, ``T`` response tokens, ``S = P + T``, ``V`` vocabulary, ``N`` ranked
+answers of a batch. Masks are boolean and True where a token counts. Prompts are padded on the left, responses on the
+right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+Row = Mapping[str, Any]
+"""One dataset row as the user wrote it; unknown columns are kept and reach the reward functions."""
+
+
+class TensorData:
+    """Mixin for dataclasses of tensors: move and slice every tensor field at once."""
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Self:
+        """The same data on ``device``. Fields that are not tensors stay as they are."""
+        moved = {f.name: _to(getattr(self, f.name), device, **kwargs) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **moved)  # type: ignore[type-var]
+
+    def select(self, index: Tensor) -> Self:
+        """Rows ``index`` (long ``[n]``) of every ``[B, ...]`` field."""
+        return replace(self, **{f.name: _select(getattr(self, f.name), index) for f in fields(self)})  # type: ignore
+
+
+def _to(value: Any, device: torch.device | str, **kwargs: Any) -> Any:
+    return value.to(device, **kwargs) if isinstance(value, (Tensor, TensorData)) else value
+
+
+def _select(value: Any, index: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value[index.to(value.device)]
+    if isinstance(value, TensorData):
+        return value.select(index)
+    if isinstance(value, tuple):
+        return tuple(value[i] for i in index.tolist())
+    return value
+
+
+@dataclass(frozen=True)
+class SFTBatch(TensorData):
+    """Demonstrations with teacher forcing, padded on the right."""
+
+    input_ids: Tensor  # long [B, S]
+    attention_mask: Tensor  # bool [B, S], True at real tokens
+    mask: Tensor  # bool [B, S], True at tokens that are to be predicted (completion and EOS)
+    denominator: float  # see `ShardedLoader`: sum of token losses / denominator averages to the global token mean
+
+
+@dataclass(frozen=True)
+class ComparisonBatch(TensorData):
+    """K ranked answers for each prompt, flattened to ``N`` sequences; a prompt is never split over batches."""
+
+    input_ids: Tensor  # long [N, S], prompt + answer, padded on the right
+    attention_mask: Tensor  # bool [N, S]
+    prompt_index: Tensor  # long [N], which prompt of this batch an answer belongs to, 0 .. num_prompts - 1
+    ranks: Tensor  # long [N], 1 is best, equal ranks are ties
+    lengths: Tensor  # long [N], tokens of the answer, EOS included
+    margins: Tensor  # float [N], margin of the row the answer belongs to (0 where the row has none)
+    num_prompts: int
+    denominator: float  # number of prompts of the global batch, in the convention of `SFTBatch.denominator`
+
+
+@dataclass(frozen=True)
+class PromptBatch(TensorData):
+    """Prompts to answer, padded on the left."""
+
+    input_ids: Tensor  # long [B, P]
+    attention_mask: Tensor  # bool [B, P]
+    rows: tuple[Row, ...]  # B rows as in the file; `row["prompt"]` is text or a list of messages
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def repeat_interleave(self, repeats: int) -> PromptBatch:
+        """Each prompt ``repeats`` times in a row, so that the answers to one prompt stay together."""
+        return self.select(torch.arange(len(self)).repeat_interleave(repeats))
+
+
+@dataclass(frozen=True)
+class Rollout(TensorData):
+    """What sampling returned. The mask ends at the first EOS inclusive and never looks at the pad id."""
+
+    prompt_ids: Tensor  # long [B, P], padded on the left
+    prompt_mask: Tensor  # bool [B, P]
+    response_ids: Tensor  # long [B, T], padded on the right
+    mask: Tensor  # bool [B, T], True at response tokens that count
+    finished: Tensor  # bool [B], True where the answer ended by itself (EOS or stop), False where it was cut off
+    rollout_logprobs: Tensor | None  # float [B, T], as the engine computed them while sampling
+    weight_version: int  # optimizer steps of the policy that sampled
+    rows: tuple[Row, ...]  # B dataset rows
+
+    def __len__(self) -> int:
+        return self.response_ids.shape[0]
+
+    @property
+    def input_ids(self) -> Tensor:
+        """Prompt and response, long ``[B, S]``."""
+        return torch.cat([self.prompt_ids, self.response_ids], dim=1)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """True at the tokens of prompt and response, bool ``[B, S]``."""
+        return torch.cat([self.prompt_mask, self.mask], dim=1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Response tokens of each row, the EOS included, long ``[B]``."""
+        return self.mask.sum(1)
+
+
+@dataclass(frozen=True)
+class Experience(TensorData):
+    """A rollout with all that learning needs. Every tensor is detached; nothing here is ever saved."""
+
+    rollout: Rollout
+    scores: Tensor  # float [B], the scorer's verdict
+    logprobs: Tensor  # float [B, T], under the policy that sampled, recomputed by the training forward
+    ref_logprobs: Tensor  # float [B, T]
+    values: Tensor  # float [B, T], 0 without a critic
+    rewards: Tensor  # float [B, T], score minus the KL price, per token
+    advantages: Tensor  # float [B, T]
+    returns: Tensor  # float [B, T]
+    hidden: Tensor | None = None  # float [B, S, D], output of the frozen lower layers, if there are any
+
+    @property
+    def mask(self) -> Tensor:
+        """True at response tokens that count, bool ``[B, T]``."""
+        return self.rollout.mask

@@ -1,0 +1,74 @@
+"""Which part of the package may import which: the rules of the layer gate, as functions of source text."""
+
+import ast
+
+LAYERS = {
+    "__init__": 0,
+    "types": 0,
+    "functional": 0,
+    "errors": 0,
+    "models": 1,
+    "kl_control": 1,
+    "metrics": 1,
+    "checkpoint": 1,
+    "schedules": 1,
+    "data": 2,
+    "rollout": 2,
+    "scoring": 2,
+    "modules": 3,
+    "callbacks": 4,
+    "evaluation": 4,
+    "labelling": 4,
+    "miniature": 5,
+    "tasks": 5,
+    "stages": 6,
+    "pipeline": 6,
+    "config": 6,
+    "cli": 6,
+    "allowlist": 6,
+    "console": 6,
+    "explain": 6,
+    "locations": 6,
+}
+TORCH_ONLY = {"types", "functional"}  # usable in any notebook without the rest of the stack
+NOT_FOR_TORCH_ONLY = {"lightning", "transformers", "torchmetrics", "hydra", "omegaconf", "tensorboard", "matplotlib"}
+CONFIG_LIBRARIES = {"hydra", "omegaconf"}
+
+
+def imported(source: str, package: str) -> list[tuple[int, str]]:
+    """(line, absolute module name) of every import; ``package`` is where the source lives, for relative imports."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def layer_faults(source: str, module: str) -> list[str]:
+    """Imports of ``module`` (for example ``rlhf_lightning.data.loader``) that go upwards or sideways."""
+    part = module.split(".")[1] if "." in module else "__init__"
+    if part not in LAYERS:
+        return [f"{module}: the part {part!r} has no layer"]
+    faults = []
+    for line, name in imported(source, module.rpartition(".")[0]):
+        root, *rest = name.split(".")
+        if root in CONFIG_LIBRARIES and LAYERS[part] < 6:
+            faults.append(f"{module}:{line}: {root} belongs to the top layer only")
+        if part in TORCH_ONLY and root in NOT_FOR_TORCH_ONLY:
+            faults.append(f"{module}:{line}: {part} needs torch only, not {root}")
+        other = rest[0] if root == "rlhf_lightning" and rest else part
+        if other.startswith("__") or other == part:
+            continue
+        if other not in LAYERS:
+            faults.append(f"{module}:{line}: the part {other!r} has no layer")
+        elif part == "types":
+            faults.append(f"{module}:{line}: types imports nothing of ours")
+        elif LAYERS[other] > LAYERS[part]:
+            faults.append(f"{module}:{line}: layer {LAYERS[part]} imports {other} of layer {LAYERS[other]}")
+        elif LAYERS[other] == LAYERS[part] == 2:
+            faults.append(f"{module}:{line}: {part} and {other} are siblings")
+    return faults

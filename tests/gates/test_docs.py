@@ -1,0 +1,95 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rlhf_lightning.config import compose
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.locations import help_text
+from tests.gates.gate_docs import blocks, commands, overrides
+from tests.gates.gate_sources import ROOT
+
+FILES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+SKIPS = 8  # blocks that may be left out of the run, over all files
+NAMES = {"ids": lambda path: str(path.relative_to(ROOT))}
+
+
+def program(path):
+    """All Python blocks of a file as one program that reports line numbers of the file."""
+    lines = []
+    for block in blocks(path.read_text()):
+        if block.language == "python" and block.no_run is None:
+            lines += [""] * (block.line - 1 - len(lines)) + block.body.splitlines()
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if program(p).strip()], **NAMES)
+def test_python_in_the_documentation_runs(path, tmp_path):
+    (tmp_path / path.name).with_suffix(".py").write_text(program(path))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "ignore", path.with_suffix(".py").name]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def all_commands():
+    yield from (pytest.param(words, id=f"help: {' '.join(words)}") for words in commands(help_text()))
+    for path in FILES:
+        for block in blocks(path.read_text()):
+            if block.language in {"bash", "sh", "console", "shell"} and block.no_run is None:
+                yield from (
+                    pytest.param(w, id=f"{path.name}:{block.line}: {' '.join(w)}") for w in commands(block.body)
+                )
+
+
+@pytest.mark.parametrize("words", list(all_commands()))
+def test_command_in_the_documentation_composes(words):
+    if words[:1] == ["prepare"]:
+        assert words[1:2] == ["smollm2"]
+    elif "--config-dir" not in words:
+        compose(overrides(words))
+
+
+def test_few_blocks_are_left_out():
+    skipped = [f"{p.name}:{b.line}: {b.no_run}" for p in FILES for b in blocks(p.read_text()) if b.no_run]
+    assert len(skipped) <= SKIPS, skipped
+
+
+def test_there_is_documentation_to_check():
+    assert ROOT / "README.md" in FILES
+    assert len(list(all_commands())) >= 6
+
+
+SAMPLE = """
+```bash
+pip install x
+.venv/bin/python train.py stage=ppo \\
+    seed=1  # comment
+OMP_NUM_THREADS=1 rlhf-lightning -m 'kl=fixed,adaptive' --cfg job
+```
+<!-- no-run: needs a GPU -->
+```python
+x = 1
+```
+Text.
+
+```python
+y = 2
+```
+"""
+
+
+def test_blocks_and_commands_are_found():
+    found = blocks(SAMPLE)
+    assert [(b.language, b.no_run) for b in found] == [("bash", None), ("python", "needs a GPU"), ("python", None)]
+    assert commands(found[0].body) == [["stage=ppo", "seed=1"], ["-m", "kl=fixed,adaptive", "--cfg", "job"]]
+    assert overrides(commands(found[0].body)[1]) == ["kl=fixed"]
+    assert SAMPLE.splitlines()[found[2].line - 1] == "y = 2"
+
+
+def test_the_gate_sees_a_wrong_command():
+    with pytest.raises(Exception, match="nonsense"):
+        compose(overrides(["nonsense=1"]))
+    with pytest.raises(ConfigError):
+        compose(overrides(["+x._target_=[os.system]"]))

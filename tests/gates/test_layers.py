@@ -1,0 +1,46 @@
+import pytest
+
+from tests.gates.gate_layers import layer_faults
+from tests.gates.gate_sources import ROOT, SOURCES
+
+
+def module_name(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return (
+        name if name == "rlhf_lightning.__init__" else name.removesuffix(".__init__") + "." * name.endswith("__init__")
+    )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downwards(path):
+    assert layer_faults(path.read_text(), module_name(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "says"),
+    [
+        ("rlhf_lightning.types", "from rlhf_lightning.functional import ppo", "types imports nothing"),
+        ("rlhf_lightning.functional.ppo", "from rlhf_lightning.models import x", "layer 0 imports models of layer 1"),
+        ("rlhf_lightning.functional.ppo", "import lightning.pytorch as L", "torch only"),
+        ("rlhf_lightning.data.loader", "from rlhf_lightning.rollout.engine import x", "siblings"),
+        ("rlhf_lightning.data.loader", "from rlhf_lightning import scoring", "siblings"),
+        ("rlhf_lightning.data.loader", "from ..scoring import scorer", "siblings"),
+        ("rlhf_lightning.data.loader", "from .. import scoring", "siblings"),
+        ("rlhf_lightning.data.", "from ..scoring import scorer", "siblings"),
+        ("rlhf_lightning.modules.ppo", "def f():\n    import rlhf_lightning.pipeline", "layer 3 imports pipeline"),
+        ("rlhf_lightning.modules.ppo", "from omegaconf import OmegaConf", "top layer only"),
+        ("rlhf_lightning.callbacks.x", "import hydra.utils", "top layer only"),
+        ("rlhf_lightning.modules.ppo", "if TYPE_CHECKING:\n    from rlhf_lightning.callbacks import x", "layer 3"),
+        ("rlhf_lightning.novelty", "", "has no layer"),
+        ("rlhf_lightning.modules.ppo", "import rlhf_lightning.novelty", "has no layer"),
+    ],
+)
+def test_the_gate_sees_bad_imports(module, source, says):
+    assert says in " ".join(layer_faults(source, module))
+
+
+def test_the_gate_lets_good_imports_pass():
+    source = (
+        "import torch\nfrom rlhf_lightning.types import Rollout\nfrom .sources import read_rows\nfrom . import chat"
+    )
+    assert layer_faults(source, "rlhf_lightning.data.loader") == []

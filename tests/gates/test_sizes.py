@@ -1,0 +1,56 @@
+import pytest
+
+from tests.gates.gate_sizes import size_faults
+from tests.gates.gate_sources import PACKAGE, ROOT, project_files
+
+SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("hydra_plugins/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
+PYTHON = sorted([*PACKAGE.rglob("*.py"), *SCRIPTS])
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+# Functions whose arguments belong to somebody else's signature.
+KEYWORDS_ALLOWED = frozenset(
+    {
+        "rlhf_lightning/types.py::to",  # torch.Tensor.to
+        "rlhf_lightning/types.py::_to",
+        "rlhf_lightning/models/loading.py::_config",  # attributes of a transformers config
+        "rlhf_lightning/config.py::safe_instantiate",  # the constructor named in a config
+        "rlhf_lightning/stages/run.py::build",  # the same
+        "rlhf_lightning/stages/run.py::trainer",  # lightning.Trainer
+        "rlhf_lightning/stages/run.py::provenance",  # parents under their own names
+    }
+)
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_functions_and_constructors_stay_small(path):
+    assert size_faults(path.read_text(), str(path.relative_to(ROOT)), KEYWORDS_ALLOWED) == []
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 500
+
+
+def test_no_file_is_a_drawer_for_everything():
+    names = {"utils", "util", "helpers", "helper", "misc", "common"}
+    assert [p for p in project_files() if p.suffix == ".py" and p.stem in names] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("x = 1\n" * 301, "301 lines"),
+        ("def f():\n" + "    x = 1\n" * 50, "f has 51 lines"),
+        ("class A:\n    async def f(self):\n" + "        x = 1\n" * 50, "f has 51 lines"),
+        (f"class A:\n    def __init__(self, {', '.join(f'a{i}' for i in range(13))}): ...", "13 arguments"),
+        (f"class A:\n    def __init__(self, *, {', '.join(f'a{i}' for i in range(13))}): ...", "13 arguments"),
+        ("def f(**kwargs): ...", "takes **kwargs"),
+    ],
+)
+def test_the_gate_sees_what_is_too_big(source, says):
+    assert says in " ".join(size_faults(source, "a.py"))
+
+
+def test_the_gate_does_not_count_docstrings():
+    source = 'def f():\n    """One.\n' + "    more\n" * 60 + '    """\n' + "    x = 1\n" * 49
+    assert size_faults(source, "a.py") == []
+    assert size_faults(source + "    x = 1\n", "a.py") != []

@@ -1,0 +1,98 @@
+import io
+
+import pytest
+
+from rlhf_lightning.callbacks import ProgressLine
+from rlhf_lightning.callbacks.progress import progress_text
+from tests.unit.callbacks.stages import Refinement, Supervised, loader, trainer
+
+PPO = {
+    "objective/scores": 0.6123,
+    "objective/kl": 4.216,
+    "objective/kl_target": 6.0,
+    "objective/kl_coef": 0.0512,
+    "policy/clipfrac_avg": 0.081,
+    "completions/mean_length": 18.44,
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def lines(stream):
+    return stream.getvalue().splitlines()
+
+
+def test_ppo_line_shows_reward_kl_against_target_and_speed_by_phase():
+    text = progress_text(PPO, 12, 40, {"generate": 1234.0, "learn": 5.6e6})
+    assert text == (
+        "rollout 12/40  reward 0.612  kl 4.22/6  beta 0.0512  clip 8.1%  len 18.4  | generate 1.2k learn 5.6M tok/s"
+    )
+
+
+@pytest.mark.parametrize("target", [None, 0.0, float("nan")])
+def test_a_missing_target_is_not_shown(target):
+    metrics = {"objective/scores": 0.0, "objective/kl": 1.0} | (
+        {} if target is None else {"objective/kl_target": target}
+    )
+    assert progress_text(metrics, 1, None, {}) == "rollout 1  reward 0.000  kl 1.00"
+
+
+def test_reward_line_shows_accuracy_and_margin():
+    metrics = {"train/loss": 0.5, "train/accuracy": 0.75, "train/margin": 1.5, "val/accuracy": 0.7}
+    assert progress_text(metrics, 3, 9, {}) == "step 3/9  loss 0.500  acc 0.750  margin 1.50  val acc 0.700"
+
+
+def test_a_log_file_gets_a_line_each_quarter_and_a_summary(tmp_path):
+    stream = io.StringIO()
+    line = ProgressLine(every_percent=25, every_seconds=1e9, stream=stream)
+    trainer([line], tmp_path, enable_progress_bar=True).fit(Supervised(), loader(8))
+    *shown, summary = lines(stream)
+    assert shown == [f"step {i}/8  loss {i}.000  ppl 7.00" for i in (2, 4, 6)]
+    assert summary.startswith("step 8  loss 8.000  ppl 7.00  | done in ")
+
+
+def test_a_slow_fit_is_never_silent_for_longer_than_the_limit(tmp_path):
+    stream = io.StringIO()
+    line = ProgressLine(every_percent=200, every_seconds=0, stream=stream)
+    trainer([line], tmp_path, enable_progress_bar=True).fit(Supervised(), loader(4))
+    assert len(lines(stream)) == 4
+
+
+def test_speed_of_a_phase_is_response_tokens_over_its_seconds(tmp_path):
+    stream = io.StringIO()
+    line = ProgressLine(every_percent=50, stream=stream)
+    trainer([line], tmp_path, enable_progress_bar=True).fit(Refinement([0.5] * 2, [1] * 2), loader(2))
+    # four tokens count in the experience, and learning is logged to take half a second
+    assert lines(stream)[0] == "rollout 1/2  reward 0.500  kl 1.00/4  beta 0.1  clip 12.5%  len 4.0  | learn 8 tok/s"
+
+
+def test_on_a_terminal_the_line_lives_in_place_and_the_summary_stays(tmp_path):
+    stream = Terminal()
+    trainer([ProgressLine(stream=stream)], tmp_path, enable_progress_bar=True).fit(Supervised(), loader(3))
+    assert "\x1b[?25h" in stream.getvalue()  # the cursor is back
+    assert "step 3  loss 3.000" in lines(stream)[-1]
+
+
+def test_the_terminal_is_given_back_when_training_fails(tmp_path):
+    class Failing(Supervised):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 2:
+                raise ArithmeticError("broken")
+            return super().training_step(batch, batch_idx)
+
+    stream = Terminal()
+    with pytest.raises(ArithmeticError):
+        trainer([ProgressLine(stream=stream)], tmp_path, enable_progress_bar=True).fit(Failing(), loader(4))
+    assert "\x1b[?25h" in stream.getvalue()
+    assert lines(stream)[-1].endswith("| stopped")
+
+
+def test_a_disabled_line_prints_nothing(tmp_path):
+    stream = io.StringIO()
+    line = ProgressLine(stream=stream)
+    line.disable()
+    trainer([line], tmp_path, enable_progress_bar=True).fit(Supervised(), loader(2))
+    assert stream.getvalue() == ""

@@ -1,0 +1,133 @@
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import pytest
+
+from rlhf_lightning.data.loader import ShardedLoader
+from rlhf_lightning.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Number:
+    value: int
+    weight: int
+
+    def filler(self):
+        return replace(self, weight=0)
+
+
+def collate(items, denominator):
+    return [item.value for item in items], denominator, [item.weight for item in items]
+
+
+def make(count=22, **options):
+    return ShardedLoader([Number(i, i % 5 + 1) for i in range(count)], collate, **{"batch_size": 8} | options)
+
+
+def rows(batches):
+    return [row for batch in batches for row in batch[0]]
+
+
+def test_an_epoch_is_a_permutation_and_the_next_one_is_another():
+    loader = make(24)
+    first, second = rows(loader), rows(loader)
+    assert sorted(first) == sorted(second) == list(range(24))
+    assert first != second
+    assert first == rows(make(24)) and first != rows(make(24, seed=1))
+    assert rows(make(24, shuffle=False)) == list(range(24))
+
+
+def test_rows_that_do_not_fill_a_batch_wait_for_another_epoch():
+    loader = make(22)
+    assert len(loader) == len(list(loader)) == 2
+    seen = {row for _ in range(20) for row in rows(loader)}
+    assert seen == set(range(22))
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(1, None), (1, 2), (2, None), (2, 1), (4, 2), (8, 1)])
+def test_a_global_batch_is_the_same_rows_and_mean_for_any_split(world_size, micro):
+    whole = make(24)
+    loaders = [make(24, world_size=world_size, rank=r, micro_batch_size=micro) for r in range(world_size)]
+    steps = loaders[0].accumulate
+    assert len(loaders[0]) == 3 * steps
+    streams = [list(loader) + list(loader) for loader in loaders]
+    for index, (expected, denominator, weights) in enumerate(list(whole) + list(whole)):
+        parts = [stream[index * steps + m] for stream in streams for m in range(steps)]
+        assert sorted(rows(parts)) == sorted(expected)
+        assert denominator == sum(weights)
+        # What a module computes: sum of token losses / denominator, averaged over micro-batches and ranks.
+        loss = sum(Fraction(sum(v * w for v, w in zip(p[0], p[2], strict=True))) / Fraction(p[1]) for p in parts)
+        mean = Fraction(sum(v * w for v, w in zip(expected, weights, strict=True)), sum(weights))
+        assert float(loss / len(parts)) == pytest.approx(float(mean), rel=1e-12)
+
+
+@pytest.mark.parametrize("stop", range(0, 27))
+def test_any_micro_batch_position_resumes_the_same_stream(stop):
+    def stream(loader, count):
+        out = []
+        while len(out) < count:
+            for batch in loader:
+                out.append(batch)
+                if len(out) == count:
+                    break
+        return out
+
+    options = {"micro_batch_size": 2, "world_size": 2, "rank": 1}
+    whole = stream(make(**options), 30)
+    before, after = make(**options), make(**options)
+    assert stream(before, stop) == whole[:stop]
+    assert before.state_dict() == {"position": stop}
+    after.load_state_dict(before.state_dict())
+    assert stream(after, 30 - stop) == whole[stop:]
+
+
+def test_an_iterator_that_is_made_and_dropped_costs_no_rows():
+    loader = make()
+    iter(loader)
+    next(iter(loader))
+    assert loader.state_dict() == {"position": 1}
+
+
+def test_shuffling_leaves_the_global_generator_alone():
+    import torch
+
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    rows(make())
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_evaluation_sees_every_row_once_on_equally_many_batches():
+    loaders = [
+        make(9, batch_size=4, world_size=2, rank=rank, micro_batch_size=2, shuffle=False, drop_last=False)
+        for rank in (0, 1)
+    ]
+    streams = [list(loader) for loader in loaders]
+    assert [len(stream) for stream in streams] == [len(loader) for loader in loaders] == [3, 3]
+    assert [batch[0] for batch in streams[0]] == [[0, 1], [4, 5], [8]]
+    assert [batch[0] for batch in streams[1]] == [[2, 3], [6, 7], [8]]
+    assert streams[1][2][2] == [0]  # the filler weighs nothing
+    assert [batch[1] for batch in streams[0]] == [batch[1] for batch in streams[1]] == [10 / 2, 11 / 2, 4 / 2]
+
+
+def test_evaluation_starts_at_the_first_row_each_time():
+    loader = make(9, shuffle=False, drop_last=False)
+    next(iter(loader))
+    assert rows(loader) == list(range(9))
+    assert loader.state_dict() == {"position": 0}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro", "world_size"), [(8, 3, 1), (8, 4, 3), (8, None, 3), (2, None, 4), (8, 0, 1), (0, 1, 1)]
+)
+def test_sizes_that_do_not_divide_are_refused_with_the_three_numbers(batch_size, micro, world_size):
+    with pytest.raises(ConfigError, match=f"{batch_size} is not a multiple of micro_batch_size {micro} x {world_size}"):
+        make(24, batch_size=batch_size, micro_batch_size=micro, world_size=world_size)
+
+
+def test_fewer_rows_than_a_batch_would_be_no_training():
+    with pytest.raises(DataError, match=r"7 rows do not fill one batch of 8: training would take 0 steps"):
+        make(7)
+    with pytest.raises(DataError, match="0 rows"):
+        make(0, drop_last=False)

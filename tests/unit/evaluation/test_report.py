@@ -1,0 +1,175 @@
+import json
+
+import pytest
+
+from rlhf_lightning.errors import DataError
+from rlhf_lightning.evaluation import before_and_after, print_table, read_history, verdict, write_report
+
+
+def estimate(mean, stderr=0.1):
+    return {"mean": mean, "stderr": stderr}
+
+
+def policy(gold, proxy, kl, completion="fine"):
+    summary = {
+        "count": 100,
+        "prompts": 100,
+        "scores": {"gold": estimate(gold), "proxy": estimate(proxy, 0.2)},
+        "kl": None if kl is None else estimate(kl),
+        "length": estimate(12.0),
+        "eos_rate": 0.875,
+        "distinct_2": 0.5,
+    }
+    sample = {
+        "prompt": "tell | me",
+        "completion": completion,
+        "scores": {"gold": gold, "proxy": proxy},
+        "length": 2,
+        "finished": False,
+        "kl": kl,
+    }
+    return {"summary": summary, "samples": [sample]}
+
+
+def evaluation(gold=2.0, proxy=3.0):
+    wins = {
+        "judge": "gold",
+        "wins": 80,
+        "ties": 0,
+        "losses": 20,
+        "unpaired": 0,
+        "win_rate": 0.8,
+        "low": 0.71,
+        "high": 0.87,
+    }
+    return {
+        "judge": "gold",
+        "proxy": "proxy",
+        "policies": {
+            "base": policy(0.0, 0.0, None),
+            "sft": policy(1.0, 1.0, 0.0),
+            "ppo": policy(gold, proxy, 5.0, "<b>"),
+        },
+        "win_rates": {"ppo vs sft": wins, "sft vs base": {**wins, "win_rate": 0.75, "low": 0.6, "high": 0.85}},
+    }
+
+
+def test_the_verdict_names_change_kl_win_rate_judge_and_gap():
+    # sqrt(2) * 0.1; spreads over 100 prompts are 1 and 2: gap 2 / 2 - 1 / 1
+    assert verdict(evaluation()) == (
+        "gold up by 1.000 (± 0.141) from sft to ppo at a KL of 5.00 nats per response; "
+        "win rate 80.0% [71.0, 87.0] against sft, judged by gold; "
+        "proxy proxy +2.000, proxy-gold gap +0.00 standard deviations of sft."
+    )
+
+
+@pytest.mark.parametrize(
+    ("gold", "proxy", "found"),
+    [
+        (0.5, 3.0, "WARNING, reward hacking: proxy rose while gold fell"),
+        (1.1, 3.0, "Caution: proxy rose without a clear gain in gold"),
+        (2.0, 3.0, None),
+        (0.5, 0.0, None),  # both fell: bad, but the proxy is not lying
+    ],
+)
+def test_a_proxy_that_rises_alone_is_named_for_what_it_is(gold, proxy, found):
+    sentence = verdict(evaluation(gold, proxy))
+    assert ("WARNING" in sentence or "Caution" in sentence) is (found is not None)
+    assert (found or "") in sentence
+
+
+def test_a_change_within_its_error_is_no_change():
+    assert verdict(evaluation(gold=1.2)).startswith("gold did not clearly change from sft to ppo (+0.200 ± 0.141)")
+
+
+def test_a_single_policy_has_nothing_to_compare_with():
+    alone = evaluation()
+    alone["policies"] = {"sft": alone["policies"]["sft"]}
+    assert verdict(alone) == "Only sft was evaluated: there is nothing to compare it with."
+
+
+def test_the_table_mirrors_the_win_rate_of_what_came_before_sft():
+    lines = before_and_after(evaluation()).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:5]]
+    assert cells[0] == [
+        "base",
+        "0.000 ± 0.100",
+        "0.000 ± 0.200",
+        "-",
+        "12.0 ± 0.1",
+        "88%",
+        "0.500",
+        "25.0% [15.0, 40.0]",
+    ]
+    assert [row[-1] for row in cells] == ["25.0% [15.0, 40.0]", "-", "80.0% [71.0, 87.0]"]
+    assert cells[2][3] == "5.00 ± 0.10"
+
+
+def run_folder(tmp_path):
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    (tmp_path / "history").mkdir()
+    (tmp_path / "history" / "ppo.csv").write_text(
+        "step,kind,seconds,objective/scores,objective/kl\n1,train,0.5,0.25,1.0\n2,train,1.5,0.5,2.0\n"
+    )
+    (tmp_path / "history" / "reward.csv").write_text(
+        "step,kind,seconds,val/accuracy,val/reliability/0/confidence,val/reliability/0/accuracy,val/reliability/0/count\n"
+        "5,validation,2.0,0.75,0.8,0.7,10\n"
+    )
+    (tmp_path / "config.yaml").write_text("seed: 7\n")
+    return tmp_path
+
+
+def test_the_report_holds_verdict_table_samples_figures_and_configuration(tmp_path):
+    text = write_report(run_folder(tmp_path)).read_text()
+    assert text.startswith("# Report: base → sft → ppo\n\n**gold up by 1.000")
+    assert "| ppo | &lt;b&gt; *(cut off)* | 2.000 | 3.000 |" in text
+    assert "**Prompt** tell &#124; me" in text
+    assert "* **ppo**: rollouts 2, score 0.500, KL 2.00, 2 s" in text
+    assert "seed: 7" in text
+    for name in ("reward_kl_frontier", "kl_control", "reward_model_reliability"):
+        assert f"(figures/{name}.png)" in text
+        assert (tmp_path / "figures" / f"{name}.png").exists()
+    assert "sft_loss" not in text
+
+
+def test_the_report_needs_nothing_but_the_evaluation(tmp_path):
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    text = write_report(tmp_path).read_text()
+    assert "## Figures" not in text
+    assert "## Configuration" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "evaluation.json: not found"), ("{", "evaluation.json:1: not JSON"), ('{"judge": "g"}', "json: policies")],
+)
+def test_a_broken_evaluation_is_refused_by_name(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        write_report(tmp_path)
+
+
+def test_a_damaged_history_is_refused_by_line_and_column(tmp_path):
+    path = tmp_path / "sft.csv"
+    path.write_text("step,kind,train/loss\n1,train,1.0\n2,train,oops\n")
+    with pytest.raises(DataError, match=r"sft\.csv:3: train/loss: 'oops'"):
+        read_history(path)
+
+
+def test_empty_cells_of_a_history_are_left_out(tmp_path):
+    path = tmp_path / "sft.csv"
+    path.write_text("step,kind,seconds,train/loss,val/loss\n1,train,0.5,2.0,\n1,validation,0.6,,3.0\n")
+    assert read_history(path) == [
+        {"step": 1.0, "kind": "train", "seconds": 0.5, "train/loss": 2.0},
+        {"step": 1.0, "kind": "validation", "seconds": 0.6, "val/loss": 3.0},
+    ]
+
+
+def test_the_terminal_table_shows_a_column_for_each_policy(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    print_table(evaluation())
+    shown = capsys.readouterr().out
+    assert all(
+        name in shown for name in ("base", "sft", "ppo", "gold (judge)", "80.0% [71.0, 87.0]", "gold up by 1.000")
+    )

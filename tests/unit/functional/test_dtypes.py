@@ -1,0 +1,41 @@
+"""What goes in comes out: float32 stays float32, float64 stays float64, and float32 is only less exact."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rlhf_lightning.functional import advantage, aggregate, kl, masking, ppo, ratios, reward, scores
+
+MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, False], [True, True, False]])
+FINISHED = torch.tensor([True, False, True, False])
+RANKS, PROMPT = torch.tensor([1, 2, 2, 1]), torch.tensor([0, 0, 1, 1])
+
+CALLS = {
+    "whiten": lambda x, y, z: masking.masked_whiten(x, MASK, ddof=1),
+    "moments": lambda x, y, z: masking.masked_moments(x, MASK),
+    "aggregate": lambda x, y, z: aggregate.token_sum_norm(x, MASK, 3),
+    "gae": lambda x, y, z: advantage.gae(x, y, MASK, bootstrap=z[:, 0]),
+    "grpo": lambda x, y, z: advantage.grpo(x, y, MASK, group_size=2),
+    "shaped_rewards": lambda x, y, z: kl.shaped_rewards(z[:, 0], x, y, MASK, FINISHED, kl_coef=0.1, score_clip=1.0),
+    "policy": lambda x, y, z: ppo.clipped_policy_loss(x, y, z, MASK, dual_clip=3.0),
+    "value": lambda x, y, z: ppo.clipped_value_loss(x, y, z, MASK),
+    "explained": lambda x, y, z: ppo.explained_variance(x, y, MASK),
+    "weights": lambda x, y, z: ratios.truncated_token_weights(x, y, MASK),
+    "pairwise": lambda x, y, z: reward.pairwise_logistic_loss(x[:, 0], y[:, 0], weights=z[:, 0].exp()),
+    "kwise": lambda x, y, z: reward.kwise_logistic_loss(x[:, 0], RANKS, PROMPT, margins=y[:, 0], center_coef=0.1),
+    "plackett_luce": lambda x, y, z: reward.plackett_luce_loss(x[:, 0], RANKS, PROMPT, top_k=1),
+    "normalisation": lambda x, y, z: scores.normalisation(x[:, 0]),
+}
+
+
+def as_tuple(result):
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_precision_of_the_input_is_kept(name):
+    wide = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact, coarse = as_tuple(CALLS[name](*wide)), as_tuple(CALLS[name](*wide.float()))
+    for want, got in zip(exact, coarse, strict=True):
+        assert (want.dtype, got.dtype) == (torch.float64, torch.float32)
+        assert_close(got.double(), want, rtol=1e-4, atol=1e-5)

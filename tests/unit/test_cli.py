@@ -1,0 +1,190 @@
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from rlhf_lightning.locations import CONF_DIR, help_text
+
+# A small tree in place of ours, so that these tests hold whatever the stages look like.
+OPTIONS = {
+    "train": """
+defaults:
+  - base
+  - data: files
+  - stage: pipeline
+  - experiment: null
+  - _self_
+  - override hydra/help: rlhf_lightning
+  - override hydra/job_logging: rlhf_lightning
+""",
+    "data/files": "train: ???",
+    "kl/fixed": "_target_: rlhf_lightning.kl_control.FixedKL\ncoef: 0.1",
+    "kl/adaptive": "_target_: rlhf_lightning.kl_control.AdaptiveKL",
+    "stage/ppo": "# @package _global_\ndefaults: [/kl: fixed]\nstage_name: ppo\nmodule: {clip_range: 0.2}",
+    "stage/pipeline": "# @package _global_\ndefaults: [/stage@ppo: inner]\nstage_name: pipeline",
+    "stage/inner": "module: {clip_range: 0.2}",
+    "experiment/hostile": "# @package _global_\nx: {_target_: os.system, command: touch MARKER}",
+    "experiment/trusting": "# @package _global_\ntrusted_targets: [os]",
+}
+DRIVER = """
+import os, subprocess, sys, types
+from pathlib import Path
+import rlhf_lightning.locations as locations
+locations.CONF_DIR = Path("conf").resolve()
+from rlhf_lightning import cli, errors
+def run(config):
+    print("RUN", config["run_dir"], config["seed"], flush=True)
+    if config["seed"] == 2: raise errors.DataError("rows.jsonl:3: prompt: is empty")
+    if config["seed"] == 3: raise RuntimeError("a bug")
+    if config["seed"] == 4: raise KeyboardInterrupt
+    if config["seed"] == 5 and "LOCAL_RANK" not in os.environ:
+        rank = subprocess.run([sys.executable, "driver.py", "nonsense"], env={**os.environ, "LOCAL_RANK": "1"})
+        assert rank.returncode == 0
+pipeline = types.ModuleType("rlhf_lightning.pipeline")
+pipeline.run = run
+sys.modules["rlhf_lightning.pipeline"] = pipeline
+cli.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("app")
+    for name, text in OPTIONS.items():
+        path = folder / "conf" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    shutil.copytree(CONF_DIR / "hydra", folder / "conf" / "hydra")
+    shutil.copy(CONF_DIR / "base.yaml", folder / "conf")
+    (folder / "driver.py").write_text(DRIVER)
+
+    def call(*arguments, **environment):
+        env = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+        env |= {"PYTHONPATH": str(CONF_DIR.parent), **environment}
+        command = [sys.executable, "driver.py", *arguments]
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+    call.folder = folder
+    return call
+
+
+def test_a_run_gets_a_folder_named_after_its_stage(app):
+    done = app("stage=ppo", "data.train=x")
+    assert done.returncode == 0, done.stderr
+    run_dir = done.stdout.split()[1]
+    assert run_dir.startswith(str(app.folder / "runs" / "ppo"))
+    assert os.path.isdir(run_dir)
+    assert not os.path.exists(app.folder / "outputs")
+
+
+def test_the_run_folder_can_be_named(app):
+    done = app("stage=ppo", "data.train=x", "run_dir=mine")
+    assert done.stdout.split()[:2] == ["RUN", str(app.folder / "mine")]
+
+
+def test_another_rank_gets_the_config_and_folder_of_the_first(app):
+    done = app("stage=ppo", "data.train=x", "seed=5")
+    first, second = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert first == second
+
+
+def test_each_job_of_a_sweep_has_its_own_folder(app):
+    done = app("-m", "stage=ppo", "data.train=x", "seed=0,1")
+    runs = [line.split() for line in done.stdout.splitlines() if line.startswith("RUN")]
+    assert done.returncode == 0, done.stderr
+    assert [run[2] for run in runs] == ["0", "1"]
+    assert len({run[1] for run in runs}) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["stage=ppo", "data.train=x", "module.clip_rnage=1"], "Did you mean module.clip_range?"),
+        (["data.train=x", "module.clip_range=1"], "Did you mean ppo.module.clip_range?"),
+        (["stage=ppo", "data.train=x", "kl=adaptve"], "Did you mean adaptive?\nOptions of kl: adaptive, fixed"),
+        (["stage=poo"], "Did you mean ppo?"),
+        (["stag=ppo"], "Did you mean stage?"),
+        (["stage=ppo", "seed"], "missing EQUAL"),
+        (["stage=ppo"], "data.train has no default"),
+        (["stage=ppo", "data.train=${nowhere}"], "nowhere"),
+        (["stage=ppo", "data.train=x", "experiment=hostile"], "os.system is not on the list"),
+        (["stage=ppo", "data.train=x", "experiment=trusting"], "command line only"),
+        (["prepare", "gpt5"], "prepare smollm2"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_command_ends_with_code_2_and_says_what_was_meant(app, arguments, says):
+    done = app(*arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 6
+    assert not (app.folder / "MARKER").exists()
+
+
+def test_wrong_commands_leave_no_empty_run_folders(app):
+    app("stage=ppo", "output_root=empty")
+    assert not list(app.folder.glob("empty/*/*"))
+
+
+def test_own_errors_end_with_their_code_and_without_traceback(app):
+    done = app("stage=ppo", "data.train=x", "seed=2")
+    assert done.returncode == 3
+    assert done.stderr.strip() == "DataError: rows.jsonl:3: prompt: is empty"
+
+
+def test_a_bug_shows_its_traceback_without_hydra(app):
+    done = app("stage=ppo", "data.train=x", "seed=3")
+    assert done.returncode == 1
+    assert "RuntimeError: a bug" in done.stderr
+    assert "hydra" not in done.stderr
+
+
+def test_an_interrupt_ends_with_130(app):
+    done = app("stage=ppo", "data.train=x", "seed=4")
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+
+
+def test_tracebacks_can_be_asked_for(app):
+    assert "Traceback" in app("stage=poo", HYDRA_FULL_ERROR="1").stderr
+    assert "Traceback" in app("stage=ppo", "data.train=x", "seed=2", HYDRA_FULL_ERROR="1").stderr
+
+
+def test_torchrun_needs_a_named_folder(app):
+    done = app("stage=ppo", "data.train=x", TORCHELASTIC_RUN_ID="1")
+    assert done.returncode == 2
+    assert "run_dir=" in done.stderr
+
+
+def test_help_fits_a_screen_and_imports_no_hydra():
+    code = "import sys; from rlhf_lightning.cli import main; main(); assert 'hydra' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert done.stdout == help_text()
+    assert 10 < len(lines) <= 24
+    assert max(map(len, lines)) <= 110
+
+
+def test_hydra_shows_the_same_help(app):
+    code = "import hydra; hydra.main(version_base=None, config_path='CONF', config_name='train')(print)()"
+    command = [sys.executable, "-c", code.replace("CONF", str(app.folder / "conf")), "--help"]
+    done = subprocess.run(command, cwd=app.folder, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == help_text().strip()
+
+
+def test_help_names_the_stages_and_groups_that_exist():
+    text = help_text()
+    stages = set(text.split("\nstages ")[1].splitlines()[0].replace("(default)", "").replace(",", " ").split())
+    groups = set(text.split("\ngroups ")[1].splitlines()[0].replace(",", " ").split())
+    assert stages == {path.stem for path in (CONF_DIR / "stage").glob("*.yaml")}
+    assert groups <= {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+
+
+def test_help_template_is_valid_yaml():
+    template = OmegaConf.load(CONF_DIR / "hydra" / "help" / "rlhf_lightning.yaml").template
+    assert template.strip() == help_text().strip()

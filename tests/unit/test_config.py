@@ -1,0 +1,165 @@
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from rlhf_lightning.config import load_config, redact, safe_instantiate, save_config
+from rlhf_lightning.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Setting:
+    size: int
+
+
+class Part:
+    def __init__(self, width: int = 3, setting: Setting | None = None, children: list | None = None) -> None:
+        if width < 0:
+            raise DataError("width is negative")
+        if width == 0:
+            raise ValueError("division is not possible")
+        self.width, self.setting, self.children = width, setting, children
+
+
+TARGET = f"{Part.__module__}.Part"
+
+
+def build(trusted=(TARGET,), **node):
+    objects = node.pop("objects", {})
+    return safe_instantiate({"_target_": TARGET, **node}, trusted=trusted, **objects)
+
+
+def test_interpolations_become_plain_python():
+    config = load_config(OmegaConf.create({"a": [1, {"b": "${c}"}], "c": 2}))
+    assert config == {"a": [1, {"b": 2}], "c": 2, "trusted_targets": []}
+    assert type(config["a"]) is list
+    assert type(config["a"][1]) is dict
+
+
+def test_missing_value_names_its_key_and_the_remedy():
+    with pytest.raises(ConfigError, match=r"data\.train has no default .* data\.train=VALUE .*Also missing: z"):
+        load_config(OmegaConf.create({"data": {"train": "???"}, "z": "???"}))
+
+
+def test_interpolation_to_nowhere_names_the_key_that_holds_it():
+    with pytest.raises(ConfigError, match=r"^a\.b: .*nowhere"):
+        load_config(OmegaConf.create({"a": {"b": "${nowhere}"}}))
+
+
+def test_unset_environment_variable_is_a_config_error():
+    with pytest.raises(ConfigError, match="Is the environment variable set"):
+        load_config(OmegaConf.create({"key": "${oc.env:SURELY_NOT_SET}"}))
+
+
+def test_a_file_cannot_trust_targets():
+    cfg = OmegaConf.create({"trusted_targets": ["os"], "x": {"_target_": "os.system"}})
+    with pytest.raises(ConfigError, match="command line only"):
+        load_config(cfg)
+
+
+def test_the_command_line_can_trust_targets():
+    cfg = OmegaConf.create({"trusted_targets": ["mine"], "x": {"_target_": "mine.Thing"}})
+    assert load_config(cfg, ["trusted_targets=[mine]"])["trusted_targets"] == ["mine"]
+    assert load_config(cfg, ["+trusted_targets=[mine]"])["trusted_targets"] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "override", ["scorer.function=mine.reward", "+a.function='mine.reward'", "x._target_=mine.reward"]
+)
+def test_a_name_written_on_the_command_line_is_trusted_and_only_that_name(override):
+    cfg = OmegaConf.create({"scorer": {"_target_": "rlhf_lightning.scoring.FunctionScorer", "function": "mine.reward"}})
+    assert load_config(cfg, [override])["trusted_targets"] == ["mine.reward"]
+    with pytest.raises(ConfigError, match=r"scorer\.function: mine\.reward is not on the list"):
+        load_config(cfg, [])
+    cfg.scorer.function = "mine.other"
+    with pytest.raises(ConfigError, match=r"mine\.other"):
+        load_config(cfg, [override])
+
+
+def test_the_composed_config_is_left_as_it_was():
+    cfg = OmegaConf.create({"a": "${b}", "b": 1})
+    load_config(cfg)
+    assert OmegaConf.to_container(cfg) == {"a": "${b}", "b": 1}
+
+
+def test_objects_arrive_as_they_are():
+    setting, tensor = Setting(4), torch.ones(2)
+    part = build(width=5, objects={"setting": setting, "children": [tensor]})
+    assert part.width == 5
+    assert part.setting is setting
+    assert part.children[0] is tensor
+
+
+def test_nested_parts_are_built_and_containers_are_plain():
+    part = build(children=[{"_target_": TARGET, "width": 7}, {"k": [1]}])
+    assert part.children[0].width == 7
+    assert type(part.children[1]) is dict
+    assert type(part.children[1]["k"]) is list
+
+
+def test_partial_takes_the_rest_later():
+    make = build(_partial_=True, width=2, objects={"children": [1]})
+    assert make(setting=None).children == [1]
+
+
+def test_null_is_none_and_a_dict_without_target_keeps_its_keys():
+    assert safe_instantiate(None) is None
+    built = safe_instantiate({"a": {"_target_": TARGET}, "b": None}, trusted=[TARGET])
+    assert isinstance(built["a"], Part)
+    assert built["b"] is None
+
+
+def test_own_errors_keep_their_type():
+    with pytest.raises(DataError, match="width is negative"):
+        build(width=-1)
+    with pytest.raises(DataError, match="width is negative"):
+        build(children=[{"_target_": TARGET, "width": -1}])
+
+
+def test_unknown_argument_is_a_config_error_that_names_the_target():
+    with pytest.raises(ConfigError, match=r"Part: .*widht"):
+        build(widht=1)
+    with pytest.raises(ConfigError, match=r"Part.*widht"):
+        build(children=[{"_target_": TARGET, "widht": 1}])
+
+
+def test_other_errors_pass_through():
+    with pytest.raises(ValueError, match="division"):
+        build(width=0)
+
+
+def test_literal_interpolation_is_refused():
+    with pytest.raises(ConfigError, match=r"children\[0\]\.k"):
+        build(children=[{"k": "${x}"}])
+
+
+def test_saved_config_reads_back_and_hides_secrets(tmp_path):
+    config = {
+        "model": {"path": "a", "hub_token": "s3cret"},
+        "eos_token": "</s>",
+        "new_tokens": 5,
+        "api_key": "s3cret",
+    }
+    path = save_config(config, tmp_path / "new")
+    assert "s3cret" not in path.read_text()
+    back = OmegaConf.to_container(OmegaConf.load(path))
+    assert back == {
+        "model": {"path": "a", "hub_token": "***"},
+        "eos_token": "</s>",
+        "new_tokens": 5,
+        "api_key": "***",
+    }
+
+
+def test_redaction_leaves_unset_secrets_visible_as_unset():
+    assert redact({"password": None, "list": [{"token": "x"}]}) == {"password": None, "list": [{"token": "***"}]}
+
+
+def test_config_imports_neither_torch_nor_lightning():
+    code = "import sys, rlhf_lightning.cli, rlhf_lightning.config; print({'torch', 'lightning'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
+    assert out.stdout.strip() == "set()"
