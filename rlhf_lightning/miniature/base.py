@@ -19,16 +19,18 @@ def train_with_sft(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
     from rlhf_lightning.data.demonstrations import DemonstrationData
     from rlhf_lightning.modules import SFTModule
 
-    data = DemonstrationData(texts, None, tokenizer, batch_size=64, max_length=64, validation_fraction=0.0)
+    data = DemonstrationData(
+        texts, None, tokenizer, batch_size=32, max_length=48, validation_fraction=0.0, on_long="truncate"
+    )
     module = SFTModule(
         model,
         tokenizer,
-        optimizer=partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.0),
-        scheduler=partial(schedules.cosine, warmup_ratio=0.05),
+        optimizer=partial(torch.optim.AdamW, lr=5e-3, weight_decay=0.0),
+        scheduler=partial(schedules.linear, warmup_ratio=0.05),
     )
     trainer = lightning.Trainer(
         accelerator="cpu",
-        max_epochs=4,
+        max_epochs=1,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -7,13 +7,16 @@ whole rollout in advance.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import DynamicCache, PreTrainedModel
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
 from rlhf_lightning.types import PromptBatch, Rollout
@@ -26,11 +29,17 @@ class LoopEngine:
         compact_below: when at most this share of the rows in the cache is still running, the others are dropped from
             it.
         micro_batch_size: prompts decoded at once; None decodes the whole batch together.
+        dtype: decode with a copy of the weights in this dtype, for example bfloat16 where that is faster; refreshed at
+            every `sync`. Training recomputes the log-probabilities and logs the gap. None uses the policy itself.
     """
 
-    def __init__(self, compact_below: float = 0.75, micro_batch_size: int | None = None) -> None:
+    def __init__(
+        self, compact_below: float = 0.75, micro_batch_size: int | None = None, dtype: str | None = None
+    ) -> None:
         self.compact_below = compact_below
         self.micro_batch_size = micro_batch_size
+        self.dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+        self._copy: PreTrainedModel | None = None
         self._generator = torch.Generator()
         self._policy: PreTrainedModel | None = None
         self._eos: tuple[int, ...] = ()
@@ -38,7 +47,13 @@ class LoopEngine:
         self._version = 0
 
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
-        """Sample from this model; it is used as it is, no copy is made."""
+        """Sample with these weights, or with a copy of them in another dtype.
+
+        Raises:
+            ConfigError: a copy was asked for, but the weights are sharded.
+        """
+        if self.dtype is not None:
+            self._copy = policy = refreshed(self._copy, policy, self.dtype)
         self._policy, self._eos, self._pad, self._version = policy, tuple(eos_token_ids), pad_token_id, version
 
     def seed(self, seed: int) -> None:
@@ -134,6 +149,19 @@ class LoopEngine:
             logits_to_keep=1,
         )
         return out.logits[:, -1].float()
+
+
+@torch.no_grad()
+def refreshed(copied: PreTrainedModel | None, policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy of ``policy`` in ``dtype``, made on the first call and overwritten on later ones."""
+    if any(isinstance(p, DTensor) for p in policy.parameters()):
+        raise ConfigError("rollout.dtype: sharded weights cannot be copied for sampling; set rollout.dtype=null")
+    if copied is None:
+        fresh: Any = copy.deepcopy(policy)
+        return fresh.to(dtype).eval().requires_grad_(False)
+    for mine, theirs in zip(copied.parameters(), policy.parameters(), strict=True):
+        mine.copy_(theirs)
+    return copied
 
 
 def sample(

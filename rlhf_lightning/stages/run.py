@@ -44,9 +44,10 @@ class Run:
                 )
 
     def prepare(self) -> None:
-        """Make the task's files and base model, if it has any to make."""
-        if self.config["task"]:
-            self.build(self.config["task"])
+        """Make the task's files and model, if it has any to make: one node, or several under names."""
+        task = self.config["task"] or {}
+        for node in [task] if "_target_" in task else task.values():
+            self.build(node)
 
     @property
     def is_first(self) -> bool:

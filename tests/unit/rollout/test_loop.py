@@ -111,6 +111,22 @@ def test_the_policys_mode_is_restored_even_after_an_error(training):
     assert model.training is training
 
 
+def test_a_copy_in_another_dtype_follows_the_policy():
+    model, batch, sampling = tiny.policy(), tiny.prompts(*PROMPTS), Sampling(max_new_tokens=8)
+    made = LoopEngine(dtype="bfloat16")
+    for scale in (1.0, -1.0):
+        with torch.no_grad():
+            model.lm_head.weight.mul_(scale)
+        made.sync(model, (1,), 0, version=0)
+        made.seed(0)
+        rollout = made.generate(batch, sampling)
+        with torch.no_grad():
+            out = response_forward(model, rollout.input_ids, rollout.attention_mask, rollout.mask.shape[1])
+        expected = gather_logprobs(out.logits, rollout.response_ids)
+        gap = (rollout.rollout_logprobs - expected)[rollout.mask].abs()
+        assert 0 < gap.max() < 0.3 and model.lm_head.weight.dtype == torch.float32
+
+
 def test_hugging_face_generate_keeps_the_same_contract():
     made = HFGenerateEngine()
     made.sync(tiny.policy(scale=0.3), (1,), 0, version=2)

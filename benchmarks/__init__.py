@@ -1,0 +1,1 @@
+"""Scripts that anyone can run to check what this project claims."""

@@ -1,0 +1,130 @@
+"""Does the pipeline learn what the hidden judge wants, on every seed, and does it hack its reward without a KL price?
+
+    python -m benchmarks.learning --seeds 5
+
+For each seed the embedded pipeline runs with the adaptive KL controller, then PPO alone again with ``kl=none`` from the
+same SFT policy and reward model. Prints one row per seed and what was not reached; exit status 1 if anything was not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf_lightning.evaluation import read_history
+
+WINDOW = 5  # rollouts in a mean, against the noise of 64 responses
+
+
+class Outcome(NamedTuple):
+    """What one seed showed. Gold is the hidden judge's score, on held-out prompts unless it is called `track`."""
+
+    seed: int
+    base: float
+    sft: float
+    ppo: float
+    win_rate: float  # PPO against SFT, ties half
+    target: float  # nats per response
+    kl: float  # held-out, of the exported policy
+    kl_end: float  # mean of the last rollouts
+    kl_max: float  # largest of all rollouts
+    hacked_proxy: float  # with kl=none: rise of the proxy from the first to the last rollouts
+    hacked_gold: float  # with kl=none: fall of the gold track from its peak to the last rollouts
+    seconds: float  # CPU time of the pipeline
+
+    def faults(self) -> list[str]:
+        """What this seed did not reach."""
+        checks = {
+            "gold base < sft < ppo": self.base < self.sft < self.ppo,
+            "win rate at least 75 %": self.win_rate >= 0.75,
+            "final KL within 20 % of its target": abs(self.kl_end / self.target - 1) <= 0.2,
+            "no KL above twice the target": self.kl_max <= 2 * self.target,
+            "kl=none: proxy ends above": self.hacked_proxy > 0,
+            "kl=none: gold at least 0.5 below its peak": self.hacked_gold >= 0.5,
+        }
+        return [name for name, holds in checks.items() if not holds]
+
+
+def run_seed(seed: int, root: Path, overrides: list[str]) -> Outcome:
+    """Run one seed in two subprocesses and read what they wrote."""
+    steered, free = root / f"seed{seed}", root / f"seed{seed}-none"
+    common = [f"seed={seed}", f"task.seed={seed}", f"task.root={root}/assets{seed}", *overrides]
+    seconds = train([f"run_dir={steered}", *common])
+    hand_over = [f"sft.output={steered}/sft", f"reward.output={steered}/reward"]
+    train([f"run_dir={free}", "kl=none", "stages=[ppo]", *hand_over, *common])
+    evaluation = json.loads((steered / "evaluation.json").read_text(encoding="utf-8"))
+    policies = {name: entry["summary"] for name, entry in evaluation["policies"].items()}
+    track, hacked = columns(steered), columns(free)
+    gold = smooth(hacked["monitor/gold"])
+    proxy = smooth(hacked["objective/scores"])
+    return Outcome(
+        seed,
+        *(policies[name]["scores"]["gold"]["mean"] for name in ("base", "sft", "ppo")),
+        evaluation["win_rates"]["ppo vs sft"]["win_rate"],
+        track["objective/kl_target"][-1],
+        policies["ppo"]["kl"]["mean"],
+        smooth(track["objective/kl"])[-1],
+        max(track["objective/kl"]),
+        proxy[-1] - proxy[0],
+        max(gold) - gold[-1],
+        seconds,
+    )
+
+
+def train(overrides: list[str]) -> float:
+    """Run `train.py`; returns its CPU seconds."""
+    command = [sys.executable, "train.py", *overrides]
+    measure = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); "
+    measure += "use = resource.getrusage(resource.RUSAGE_CHILDREN); print(use.ru_utime + use.ru_stime); sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", measure, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return float(done.stdout)
+
+
+def columns(run_dir: Path) -> dict[str, list[float]]:
+    """The PPO history by tag, one number per rollout."""
+    rows: list[Any] = read_history(run_dir / "history" / "ppo.csv")
+    tags = {tag for row in rows for tag in row}
+    return {tag: [float(row[tag]) for row in rows if row.get(tag) is not None] for tag in tags}
+
+
+def smooth(track: list[float]) -> list[float]:
+    """Means over `WINDOW` rollouts."""
+    return [sum(track[i : i + WINDOW]) / WINDOW for i in range(len(track) - WINDOW + 1)]
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """One row per seed under the names of the fields."""
+    names = [name for name in Outcome._fields if name != "seed"]
+    lines = ["seed  " + "  ".join(f"{name:>12}" for name in names)]
+    for outcome in outcomes:
+        lines.append(f"{outcome.seed:>4}  " + "  ".join(f"{getattr(outcome, name):>12.3f}" for name in names))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, run, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from --first on")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at the same time, one thread each")
+    parser.add_argument("--root", type=Path, default=Path("runs/learning"), help="where the runs are written")
+    parser.add_argument("overrides", nargs="*", help="further overrides, for example ppo.rollouts=40")
+    options = parser.parse_args()
+    seeds = range(options.first, options.first + options.seeds)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        outcomes = list(pool.map(lambda seed: run_seed(seed, options.root, options.overrides), seeds))
+    print(table(outcomes))
+    faults = [f"seed {outcome.seed}: not reached: {fault}" for outcome in outcomes for fault in outcome.faults()]
+    print("\n".join(faults) or f"all {len(outcomes)} seeds reached everything that was asked for")
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Rankings made of scored answers."""
+
+import math
+
+import pytest
+
+from rlhf_lightning.labelling.ranking import candidate_rows, ranking_rows, ranks
+
+
+def record(prompt, completion, score):
+    return {
+        "prompt": prompt,
+        "row": {"prompt": prompt, "topic": "x"},
+        "completion": completion,
+        "scores": {"gold": score},
+    }
+
+
+def test_the_best_answer_gets_rank_one_and_equal_scores_tie():
+    rows = ranking_rows([record("p", "a", 0.5), record("p", "b", 2.0), record("p", "c", 0.5)], "gold")
+    assert rows == [{"prompt": "p", "topic": "x", "completions": ["a", "b", "c"], "ranks": [2, 1, 2], "judge": "gold"}]
+    assert ranks([3.0]) == [1]
+
+
+def test_prompts_are_told_apart_and_need_two_different_answers():
+    records = [record("p", "a", 1.0), record("q", "same", 1.0), record("p", "b", 0.0), record("q", "same", 1.0)]
+    assert [row["prompt"] for row in ranking_rows(records, "gold")] == ["p"]
+    assert [row["completions"] for row in candidate_rows(records)] == [["a", "b"], ["same"]]
+
+
+def test_noise_orders_two_answers_with_the_bradley_terry_probability():
+    records = [r for i in range(4000) for r in (record(f"p{i}", "a", 1.0), record(f"p{i}", "b", 0.0))]
+    rows = ranking_rows(records, "gold", noise=0.8, seed=1)
+    share = sum(row["ranks"] == [1, 2] for row in rows) / len(rows)
+    assert share == pytest.approx(1 / (1 + math.exp(-1 / 0.8)), abs=0.025)
+    assert rows == ranking_rows(records, "gold", noise=0.8, seed=1)
