@@ -54,9 +54,9 @@ def run_seed(seed: int, root: Path, overrides: list[str]) -> Outcome:
     """Run one seed in two subprocesses and read what they wrote."""
     steered, free = root / f"seed{seed}", root / f"seed{seed}-none"
     common = [f"seed={seed}", f"task.seed={seed}", f"task.root={root}/assets{seed}", *overrides]
-    seconds = train([f"run_dir={steered}", *common])
+    seconds = train(steered, common)
     hand_over = [f"sft.output={steered}/sft", f"reward.output={steered}/reward"]
-    train([f"run_dir={free}", "kl=none", "stages=[ppo]", *hand_over, *common])
+    train(free, ["kl=none", "stages=[ppo]", *hand_over, *common])
     evaluation = json.loads((steered / "evaluation.json").read_text(encoding="utf-8"))
     policies = {name: entry["summary"] for name, entry in evaluation["policies"].items()}
     track, hacked = columns(steered), columns(free)
@@ -76,14 +76,18 @@ def run_seed(seed: int, root: Path, overrides: list[str]) -> Outcome:
     )
 
 
-def train(overrides: list[str]) -> float:
-    """Run `train.py`; returns its CPU seconds."""
-    command = [sys.executable, "train.py", *overrides]
+def train(run_dir: Path, overrides: list[str]) -> float:
+    """Run `train.py`, unless this folder is finished already; returns its CPU seconds."""
+    clock = run_dir / "cpu_seconds"
+    if clock.is_file():
+        return float(clock.read_text(encoding="utf-8"))
+    command = [sys.executable, "train.py", f"run_dir={run_dir}", *overrides]
     measure = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); "
     measure += "use = resource.getrusage(resource.RUSAGE_CHILDREN); print(use.ru_utime + use.ru_stime); sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", measure, *command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    clock.write_text(done.stdout, encoding="utf-8")
     return float(done.stdout)
 
 
@@ -91,7 +95,7 @@ def columns(run_dir: Path) -> dict[str, list[float]]:
     """The PPO history by tag, one number per rollout."""
     rows: list[Any] = read_history(run_dir / "history" / "ppo.csv")
     tags = {tag for row in rows for tag in row}
-    return {tag: [float(row[tag]) for row in rows if row.get(tag) is not None] for tag in tags}
+    return {tag: [row[tag] for row in rows if isinstance(row.get(tag), (int, float))] for tag in tags}
 
 
 def smooth(track: list[float]) -> list[float]:

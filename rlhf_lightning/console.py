@@ -23,6 +23,8 @@ _WARNINGS = (
     r".*does not have many workers.*",  # our loaders read from memory
     r".*available but not used.*",  # the accelerator was chosen on purpose
     r"Checkpoint directory .* exists and is not empty",
+    r"You passed in a `val_dataloader` but have no `validation_step`.*",  # PPO is judged by the evaluate stage
+    r"predict returned None.*",  # answers are collected by the module
     r".*LeafSpec.*",  # Lightning uses an API that torch announces to change
 )
 

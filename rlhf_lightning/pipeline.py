@@ -42,6 +42,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     this = Run(config)
     if this.is_first:
         save_config(dict(config), this.folder)
+    for stage in config["stages"]:
+        this.check(stage)
     this.prepare()
     metrics: dict[str, float] = {}
     for stage in config["stages"]:

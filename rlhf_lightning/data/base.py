@@ -197,9 +197,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
             few = self.train_items[: max(1, math.ceil(micro / self.accumulate)) * self.batch_size]
             self._loader = self._make_loader(few, shuffle=False, drop_last=True)
         if self._state:
-            self._check_state(self._state)
-            self._loader.load_state_dict({"position": self._state["position"]})
-            self._state = {}
+            self._go_on(self._loader)
         return self._loader
 
     def val_dataloader(self) -> ShardedLoader[T] | NoValidation:
@@ -237,6 +235,13 @@ class RowDataModule(LightningDataModule, Generic[T]):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where the checkpoint stopped; the next training loader goes on there."""
         self._state = dict(state_dict)
+        if self._loader is not None and self._state:  # sharding strategies make the loader first
+            self._go_on(self._loader)
+
+    def _go_on(self, loader: ShardedLoader[T]) -> None:
+        self._check_state(self._state)
+        loader.load_state_dict({"position": self._state["position"]})
+        self._state = {}
 
     def _geometry(self) -> dict[str, Any]:
         return {

@@ -33,12 +33,18 @@ def token_nll(logits: Tensor, input_ids: Tensor, mask: Tensor) -> TokenNLL:
     tensor([[0.2877]])
     """
     targets, counted = input_ids[:, 1:], mask[:, 1:]
-    log_probs = log_softmax(logits[:, :-1])
-    nll = -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    log_probs = log_softmax(logits[:, :-1][counted])  # [N, V]: the vocabulary is only looked at where it counts
+    wanted = targets[counted]
+    nll = _spread(-log_probs.gather(-1, wanted.unsqueeze(-1)).squeeze(-1), counted)
     with torch.no_grad():
-        correct = (log_probs.argmax(-1) == targets) & counted
-        entropy = torch.where(counted, entropy_of(log_probs.detach()), 0)
-    return TokenNLL(torch.where(counted, nll, 0), counted, correct, entropy)
+        correct = _spread(log_probs.argmax(-1) == wanted, counted)
+        entropy = _spread(entropy_of(log_probs.detach()), counted)
+    return TokenNLL(nll, counted, correct, entropy)
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """``values`` [N] at the N true places of ``mask``, 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
 
 def perplexity(mean_nll: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ def ranking_rows(
 
     With ``noise`` s the judge errs: Gumbel noise of scale s on the scores draws a ranking from the Plackett-Luce
     model, so that two answers are ordered with the Bradley-Terry probability sigmoid((r_a - r_b) / s). Equal scores
-    without noise are ties. Answers that say the same are kept once; prompts with fewer than two different answers are
-    left out.
+    without noise are ties. Answers that say the same are kept once, empty ones not at all; prompts with fewer than two
+    different answers are left out.
 
     Args:
         records: of `SamplingModule`, answers of one prompt next to each other or not.
@@ -61,6 +61,8 @@ def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _by_prompt(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
+        if not record["completion"].strip():
+            continue
         groups.setdefault(json.dumps(record["prompt"], sort_keys=True), []).append(record)
     return list(groups.values())
 

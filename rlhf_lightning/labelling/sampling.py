@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.logprobs import gather_logprobs
-from rlhf_lightning.models import FrozenModels, Pretrained
+from rlhf_lightning.models import FrozenModels, Pretrained, eos_token_ids
 from rlhf_lightning.models.forward import response_forward
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
 from rlhf_lightning.scoring import Scorer, completion_texts
@@ -68,7 +68,9 @@ class SamplingModule(lightning.LightningModule):
         for scorer in self.scorers:
             scorer.to(self.device)
         self.engine.seed(self.seed + self.global_rank * RANK_SEED_STRIDE)
-        self.engine.sync(self._model("policy"), (self.tokenizer.eos_token_id,), self.tokenizer.pad_token_id, version=0)
+        policy = self._model("policy")
+        ends = eos_token_ids(policy, self.tokenizer)
+        self.engine.sync(policy, ends, self.tokenizer.pad_token_id, version=0)
         self.records = []
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> None:

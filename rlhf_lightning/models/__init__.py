@@ -2,6 +2,6 @@
 
 from rlhf_lightning.models.frozen import FrozenModels, frozen_copy
 from rlhf_lightning.models.heads import ScalarModel, ValueHead
-from rlhf_lightning.models.loading import Pretrained, load_tokenizer
+from rlhf_lightning.models.loading import Pretrained, eos_token_ids, load_tokenizer
 
-__all__ = ["FrozenModels", "Pretrained", "ScalarModel", "ValueHead", "frozen_copy", "load_tokenizer"]
+__all__ = ["FrozenModels", "Pretrained", "ScalarModel", "ValueHead", "eos_token_ids", "frozen_copy", "load_tokenizer"]

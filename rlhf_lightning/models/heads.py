@@ -101,5 +101,5 @@ def linear_fp32(head: nn.Module, states: Tensor) -> Tensor:
     weight: Any = head.weight
     bias: Any = getattr(head, "bias", None)
     with torch.autocast(states.device.type, enabled=False):
-        out = nn.functional.linear(states.float(), weight.float(), None if bias is None else bias.float())
-    return out.squeeze(-1)
+        out = states.float() @ weight.float().squeeze(0)
+        return out if bias is None else out + bias.float()

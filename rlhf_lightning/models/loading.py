@@ -69,13 +69,15 @@ class Pretrained:
             )
         return self._prepared(model)
 
-    def reward_model(self, *, init_head: bool = False) -> PreTrainedModel:
+    def reward_model(self, *, init_head: bool = False, head_std: float | None = None) -> PreTrainedModel:
         """A scalar model: `AutoModelForSequenceClassification` with one label.
 
         Args:
             init_head: take the backbone of a language model and draw a new head from N(0, 1 / (d + 1)), the variance
                 used by Stiennon et al. 2020 (arXiv:2009.01325). Without it a folder whose head is missing is refused,
                 since transformers would silently score with a random one.
+            head_std: standard deviation of a new head instead of 1 / sqrt(d + 1); 0 starts from equal scores, which is
+                better where comparisons are few.
 
         Raises:
             CheckpointError: the head is missing and `init_head` is False, or nothing is there.
@@ -84,7 +86,7 @@ class Pretrained:
         model, missing = self._load(AutoModelForSequenceClassification, config)
         head = _head(model, self.path)
         if init_head:
-            nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+            nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5 if head_std is None else head_std)
         elif any(name.startswith("score.") for name in missing):
             raise CheckpointError(
                 f"{self.path}: no score.weight; this is a language model, not a reward model. "
@@ -152,6 +154,13 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's EOS and those of the model's generation config."""
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    more = listed if isinstance(listed, list) else [listed]
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *(i for i in more if i is not None)]))
 
 
 def _check_folder(path: str) -> None:

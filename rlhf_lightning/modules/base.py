@@ -106,6 +106,7 @@ class RLHFModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         """`from_pretrained` returns models in eval mode and Lightning keeps modes; training needs train mode."""
         self.trained.train()
+        self._logged_step = self.trainer.global_step  # a resumed run must not log in the middle of its first step
 
     def summary(self, totals: Totals) -> dict[str, float]:
         """Means to be logged from totals; collective over ranks. Phases with automatic optimisation implement it."""

@@ -54,8 +54,8 @@ def engine_gap(module: RLHFModule, rollout: Rollout, logprobs: Tensor) -> dict[s
     if rollout.rollout_logprobs is None:
         return {}
     gap = torch.where(rollout.mask, (rollout.rollout_logprobs - logprobs).abs(), 0)
-    total, count = module.sum_over_ranks(gap.sum(), rollout.mask.sum())
-    return {
-        "sampling/sampling_logp_difference/mean": total / max(count, 1.0),
-        "sampling/sampling_logp_difference/max": float(gap.max()),
-    }
+    largest = [0.0] * module.world_size
+    largest[module.global_rank] = float(gap.max())
+    total, count, *largest = module.sum_over_ranks(gap.sum(), rollout.mask.sum(), *largest)
+    name = "sampling/sampling_logp_difference"
+    return {f"{name}/mean": total / max(count, 1.0), f"{name}/max": max(largest)}

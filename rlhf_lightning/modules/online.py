@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError, NumericalError
-from rlhf_lightning.functional.masking import masked_moments, masked_sum, merge_moments, whiten_with
-from rlhf_lightning.functional.ppo import PolicyLoss, ValueLoss, explained_variance
+from rlhf_lightning.functional.masking import Moments, masked_moments, masked_sum, merge_moments, whiten_with
+from rlhf_lightning.functional.ppo import PolicyLoss, ValueLoss
 from rlhf_lightning.kl_control import KLController
 from rlhf_lightning.models import FrozenModels
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
@@ -66,14 +66,6 @@ class OnlineModule(RLHFModule):
     def loss(self, batch: Experience, denominator: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch; each algorithm implements it."""
         raise NotImplementedError
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the tokenizer's EOS and those of the model's generation config."""
-        config = getattr(self.trained, "generation_config", None)
-        listed = getattr(config, "eos_token_id", None)
-        more = listed if isinstance(listed, list) else [listed]
-        return tuple(dict.fromkeys([self.tokenizer.eos_token_id, *(i for i in more if i is not None)]))
 
     def total_optimizer_steps(self) -> int:
         """Rollouts times updates per rollout."""
@@ -170,7 +162,8 @@ class OnlineModule(RLHFModule):
         names = sorted(totals)
         sums = dict(zip(names, self.sum_over_ranks(*(totals[n] for n in names)), strict=True))
         mean = {n: v / max(sums["tokens"], 1.0) for n, v in sums.items()}
-        variance = explained_variance(experience.values, experience.returns, experience.mask)
+        unexplained = self.moments(experience.returns - experience.values, experience.mask).var
+        variance = self.moments(experience.returns, experience.mask).var
         return {
             "loss/policy_avg": mean["policy_loss"],
             "loss/value_avg": mean["value_loss"],
@@ -182,16 +175,20 @@ class OnlineModule(RLHFModule):
             "val/ratio": mean["ratio"],
             "val/ratio_var": max(mean["ratio_square"] - mean["ratio"] ** 2, 0.0),
             "val/clipfrac_avg": mean["value_clipfrac"],
-            "val/var_explained": float(variance),
+            "val/var_explained": float(1 - unexplained / variance) if variance > 0 else 0.0,
             "train/learning_rate": self.learning_rate,
         }
 
-    def whiten(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Zero mean and unit variance over the tokens of all ranks, [B, T]."""
+    def moments(self, x: Tensor, mask: Tensor) -> Moments:
+        """Count, mean and variance of ``x`` [B, T] over the tokens of all ranks."""
         local = torch.stack([m.double() for m in masked_moments(x, mask)])
         ranks = torch.zeros(self.world_size, 3, dtype=torch.float64, device=local.device)
         ranks[self.global_rank] = local
-        moments = merge_moments(*self.reduce_sum(ranks).unbind(1))
+        return merge_moments(*self.reduce_sum(ranks).unbind(1))
+
+    def whiten(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Zero mean and unit variance over the tokens of all ranks, [B, T]."""
+        moments = self.moments(x, mask)
         return whiten_with(x, mask, moments.mean.to(x.dtype), moments.var.to(x.dtype))
 
     @contextmanager

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.functional.kl import shaped_rewards
-from rlhf_lightning.functional.logprobs import entropy, gather_logprobs
+from rlhf_lightning.functional.logprobs import entropy_of, gather_logprobs, log_softmax
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.kl_control import FixedKL, KLController
-from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, frozen_copy
+from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, eos_token_ids, frozen_copy
 from rlhf_lightning.models.forward import response_forward
 from rlhf_lightning.models.sharding import gathered
 from rlhf_lightning.models.trunk import run_lower
@@ -125,7 +125,8 @@ class PPOModule(OnlineModule):
     def generate(self, prompts: PromptBatch) -> Rollout:
         """Sample one answer per prompt from the current policy."""
         assert self.policy is not None
-        self.engine.sync(self.policy, self.eos_token_ids, self.tokenizer.pad_token_id, self.optimizer_steps)
+        ends = eos_token_ids(self.policy, self.tokenizer)
+        self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
         with gathered(self.policy):
             return self.engine.generate(prompts, self.sampling)
 
@@ -190,13 +191,13 @@ class PPOModule(OnlineModule):
         out = response_forward(
             self.policy, ids, attention, width, hidden=hidden, freeze_below=self.freeze_below, with_states=shares
         )
-        temperature = self.sampling.temperature
         if shares:
             values = self.critic(out.states)
         else:
             values = self.critic(ids, attention, hidden)[:, -width - 1 : -1]
-        logprobs = gather_logprobs(out.logits, rollout.response_ids, temperature=temperature)
-        return Forward(logprobs, values, entropy(out.logits.detach(), temperature=temperature))
+        log_probs = log_softmax(out.logits, temperature=self.sampling.temperature)
+        chosen = log_probs.gather(-1, rollout.response_ids.unsqueeze(-1)).squeeze(-1)
+        return Forward(chosen, values, entropy_of(log_probs.detach()))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The groups ``policy`` and ``critic``."""

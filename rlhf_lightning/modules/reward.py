@@ -30,6 +30,7 @@ class RewardModule(RLHFModule):
         ranking_loss: ``f(scores [N], ranks [N], prompt_index [N], *, margins, denominator) -> Tensor []``, for example
             `kwise_logistic_loss` or `plackett_luce_loss` from `rlhf_lightning.functional.reward`.
         init_head: draw a new head; False continues a reward model.
+        head_std: see `Pretrained.reward_model`.
         max_grad_norm: see `RLHFModule`.
     """
 
@@ -43,12 +44,13 @@ class RewardModule(RLHFModule):
         scheduler: SchedulerFactory | None = None,
         ranking_loss: RankingLoss = kwise_logistic_loss,
         init_head: bool = True,
+        head_std: float | None = None,
         max_grad_norm: float = 1.0,
     ) -> None:
         super().__init__(tokenizer, optimizer, scheduler, max_grad_norm)
         self._source = (model,)  # a tuple: Lightning would register a bare model
         self.ranking_loss = ranking_loss
-        self.init_head = init_head
+        self.init_head, self.head_std = init_head, head_std
         self.model: ScalarModel | None = None
         self._seen: list[tuple[Tensor, ComparisonBatch]] = []
         self.held_out: dict[str, Any] = {}
@@ -56,8 +58,11 @@ class RewardModule(RLHFModule):
     def build(self) -> None:
         """Load the model and give it a scalar head."""
         source = self._source[0]
-        inner = source.reward_model(init_head=self.init_head) if isinstance(source, Pretrained) else source
+        inner = self._load(source) if isinstance(source, Pretrained) else source
         self.model = ScalarModel(inner, depth_of(source))
+
+    def _load(self, source: Pretrained) -> PreTrainedModel:
+        return source.reward_model(init_head=self.init_head, head_std=self.head_std)
 
     def export_model(self) -> PreTrainedModel:
         """The sequence-classification model that any other tool reads."""

@@ -58,7 +58,7 @@ class RewardModelScorer:
         if self._same_ids is None:
             self._same_ids = tokenizer.get_vocab() == self.tokenizer.get_vocab()
         if self._same_ids:
-            return rollout.input_ids, rollout.attention_mask
+            return close(rollout, self.tokenizer.eos_token_id)
         texts = completion_texts(rollout, tokenizer)
         rows = [self._ids(row["prompt"], text) for row, text in zip(rollout.rows, texts, strict=True)]
         return right_pad(rows, self.tokenizer.pad_token_id)
@@ -71,6 +71,20 @@ class RewardModelScorer:
             messages = [*prompt, {"role": "assistant", "content": text}]
             ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         return ids if ids[-1] == self.tokenizer.eos_token_id else [*ids, self.tokenizer.eos_token_id]
+
+
+def close(rollout: Rollout, eos_token_id: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask [B, S + 1] in which answers that were cut off end with EOS as well.
+
+    The reward model has learned from answers that all end with EOS, and its verdict is read there; without it the score
+    of a cut-off answer would be read where none was ever trained.
+    """
+    ids = torch.cat([rollout.input_ids, torch.full_like(rollout.input_ids[:, :1], eos_token_id)], dim=1)
+    mask = torch.cat([rollout.attention_mask, torch.zeros_like(rollout.attention_mask[:, :1])], dim=1)
+    end = (rollout.prompt_ids.shape[1] + rollout.lengths)[:, None]
+    open_ended = ~rollout.finished[:, None]
+    ids = ids.scatter(1, end, torch.where(open_ended, eos_token_id, ids.gather(1, end)))
+    return ids, mask.scatter(1, end, open_ended)
 
 
 def _statistics(path: str) -> tuple[float, float]:

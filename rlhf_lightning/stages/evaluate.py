@@ -11,13 +11,12 @@ from rlhf_lightning.evaluation import compare, print_table, write_report
 from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.scoring import RewardModelScorer, Scorer
-from rlhf_lightning.stages.run import Run, required
+from rlhf_lightning.stages.run import Run
 
 
 def run_evaluate(run: Run) -> dict[str, float]:
     """Sample from every policy, compare, write `evaluation.json` and `report.md`; returns the headline numbers."""
     section = run.section("evaluate")
-    required(section, "evaluate", "data.train", "add data.prompts_validation=FILE with held-out prompts")
     scorers = _scorers(run)
     records = {name: _sample(run, name, folder, scorers) for name, folder in section["policies"].items()}
     if not run.is_first:

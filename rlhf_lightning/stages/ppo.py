@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 
 from rlhf_lightning.callbacks import ScoreMonitor
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.stages.run import Run, required, scalars
+from rlhf_lightning.stages.run import Run, scalars
 
 PARTS = ("sampling", "advantage", "policy_loss", "settings", "optimizer", "scheduler")
 
@@ -16,7 +16,6 @@ PARTS = ("sampling", "advantage", "policy_loss", "settings", "optimizer", "sched
 def run_ppo(run: Run) -> dict[str, float]:
     """Train, keep the best policy within the KL limit, and export it; returns the last metrics."""
     section = run.section("ppo")
-    required(section, "ppo", "data.train", "add data.prompts=FILE with rows that have a prompt")
     policy = run.model(section["policy"])
     tokenizer = policy.tokenizer()
     module = run.build(
@@ -33,7 +32,7 @@ def run_ppo(run: Run) -> dict[str, float]:
     best = run.build(section["best_policy"]) if section["best_policy"] else None
     callbacks = [*_monitors(run), *([best] if best else [])]
     trainer = run.trainer("ppo", callbacks, max_epochs=1, limit_val_batches=0)
-    trainer.fit(module, datamodule=data)
+    run.fit(trainer, module, data)
     metrics = scalars(trainer)
     if best is not None and best.best is not None:
         metrics |= {f"best/{name}": float(value) for name, value in best.best.items()}

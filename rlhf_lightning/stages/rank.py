@@ -10,7 +10,7 @@ from rlhf_lightning.data.sources import read_rows
 from rlhf_lightning.data.validate import validate_rows
 from rlhf_lightning.labelling import SamplingModule, ranking_rows
 from rlhf_lightning.labelling.ranking import candidate_rows, write_rows
-from rlhf_lightning.stages.run import Run, required
+from rlhf_lightning.stages.run import Run
 
 FILE, CANDIDATES = "rankings.jsonl", "candidates.jsonl"
 
@@ -23,7 +23,6 @@ def run_rank(run: Run) -> dict[str, float]:
             dict(located.row) for located in validate_rows(read_rows(section["human_ranks"]), "comparisons")
         ]
         return _write(run, FILE, rows)
-    required(section, "rank", "data.train", "add data.prompts=FILE with rows that have a prompt")
     policy = run.model(section["policy"])
     scorers = [run.build(run.config["judge"])] if run.config["judge"] else []
     module = SamplingModule(

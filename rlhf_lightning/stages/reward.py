@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from rlhf_lightning.stages.run import Run, required, scalars
+from pathlib import Path
+
+from rlhf_lightning.checkpoint import read_provenance, verify_folder
+from rlhf_lightning.stages.run import Run, scalars
 
 
 def run_reward(run: Run) -> dict[str, float]:
     """Fit and export the reward model with its score statistics; returns the last metrics."""
     section = run.section("reward")
-    required(
-        section,
-        "reward",
-        "data.train",
-        "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks",
-    )
+    rankings = Path(section["data"]["train"]).parent
+    if read_provenance(rankings):
+        verify_folder(rankings, expect_stage="rank")
     source = run.model(section["policy"])
     tokenizer = source.tokenizer()
     data = run.build(section["data"], tokenizer=tokenizer)
@@ -29,7 +29,7 @@ def run_reward(run: Run) -> dict[str, float]:
     )
     trainer = run.trainer("reward", max_epochs=section["max_epochs"])
     trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)
-    trainer.fit(module, datamodule=data)
+    run.fit(trainer, module, data)
     metrics = scalars(trainer)
     stored = metrics | module.held_out
     module.export(

@@ -8,15 +8,24 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning.callbacks import History
 from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.config import safe_instantiate
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
+from rlhf_lightning.modules.base import RLHFModule
 
+NEEDED = {
+    "sft": "add data.demonstrations=FILE with rows of prompt+completion or messages",
+    "rank": "add data.prompts=FILE with rows that have a prompt, or rank.human_ranks=FILE",
+    "reward": "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks",
+    "ppo": "add data.prompts=FILE with rows that have a prompt",
+    "evaluate": "add data.prompts_validation=FILE with held-out prompts",
+}
 TRANSLATED = {
     "gradient_clip_val": "max_grad_norm of the stage's module (for PPO ppo.settings.max_grad_norm)",
     "accumulate_grad_batches": "micro_batch_size of the stage's data (for PPO ppo.settings.micro_batch_size)",
@@ -43,6 +52,12 @@ class Run:
                     f"trainer.{key}: set {instead} instead, which keeps the loss exact for every split of the batch"
                 )
 
+        if str(config["trainer"].get("strategy")).startswith("fsdp"):
+            raise ConfigError(
+                "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, "
+                "which shards as well"
+            )
+
     def prepare(self) -> None:
         """Make the task's files and model, if it has any to make: one node, or several under names."""
         task = self.config["task"] or {}
@@ -58,6 +73,21 @@ class Run:
         """Go on when every rank is here."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
+
+    def check(self, stage: str) -> None:
+        """Refuse to start a stage that has no data.
+
+        Raises:
+            ConfigError: the file was not given; the message says what to add to the command.
+        """
+        section = self.section(stage)
+        if section["data"]["train"] is None and not section.get("human_ranks"):
+            raise ConfigError(f"{stage}.data.train is not set; {NEEDED[stage]}")
+
+    def fit(self, trainer: lightning.Trainer, module: RLHFModule, data: lightning.LightningDataModule) -> None:
+        """Train; a single stage goes on from `ckpt_path` if that is given."""
+        checkpoint = self.config["ckpt_path"] if len(self.config["stages"]) == 1 else None
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
 
     def section(self, stage: str) -> Mapping[str, Any]:
         """The part of the config that belongs to a stage."""
@@ -80,7 +110,7 @@ class Run:
             "default_root_dir": self.folder,
             "logger": self.build(logger, name=stage, version="") if logger else False,
             "callbacks": [*surrounding, History(self.folder / "history" / f"{stage}.csv"), *callbacks],
-            "enable_checkpointing": False,
+            "enable_checkpointing": any(isinstance(part, Checkpoint) for part in surrounding),
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,
@@ -116,20 +146,9 @@ def scalars(trainer: lightning.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def required(section: Mapping[str, Any], stage: str, key: str, hint: str) -> Any:
-    """A value that has no default, for example a data file.
-
-    Raises:
-        ConfigError: it was not given; ``hint`` says what to add to the command.
-    """
-    node: Any = section
-    for part in key.split("."):
-        node = node[part]
-    if node is None:
-        raise ConfigError(f"{stage}.{key} is not set; {hint}")
-    return node
-
-
 def _identity(path: str) -> dict[str, Any]:
+    """What a parent was: a folder by its provenance, a file by its checksum."""
+    if Path(path).is_file():
+        return {"path": path, "sha256": sha256(path)}
     record = read_provenance(path) if Path(path).is_dir() else None
     return {"path": path, "stage": (record or {}).get("stage"), "files": (record or {}).get("files", {})}

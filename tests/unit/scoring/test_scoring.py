@@ -92,11 +92,14 @@ def reward_folder(tmp_path):
     return tmp_path / "reward"
 
 
-def test_a_reward_model_scores_the_last_real_token(rollout, reward_folder):
+def test_a_reward_model_scores_at_the_end_token_even_of_cut_off_answers(rollout, reward_folder):
     scorer = RewardModelScorer(Pretrained(str(reward_folder)))
     scores = scorer.score(rollout, tiny.tokenizer())
+    assert rollout.finished.any() and not rollout.finished.all()
     for i in range(len(rollout)):
         ids = rollout.input_ids[i][rollout.attention_mask[i]][None]  # alone and without padding
+        if not rollout.finished[i]:  # what the reward model learned from always ends
+            ids = torch.cat([ids, torch.tensor([[1]])], dim=1)
         with torch.no_grad():
             expected = scorer.model(ids, torch.ones_like(ids, dtype=torch.bool))[0, -1]
         torch.testing.assert_close(scores[i], expected, atol=1e-5, rtol=1e-5)
@@ -108,8 +111,8 @@ def test_another_tokenizer_is_served_by_text(rollout, reward_folder):
     shifted.add_tokens(["extra"])  # another vocabulary: ids may not be passed on
     by_ids = scorer.score(rollout, tiny.tokenizer())
     by_text = RewardModelScorer(Pretrained(str(reward_folder))).score(rollout, shifted)
-    words = torch.where(rollout.mask, rollout.response_ids > 2, True)  # special tokens have no text
-    same = rollout.finished & (words.sum(1) >= words.shape[1] - 1)
+    special = (rollout.mask & (rollout.response_ids <= 2)).sum(1)  # special tokens have no text
+    same = special == rollout.finished
     assert same.any()
     torch.testing.assert_close(by_text[same], by_ids[same], atol=1e-5, rtol=1e-5)
 

@@ -1,0 +1,139 @@
+"""PPO through the real module and Trainer ends at the optimum pi* ~ pi_ref exp(r / beta), known in closed form.
+
+The policies are tables, so that nothing but the algorithm can be wrong: one token among four, or two tokens of three.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning
+import pytest
+import torch
+from torch import nn
+
+from rlhf_lightning.functional.advantage import gae
+from rlhf_lightning.kl_control import FixedKL
+from rlhf_lightning.models import ScalarModel
+from rlhf_lightning.modules import PPOModule
+from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.rollout import Sampling
+from rlhf_lightning.schedules import linear
+from rlhf_lightning.types import PromptBatch
+from tests import tiny
+
+GOLDEN = Path(__file__).parents[1] / "parity" / "golden_shared.json"
+CASES = {
+    case["id"].split("/")[1]: case
+    for case in json.loads(GOLDEN.read_text())["cases"]
+    if case["family"] == "kl_optimal" and ("reward" in case["inputs"] or "rewards" in case["inputs"])
+}
+ROLLOUTS = {"bandit_beta1.0": 20, "bandit_beta0.1": 120, "two_token": 35}
+BATCH = 256
+
+
+class Table(nn.Module):
+    """A policy of at most two tokens: logits of the first, and of the second given the first."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = nn.Parameter(first), nn.Parameter(second)
+        self.config = SimpleNamespace(max_position_embeddings=8)
+
+    def forward(self, input_ids, position_ids, logits_to_keep, **columns):
+        first = self.first.expand(*input_ids.shape, -1)
+        logits = torch.where((position_ids == 0)[..., None], first, self.second[input_ids])
+        return SimpleNamespace(logits=logits[:, -logits_to_keep:], hidden_states=None)
+
+    def logprobs(self):
+        return self.first.detach().double().log_softmax(-1), self.second.detach().double().log_softmax(-1)
+
+
+class TableCritic(ScalarModel):
+    """A value before the first token, and one after each first token."""
+
+    def __init__(self, tokens):
+        nn.Module.__init__(self)
+        self.start, self.after = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(tokens))
+        self.freeze_below = 0
+
+    def forward(self, input_ids, attention_mask, hidden=None):
+        return torch.cat([self.start.expand(len(input_ids), 1), self.after[input_ids][:, 1:]], 1)
+
+
+class TableScorer:
+    """The reward of an answer is looked up."""
+
+    name = "table"
+
+    def __init__(self, table):
+        self.table = table
+
+    def to(self, device):
+        return self
+
+    def score(self, rollout, tokenizer):
+        return self.table[tuple(rollout.response_ids.T)]
+
+
+class FlippedKL(FixedKL):
+    """Pays for leaving the reference."""
+
+    def __init__(self, coef):
+        super().__init__(coef)
+        self.coef = -coef
+
+
+def train(name, seed, kl):
+    """The policy after training on a case, as log-probabilities of the first and of the second token."""
+    lightning.seed_everything(seed, verbose=False)
+    given = {key: torch.tensor(value) for key, value in CASES[name]["inputs"].items()}
+    first = given.get("first_logits", given.get("ref_logits"))
+    policy = Table(first.clone(), given.get("second_logits", torch.zeros(len(first), len(first))).clone())
+    rewards = given.get("rewards", given.get("reward"))
+    module = PPOModule(
+        policy,
+        TableScorer(rewards),
+        SimpleNamespace(eos_token_id=99, pad_token_id=0),
+        optimizer=partial(torch.optim.Adam, lr=0.1),
+        scheduler=linear,
+        critic=TableCritic(len(first)),
+        sampling=Sampling(max_new_tokens=rewards.ndim),
+        kl_controller=kl(CASES[name]["params"]["beta"]),
+        advantage=partial(gae, lam=0.95),
+        settings=PPOSettings(
+            max_approx_kl=None, missing_eos_penalty=0.0, whiten_advantages=False, value_coef=1.0, seed=seed
+        ),
+    )
+    prompt = torch.zeros(BATCH, 1, dtype=torch.long)
+    prompts = PromptBatch(prompt, torch.ones_like(prompt, dtype=torch.bool), ({"prompt": ""},) * BATCH)
+    lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, tiny.Prompts(prompts, ROLLOUTS[name]))  # fmt: skip
+    return policy.logprobs()
+
+
+def distance(name, first, second):
+    """KL(pi || pi*) in nats per answer."""
+    expected = {key: torch.tensor(v, dtype=torch.float64) for key, v in CASES[name]["expected"].items()}
+    gap = first - expected.get("first", expected.get("pi")).log()
+    if "second" in expected:
+        gap = gap + (second.exp() * (second - expected["second"].log())).sum(-1)
+    return float((first.exp() * gap).sum())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", list(CASES))
+def test_training_ends_at_the_exact_optimum(name, seed):
+    assert 0 <= distance(name, *train(name, seed, FixedKL)) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "kl"),
+    [("two_token", FlippedKL), ("two_token", lambda beta: FixedKL(beta / 2)), ("bandit_beta1.0", FlippedKL)],
+    ids=["sign flipped", "price halved", "sign flipped in a bandit"],
+)
+def test_a_wrong_kl_price_is_seen(name, kl):
+    assert distance(name, *train(name, 0, kl)) > 0.1
