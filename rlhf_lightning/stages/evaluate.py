@@ -13,6 +13,8 @@ from rlhf_lightning.models import Pretrained
 from rlhf_lightning.scoring import RewardModelScorer, Scorer
 from rlhf_lightning.stages.run import Run
 
+PROXY = "reward_model"  # how the reward model is called among the scores
+
 
 def run_evaluate(run: Run) -> dict[str, float]:
     """Sample from every policy, compare, write `evaluation.json` and `report.md`; returns the headline numbers."""
@@ -21,7 +23,7 @@ def run_evaluate(run: Run) -> dict[str, float]:
     records = {name: _sample(run, name, folder, scorers) for name, folder in section["policies"].items()}
     if not run.is_first:
         return {}
-    comparison = compare(records, judge=scorers[0].name, proxy="proxy" if section["proxy"] else None)
+    comparison = compare(records, judge=scorers[0].name, proxy=PROXY if section["proxy"] else None)
     evaluation = comparison.to_dict() | _reliability(section["proxy"])
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2, default=str) + "\n", encoding="utf-8")
@@ -52,9 +54,7 @@ def _scorers(run: Run) -> list[Scorer]:
     section = run.section("evaluate")
     scorers: list[Scorer] = [run.build(run.config["judge"])] if run.config["judge"] else []
     if section["proxy"]:
-        scorers.append(
-            RewardModelScorer(Pretrained(section["proxy"], dtype=run.config["model"]["dtype"]), name="proxy")
-        )
+        scorers.append(RewardModelScorer(Pretrained(section["proxy"], dtype=run.config["model"]["dtype"]), name=PROXY))
     scorers += [run.build(node) for node in section["judges"]]
     if not scorers:
         raise ConfigError(
