@@ -25,6 +25,7 @@ _WARNINGS = (
     r"Checkpoint directory .* exists and is not empty",
     r"You passed in a `val_dataloader` but have no `validation_step`.*",  # PPO is judged by the evaluate stage
     r"predict returned None.*",  # answers are collected by the module
+    r"It is recommended to use `self\.log\(.*sync_dist=True.*",  # what we log is summed over ranks already
     r".*LeafSpec.*",  # Lightning uses an API that torch announces to change
 )
 

@@ -14,12 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lightning.functional.logprobs import gather_logprobs
 from rlhf_lightning.models import FrozenModels, Pretrained, eos_token_ids
 from rlhf_lightning.models.forward import response_forward
-from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
+from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.scoring import Scorer, completion_texts
 from rlhf_lightning.types import PromptBatch, Rollout
 
 Record = dict[str, Any]
-RANK_SEED_STRIDE = 100_003
 
 
 class SamplingModule(lightning.LightningModule):
@@ -67,7 +66,7 @@ class SamplingModule(lightning.LightningModule):
         self.frozen.to(self.device)
         for scorer in self.scorers:
             scorer.to(self.device)
-        self.engine.seed(self.seed + self.global_rank * RANK_SEED_STRIDE)
+        self.engine.seed(rank_seed(self.seed, self.global_rank))
         policy = self._model("policy")
         ends = eos_token_ids(policy, self.tokenizer)
         self.engine.sync(policy, ends, self.tokenizer.pad_token_id, version=0)

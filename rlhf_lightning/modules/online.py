@@ -24,11 +24,9 @@ from rlhf_lightning.kl_control import KLController
 from rlhf_lightning.models import FrozenModels
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.settings import PPOSettings, Schedule
-from rlhf_lightning.rollout import RolloutEngine
+from rlhf_lightning.rollout import RolloutEngine, rank_seed
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.types import Experience
-
-RANK_SEED_STRIDE = 100_003  # a prime: seeds of neighbouring runs and ranks never meet
 
 
 class Forward(NamedTuple):
@@ -214,7 +212,7 @@ class OnlineModule(RLHFModule):
         """Move what Lightning does not see, and give every rank its own random stream."""
         self.frozen.to(self.device)
         self.scorer.to(self.device)
-        self.engine.seed(self.settings.seed + self.global_rank * RANK_SEED_STRIDE)
+        self.engine.seed(rank_seed(self.settings.seed, self.global_rank))
 
     def on_train_start(self) -> None:
         """Train mode, and random streams where the checkpoint left them."""

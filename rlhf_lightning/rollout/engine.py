@@ -15,6 +15,11 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.types import PromptBatch, Rollout
 
 
+def rank_seed(seed: int, rank: int) -> int:
+    """A stream of its own for every rank; the stride is a prime, so that neighbouring seeds and ranks never meet."""
+    return seed + rank * 100_003
+
+
 @dataclass(frozen=True)
 class Sampling:
     """The distribution answers are drawn from.
