@@ -22,6 +22,10 @@ from rlhf_lightning.modules.totals import Totals
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[..., Any]
 
+FSDP1_REFUSED = (
+    "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, which shards as well"
+)
+
 
 class RLHFModule(lightning.LightningModule):
     """Base of `SFTModule`, `RewardModule` and `PPOModule`.
@@ -73,10 +77,7 @@ class RLHFModule(lightning.LightningModule):
         if getattr(self, self.trains, None) is not None:
             return
         if isinstance(self._strategy(), FSDPStrategy):
-            raise ConfigError(
-                "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, "
-                "which shards as well"
-            )
+            raise ConfigError(FSDP1_REFUSED)
         self.build()
         mesh = self.device_mesh
         if mesh is not None:

@@ -11,9 +11,10 @@ from rlhf_lightning.stages.run import Run, scalars
 def run_reward(run: Run) -> dict[str, float]:
     """Fit and export the reward model with its score statistics; returns the last metrics."""
     section = run.section("reward")
-    rankings = Path(section["data"]["train"]).parent
-    if read_provenance(rankings):
-        verify_folder(rankings, expect_stage="rank")
+    given = section["data"]["train"]
+    for folder in {Path(file).parent for file in ([given] if isinstance(given, str) else given)}:
+        if read_provenance(folder):
+            verify_folder(folder)
     source = run.model(section["policy"])
     tokenizer = source.tokenizer()
     data = run.build(section["data"], tokenizer=tokenizer)

@@ -17,7 +17,7 @@ from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.config import safe_instantiate
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
-from rlhf_lightning.modules.base import RLHFModule
+from rlhf_lightning.modules.base import FSDP1_REFUSED, RLHFModule
 
 NEEDED = {
     "sft": "add data.demonstrations=FILE with rows of prompt+completion or messages",
@@ -53,10 +53,7 @@ class Run:
                 )
 
         if str(config["trainer"].get("strategy")).startswith("fsdp"):
-            raise ConfigError(
-                "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, "
-                "which shards as well"
-            )
+            raise ConfigError(FSDP1_REFUSED)
 
     def prepare(self) -> None:
         """Make the task's files and model, if it has any to make: one node, or several under names."""
@@ -124,7 +121,9 @@ class Run:
         silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
         return self._trainer(silent)
 
-    def provenance(self, stage: str, metrics: Mapping[str, Any], **parents: str | None) -> dict[str, Any]:
+    def provenance(
+        self, stage: str, metrics: Mapping[str, Any], **parents: str | Sequence[str] | None
+    ) -> dict[str, Any]:
         """What `provenance.json` of this stage says."""
         return {
             "stage": stage,
@@ -146,8 +145,10 @@ def scalars(trainer: lightning.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def _identity(path: str) -> dict[str, Any]:
-    """What a parent was: a folder by its provenance, a file by its checksum."""
+def _identity(path: str | Sequence[str]) -> Any:
+    """What a parent was: a folder by its provenance, a file by its checksum, several one by one."""
+    if not isinstance(path, str):
+        return [_identity(one) for one in path]
     if Path(path).is_file():
         return {"path": path, "sha256": sha256(path)}
     record = read_provenance(path) if Path(path).is_dir() else None

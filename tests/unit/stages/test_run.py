@@ -1,0 +1,33 @@
+"""What the stages of a run share."""
+
+import hashlib
+
+import pytest
+
+from rlhf_lightning.config import compose
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.stages import Run
+
+
+def test_provenance_names_every_file_of_a_list_by_its_checksum(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    files = [str(tmp_path / name) for name in ("a", "b")]
+    parents = Run(compose(["stage=sft"])).provenance("sft", {}, data=files, policy=None)["parents"]
+    expected = [{"path": file, "sha256": hashlib.sha256(file[-1].encode()).hexdigest()} for file in files]
+    assert parents == {"data": expected}
+
+
+def test_a_stage_without_data_is_refused_before_anything_runs():
+    run = Run(compose(["stage=sft", "task=custom", "model.path=m"]))
+    with pytest.raises(ConfigError, match=r"sft\.data\.train is not set; add data\.demonstrations=FILE"):
+        run.check("sft")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("+trainer.gradient_clip_val=1.0", "max_grad_norm"), ("trainer.strategy=fsdp", "use trainer=fsdp2")],
+)
+def test_trainer_arguments_that_would_mislead_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        Run(compose(["stage=ppo", override]))
