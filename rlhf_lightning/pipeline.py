@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from rlhf_lightning.config import save_config
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.stages import Run, run_evaluate, run_ppo, run_rank, run_reward, run_sft
+from rlhf_lightning.stages import (
+    Run,
+    check_best_of_n,
+    check_dpo,
+    check_kto,
+    run_best_of_n,
+    run_dpo,
+    run_evaluate,
+    run_kto,
+    run_ppo,
+    run_rank,
+    run_reward,
+    run_sft,
+)
 
 STAGES: dict[str, Callable[[Run], dict[str, float]]] = {
     "sft": run_sft,
     "rank": run_rank,
     "reward": run_reward,
     "ppo": run_ppo,
+    "dpo": run_dpo,
+    "kto": run_kto,
+    "best_of_n": run_best_of_n,
     "evaluate": run_evaluate,
+}
+CHECKS: dict[str, Callable[[Run], None]] = {  # stages that look at more than `Run.check` before anything runs
+    "dpo": check_dpo,
+    "kto": check_kto,
+    "best_of_n": check_best_of_n,
 }
 
 
@@ -43,7 +65,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     if this.is_first:
         save_config(dict(config), this.folder)
     for stage in config["stages"]:
-        this.check(stage)
+        CHECKS.get(stage, partial(Run.check, stage=stage))(this)
     this.prepare()
     metrics: dict[str, float] = {}
     for stage in config["stages"]:

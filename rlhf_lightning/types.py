@@ -130,8 +130,30 @@ class Experience(TensorData):
     advantages: Tensor  # float [B, T]
     returns: Tensor  # float [B, T]
     hidden: Tensor | None = None  # float [B, S, D], output of the frozen lower layers, if there are any
+    weights: Tensor | None = None  # float [B, T] or [B, 1], rollout correction of the policy loss
+    counted: Tensor | None = None  # bool [B], responses to learn from; None means all
 
     @property
     def mask(self) -> Tensor:
-        """True at response tokens that count, bool ``[B, T]``."""
-        return self.rollout.mask
+        """True at tokens to learn from, bool ``[B, T]``."""
+        return self.rollout.mask if self.counted is None else self.rollout.mask & self.counted[:, None]
+
+
+@dataclass(frozen=True)
+class AnswerBatch(TensorData):
+    """Prompts with one answer each, padded on the right."""
+
+    input_ids: Tensor  # long [B, S], prompt + answer
+    attention_mask: Tensor  # bool [B, S]
+    lengths: Tensor  # long [B], tokens of the answer, EOS included: the last real tokens of the row; 0 counts nothing
+
+
+@dataclass(frozen=True)
+class FeedbackBatch(AnswerBatch):
+    """Single answers that somebody called good or bad."""
+
+    desirable: Tensor  # bool [B], True where the answer was called good
+    mismatched: (
+        AnswerBatch | None
+    )  # with the first micro-batch of a step: all prompts of this rank with strange answers
+    denominator: float  # number of answers of the global batch, in the convention of `SFTBatch.denominator`

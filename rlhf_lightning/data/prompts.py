@@ -46,7 +46,8 @@ class PromptData(RowDataModule[Prompt]):
         train: see `RowDataModule`.
         validation: see `RowDataModule`.
         tokenizer: see `RowDataModule`.
-        batch_size: prompts per rollout, over all ranks.
+        batch_size: responses per rollout, over all ranks.
+        group_size: responses to each prompt; a batch holds ``batch_size / group_size`` prompts, which training repeats.
         micro_batch_size: prompts a rank holds at once; None takes its whole share.
         max_prompt_length: tokens of a prompt, template and BOS included.
         on_long: "truncate_left" keeps the end of a longer prompt, "drop" drops its row.
@@ -73,12 +74,15 @@ class PromptData(RowDataModule[Prompt]):
         seed: int = 0,
         rollouts: int | None = None,
         max_rows: int | None = None,
+        group_size: int = 1,
     ) -> None:
+        if batch_size % group_size:
+            raise ConfigError(f"batch_size is {batch_size} responses; group_size={group_size} does not divide it.")
         super().__init__(
             train,
             validation,
             tokenizer,
-            batch_size=batch_size,
+            batch_size=batch_size // group_size,
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,

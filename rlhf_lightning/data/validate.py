@@ -11,12 +11,13 @@ from rlhf_lightning.data.problems import Problems
 from rlhf_lightning.data.sources import LocatedRow
 from rlhf_lightning.types import Row
 
-StageKind = Literal["demonstrations", "comparisons", "prompts"]
+StageKind = Literal["demonstrations", "comparisons", "prompts", "feedback"]
 
 ROW_TYPES: dict[str, tuple[str, ...]] = {  # most demanding first; the first whose columns are all there is the type
     "prompt+completions+ranks": ("prompt", "completions", "ranks"),
     "prompt+chosen+rejected": ("prompt", "chosen", "rejected"),
     "chosen+rejected": ("chosen", "rejected"),
+    "prompt+completion+label": ("prompt", "completion", "label"),
     "prompt+completion": ("prompt", "completion"),
     "messages": ("messages",),
     "text": ("text",),
@@ -26,11 +27,18 @@ TAKEN: dict[StageKind, tuple[str, ...]] = {
     "demonstrations": ("prompt+completion", "messages", "text"),
     "comparisons": ("prompt+completions+ranks", "prompt+chosen+rejected", "chosen+rejected"),
     "prompts": ("prompt",),
+    "feedback": (
+        "prompt+completion+label",
+        "prompt+completions+ranks",
+        "prompt+chosen+rejected",
+        "chosen+rejected",
+    ),
 }
 _STAGE = {
     "demonstrations": "supervised fine-tuning (demonstrations)",
     "comparisons": "the reward model (comparisons)",
     "prompts": "sampling and PPO (prompts)",
+    "feedback": "KTO (feedback)",
 }
 
 
@@ -50,7 +58,7 @@ def validate_rows(rows: Sequence[LocatedRow], stage_kind: StageKind) -> list[Loc
 
     Args:
         rows: as `read_rows` returns them.
-        stage_kind: "demonstrations", "comparisons" or "prompts".
+        stage_kind: "demonstrations", "comparisons", "prompts" or "feedback".
 
     Raises:
         DataError: names file, line, field and reason of the first bad rows, and how many there are.
@@ -158,6 +166,25 @@ def _check_demonstration(row: Row) -> str | None:
     return _check_prompt(row) or _answers(row, ["completion"])
 
 
+def as_label(value: Any) -> bool | None:
+    """A label as a bool: true, false, 1, 0, or these words as text (CSV knows no other); None for anything else.
+
+    >>> as_label("False"), as_label(1), as_label("good")
+    (False, True, None)
+    """
+    if isinstance(value, str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
+
+
+def _check_feedback(row: Row) -> str | None:
+    complaint = _check_demonstration(row)
+    if complaint is None and as_label(row["label"]) is None:
+        shown = "null" if row["label"] is None else repr(row["label"])
+        return f"label: is {shown}; write true for a good answer and false for a bad one"
+    return complaint
+
+
 def _check_messages(row: Row) -> str | None:
     if not isinstance(row["messages"], list):
         return f"messages: is {_named(row['messages'])}; write a list of messages"
@@ -217,6 +244,7 @@ _CHECKS: dict[str, Callable[[Row], str | None]] = {
     "prompt+completions+ranks": _check_ranking,
     "prompt+chosen+rejected": _check_pair,
     "chosen+rejected": _check_pair,
+    "prompt+completion+label": _check_feedback,
     "prompt+completion": _check_demonstration,
     "messages": _check_messages,
     "text": _check_text,

@@ -19,11 +19,14 @@ def gae(
     *,
     gamma: float = 1.0,
     lam: float = 0.95,
+    lam_critic: float | None = None,
     bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation.
 
         delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1},   returns = A + V
+
+    With a constant ``values`` and ``lam=1`` this is reward-to-go minus a baseline.
 
     Args:
         rewards: ``[B, T]``.
@@ -31,6 +34,8 @@ def gae(
         mask: bool ``[B, T]``.
         gamma: discount per token.
         lam: 0 trusts the critic alone, 1 the sampled rewards alone.
+        lam_critic: lambda of the returns the critic learns from, if another one (Yuan et al. 2025, arXiv:2503.01491,
+            use 1 so that a late score reaches the first token undiluted).
         bootstrap: value after the last token that counts, ``[B]``; None means 0 (the response ended there).
 
     Source: Schulman et al. 2015, arXiv:1506.02438, eq. 16.
@@ -39,6 +44,13 @@ def gae(
     >>> gae(rewards, values, torch.ones(1, 2, dtype=torch.bool), lam=1.0)
     (tensor([[0.5000, 0.5000]]), tensor([[1., 1.]]))
     """
+    advantages = _gae(rewards, values, mask, gamma, lam, bootstrap)
+    other = lam_critic is not None and lam_critic != lam
+    towards = _gae(rewards, values, mask, gamma, lam_critic, bootstrap) if other else advantages  # type: ignore[arg-type]
+    return advantages, torch.where(mask, towards + values, 0)
+
+
+def _gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, bootstrap: Tensor | None) -> Tensor:
     next_value = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap.to(values)
     next_advantage = torch.zeros_like(next_value)
     columns = []
@@ -48,8 +60,7 @@ def gae(
         next_advantage = torch.where(counts, delta + gamma * lam * next_advantage, next_advantage)
         next_value = torch.where(counts, values[:, t], next_value)
         columns.append(next_advantage)
-    advantages = torch.where(mask, torch.stack(columns[::-1], dim=1), 0)
-    return advantages, torch.where(mask, advantages + values, 0)
+    return torch.where(mask, torch.stack(columns[::-1], dim=1), 0)
 
 
 def reward_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:

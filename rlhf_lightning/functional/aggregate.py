@@ -7,9 +7,14 @@ whole batch. Without it the count of this tensor is used. Anything empty gives 0
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import divide_by_count, masked_mean, masked_sum
 
 
@@ -51,3 +56,36 @@ def token_sum_norm(x: Tensor, mask: Tensor, norm: float, denominator: float | Te
     tensor(1.)
     """
     return divide_by_count(masked_sum(x, mask) / norm, x.shape[0] if denominator is None else denominator)
+
+
+class Aggregation(NamedTuple):
+    """An aggregate and how to count what it divides by, so that micro-batches and ranks can share one count."""
+
+    aggregate: Callable[..., Tensor]  # f(x, mask, denominator=) -> []
+    count: Callable[[Tensor], Tensor]  # type: ignore[assignment]  # bool mask [B, T] of a part -> its share of the denominator []
+
+
+def aggregation(name: str, norm: float) -> Aggregation:
+    """The aggregate called ``name``; ``norm`` is the constant of `token_sum_norm` and unused by the others.
+
+    >>> aggregation("seq_mean_token_mean", 1).count(torch.tensor([[True, True], [False, False]]))
+    tensor(1)
+
+    Raises:
+        ConfigError: there is no such aggregate; the message lists them.
+    """
+    known = {
+        "token_mean": Aggregation(token_mean, lambda mask: mask.sum()),
+        "seq_mean_token_mean": Aggregation(seq_mean_token_mean, _sequences),
+        "seq_mean_token_sum": Aggregation(seq_mean_token_sum, _sequences),
+        "token_sum_norm": Aggregation(
+            partial(token_sum_norm, norm=norm), lambda mask: mask.new_tensor(len(mask), dtype=torch.long)
+        ),
+    }
+    if name not in known:
+        raise ConfigError(f"aggregation={name!r}: choose one of {', '.join(known)}")
+    return known[name]
+
+
+def _sequences(mask: Tensor) -> Tensor:
+    return mask.any(1).sum()

@@ -74,15 +74,89 @@ def calibration(chosen: Tensor, rejected: Tensor, *, n_bins: int = 10) -> Calibr
     )
 
 
+def fit_temperature(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """The ``T > 0`` for which ``sigmoid((chosen - rejected) / T)`` has the lowest mean NLL, ``[]``.
+
+    Divide the scores by it to calibrate them: above 1 the model was too sure. The NLL is convex in ``1 / T``, so the
+    zero of its slope is found by halving an interval of ``log T``, to about nine digits. The interval reaches from a
+    thousandth to a thousand times the mean ``|chosen - rejected|``: its lower end is the answer when every pair is
+    right, its upper end when scores say nothing. 1 when all pairs are ties.
+
+    Args:
+        chosen: scores of the preferred answers, ``[N]``, held out from training.
+        rejected: scores of the others, ``[N]``.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
+
+    >>> gaps = torch.tensor([2.0, 2.0, 2.0, -2.0])  # three of four are right, which is worth log 3
+    >>> 2 / fit_temperature(gaps, torch.zeros(4))
+    tensor(1.0986)
+    """
+    gap = (chosen - rejected).double()
+    size = gap.abs().sum() / max(len(gap), 1)
+    if size == 0:
+        return torch.ones_like(size).to(chosen.dtype)
+    gap = gap / size
+    low, high = gap.new_tensor(1e-3).log(), gap.new_tensor(1e3).log()
+    for _ in range(40):
+        middle = (low + high) / 2
+        too_sure = (gap * (-gap / middle.exp()).sigmoid()).sum() < 0  # a higher temperature lowers the NLL
+        low, high = torch.where(too_sure, middle, low), torch.where(too_sure, high, middle)
+    return (size * ((low + high) / 2).exp()).to(chosen.dtype)
+
+
+def cross_calibration(chosen: Tensor, rejected: Tensor, half: Tensor, *, n_bins: int = 10) -> Calibration:
+    """`calibration` of pairs after each half was divided by the temperature fitted on the other half.
+
+    This is what `fit_temperature` is worth on pairs it has not seen. Put all pairs of a prompt in one half.
+
+    Args:
+        chosen: scores of the preferred answers, ``[N]``.
+        rejected: scores of the others, ``[N]``.
+        half: which half a pair belongs to, bool ``[N]``.
+        n_bins: see `calibration`.
+
+    >>> gaps, half = torch.tensor([2.0, 2.0, 2.0, -2.0]).repeat(2), torch.arange(8) < 4
+    >>> cross_calibration(gaps, torch.zeros(8), half).ece.abs() < 1e-6  # both halves say 3 of 4
+    tensor(True)
+    """
+    of_one, of_other = fit_temperature(chosen[half], rejected[half]), fit_temperature(chosen[~half], rejected[~half])
+    temperature = torch.where(half, of_other, of_one)
+    return calibration(chosen / temperature, rejected / temperature, n_bins=n_bins)
+
+
+def accuracy_by_margin(chosen: Tensor, rejected: Tensor, *, n_bins: int = 4) -> Tensor:
+    """Share of pairs with chosen strictly above rejected, from the smallest to the largest ``|chosen - rejected|``.
+
+    Args:
+        chosen: scores of the preferred answers, ``[N]``.
+        rejected: scores of the others, ``[N]``.
+        n_bins: bins of equally many pairs; equal margins share a bin.
+
+    Returns:
+        ``[n, 4]``, one row (index, pairs, accuracy, mean ``|chosen - rejected|``) for each bin that is not empty.
+
+    >>> accuracy_by_margin(torch.tensor([1.0, 0.0, 8.0, 9.0]), torch.tensor([0.0, 1.0, 0.0, 0.0]), n_bins=2)
+    tensor([[0.0000, 2.0000, 0.5000, 1.0000],
+            [1.0000, 2.0000, 1.0000, 8.5000]])
+    """
+    gap = chosen - rejected
+    index = ((average_ranks(gap.abs()) - 0.5) * n_bins / max(len(gap), 1)).long().clamp(max=n_bins - 1)
+    parts = torch.stack([torch.ones_like(gap), (gap > 0).to(gap.dtype), gap.abs()], dim=1)
+    sums = gap.new_zeros(n_bins, 3).index_add(0, index, parts)
+    used = sums[:, 0].nonzero()
+    full = sums[used[:, 0]]
+    return torch.cat([used.to(gap.dtype), full[:, :1], full[:, 1:] / full[:, :1]], dim=1)
+
+
 def average_ranks(x: Tensor) -> Tensor:
     """Rank of each entry of ``[N]`` from 1 upwards, equal entries sharing their mean rank.
 
     >>> average_ranks(torch.tensor([5.0, 1.0, 5.0]))
     tensor([2.5000, 1.0000, 2.5000])
     """
-    below = (x.unsqueeze(0) < x.unsqueeze(1)).sum(1)
-    equal = (x.unsqueeze(0) == x.unsqueeze(1)).sum(1)
-    return below + (equal + 1).to(x.dtype) / 2
+    _, place, count = x.unique(return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count - 1) / 2)[place].to(x.dtype)
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
@@ -155,44 +229,3 @@ def repetition_n(response: Sequence[int], n: int) -> float:
     """
     grams = _ngrams(response, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def best_of_n_kl_bound(n: int) -> float:
-    """Upper bound ``log n - (n - 1) / n`` on the KL of best-of-n to its base policy, nats; equality without ties.
-
-    Sources: Stiennon et al. 2020, arXiv:2009.01325; as a bound: Beirami et al. 2024, arXiv:2401.01879.
-
-    >>> best_of_n_kl_bound(1)
-    0.0
-    """
-    return math.log(n) - (n - 1) / n
-
-
-class BestOfN(NamedTuple):
-    """What picking the best of n by a proxy is worth, estimated from ``N >= n`` samples without drawing subsets."""
-
-    proxy: Tensor  # [], expected proxy score of the pick
-    gold: Tensor  # [], expected gold score of the pick
-    weights: Tensor  # [N], chance that the sample is the pick, in ascending order of the proxy
-
-
-def best_of_n(proxy: Tensor, gold: Tensor, n: int) -> BestOfN:
-    """Unbiased estimate of best-of-n over all subsets of size n: weight ``C(i - 1, n - 1) / C(N, n)`` for rank i.
-
-    Args:
-        proxy: scores that pick, ``[N]``.
-        gold: scores that matter, ``[N]``.
-        n: samples per prompt to pick from, at most ``N``.
-
-    Source: Nakano et al. 2021, arXiv:2112.09332, appendix I.
-
-    >>> best_of_n(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([6.0, 3.0, 0.0]), n=2).weights
-    tensor([0.0000, 0.3333, 0.6667])
-    """
-    size = len(proxy)
-    if not 1 <= n <= size:
-        raise ValueError(f"best-of-{n} needs at least {max(n, 1)} samples and n >= 1; there are {size}")
-    shares = [math.comb(i, n - 1) / math.comb(size, n) for i in range(size)]
-    weights = torch.tensor(shares, dtype=proxy.dtype, device=proxy.device)
-    order = proxy.argsort()
-    return BestOfN((weights * proxy[order]).sum(), (weights * gold[order]).sum(), weights)

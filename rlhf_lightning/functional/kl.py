@@ -64,6 +64,10 @@ def absolute(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return (logprobs - ref_logprobs).abs()
 
 
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3, "abs": absolute}
+"""The estimators by the name configs give them."""
+
+
 def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """Exact ``sum_v p (log p - log q)`` over the vocabulary, ``[...]`` from logits ``[..., V]``, nats.
 
@@ -74,6 +78,15 @@ def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """
     log_p, log_q = log_softmax(logits), log_softmax(ref_logits)
     return (log_p.exp() * torch.where(log_p.isneginf(), 0, log_p - log_q)).sum(-1)
+
+
+def totals(scores: Tensor, mask: Tensor) -> Tensor:
+    """One score per response, ``[B]``: scores ``[B]`` as they are, those of tokens ``[B, T]`` summed.
+
+    >>> totals(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[True, True, False]]))
+    tensor([3.])
+    """
+    return scores if scores.dim() == 1 else torch.where(mask, scores, 0).sum(1)
 
 
 def shape_scores(
@@ -119,7 +132,7 @@ def shaped_rewards(
     The score is clipped, the KL never is. A row without any token that counts earns nothing.
 
     Args:
-        scores: ``[B]``.
+        scores: ``[B]`` for the last token that counts, or ``[B, T]`` for each token (process rewards).
         logprobs: of the sampled tokens under the policy that sampled them, ``[B, T]``.
         ref_logprobs: the same under the reference, ``[B, T]``.
         mask: bool ``[B, T]``.
@@ -137,6 +150,10 @@ def shaped_rewards(
     zero = torch.zeros_like(logprobs)
     kl = estimator(torch.where(mask, logprobs, zero), torch.where(mask, ref_logprobs, zero))
     kl = torch.where(mask, kl, zero)
-    verdicts = shape_scores(scores, finished, score_clip=score_clip, missing_eos_penalty=missing_eos_penalty)
-    at_end = zero.scatter(1, last_index(mask).unsqueeze(1), verdicts.to(zero.dtype).unsqueeze(1))
-    return ShapedRewards(torch.where(mask, at_end - kl_coef * kl, zero), kl)
+    per_token = scores.dim() == 2
+    final = torch.zeros_like(scores[:, 0]) if per_token else scores
+    final = shape_scores(final, finished, score_clip=score_clip, missing_eos_penalty=missing_eos_penalty)
+    earned = zero.scatter(1, last_index(mask).unsqueeze(1), final.to(zero.dtype).unsqueeze(1))
+    if per_token:
+        earned = earned + shape_scores(scores, torch.ones_like(mask), score_clip=score_clip)
+    return ShapedRewards(torch.where(mask, earned - kl_coef * kl, zero), kl)

@@ -148,20 +148,21 @@ def whiten_with(
     return torch.where(mask, whitened if shift_mean else whitened + mean, 0)
 
 
-def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, ddof: int = 0) -> Tensor:
+def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, ddof: int = 0, eps: float = 1e-8) -> Tensor:
     """Entries that count scaled to variance 1 and, unless ``shift_mean`` is False, mean 0; elsewhere 0.
 
-        (x - mean) / sqrt(var + 1e-8)  [+ mean]
+        (x - mean) / sqrt(var + eps)  [+ mean]
 
     Args:
         x: numbers of any shape.
         mask: bool of the same shape.
         shift_mean: False keeps the mean (used for rewards, whose level matters).
         ddof: 0 divides the squares by n (OpenAI's convention and ours), 1 by n - 1 (TRL, verl).
+        eps: added to the variance, inside the root.
 
     Source: openai/lm-human-preferences, ``utils/core.py::whiten``.
 
     >>> masked_whiten(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
     tensor([-1.,  1.,  0.])
     """
-    return whiten_with(x, mask, masked_mean(x, mask), masked_var(x, mask, ddof=ddof), shift_mean)
+    return whiten_with(x, mask, masked_mean(x, mask), masked_var(x, mask, ddof=ddof), shift_mean, eps=eps)

@@ -20,6 +20,7 @@ class PolicyLoss(NamedTuple):
 
     loss: Tensor  # [], differentiable
     clip_fraction: Tensor  # [], share of tokens where the clipped branch is strictly larger
+    clip_fraction_low: Tensor  # [], the part of it whose ratio is below 1
     dual_clip_fraction: Tensor  # [], share of tokens held by the dual clip
     approx_kl: Tensor  # [], nats per token, KL(old || new), estimator k3
     approx_kl_k1: Tensor  # [], the same by k1 (any sign)
@@ -50,7 +51,7 @@ def masked_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Te
     tensor([2., 0.])
     """
     zero = torch.zeros_like(logprobs)
-    # both operands first: a difference of infinities outside the mask would poison the gradient of `where`
+    # both operands first: neither NaN nor a difference of infinities outside the mask survives
     difference = torch.where(mask, logprobs, zero) - torch.where(mask, old_logprobs, zero)
     return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
@@ -105,14 +106,44 @@ def clipped_policy_loss(
     if weights is not None:
         per_token = per_token * torch.where(mask, weights, 0)
     loss = aggregate(per_token, mask, denominator=denominator)
-    with torch.no_grad():
-        k1, k2, k3 = -log_ratio, log_ratio.square() / 2, torch.expm1(log_ratio) - log_ratio
-        count, ratio_mean, ratio_var = masked_moments(ratio, mask)
-        largest, smallest = _extremes(ratio, mask)
+    return watched(loss, per_token, log_ratio, mask, clipped=clipped > plain, held=held)
+
+
+@torch.no_grad()
+def watched(
+    loss: Tensor,
+    per_token: Tensor,
+    log_ratio: Tensor,
+    mask: Tensor,
+    *,
+    clipped: Tensor | None = None,
+    held: Tensor | None = None,
+) -> PolicyLoss:
+    """A loss with what to watch beside it; for policy losses of one's own.
+
+    Args:
+        loss: ``[]``, keeps its gradient.
+        per_token: before aggregation, ``[B, T]``.
+        log_ratio: of each *token*, see `masked_log_ratio`, ``[B, T]``.
+        mask: bool ``[B, T]``.
+        clipped: tokens whose gain was cut, bool ``[B, T]``; None means none.
+        held: tokens held by the dual clip, bool ``[B, T]``; None means none.
+
+    >>> zeros = torch.zeros(1, 2)
+    >>> watched(zeros.sum(), zeros, torch.tensor([[2.0, 0.5]]).log(), torch.ones(1, 2, dtype=torch.bool)).ratio_mean
+    tensor(1.2500)
+    """
+    ratio = log_ratio.exp()
+    k1, k2, k3 = -log_ratio, log_ratio.square() / 2, torch.expm1(log_ratio) - log_ratio
+    count, ratio_mean, ratio_var = masked_moments(ratio, mask)
+    largest, smallest = _extremes(ratio, mask)
+    nowhere = torch.zeros_like(mask)
+    clipped = nowhere if clipped is None else clipped
     return PolicyLoss(
         loss=loss,
-        clip_fraction=masked_mean((clipped > plain).to(ratio.dtype), mask),
-        dual_clip_fraction=masked_mean(held.to(ratio.dtype), mask),
+        clip_fraction=masked_mean(clipped.to(ratio.dtype), mask),
+        clip_fraction_low=masked_mean((clipped & (ratio < 1)).to(ratio.dtype), mask),
+        dual_clip_fraction=masked_mean((nowhere if held is None else held).to(ratio.dtype), mask),
         approx_kl=masked_mean(k3, mask),
         approx_kl_k1=masked_mean(k1, mask),
         approx_kl_k2=masked_mean(k2, mask),

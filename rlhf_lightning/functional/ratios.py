@@ -1,13 +1,10 @@
-"""Importance ratios beside the one of PPO: engine mismatch, whole sequences, detached clipping."""
+"""Importance ratios beside the one of PPO: of whole sequences, and between training and the engine that samples."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from rlhf_lightning.functional.aggregate import token_mean
 from rlhf_lightning.functional.ppo import MAX_LOG_RATIO, masked_log_ratio
 
 
@@ -88,48 +85,10 @@ def masked_sequence_weights(
     return torch.where((weights >= low) & (weights <= high), weights, 0).unsqueeze(1)
 
 
-def cispo_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_range: float = 1.0,
-    clip_range_high: float = 0.28,
-    denominator: float | Tensor | None = None,
-    aggregate: Callable[..., Tensor] = token_mean,
-) -> Tensor:
-    """Policy gradient with a clipped, detached ratio as weight: no token loses its gradient. ``[]``.
-
-        loss_t = -stop_grad(clip(r_t, 1 - e, 1 + e_high)) A_t log pi_t
-
-    Arguments as `clipped_policy_loss`. Source: MiniMax 2025, arXiv:2506.13585.
-
-    >>> new = torch.tensor([[0.5]]).log()
-    >>> cispo_loss(new, new, torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))  # log 2
-    tensor(0.6931)
-    """
-    zero = torch.zeros_like(logprobs)
-    weight = masked_log_ratio(logprobs, old_logprobs, mask).exp().clamp(1 - clip_range, 1 + clip_range_high).detach()
-    per_token = -weight * torch.where(mask, advantages, zero) * torch.where(mask, logprobs, zero)
-    return aggregate(per_token, mask, denominator=denominator)
-
-
-def reinforce_loss(
-    logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    denominator: float | Tensor | None = None,
-    aggregate: Callable[..., Tensor] = token_mean,
-) -> Tensor:
-    """``-A_t log pi_t``, aggregated, ``[]``; equals the gradient of the clipped loss where the ratio is 1.
-
-    Source: Williams 1992.
-
-    >>> reinforce_loss(torch.tensor([[0.5]]).log(), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))  # log 2
-    tensor(0.6931)
-    """
-    zero = torch.zeros_like(logprobs)
-    per_token = -torch.where(mask, advantages, zero) * torch.where(mask, logprobs, zero)
-    return aggregate(per_token, mask, denominator=denominator)
+CORRECTIONS = {
+    "token_truncate": truncated_token_weights,
+    "token_mask": masked_token_weights,
+    "sequence_truncate": truncated_sequence_weights,
+    "sequence_mask": masked_sequence_weights,
+}
+"""The rollout corrections by the name configs give them."""

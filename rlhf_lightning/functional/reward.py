@@ -39,10 +39,29 @@ def _logistic(difference: Tensor, margin: Tensor | float, label_smoothing: float
     return (1 - label_smoothing) * softplus(-gap) + label_smoothing * softplus(gap)
 
 
-def _verdicts(difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Accuracy, tie rate and mean margin of score differences ``[Q]``; zeros for none."""
+def verdicts(difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Accuracy (strict), tie rate and mean margin of differences chosen - rejected ``[N]``; detached, zeros for none.
+
+    >>> verdicts(torch.tensor([3.0, 0.0, -1.0, 0.0]))
+    (tensor(0.2500), tensor(0.5000), tensor(0.5000))
+    """
     gap, count = difference.detach(), max(len(difference), 1)
     return (gap > 0).to(gap.dtype).sum() / count, (gap == 0).to(gap.dtype).sum() / count, gap.sum() / count
+
+
+def pair_mean(per_pair: Tensor, weights: Tensor | None = None, denominator: float | Tensor | None = None) -> Tensor:
+    """Mean over pairs ``[N]``, weighted by ``weights [N]`` scaled to sum 1; ``[]``, 0 for no pairs.
+
+    With ``denominator``, the number of pairs of the whole batch, micro-batches add up to the whole; weights are then
+    taken as they are, so let them average 1 over the whole batch.
+
+    >>> losses, weights = torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0])
+    >>> pair_mean(losses), pair_mean(losses, weights), pair_mean(losses, weights, denominator=3)
+    (tensor(2.), tensor(1.5000), tensor(2.))
+    """
+    if denominator is None:
+        denominator = len(per_pair) if weights is None else weights.sum()
+    return divide_by_count((per_pair if weights is None else weights * per_pair).sum(), denominator)
 
 
 def pairwise_logistic_loss(
@@ -53,6 +72,7 @@ def pairwise_logistic_loss(
     label_smoothing: float = 0.0,
     weights: Tensor | None = None,
     center_coef: float = 0.0,
+    denominator: float | Tensor | None = None,
 ) -> PairwiseLoss:
     """Bradley-Terry loss of comparisons.
 
@@ -65,6 +85,7 @@ def pairwise_logistic_loss(
         label_smoothing: probability that a label is the wrong way round.
         weights: of the pairs, ``[N]``; scaled to sum 1.
         center_coef: pulls the scores towards mean 0; 0.01 is usual when it is on.
+        denominator: pairs of the whole batch, see `pair_mean`.
 
     Sources: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al. 2023, arXiv:2307.09288; centring:
     Eisenstein et al. 2023, arXiv:2312.09244.
@@ -74,11 +95,10 @@ def pairwise_logistic_loss(
     """
     difference = chosen - rejected
     per_pair = _logistic(difference, 0.0 if margin is None else margin, label_smoothing)
-    shares = torch.full_like(per_pair, 1 / max(len(per_pair), 1)) if weights is None else weights / weights.sum()
-    loss = (shares * per_pair).sum()
+    loss = pair_mean(per_pair, weights, denominator)
     if center_coef:
-        loss = loss + center_coef * (chosen + rejected).square().mean()
-    return PairwiseLoss(loss, per_pair.detach(), *_verdicts(difference))
+        loss = loss + center_coef * pair_mean((chosen + rejected).square(), None, denominator)
+    return PairwiseLoss(loss, per_pair.detach(), *verdicts(difference))
 
 
 def kwise_pairs(ranks: Tensor, prompt_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

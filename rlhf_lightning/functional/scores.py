@@ -26,7 +26,7 @@ def normalisation(scores: Tensor, *, target_mean: float = 0.0, target_std: float
     >>> normalisation(torch.tensor([1.0, 5.0]))
     Normalisation(gain=tensor(0.5000), bias=tensor(-1.5000))
     """
-    mean = scores.mean()
+    mean = scores.sum() / max(len(scores), 1)
     std = ((scores - mean).square().sum() / max(len(scores) - ddof, 1)).sqrt()
     gain = torch.where(std > 0, target_std / torch.where(std > 0, std, 1), 1)
     return Normalisation(gain, target_mean - gain * mean)
@@ -62,14 +62,15 @@ def worst_case(scores: Tensor) -> Tensor:
 
 
 def uncertainty_weighted(scores: Tensor, *, coef: float = 0.5, ddof: int = 0) -> Tensor:
-    """``mean - coef * variance`` over the members, ``[B]`` from ``[members, B]``.
+    """``mean - coef * variance`` over the members, ``[B]`` from ``[members, B]``; one member alone has no variance.
 
     Source: Coste et al. 2023, arXiv:2310.02743; their published code uses ddof 0 in one place and 1 in another.
 
     >>> uncertainty_weighted(torch.tensor([[1.0], [3.0]]))
     tensor([1.5000])
     """
-    return scores.mean(0) - coef * scores.var(0, correction=ddof)
+    mean = scores.mean(0)
+    return mean - coef * (scores - mean).square().sum(0) / max(len(scores) - ddof, 1)
 
 
 def preference_as_reward(scores: Tensor, ref_scores: Tensor, *, k: float = 1.0) -> Tensor:

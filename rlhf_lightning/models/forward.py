@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_lightning.functional.sequences import position_ids
@@ -16,6 +18,24 @@ class ResponseForward(NamedTuple):
 
     logits: Tensor  # [B, T, V], position t scores response token t
     states: Tensor | None  # [B, T, D], final hidden state before response token t, if asked for
+
+
+@contextmanager
+def contiguous_head(policy: nn.Module) -> Iterator[None]:
+    """Let the output embedding see its hidden states in one piece.
+
+    `logits_to_keep` hands it a slice. Without gradients torch multiplies such a slice [B, t, D] as B separate products
+    and copies the whole embedding [V, D] for each of them: seconds and gigabytes for one token.
+    """
+    head = policy.get_output_embeddings() if isinstance(policy, PreTrainedModel) else None
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def response_forward(
@@ -41,14 +61,15 @@ def response_forward(
     """
     if hidden is not None:
         states = run_upper(policy, freeze_below, hidden, attention_mask)[:, -response_length - 1 : -1]
-        return ResponseForward(policy.get_output_embeddings()(states), states)
-    out = policy(
-        input_ids=input_ids,
-        attention_mask=attention_mask.long(),
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-        logits_to_keep=response_length + 1,
-        output_hidden_states=with_states,
-    )
+        return ResponseForward(policy.get_output_embeddings()(states.contiguous()), states)
+    with contiguous_head(policy):
+        out = policy(
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            position_ids=position_ids(attention_mask),
+            use_cache=False,
+            logits_to_keep=response_length + 1,
+            output_hidden_states=with_states,
+        )
     last = out.hidden_states[-1][:, -response_length - 1 : -1] if with_states else None
     return ResponseForward(out.logits[:, :-1], last)

@@ -69,7 +69,9 @@ class Pretrained:
             )
         return self._prepared(model)
 
-    def reward_model(self, *, init_head: bool = False, head_std: float | None = None) -> PreTrainedModel:
+    def reward_model(
+        self, *, init_head: bool = False, head_std: float | None = None, num_layers: int | None = None
+    ) -> PreTrainedModel:
         """A scalar model: `AutoModelForSequenceClassification` with one label.
 
         Args:
@@ -78,11 +80,17 @@ class Pretrained:
                 since transformers would silently score with a random one.
             head_std: standard deviation of a new head instead of 1 / sqrt(d + 1); 0 starts from equal scores, which is
                 better where comparisons are few.
+            num_layers: keep only so many of the lowest decoder layers; None keeps all. The upper layers of a language
+                model turn to the next token, so that a shallower reward model can learn more from few comparisons, at
+                a part of the cost.
 
         Raises:
             CheckpointError: the head is missing and `init_head` is False, or nothing is there.
+            ConfigError: ``num_layers`` is not among those there are.
         """
         config = self._config(num_labels=1)
+        if num_layers is not None:
+            _keep_lowest(config, num_layers)
         model, missing = self._load(AutoModelForSequenceClassification, config)
         head = _head(model, self.path)
         if init_head:
@@ -167,6 +175,16 @@ def _check_folder(path: str) -> None:
     folder = Path(path)
     if folder.is_dir() and read_provenance(folder) is not None:
         verify_folder(folder)
+
+
+def _keep_lowest(config: PretrainedConfig, num_layers: int) -> None:
+    """Cut the decoder to its lowest layers, in place."""
+    there = config.num_hidden_layers
+    if not 0 < num_layers <= there:
+        raise ConfigError(f"reward.module.num_layers={num_layers}: the model has {there} layers; choose 1 to {there}")
+    config.num_hidden_layers = num_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:num_layers]
 
 
 def _head(model: PreTrainedModel, path: str) -> nn.Linear:

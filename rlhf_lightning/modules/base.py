@@ -140,6 +140,12 @@ class RLHFModule(lightning.LightningModule):
         packed = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values])
         return self.reduce_sum(packed).tolist()
 
+    def over_ranks(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, ``[world_size, ...]``; they must have the same shape everywhere."""
+        ranks = torch.zeros(self.world_size, *tensor.shape, dtype=torch.float64, device=self.device)
+        ranks[self.global_rank] = tensor
+        return self.reduce_sum(ranks)
+
     def reduce_sum(self, tensor: Tensor) -> Tensor:
         """A tensor summed element-wise over all ranks."""
         strategy = self._strategy()

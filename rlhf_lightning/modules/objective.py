@@ -1,61 +1,94 @@
-"""What a rollout achieved, under the names users know; every mean has a global denominator."""
+"""What a rollout achieved, under the names users know, over the responses of all ranks."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rlhf_lightning.functional.diagnostics import distinct_n, repetition_n
+from rlhf_lightning.functional.diagnostics import distinct_n, length_bias, repetition_n
 from rlhf_lightning.functional.masking import masked_sum
 from rlhf_lightning.modules.base import RLHFModule
-from rlhf_lightning.types import Experience, Rollout
+from rlhf_lightning.types import Experience
 
 
-def objective(module: RLHFModule, experience: Experience) -> dict[str, float]:
-    """What the rollout achieved, averaged over the responses of all ranks."""
-    rollout, mask = experience.rollout, experience.mask
-    scores, kl = experience.scores.double(), experience.logprobs - experience.ref_logprobs
-    ids = [row[m].tolist() for row, m in zip(rollout.response_ids, mask, strict=True)]
-    rewards = masked_sum(experience.rewards, mask)
-    values: list[Tensor | float] = [
-        len(rollout),
-        mask.sum(),
-        masked_sum(kl, mask),
-        scores.sum(),
-        scores.square().sum(),
-        rewards,
-    ]
-    values += [-masked_sum(experience.logprobs, mask), rollout.finished.sum()]
-    values += [len(ids) * f(ids, n) for f, n in ((distinct_n, 1), (distinct_n, 2))]
-    values += [sum(repetition_n(response, 3) for response in ids)]
-    episodes, tokens, kl_sum, score, square, reward, surprise, ended, d1, d2, r3 = module.sum_over_ranks(*values)
-    mean = score / episodes
-    return {
+def objective(module: RLHFModule, experience: Experience, group_size: int = 1) -> dict[str, float]:
+    """Means, extremes and shares over all responses; collective over ranks."""
+    table = _over_ranks(module, _columns(experience))
+    tokens, episodes, kl = table["length"].sum(), len(table["length"]), table["kl"]
+    length, ended, judged = table["length"], table["finished"].bool(), ~table["score"].isnan()
+    scores = table["score"][judged] if judged.any() else torch.zeros(1)
+    logged: dict[str, Tensor | float] = {
         "episodes": episodes,
         "tokens": tokens,
-        "objective/kl": kl_sum / episodes,
-        "objective/kl_per_token": kl_sum / max(tokens, 1.0),
-        "objective/scores": mean,
-        "objective/scores_std": max(square / episodes - mean**2, 0.0) ** 0.5,
-        "objective/rlhf_reward": reward / episodes,
-        "objective/non_score_reward": (reward - score) / episodes,
-        "objective/entropy": surprise / episodes,
-        "completions/mean_length": tokens / episodes,
-        "completions/eos_rate": ended / episodes,
-        "completions/distinct_1": d1 / episodes,
-        "completions/distinct_2": d2 / episodes,
-        "completions/repetition_3": r3 / episodes,
-        **engine_gap(module, rollout, experience.logprobs),
+        "objective/kl": kl.mean(),
+        "objective/kl_per_token": kl.sum() / tokens.clamp(min=1),
+        "objective/kl_p99": kl.quantile(0.99),
+        "objective/scores": scores.mean(),
+        "objective/scores_std": scores.std(correction=0),
+        "objective/scores_min": scores.min(),
+        "objective/scores_max": scores.max(),
+        "objective/rlhf_reward": table["reward"].mean(),
+        "objective/non_score_reward": (table["reward"] - table["score"].nan_to_num(0.0)).mean(),
+        "objective/entropy": table["surprise"].mean(),
+        "completions/mean_length": length.mean(),
+        "completions/min_length": length.min(),
+        "completions/max_length": length.max(),
+        "completions/mean_terminated_length": length[ended].mean() if ended.any() else 0.0,
+        "completions/eos_rate": ended.double().mean(),
+        "completions/clipped_ratio": (~ended).double().mean(),
+        "completions/distinct_1": table["distinct_1"].mean(),
+        "completions/distinct_2": table["distinct_2"].mean(),
+        "completions/repetition_3": table["repetition_3"].mean(),
+        "completions/duplicates": table["duplicate"].mean(),
+        "guard/score_length_pearson": length_bias(scores, length[judged]).pearson if judged.any() else 0.0,
+    }
+    if group_size > 1:
+        groups = table["score"].nan_to_num(0.0).view(-1, group_size)
+        logged["reward_std"] = groups.std(dim=1).mean()
+        logged["frac_reward_zero_std"] = (groups == groups[:, :1]).all(1).double().mean()
+    return {name: float(value) for name, value in logged.items()} | engine_gap(module, experience)
+
+
+def _columns(experience: Experience) -> dict[str, Tensor]:
+    """One number per response of this rank, each [B]."""
+    rollout, mask = experience.rollout, experience.rollout.mask
+    ids = [row[m].tolist() for row, m in zip(rollout.response_ids, mask, strict=True)]
+    seen = [tuple(response) for response in ids]
+    kl = torch.where(mask, experience.logprobs - experience.ref_logprobs, 0)
+    lists = {
+        "distinct_1": [distinct_n(ids, 1)] * len(ids),  # of the rank's responses together
+        "distinct_2": [distinct_n(ids, 2)] * len(ids),
+        "repetition_3": [repetition_n(response, 3) for response in ids],
+        "duplicate": [float(seen.count(response) > 1) for response in seen],
+    }
+    return {
+        "kl": kl.sum(1),
+        "length": mask.sum(1),
+        "score": experience.scores,
+        "reward": torch.where(mask, experience.rewards, 0).sum(1),
+        "surprise": -torch.where(mask, experience.logprobs, 0).sum(1),
+        "finished": rollout.finished,
+        **{name: torch.tensor(values, device=mask.device) for name, values in lists.items()},
     }
 
 
-def engine_gap(module: RLHFModule, rollout: Rollout, logprobs: Tensor) -> dict[str, float]:
-    """How far the engine's log-probabilities are from those of the training forward, nats."""
+def _over_ranks(module: RLHFModule, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The columns of all ranks, float64 [N]; every rank holds the same number of responses."""
+    local = torch.stack([column.double() for column in columns.values()], dim=1)
+    return dict(zip(columns, module.over_ranks(local).flatten(0, 1).unbind(1), strict=True))
+
+
+def engine_gap(module: RLHFModule, experience: Experience) -> dict[str, float]:
+    """How far the engine's log-probabilities are from those of the training forward, and the correction for it."""
+    rollout, logprobs = experience.rollout, experience.logprobs
     if rollout.rollout_logprobs is None:
         return {}
     gap = torch.where(rollout.mask, (rollout.rollout_logprobs - logprobs).abs(), 0)
-    largest = [0.0] * module.world_size
-    largest[module.global_rank] = float(gap.max())
-    total, count, *largest = module.sum_over_ranks(gap.sum(), rollout.mask.sum(), *largest)
+    total, count = module.sum_over_ranks(gap.sum(), rollout.mask.sum())
     name = "sampling/sampling_logp_difference"
-    return {f"{name}/mean": total / max(count, 1.0), f"{name}/max": max(largest)}
+    logged = {f"{name}/mean": total / max(count, 1.0), f"{name}/max": float(module.over_ranks(gap.max()).max())}
+    if experience.weights is not None:
+        weights = experience.weights.expand_as(gap)
+        mean = module.sum_over_ranks(masked_sum(weights, rollout.mask))[0] / max(count, 1.0)
+        logged["sampling/importance_sampling_ratio/mean"] = mean
+    return logged

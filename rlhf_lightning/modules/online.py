@@ -15,26 +15,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedTokenizerBase
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError, NumericalError
-from rlhf_lightning.functional.masking import Moments, masked_moments, masked_sum, merge_moments, whiten_with
-from rlhf_lightning.functional.ppo import PolicyLoss, ValueLoss
+from rlhf_lightning.functional.aggregate import Aggregation
+from rlhf_lightning.functional.masking import Moments, masked_moments, merge_moments, whiten_with
 from rlhf_lightning.kl_control import KLController
-from rlhf_lightning.models import FrozenModels
+from rlhf_lightning.models import FrozenModels, eos_token_ids
+from rlhf_lightning.models.sharding import gathered, gradient_norm
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.settings import PPOSettings, Schedule
-from rlhf_lightning.rollout import RolloutEngine, rank_seed
+from rlhf_lightning.modules.watched import Watched
+from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
+from rlhf_lightning.rollout.groups import replaced, undecided
 from rlhf_lightning.scoring import Scorer
-from rlhf_lightning.types import Experience
+from rlhf_lightning.types import Experience, PromptBatch, Rollout
 
 
-class Forward(NamedTuple):
-    """What the policy and critic in training say about each response token."""
+class Denominators(NamedTuple):
+    """What losses are divided by: counts of a whole minibatch over all its micro-batches and ranks, each []."""
 
-    logprobs: Tensor  # [B, T]
-    values: Tensor  # [B, T]
-    entropy: Tensor  # [B, T], nats, no grad
+    policy: Tensor  # as the aggregation of the policy loss counts
+    tokens: Tensor
 
 
 class OnlineModule(RLHFModule):
@@ -44,6 +47,9 @@ class OnlineModule(RLHFModule):
     scorer: Scorer
     kl_controller: KLController
     frozen: FrozenModels
+    aggregation: Aggregation
+    sampling: Sampling
+    policy: PreTrainedModel | None
 
     def __init__(
         self,
@@ -59,9 +65,38 @@ class OnlineModule(RLHFModule):
         self.last_experience: Experience | None = None
         self._order = torch.Generator().manual_seed(settings.seed)
         self._seconds: dict[str, float] = {}
+        self._group_norms: dict[str, Tensor] = {}
         self._restored: dict[str, Any] | None = None
 
-    def loss(self, batch: Experience, denominator: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def generate(self, prompts: PromptBatch, sampling: Sampling | None = None) -> Rollout:
+        """Sample one answer per row from the current policy."""
+        assert self.policy is not None
+        ends = eos_token_ids(self.policy, self.tokenizer)
+        self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
+        with gathered(self.policy):
+            return self.engine.generate(prompts, sampling or self.sampling)
+
+    def score(self, rollout: Rollout) -> Tensor:
+        """The scorer's verdicts, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
+        return self.scorer.score(rollout, self.tokenizer)
+
+    def resample(self, prompts: PromptBatch, rollout: Rollout, scores: Tensor) -> tuple[Rollout, Tensor]:
+        """Sample groups again while all their responses score the same, as often as ``max_resamples`` allows.
+
+        Such a group teaches nothing (Yu et al. 2025, arXiv:2503.14476, section 3.2, draw other prompts instead).
+        """
+        for _ in range(self.settings.max_resamples):
+            rows = undecided(scores, self.settings.group_size)
+            if not self.sum_over_ranks(len(rows))[0]:
+                break
+            tried = rows if len(rows) else torch.arange(self.settings.group_size)  # ranks sample together
+            fresh = self.generate(prompts.select(tried))
+            if len(rows):
+                rollout = replaced(rollout, rows, fresh, self.tokenizer.pad_token_id)
+            scores = self.score(rollout)
+        return rollout, scores
+
+    def loss(self, batch: Experience, denominators: Denominators) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch; each algorithm implements it."""
         raise NotImplementedError
 
@@ -70,7 +105,8 @@ class OnlineModule(RLHFModule):
         batches = int(self.trainer.estimated_stepping_batches)
         data = getattr(self.trainer, "datamodule", None)
         loader: Any = self.trainer.train_dataloader
-        rollout = loader.batch_size * self.world_size if data is None else data.batch_size
+        prompts = loader.batch_size * self.world_size if data is None else data.batch_size
+        rollout = prompts * self.settings.group_size
         return max(batches * self.settings.ppo_epochs * (rollout // (self.settings.minibatch_size or rollout)), 1)
 
     def schedule(self, rows: int) -> Schedule:
@@ -79,16 +115,14 @@ class OnlineModule(RLHFModule):
 
     def learn(self, experience: Experience) -> dict[str, float]:
         """Epochs x minibatches of optimizer steps; stops early where the policy has moved too far."""
-        totals: dict[str, Tensor] = {}
+        totals = Watched()
         rows = len(experience.rollout)
         schedule = self.schedule(rows)
-        steps = 0
         for order in self._orders(rows):
             for minibatch in order.split(schedule.minibatch):
                 if not self._update(experience.select(minibatch), schedule.micro, totals):
-                    return self._summary(totals, steps, experience)
-                steps += 1
-        return self._summary(totals, steps, experience)
+                    return totals.summary(self, experience)
+        return totals.summary(self, experience)
 
     def _orders(self, rows: int) -> Iterator[Tensor]:
         """The order of rows in each pass. The first keeps the loader's, in which `evaluate` ran."""
@@ -96,25 +130,26 @@ class OnlineModule(RLHFModule):
         for _ in range(self.settings.ppo_epochs - 1):
             yield torch.randperm(rows, generator=self._order)
 
-    def _update(self, minibatch: Experience, micro: int, totals: dict[str, Tensor]) -> bool:
+    def _update(self, minibatch: Experience, micro: int, totals: Watched) -> bool:
         """One optimizer step on a minibatch; False, and no step, once KL(old || new) exceeds its limit."""
         optimizer: Any = self.optimizers()
-        denominator = self.reduce_sum(minibatch.mask.sum().double()).float()
+        counts = torch.stack([self.aggregation.count(minibatch.mask), minibatch.mask.sum()]).double()
+        denominators = Denominators(*self.reduce_sum(counts).float())
         micro_batches = torch.arange(len(minibatch.rollout)).split(micro)
-        sums: dict[str, Tensor] = {}
+        step = Watched()
         for number, rows in enumerate(micro_batches):
             with self._accumulating(last=number == len(micro_batches) - 1):
-                loss, stats = self.loss(minibatch.select(rows), denominator)
+                loss, stats = self.loss(minibatch.select(rows), denominators)
                 self.manual_backward(loss * self.world_size)  # ranks are averaged, and the denominator is global
-            _add(sums, stats | {"loss": loss.detach()})
-        loss_sum, approx_kl = self.sum_over_ranks(sums["loss"], sums["approxkl"])
+            step.add(stats | {"loss": loss.detach()})
+        loss_sum, approx_kl = self.sum_over_ranks(step.sums["loss"], step.sums["approxkl"])
         if not _finite(loss_sum):
             raise NumericalError(
                 f"rollout {self.rollouts}: the loss is {loss_sum}; lower ppo.optimizer.lr or set "
                 "ppo.settings.max_grad_norm"
             )
         limit = self.settings.max_approx_kl
-        if limit is not None and approx_kl / float(denominator) > limit:
+        if limit is not None and approx_kl / max(float(denominators.tokens), 1.0) > limit:
             optimizer.zero_grad()
             return False
         optimizer.step()
@@ -123,8 +158,15 @@ class OnlineModule(RLHFModule):
         if scheduler is not None:
             scheduler.step()
         self.optimizer_steps += 1
-        _add(totals, sums | {"grad_norm": self._grad_norm})
+        norms = {"grad_norm": self._grad_norm, **self._group_norms}
+        totals.add(step.sums | {name: norm / self.world_size for name, norm in norms.items()}, step.highest)
+        totals.steps += 1
         return True
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Measure the gradient of each parameter group, then clip them all together."""
+        self._group_norms = {f"grad_norm_{g['name']}": gradient_norm(g["params"]) for g in optimizer.param_groups}
+        super().on_before_optimizer_step(optimizer)
 
     @contextmanager
     def _accumulating(self, last: bool) -> Iterator[None]:
@@ -137,57 +179,20 @@ class OnlineModule(RLHFModule):
         with nullcontext() if last or sharded or block is None else block():
             yield
 
-    def statistics(
-        self, policy: PolicyLoss, value: ValueLoss, entropy: Tensor, mask: Tensor, denominator: Tensor
-    ) -> dict[str, Tensor]:
-        """Sums over the tokens of a micro-batch, to be divided by all tokens that were learned from."""
-        count = policy.count
-        return {
-            "tokens": count,
-            "policy_loss": policy.loss.detach() * denominator,
-            "value_loss": value.loss.detach() * denominator,
-            "approxkl": policy.approx_kl * count,
-            "clipfrac": policy.clip_fraction * count,
-            "value_clipfrac": value.clip_fraction * count,
-            "entropy": masked_sum(entropy, mask),
-            "ratio": policy.ratio_mean * count,
-            "ratio_square": (policy.ratio_var + policy.ratio_mean**2) * count,
-        }
-
-    def _summary(self, totals: Mapping[str, Tensor], steps: int, experience: Experience) -> dict[str, float]:
-        if not totals:
-            return {"policy/updates": 0.0}
-        names = sorted(totals)
-        sums = dict(zip(names, self.sum_over_ranks(*(totals[n] for n in names)), strict=True))
-        mean = {n: v / max(sums["tokens"], 1.0) for n, v in sums.items()}
-        unexplained = self.moments(experience.returns - experience.values, experience.mask).var
-        variance = self.moments(experience.returns, experience.mask).var
-        return {
-            "loss/policy_avg": mean["policy_loss"],
-            "loss/value_avg": mean["value_loss"],
-            "policy/approxkl_avg": mean["approxkl"],
-            "policy/clipfrac_avg": mean["clipfrac"],
-            "policy/entropy_avg": mean["entropy"],
-            "policy/grad_norm": sums["grad_norm"] / self.world_size / steps,
-            "policy/updates": float(steps),
-            "val/ratio": mean["ratio"],
-            "val/ratio_var": max(mean["ratio_square"] - mean["ratio"] ** 2, 0.0),
-            "val/clipfrac_avg": mean["value_clipfrac"],
-            "val/var_explained": float(1 - unexplained / variance) if variance > 0 else 0.0,
-            "train/learning_rate": self.learning_rate,
-        }
-
     def moments(self, x: Tensor, mask: Tensor) -> Moments:
         """Count, mean and variance of ``x`` [B, T] over the tokens of all ranks."""
         local = torch.stack([m.double() for m in masked_moments(x, mask)])
-        ranks = torch.zeros(self.world_size, 3, dtype=torch.float64, device=local.device)
-        ranks[self.global_rank] = local
-        return merge_moments(*self.reduce_sum(ranks).unbind(1))
+        return merge_moments(*self.over_ranks(local).unbind(1))
 
     def whiten(self, x: Tensor, mask: Tensor) -> Tensor:
         """Zero mean and unit variance over the tokens of all ranks, [B, T]."""
         moments = self.moments(x, mask)
         return whiten_with(x, mask, moments.mean.to(x.dtype), moments.var.to(x.dtype))
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether values are learned beside the policy."""
+        return self.settings.baseline == "critic"
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -247,11 +252,6 @@ class OnlineModule(RLHFModule):
             local = state["ranks"][self.global_rank]
             self.engine.load_state_dict(local["engine"])
             self._order.set_state(local["order"])
-
-
-def _add(totals: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
-    for name, value in sums.items():
-        totals[name] = totals.get(name, 0) + value.detach().double()
 
 
 def _finite(number: float) -> bool:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,29 +14,43 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae
-from rlhf_lightning.functional.kl import shaped_rewards
+from rlhf_lightning.functional.aggregate import aggregation, token_mean
+from rlhf_lightning.functional.kl import ESTIMATORS, shape_scores, shaped_rewards, totals
 from rlhf_lightning.functional.logprobs import entropy_of, gather_logprobs, log_softmax
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
+from rlhf_lightning.functional.ratios import CORRECTIONS
 from rlhf_lightning.kl_control import FixedKL, KLController
-from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, eos_token_ids, frozen_copy
+from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, frozen_copy
 from rlhf_lightning.models.forward import response_forward
-from rlhf_lightning.models.sharding import gathered
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory, depth_of, load_policy
+from rlhf_lightning.modules.critics import Critic, build_critic
 from rlhf_lightning.modules.objective import objective
-from rlhf_lightning.modules.online import Forward, OnlineModule
+from rlhf_lightning.modules.online import Denominators, OnlineModule
 from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.void import refuse_void
+from rlhf_lightning.modules.watched import of_policy, of_value
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.types import Experience, PromptBatch, Rollout
 
-Critic = Pretrained | ScalarModel | Literal["policy", "shared_trunk"]
 AdvantageFunction = Callable[..., tuple[Tensor, Tensor]]
 PolicyLossFunction = Callable[..., PolicyLoss]
 
 
+class Forward(NamedTuple):
+    """What the policy and critic in training say about each response token."""
+
+    logprobs: Tensor  # [B, T]
+    values: Tensor  # [B, T], 0 without a critic
+    entropy: Tensor  # [B, T], nats; carries a gradient only if there is a bonus for it
+
+
 class PPOModule(OnlineModule):
     """One `training_step` is one whole iteration: sample, score, price the KL, learn.
+
+    PPO, RLOO, GRPO, REINFORCE++ and their kin differ only in ``advantage``, ``policy_loss`` and ``settings``;
+    ``conf/algorithm/`` holds the combinations that have names.
 
     Args:
         policy: a loading recipe or a causal language model; a frozen copy of it becomes the reference.
@@ -43,14 +58,16 @@ class PPOModule(OnlineModule):
         tokenizer: of the policy; taken from the recipe by default.
         optimizer: called with the parameter groups ``policy`` and ``critic``; AdamW(lr=1e-5, eps=1e-5) by default.
         scheduler: called with the optimizer and ``total_steps=``; None keeps the learning rate.
-        critic: a recipe of a reward model to start from, a `ScalarModel`, ``"policy"`` for a copy of the policy's
-            trunk with a zero head, or ``"shared_trunk"`` for a zero head on the policy itself.
+        critic: what the critic starts from, see `rlhf_lightning.modules.critics.Critic`; unused without one.
         engine: samples the answers; `LoopEngine` by default.
         sampling: length and temperature of the answers.
         kl_controller: sets the KL price; ``FixedKL()`` by default.
         advantage: ``f(rewards, values, mask) -> (advantages, returns)``, all [B, T].
-        policy_loss: ``f(logprobs, old_logprobs, advantages, mask, *, denominator) -> PolicyLoss``.
+        policy_loss: see `rlhf_lightning.functional.policy`.
         settings: the numbers of the update.
+
+    Raises:
+        ConfigError: the combination is void, see `rlhf_lightning.modules.void`.
     """
 
     trains = "policy"
@@ -70,7 +87,8 @@ class PPOModule(OnlineModule):
         policy_loss: PolicyLossFunction = clipped_policy_loss,
         settings: PPOSettings | None = None,
     ) -> None:
-        settings = settings or PPOSettings()
+        settings, sampling = settings or PPOSettings(), sampling or Sampling()
+        refuse_void(settings, sampling, advantage, policy_loss)
         if tokenizer is None and not isinstance(policy, Pretrained):
             raise ConfigError(
                 "PPOModule(policy=<model>) also needs tokenizer=, since a plain model does not know its own"
@@ -84,11 +102,11 @@ class PPOModule(OnlineModule):
         self._sources = (policy, critic)  # a tuple: Lightning would register bare models
         self.scorer = scorer
         self.engine: RolloutEngine = engine or LoopEngine()
-        self.sampling = sampling or Sampling()
-        self.sampling.require_scorable()
+        self.sampling = sampling
         self.kl_controller: KLController = kl_controller or FixedKL()
         self.advantage = advantage
         self.policy_loss = policy_loss
+        self.aggregation = aggregation(settings.aggregation, norm=sampling.max_new_tokens)
         self.freeze_below = depth_of(policy)
         self.policy: PreTrainedModel | None = None
         self.critic: ScalarModel | ValueHead | None = None
@@ -98,20 +116,23 @@ class PPOModule(OnlineModule):
         """Load the policy, copy it as the reference, and build the critic."""
         policy = load_policy(self._sources[0])
         self.frozen.add("reference", frozen_copy(policy))
-        self.critic = self._build_critic(policy)
+        if self.has_critic:
+            self.critic = build_critic(self._sources[1], policy, self.freeze_below)
         self.policy = policy
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One PPO iteration."""
+        batch = batch.repeat_interleave(self.settings.group_size)
         with self.phase("generate"):
             rollout = self.generate(batch)
         with self.phase("score"):
             scores = self.score(rollout)
+        rollout, scores = self.resample(batch, rollout, scores)
         with self.phase("evaluate"):
             experience = self.evaluate(rollout, scores)
         with self.phase("learn"):
             updates = self.learn(experience)
-        achieved = objective(self, experience) | self.price()
+        achieved = objective(self, experience, self.settings.group_size) | self.price()
         self.kl_controller.update(achieved["objective/kl"], num_sequences=int(achieved["episodes"]))
         self.finish(experience, achieved | updates)
 
@@ -122,95 +143,121 @@ class PPOModule(OnlineModule):
             {} if target is None else {"objective/kl_target": target}
         )
 
-    def generate(self, prompts: PromptBatch) -> Rollout:
-        """Sample one answer per prompt from the current policy."""
-        assert self.policy is not None
-        ends = eos_token_ids(self.policy, self.tokenizer)
-        self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
-        with gathered(self.policy):
-            return self.engine.generate(prompts, self.sampling)
-
-    def score(self, rollout: Rollout) -> Tensor:
-        """The scorer's verdicts, float32 [B]."""
-        return self.scorer.score(rollout, self.tokenizer)
-
     @torch.no_grad()
     def evaluate(self, rollout: Rollout, scores: Tensor) -> Experience:
         """Log-probabilities, values, KL price, advantages and returns of a rollout, nothing with a gradient.
 
         The forward runs in the very micro-batches of the first learning pass, so that its first ratio is exactly 1.
         """
-        order = torch.arange(len(rollout))
-        parts = [self._evaluate_rows(rollout.select(rows)) for rows in order.split(self.schedule(len(rollout)).micro)]
+        size = self.schedule(len(rollout)).micro
+        parts = [self._evaluate_rows(rollout.select(rows)) for rows in torch.arange(len(rollout)).split(size)]
         now, ref_logprobs, hidden = (_cat(column) for column in zip(*parts, strict=True))
         logprobs, values = now[..., 0], now[..., 1]
-        settings = self.settings
+        if self.settings.baseline == "greedy":
+            values = self.greedy_baseline(rollout)[:, None].expand_as(values)
+        settings, counted = self.settings, self._counted(rollout, scores)
         shaped = shaped_rewards(
-            scores,
+            scores.nan_to_num(0.0),
             logprobs,
             ref_logprobs,
             rollout.mask,
             rollout.finished,
-            kl_coef=self.kl_controller.coef,
+            kl_coef=self.kl_controller.coef if settings.kl_placement == "reward" else 0.0,
             score_clip=settings.score_clip,
             missing_eos_penalty=settings.missing_eos_penalty,
+            estimator=ESTIMATORS[settings.kl_estimator],
         )
         advantages, returns = self.compute_advantages(shaped.rewards, values, rollout.mask)
+        experience = Experience(
+            rollout, totals(scores, rollout.mask), logprobs, ref_logprobs, values, shaped.rewards, advantages, returns,
+            hidden=hidden, weights=self._weights(logprobs, rollout), counted=counted,
+        )  # fmt: skip
         if settings.whiten_advantages:
-            advantages = self.whiten(advantages, rollout.mask)
-        return Experience(rollout, scores, logprobs, ref_logprobs, values, shaped.rewards, advantages, returns, hidden)
+            return replace(experience, advantages=self.whiten(advantages, experience.mask))
+        return experience
 
     def compute_advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Advantages and returns, each [B, T], from rewards and values [B, T]."""
         return self.advantage(rewards, values, mask)
 
-    def loss(self, batch: Experience, denominator: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one micro-batch, and statistics to be logged.
+    def greedy_baseline(self, rollout: Rollout) -> Tensor:
+        """Shaped score of the likeliest answer to each prompt, float32 [B] (Li et al. 2023, arXiv:2310.10505)."""
+        size = self.settings.group_size
+        each = torch.arange(0, len(rollout), size)
+        prompts = PromptBatch(rollout.prompt_ids, rollout.prompt_mask, rollout.rows).select(each)
+        greedy = self.generate(prompts, replace(self.sampling, top_k=1))
+        scores = totals(self.score(greedy), greedy.mask).nan_to_num(0.0)
+        shaped = shape_scores(
+            scores,
+            greedy.finished,
+            score_clip=self.settings.score_clip,
+            missing_eos_penalty=self.settings.missing_eos_penalty,
+        )
+        return shaped.repeat_interleave(size)
+
+    def loss(self, batch: Experience, denominators: Denominators) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one micro-batch, and what to watch.
 
         Args:
             batch: a micro-batch of experience.
-            denominator: tokens of the whole minibatch over all ranks [], so that micro-batches and ranks sum to the
+            denominators: counts of the whole minibatch over all ranks, so that micro-batches and ranks sum to the
                 mean.
         """
+        settings, mask = self.settings, batch.mask
         now = self.forward_policy(batch.rollout, batch.hidden)
-        policy = self.policy_loss(now.logprobs, batch.logprobs, batch.advantages, batch.mask, denominator=denominator)
-        value = clipped_value_loss(
-            now.values, batch.values, batch.returns, batch.mask,
-            clip_range=self.settings.value_clip_range, denominator=denominator,
+        share = partial(self.aggregation.aggregate, mask=mask, denominator=denominators.policy)
+        policy = self.policy_loss(
+            now.logprobs, batch.logprobs, batch.advantages, mask, weights=batch.weights,
+            denominator=denominators.policy, aggregate=self.aggregation.aggregate,
         )  # fmt: skip
-        learning_policy = self.rollouts >= self.settings.critic_warmup
-        loss = policy.loss * float(learning_policy) + self.settings.value_coef * value.loss
-        return loss, self.statistics(policy, value, now.entropy, batch.mask, denominator)
+        loss, stats = policy.loss, of_policy(policy, now.entropy, mask)
+        if settings.kl_placement == "loss":
+            kl = share(ESTIMATORS[settings.kl_estimator](now.logprobs, batch.ref_logprobs).where(mask, 0))
+            loss, stats["loss_kl"] = loss + self.kl_controller.coef * kl, kl
+        if settings.entropy_coef:
+            loss = loss - settings.entropy_coef * token_mean(now.entropy, mask, denominators.tokens)
+        if self.rollouts < settings.critic_warmup:
+            loss = loss * 0.0
+        if self.has_critic:
+            value = clipped_value_loss(
+                now.values, batch.values, batch.returns, mask,
+                clip_range=settings.value_clip_range, denominator=denominators.tokens,
+            )  # fmt: skip
+            loss = loss + settings.value_coef * value.loss
+            stats |= of_value(value)
+        return loss, stats
 
     def forward_policy(self, rollout: Rollout, hidden: Tensor | None = None) -> Forward:
         """Log-probabilities, values and entropy of every response token under the policy in training, each [B, T]."""
-        assert self.policy is not None and self.critic is not None
+        assert self.policy is not None
         width = rollout.mask.shape[1]
         ids, attention = rollout.input_ids, rollout.attention_mask
         shares = isinstance(self.critic, ValueHead)
         out = response_forward(
             self.policy, ids, attention, width, hidden=hidden, freeze_below=self.freeze_below, with_states=shares
         )
-        if shares:
+        log_probs = log_softmax(out.logits, temperature=self.sampling.temperature)
+        chosen = log_probs.gather(-1, rollout.response_ids.unsqueeze(-1)).squeeze(-1)
+        if self.critic is None:
+            values = torch.zeros_like(chosen)
+        elif shares:
             values = self.critic(out.states)
         else:
             values = self.critic(ids, attention, hidden)[:, -width - 1 : -1]
-        log_probs = log_softmax(out.logits, temperature=self.sampling.temperature)
-        chosen = log_probs.gather(-1, rollout.response_ids.unsqueeze(-1)).squeeze(-1)
-        return Forward(chosen, values, entropy_of(log_probs.detach()))
+        return Forward(chosen, values, entropy_of(log_probs if self.settings.entropy_coef else log_probs.detach()))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The groups ``policy`` and ``critic``."""
-        named = {"policy": self.policy, "critic": self.critic}
+        """The groups ``policy`` and, if one learns, ``critic``."""
+        named = {"policy": self.policy} | ({"critic": self.critic} if self.has_critic else {})
         return [{"name": n, "params": [p for p in m.parameters() if p.requires_grad]} for n, m in named.items()]  # type: ignore[union-attr]
 
     def sharded_modules(self) -> list[nn.Module]:
-        """Policy, critic and reference."""
+        """Policy, critic if there is one, and reference."""
         if self.freeze_below or isinstance(self.critic, ValueHead):
             raise ConfigError(
                 "trainer=fsdp2 needs model.freeze_below=0 and a separate critic; use trainer=ddp for the other layouts"
             )
-        return [self.policy, self.critic, self.frozen["reference"]]  # type: ignore[list-item]
+        return [m for m in (self.policy, self.critic, self.frozen["reference"]) if m is not None]
 
     def _evaluate_rows(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor | None]:
         ids, attention, width = rollout.input_ids, rollout.attention_mask, rollout.mask.shape[1]
@@ -222,17 +269,21 @@ class PPOModule(OnlineModule):
         ref_logprobs = gather_logprobs(reference.logits, rollout.response_ids, temperature=self.sampling.temperature)
         return torch.stack([now.logprobs, now.values], dim=-1), ref_logprobs, hidden
 
-    def _build_critic(self, policy: PreTrainedModel) -> ScalarModel | ValueHead:
-        source = self._sources[1]
-        if source == "shared_trunk":
-            return ValueHead(policy.config.get_text_config().hidden_size)
-        if source == "policy":
-            return ScalarModel.from_policy(policy, self.freeze_below)
-        critic = ScalarModel(source.reward_model(), self.freeze_below) if isinstance(source, Pretrained) else source
-        assert isinstance(critic, ScalarModel)
-        if self.freeze_below:
-            critic.share_lower(policy)
-        return critic
+    def _counted(self, rollout: Rollout, scores: Tensor) -> Tensor | None:
+        """Responses to learn from, bool [B]: judged, and not cut off where that disqualifies; None means all."""
+        judged = ~totals(scores, rollout.mask).isnan()
+        counted = judged & rollout.finished if self.settings.mask_truncated else judged
+        return None if counted.all() else counted
+
+    def _weights(self, logprobs: Tensor, rollout: Rollout) -> Tensor | None:
+        if self.settings.correction is None:
+            return None
+        if rollout.rollout_logprobs is None:
+            raise ConfigError(
+                "ppo.settings.correction needs the log-probabilities of the engine, and this one keeps none; "
+                "use rollout=loop"
+            )
+        return CORRECTIONS[self.settings.correction](logprobs, rollout.rollout_logprobs, rollout.mask)
 
 
 def _cat(parts: tuple[Any, ...]) -> Any:

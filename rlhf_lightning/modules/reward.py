@@ -31,6 +31,7 @@ class RewardModule(RLHFModule):
             `kwise_logistic_loss` or `plackett_luce_loss` from `rlhf_lightning.functional.reward`.
         init_head: draw a new head; False continues a reward model.
         head_std: see `Pretrained.reward_model`.
+        num_layers: see `Pretrained.reward_model`.
         max_grad_norm: see `RLHFModule`.
     """
 
@@ -45,12 +46,13 @@ class RewardModule(RLHFModule):
         ranking_loss: RankingLoss = kwise_logistic_loss,
         init_head: bool = True,
         head_std: float | None = None,
+        num_layers: int | None = None,
         max_grad_norm: float = 1.0,
     ) -> None:
         super().__init__(tokenizer, optimizer, scheduler, max_grad_norm)
         self._source = (model,)  # a tuple: Lightning would register a bare model
         self.ranking_loss = ranking_loss
-        self.init_head, self.head_std = init_head, head_std
+        self.init_head, self.head_std, self.num_layers = init_head, head_std, num_layers
         self.model: ScalarModel | None = None
         self._seen: list[tuple[Tensor, ComparisonBatch]] = []
         self.held_out: dict[str, Any] = {}
@@ -62,7 +64,7 @@ class RewardModule(RLHFModule):
         self.model = ScalarModel(inner, depth_of(source))
 
     def _load(self, source: Pretrained) -> PreTrainedModel:
-        return source.reward_model(init_head=self.init_head, head_std=self.head_std)
+        return source.reward_model(init_head=self.init_head, head_std=self.head_std, num_layers=self.num_layers)
 
     def export_model(self) -> PreTrainedModel:
         """The sequence-classification model that any other tool reads."""

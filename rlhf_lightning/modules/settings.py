@@ -1,10 +1,17 @@
-"""The numbers of PPO, checked before any model loads."""
+"""The numbers of an online algorithm, checked before any model loads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from rlhf_lightning.errors import ConfigError
+
+Aggregate = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"]
+Placement = Literal["reward", "loss"]
+Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+Baseline = Literal["critic", "greedy", "none"]
+Estimator = Literal["k1", "k2", "k3", "abs"]
 
 
 @dataclass(frozen=True)
@@ -12,41 +19,69 @@ class PPOSettings:
     """How one rollout is shaped and learned from. Batch sizes count responses over all ranks.
 
     Args:
+        group_size: responses to each prompt; group baselines compare them with each other.
+        baseline: what an advantage function gets as values: those of the ``critic``, the score of the ``greedy`` answer
+            to the same prompt (ReMax), or ``none``. Only ``critic`` trains one.
         ppo_epochs: passes over each rollout.
         minibatch_size: responses per optimizer step; None takes the whole rollout.
         micro_batch_size: responses per forward on one rank; None takes the rank's whole minibatch. Changes memory,
             never gradients.
+        aggregation: how token losses become one number, see `rlhf_lightning.functional.aggregate`; the constant of
+            ``token_sum_norm`` is the longest answer allowed.
+        kl_placement: where a nat of KL is paid for: in the ``reward`` of each token, or in the ``loss`` of the policy.
+        kl_estimator: of the KL of a sampled token: k1, k2, k3 or abs.
+        correction: how the policy loss weighs tokens that the engine drew from other probabilities than training
+            computes, see `rlhf_lightning.functional.ratios`; None ignores the difference.
+        entropy_coef: bonus per nat of the policy's entropy per token.
         max_approx_kl: stop the updates of a rollout once KL(old || new) exceeds this, nats per token; None never stops.
         value_coef: weight of the value loss.
         value_clip_range: half-width of the trust region around the old value.
         score_clip: clip scores to plus or minus this before the KL price; None does not clip.
         missing_eos_penalty: subtracted from the score of an answer that was cut off.
+        mask_truncated: do not learn from answers that were cut off.
         whiten_advantages: zero mean and unit variance over all tokens of the rollout, on all ranks.
+        max_resamples: sample the groups again whose responses all score the same, at most so often.
         critic_warmup: rollouts during which only the critic learns.
         max_grad_norm: clip the global gradient norm to this; 0 does not clip.
         seed: of sampling and of the minibatch order.
     """
 
+    group_size: int = 1
+    baseline: Baseline = "critic"
     ppo_epochs: int = 4
     minibatch_size: int | None = None
     micro_batch_size: int | None = None
+    aggregation: Aggregate = "token_mean"
+    kl_placement: Placement = "reward"
+    kl_estimator: Estimator = "k1"
+    correction: Correction | None = None
+    entropy_coef: float = 0.0
     max_approx_kl: float | None = 0.1
     value_coef: float = 0.1
     value_clip_range: float = 0.2
     score_clip: float | None = None
     missing_eos_penalty: float = 1.0
+    mask_truncated: bool = False
     whiten_advantages: bool = True
+    max_resamples: int = 0
     critic_warmup: int = 0
     max_grad_norm: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.ppo_epochs < 1:
-            raise ConfigError(f"ppo.settings.ppo_epochs={self.ppo_epochs}: at least one pass is needed")
+        for name in ("ppo_epochs", "group_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"ppo.settings.{name}={getattr(self, name)}: must be at least 1")
         for name in ("max_approx_kl", "score_clip"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"ppo.settings.{name}={value}: must be above 0, or null to switch it off")
+        choices = {"aggregation": Aggregate, "baseline": Baseline, "kl_placement": Placement, "kl_estimator": Estimator}
+        if self.correction is not None:
+            choices["correction"] = Correction
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"ppo.settings.{name}={getattr(self, name)}: choose {', '.join(get_args(kind))}")
 
     def schedule(self, rollout: int, world_size: int) -> Schedule:
         """Sizes per rank for a rollout of ``rollout`` responses over ``world_size`` ranks.
@@ -57,11 +92,13 @@ class PPOSettings:
         minibatch = self.minibatch_size or rollout
         per_rank = minibatch // world_size
         micro = self.micro_batch_size or per_rank
-        if rollout % minibatch or minibatch % world_size or per_rank % micro:
+        whole_groups = rollout % (world_size * self.group_size) == 0
+        if rollout % minibatch or minibatch % world_size or per_rank % micro or not whole_groups:
             raise ConfigError(
-                f"rollout of {rollout} responses -> minibatches of {minibatch} -> {world_size} rank(s) -> "
-                f"micro-batches of {micro}: each must divide the one before; change "
-                "ppo.data.batch_size, ppo.settings.minibatch_size or ppo.settings.micro_batch_size"
+                f"rollout of {rollout} responses in groups of {self.group_size} -> minibatches of {minibatch} -> "
+                f"{world_size} rank(s) -> micro-batches of {micro}: each must divide the one before, and each rank "
+                "needs whole groups; change ppo.data.batch_size, ppo.settings.group_size, "
+                "ppo.settings.minibatch_size or ppo.settings.micro_batch_size"
             )
         return Schedule(rows=rollout // world_size, minibatch=per_rank, micro=micro)
 

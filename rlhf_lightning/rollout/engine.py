@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.forward import contiguous_head
 from rlhf_lightning.types import PromptBatch, Rollout
 
 
@@ -91,7 +92,8 @@ def decoding(policy: nn.Module) -> Iterator[None]:
     was_training = policy.training
     policy.eval()
     try:
-        with torch.no_grad(), torch.autocast(next(policy.parameters()).device.type, enabled=False):
+        device = next(policy.parameters()).device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False), contiguous_head(policy):
             yield
     finally:
         policy.train(was_training)

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 
 from rlhf_lightning.callbacks import ScoreMonitor
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.modules.void import refuse_void
 from rlhf_lightning.stages.run import Run, scalars
 
 PARTS = ("sampling", "advantage", "policy_loss", "settings", "optimizer", "scheduler")
@@ -16,6 +17,8 @@ PARTS = ("sampling", "advantage", "policy_loss", "settings", "optimizer", "sched
 def run_ppo(run: Run) -> dict[str, float]:
     """Train, keep the best policy within the KL limit, and export it; returns the last metrics."""
     section = run.section("ppo")
+    parts = {part: run.build(section[part]) for part in PARTS}
+    refuse_void(parts["settings"], parts["sampling"], parts["advantage"], parts["policy_loss"])
     policy = run.model(section["policy"])
     tokenizer = policy.tokenizer()
     module = run.build(
@@ -26,7 +29,7 @@ def run_ppo(run: Run) -> dict[str, float]:
         critic=_critic(run, section["critic"]),
         engine=run.build(run.config["rollout"]),
         kl_controller=run.build(run.config["kl"]),
-        **{part: run.build(section[part]) for part in PARTS},
+        **parts,
     )
     data = run.build(section["data"], tokenizer=tokenizer)
     best = run.build(section["best_policy"]) if section["best_policy"] else None

@@ -15,7 +15,7 @@ def run_reward(run: Run) -> dict[str, float]:
     for folder in {Path(file).parent for file in ([given] if isinstance(given, str) else given)}:
         if read_provenance(folder):
             verify_folder(folder)
-    source = run.model(section["policy"])
+    source = run.model(section["policy"], freeze_below=section["freeze_below"])
     tokenizer = source.tokenizer()
     data = run.build(section["data"], tokenizer=tokenizer)
     node = dict(section["module"])

@@ -94,9 +94,10 @@ class Run:
         """Instantiate a node of the config, after the allowlist has seen it."""
         return safe_instantiate(node, trusted=self.config["trusted_targets"], **objects)
 
-    def model(self, path: str) -> Pretrained:
-        """The recipe of `model`, for another folder."""
-        return self.build({**self.config["model"], "path": path})
+    def model(self, path: str, freeze_below: int | None = None) -> Pretrained:
+        """The recipe of `model`, for another folder and, if given, another number of frozen layers."""
+        changes = {"path": path} | ({} if freeze_below is None else {"freeze_below": freeze_below})
+        return self.build({**self.config["model"], **changes})
 
     def trainer(self, stage: str, callbacks: Sequence[Callback] = (), **limits: Any) -> lightning.Trainer:
         """A Trainer with the run's logger and callbacks; ``limits`` are the stage's own arguments."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rlhf_lightning.stages.run import Run, scalars
 
 
-def run_sft(run: Run) -> dict[str, float]:
-    """Fine-tune and export; returns the last metrics."""
+def run_sft(run: Run, stage: str = "sft") -> dict[str, float]:
+    """Fine-tune and export; returns the last metrics. ``stage`` names the history and provenance."""
     section = run.section("sft")
     policy = run.model(section["policy"])
     tokenizer = policy.tokenizer()
@@ -18,11 +18,11 @@ def run_sft(run: Run) -> dict[str, float]:
         optimizer=run.build(section["optimizer"]),
         scheduler=run.build(section["scheduler"]),
     )
-    trainer = run.trainer("sft", max_epochs=section["max_epochs"])
+    trainer = run.trainer(stage, max_epochs=section["max_epochs"])
     trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)
     run.fit(trainer, module, data)
     metrics = scalars(trainer)
     module.export(
-        section["output"], run.provenance("sft", metrics, policy=section["policy"], data=section["data"]["train"])
+        section["output"], run.provenance(stage, metrics, policy=section["policy"], data=section["data"]["train"])
     )
     return metrics

@@ -12,6 +12,7 @@ LAYERS = {
     "metrics": 1,
     "checkpoint": 1,
     "schedules": 1,
+    "optim": 1,
     "data": 2,
     "rollout": 2,
     "scoring": 2,

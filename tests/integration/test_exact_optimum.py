@@ -1,4 +1,5 @@
-"""PPO through the real module and Trainer ends at the optimum pi* ~ pi_ref exp(r / beta), known in closed form.
+"""Every algorithm that pays for KL in the reward ends at the optimum pi* ~ pi_ref exp(r / beta), known in closed form,
+through the real module and Trainer.
 
 The policies are tables, so that nothing but the algorithm can be wrong: one token among four, or two tokens of three.
 """
@@ -13,10 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_lightning.functional.advantage import gae
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.advantage import dr_grpo, gae, returns_only, rloo
+from rlhf_lightning.functional.policy import reinforce_loss
+from rlhf_lightning.functional.ppo import clipped_policy_loss
 from rlhf_lightning.kl_control import FixedKL
 from rlhf_lightning.models import ScalarModel
-from rlhf_lightning.modules import PPOModule
+from rlhf_lightning.modules import PPOModule, ppo
 from rlhf_lightning.modules.settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.schedules import linear
@@ -29,8 +33,9 @@ CASES = {
     for case in json.loads(GOLDEN.read_text())["cases"]
     if case["family"] == "kl_optimal" and ("reward" in case["inputs"] or "rewards" in case["inputs"])
 }
-ROLLOUTS = {"bandit_beta1.0": 20, "bandit_beta0.1": 120, "two_token": 35}
+ROLLOUTS = {"bandit_beta1.0": 20, "bandit_beta0.1": 95, "two_token": 40}
 BATCH = 256
+COMMON = {"max_approx_kl": None, "missing_eos_penalty": 0.0, "whiten_advantages": False}
 
 
 class Table(nn.Module):
@@ -85,7 +90,24 @@ class FlippedKL(FixedKL):
         self.coef = -coef
 
 
-def train(name, seed, kl):
+GROUP = 4
+PPO = {"advantage": partial(gae, lam=0.95), "settings": {"value_coef": 1.0}}
+ALGORITHMS = {
+    "ppo": PPO,
+    "rloo": {  # its loss allows one pass, so four minibatches
+        "advantage": partial(rloo, group_size=GROUP),
+        "policy_loss": reinforce_loss,
+        "settings": {"baseline": "none", "group_size": GROUP, "ppo_epochs": 1, "minibatch_size": BATCH // 4},
+    },
+    "dr_grpo": {
+        "advantage": partial(dr_grpo, group_size=GROUP),
+        "settings": {"baseline": "none", "group_size": GROUP, "aggregation": "token_sum_norm"},
+    },
+    "reinforce_pp": {"advantage": returns_only, "settings": {"baseline": "none", "whiten_advantages": True}},
+}
+
+
+def train(name, seed, kl, algorithm=PPO, rollouts=None):
     """The policy after training on a case, as log-probabilities of the first and of the second token."""
     lightning.seed_everything(seed, verbose=False)
     given = {key: torch.tensor(value) for key, value in CASES[name]["inputs"].items()}
@@ -101,17 +123,18 @@ def train(name, seed, kl):
         critic=TableCritic(len(first)),
         sampling=Sampling(max_new_tokens=rewards.ndim),
         kl_controller=kl(CASES[name]["params"]["beta"]),
-        advantage=partial(gae, lam=0.95),
-        settings=PPOSettings(
-            max_approx_kl=None, missing_eos_penalty=0.0, whiten_advantages=False, value_coef=1.0, seed=seed
-        ),
+        advantage=algorithm["advantage"],
+        policy_loss=algorithm.get("policy_loss", clipped_policy_loss),
+        settings=PPOSettings(**{**COMMON, **algorithm["settings"], "seed": seed}),
     )
-    prompt = torch.zeros(BATCH, 1, dtype=torch.long)
-    prompts = PromptBatch(prompt, torch.ones_like(prompt, dtype=torch.bool), ({"prompt": ""},) * BATCH)
+    module.log_dict = lambda metrics: None  # two thirds of the time of so small a policy
+    rows = BATCH // module.settings.group_size
+    prompt = torch.zeros(rows, 1, dtype=torch.long)
+    prompts = PromptBatch(prompt, torch.ones_like(prompt, dtype=torch.bool), ({"prompt": ""},) * rows)
     lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
-    ).fit(module, tiny.Prompts(prompts, ROLLOUTS[name]))  # fmt: skip
+    ).fit(module, tiny.Prompts(prompts, rollouts or ROLLOUTS[name]))  # fmt: skip
     return policy.logprobs()
 
 
@@ -126,8 +149,9 @@ def distance(name, first, second):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", list(CASES))
-def test_training_ends_at_the_exact_optimum(name, seed):
-    assert 0 <= distance(name, *train(name, seed, FixedKL)) < 0.01
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_training_ends_at_the_exact_optimum(algorithm, name, seed):
+    assert 0 <= distance(name, *train(name, seed, FixedKL, ALGORITHMS[algorithm])) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -137,3 +161,13 @@ def test_training_ends_at_the_exact_optimum(name, seed):
 )
 def test_a_wrong_kl_price_is_seen(name, kl):
     assert distance(name, *train(name, 0, kl)) > 0.1
+
+
+@pytest.mark.parametrize("name", ["two_token", "bandit_beta1.0"])
+def test_k1_as_a_loss_is_seen_and_refused(name, monkeypatch):
+    in_the_loss = {"kl_placement": "loss", "kl_estimator": "k1"}
+    void = PPO | {"settings": PPO["settings"] | in_the_loss}
+    with pytest.raises(ConfigError, match="expected gradient of k1 as a loss is zero"):
+        train(name, 0, FixedKL, void)
+    monkeypatch.setattr(ppo, "refuse_void", lambda *parts: None)
+    assert distance(name, *train(name, 0, FixedKL, void)) > 0.1

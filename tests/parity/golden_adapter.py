@@ -4,37 +4,37 @@ There is no formula here. The dtype comes from the environment variable GOLDEN_D
 """
 
 import os
+import sys
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the file is also run by its path, without installing the package
 
 from rlhf_lightning.functional import (
     advantage,
     aggregate,
+    best_of_n,
     diagnostics,
     kl,
+    kto,
     logprobs,
     masking,
+    optimum,
+    overoptimisation,
+    policy,
     ppo,
+    preference,
     ratios,
+    reference_free,
     reward,
     scores,
     sft,
 )
 from rlhf_lightning.kl_control import AdaptiveKL
-
-NOT_BUILT_YET = {
-    "dpo_family",
-    "kto",
-    "gao",
-    "kl_optimal",
-    "kl_sequence_gradients",
-    "bon/exact_n2",
-    "bon/exact_n8",
-    "adam/tf1",
-}
-"""Families and single cases that no library function answers yet."""
+from rlhf_lightning.optim import TF1Adam
 
 
 def real(x):
@@ -113,11 +113,9 @@ def aggregate_microbatch(inputs, params, case_id):
 
 def masked_whiten(inputs, params, case_id):
     x, mask = real(inputs["x"]), flags(inputs["mask"])
-    out = {
-        f"shift{int(shift)}_ddof{ddof}": masking.masked_whiten(x, mask, shift_mean=shift, ddof=ddof)
-        for shift in (False, True)
-        for ddof in (0, 1)
-    }
+    out = {}
+    for shift, ddof in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        out[f"shift{shift}_ddof{ddof}"] = masking.masked_whiten(x, mask, shift_mean=bool(shift), ddof=ddof, **params)
     return out | {
         "mean": masking.masked_moments(x, mask).mean,
         "var_ddof0": masking.masked_moments(x, mask).var,
@@ -126,14 +124,9 @@ def masked_whiten(inputs, params, case_id):
 
 
 def gae(inputs, params, case_id):
-    advantages, returns = advantage.gae(
-        real(inputs["rewards"]),
-        real(inputs["values"]),
-        flags(inputs["mask"]),
-        gamma=params["gamma"],
-        lam=params["lam"],
-        bootstrap=real(inputs["bootstrap"]),
-    )
+    rewards, values, bootstrap = (real(inputs.get(key)) for key in ("rewards", "values", "bootstrap"))
+    knobs = {"gamma": params["gamma"], "lam": params["lam"]}
+    advantages, returns = advantage.gae(rewards, values, flags(inputs["mask"]), bootstrap=bootstrap, **knobs)
     return {"advantages": advantages, "returns": returns}
 
 
@@ -143,8 +136,9 @@ def discounted_returns(inputs, params, case_id):
 
 def shaped_rewards(inputs, params, case_id):
     verdicts, finished, mask = real(inputs["scores"]), flags(inputs["has_eos"]), flags(inputs["mask"])
+    bounds = params.get("score_clip")
     knobs = {
-        "score_clip": params.get("score_clip") and tuple(params["score_clip"]),
+        "score_clip": tuple(bounds) if isinstance(bounds, list) else bounds,
         "missing_eos_penalty": params.get("missing_eos_penalty") or 0.0,
     }
     shape = partial(
@@ -218,10 +212,10 @@ def bradley_terry(inputs, params, case_id):
     out = reward.pairwise_logistic_loss(
         chosen,
         rejected,
-        margin=real(inputs["margin"]),
-        weights=real(inputs["weights"]),
-        label_smoothing=params["label_smoothing"],
-        center_coef=params["center_coef"],
+        margin=real(inputs.get("margin")),
+        weights=real(inputs.get("weights")),
+        label_smoothing=params.get("label_smoothing") or 0.0,
+        center_coef=params.get("center_coef") or 0.0,
     )
     grad_chosen, grad_rejected = gradients(out.loss, chosen, rejected)
     return {
@@ -250,14 +244,14 @@ def kwise_pairs(inputs, params, case_id):
 
 
 def plackett_luce(inputs, params, case_id):
-    rewards, ranking = leaf(inputs["rewards"]), whole(inputs["ranking"])
+    rewards, ranking, top_k = leaf(inputs["rewards"]), whole(inputs["ranking"]), params.get("top_k")
     ranks = ranking.argsort() + 1
     arguments = (rewards, ranks, torch.zeros_like(ranks))
-    loss = reward.plackett_luce_loss(*arguments, top_k=params["top_k"])
-    steps = reward.plackett_luce_steps(*arguments, top_k=params["top_k"])[ranking]
+    loss = reward.plackett_luce_loss(*arguments, top_k=top_k)
+    steps = reward.plackett_luce_steps(*arguments, top_k=top_k)[ranking]
     return {
         "loss": loss,
-        "per_step": steps[: params["top_k"] or len(ranking) - 1],
+        "per_step": steps[: min(top_k or len(ranking), len(ranking) - 1)],
         "grad": gradients(loss, rewards)[0],
     }
 
@@ -269,7 +263,7 @@ def reward_norm(inputs, params, case_id):
 
 
 def calibration(inputs, params, case_id):
-    out = diagnostics.calibration(real(inputs["chosen"]), real(inputs["rejected"]), n_bins=params["n_bins"])
+    out = diagnostics.calibration(real(inputs["chosen"]), real(inputs["rejected"]), **params)
     return out._asdict()
 
 
@@ -283,37 +277,35 @@ def ensemble(inputs, params, case_id):
     return {
         "mean": scores.ensemble_mean(members),
         "worst_case": scores.worst_case(members),
-        "uncertainty_weighted": scores.uncertainty_weighted(members, coef=params["coef"], ddof=params["ddof"]),
+        "uncertainty_weighted": scores.uncertainty_weighted(members, **params),
     }
 
 
 def reward_shaping(inputs, params, case_id):
     verdicts, references = real(inputs["reward"]), real(inputs["ref_rewards"])
     return {
-        "par": scores.preference_as_reward(verdicts, references, k=params["k"]),
+        "par": scores.preference_as_reward(verdicts, references, **params),
         "lsc": scores.log_sigmoid_centered(verdicts, references),
         "centered": scores.centered(verdicts, references),
     }
 
 
+def aggregation(params):
+    name = params.get("agg") or "token_mean"
+    function = getattr(aggregate, name)
+    return partial(function, norm=params["norm"]) if name == "token_sum_norm" else function
+
+
 def ppo_policy(inputs, params, case_id):
-    aggregates = {
-        "token_mean": aggregate.token_mean,
-        "seq_mean_token_mean": aggregate.seq_mean_token_mean,
-        "seq_mean_token_sum": aggregate.seq_mean_token_sum,
-        "token_sum_norm": partial(aggregate.token_sum_norm, norm=params["norm"]),
-    }
     logp = leaf(inputs["logp"])
+    tensors = logp, real(inputs["old_logp"]), real(inputs["advantages"]), flags(inputs["mask"])
     out = ppo.clipped_policy_loss(
-        logp,
-        real(inputs["old_logp"]),
-        real(inputs["advantages"]),
-        flags(inputs["mask"]),
+        *tensors,
         clip_range=params["clip_low"],
-        clip_range_high=params["clip_high"],
-        dual_clip=params["dual_clip"],
-        weights=real(inputs["is_weights"]),
-        aggregate=aggregates[params["agg"]],
+        clip_range_high=params.get("clip_high"),
+        dual_clip=params.get("dual_clip"),
+        weights=real(inputs.get("is_weights")),
+        aggregate=aggregation(params),
     )
     return out._asdict() | {
         "grad_logp": gradients(out.loss, logp)[0],
@@ -325,7 +317,9 @@ def ppo_policy(inputs, params, case_id):
 
 def ppo_value(inputs, params, case_id):
     values, returns, mask = leaf(inputs["values"]), real(inputs["returns"]), flags(inputs["mask"])
-    out = ppo.clipped_value_loss(values, real(inputs["old_values"]), returns, mask, clip_range=params["clip"])
+    out = ppo.clipped_value_loss(
+        values, real(inputs["old_values"]), returns, mask, clip_range=params.get("clip"), aggregate=aggregation(params)
+    )
     return out._asdict() | {
         "grad_values": gradients(out.loss, values)[0],
         "clipfrac": out.clip_fraction,
@@ -351,14 +345,9 @@ def seq_ratio(inputs, params, case_id):
 
 def cispo(inputs, params, case_id):
     logp = leaf(inputs["logp"])
-    loss = ratios.cispo_loss(
-        logp,
-        real(inputs["old_logp"]),
-        real(inputs["advantages"]),
-        flags(inputs["mask"]),
-        clip_range=params["clip_low"],
-        clip_range_high=params["clip_high"],
-    )
+    tensors = logp, real(inputs["old_logp"]), real(inputs["advantages"]), flags(inputs["mask"])
+    knobs = {"clip_range": params["clip_low"], "clip_range_high": params["clip_high"]}
+    loss = policy.cispo_loss(*tensors, aggregate=aggregation(params), **knobs).loss
     return {"loss": loss, "grad_logp": gradients(loss, logp)[0]}
 
 
@@ -376,27 +365,99 @@ def group_advantages(inputs, params, case_id):
 def reinforce_pp(inputs, params, case_id):
     rewards, mask = real(inputs["token_rewards"]), flags(inputs["mask"])
     advantages, returns = advantage.returns_only(rewards, torch.zeros_like(rewards), mask, gamma=params["gamma"])
-    return {"returns": returns, "advantages": masking.masked_whiten(advantages, mask, ddof=params["ddof"])}
+    knobs = {key: params[key] for key in ("ddof", "eps") if key in params}
+    return {"returns": returns, "advantages": masking.masked_whiten(advantages, mask, **knobs)}
 
 
 def reinforce(inputs, params, case_id):
     logits = leaf(inputs["logits"])
-    loss = ratios.reinforce_loss(
-        logprobs.gather_logprobs(logits, whole(inputs["actions"])),
-        real(inputs["advantages"]),
-        flags(inputs["mask"]),
-        aggregate=getattr(aggregate, params["agg"]),
-    )
+    logp = logprobs.gather_logprobs(logits, whole(inputs["actions"]))
+    mask, aggregator = flags(inputs["mask"]), aggregation(params)
+    loss = policy.reinforce_loss(logp, logp.detach(), real(inputs["advantages"]), mask, aggregate=aggregator).loss
     return {"loss": loss, "grad_logits": gradients(loss, logits)[0]}
 
 
+def dpo_family(inputs, params, case_id):
+    beta, smoothing, gamma = params["beta"], params.get("label_smoothing") or 0.0, params.get("gamma") or 0.0
+    losses = {
+        "sigmoid": partial(preference.dpo_loss, beta=beta, label_smoothing=smoothing),
+        "robust": partial(preference.robust_dpo_loss, beta=beta, label_smoothing=smoothing),
+        "hinge": partial(preference.hinge_loss, beta=beta),
+        "ipo_sum": partial(preference.ipo_loss, beta=beta),
+        "ipo_mean": partial(preference.ipo_per_token_loss, beta=beta),
+        "simpo": partial(reference_free.simpo_loss, beta=beta, gamma=gamma),
+        "orpo_or": reference_free.orpo_odds_ratio_loss,
+    }
+    chosen, rejected = leaf(inputs["policy_chosen"]), leaf(inputs["policy_rejected"])
+    columns = real(inputs["ref_chosen"]), real(inputs["ref_rejected"])
+    lengths = whole(inputs["len_chosen"]), whole(inputs["len_rejected"])
+    name = case_id.split("/")[1]
+    out = next(loss for key, loss in losses.items() if name.startswith(key))(chosen, rejected, *columns, *lengths)
+    grad_chosen, grad_rejected = gradients(out.loss, chosen, rejected)
+    # the file reports rewards relative to the reference for every loss, also for those that have none
+    rewards = preference.dpo_loss(chosen, rejected, *columns, beta=beta)
+    return {
+        "loss": out.loss,
+        "per_pair": out.per_pair,
+        "grad_chosen": grad_chosen,
+        "grad_rejected": grad_rejected,
+        "rewards_chosen": rewards.chosen_rewards,
+        "rewards_rejected": rewards.rejected_rewards,
+        "accuracy": rewards.accuracy,
+        "margin": rewards.margin,
+    }
+
+
+def kto_case(inputs, params, case_id):
+    logp = leaf(inputs["logp"])
+    z0 = kto.kto_reference_point(real(inputs["kl_logp"]), real(inputs["kl_ref_logp"]))
+    weights = {"desirable_weight": params.get("w_pos", 1.0), "undesirable_weight": params.get("w_neg", 1.0)}
+    out = kto.kto_loss(logp, real(inputs["ref_logp"]), flags(inputs["labels"]), z0, beta=params["beta"], **weights)
+    return {"z0": z0, "loss": out.loss, "per_sample": out.per_sample, "grad_logp": gradients(out.loss, logp)[0]}
+
+
 def bon(inputs, params, case_id):
-    if case_id == "bon/kl_bound":
-        return {"bound": [diagnostics.best_of_n_kl_bound(n) for n in inputs["n"]]}
+    if "kl_bound" in case_id:
+        return {"bound": [best_of_n.best_of_n_kl_bound(n) for n in inputs["n"]]}
+    n = params["n"]
     if "exact" in case_id:
-        raise NotImplementedError(case_id)
-    out = diagnostics.best_of_n(real(inputs["proxy"]), real(inputs["gold"]), params["n"])
-    return {"proxy": out.proxy, "gold": out.gold, "weights_sorted": out.weights}
+        law = best_of_n.best_of_n_law(real(inputs["p"]), real(inputs["scores"]), n)
+        return law._asdict() | {"pi": law.probabilities, "bound": best_of_n.best_of_n_kl_bound(n)}
+    out = best_of_n.best_of_n(real(inputs["proxy"]), real(inputs["gold"]), n)
+    return out._asdict() | {"weights_sorted": out.weights}
+
+
+def gao(inputs, params, case_id):
+    forms = {
+        "bon": (overoptimisation.best_of_n_curve, overoptimisation.best_of_n_peak),
+        "rl": (overoptimisation.rl_curve, overoptimisation.rl_peak),
+    }
+    curve, peak = next(functions for key, functions in forms.items() if case_id.split("/")[1].startswith(key))
+    top = peak(**params)
+    return {"gold": curve(real(inputs["d"]), **params), "peak_d": top.distance, "peak_gold": top.gold}
+
+
+def kl_optimal(inputs, params, case_id):
+    beta = params["beta"]
+    if "second_logits" in inputs:
+        tree = optimum.tree_optimum(**{key: real(table) for key, table in inputs.items()}, beta=beta)
+        tables = {"first": tree.first.exp(), "second": tree.second.exp(), "soft_value_after_first": tree.soft_values}
+        return tree._asdict() | tables
+    out = optimum.bandit_optimum(real(inputs["ref_logits"]), real(inputs["reward"]), beta=beta)
+    return out._asdict() | {"pi": out.logprobs.exp(), "log_partition_times_beta": out.soft_value}
+
+
+def kl_sequence_gradients(inputs, params, case_id):
+    first, second = leaf(inputs["first_pi"]), leaf(inputs["second_pi"])
+    tables = first, second, real(inputs["first_ref"]), real(inputs["second_ref"])
+    exact = optimum.tree_kl(*tables)
+    grad_first, grad_second = gradients(exact, first, second)
+    return {
+        "kl_sequence": exact,
+        "grad_first_exact": grad_first,
+        "grad_second_exact": grad_second,
+        "grad_first_per_token_k2_loss": gradients(optimum.tree_token_loss(*tables, estimator=kl.k2), first)[0],
+    }
 
 
 def wilson(inputs, params, case_id):
@@ -404,16 +465,14 @@ def wilson(inputs, params, case_id):
 
 
 def adam(inputs, params, case_id):
-    if params["style"] != "torch":
-        raise NotImplementedError(case_id)
-    theta = leaf(inputs["theta0"])
-    betas = (params["beta1"], params["beta2"])
-    optimizer = torch.optim.Adam([theta], lr=params["lr"], betas=betas, eps=params["eps"])
+    kinds = {"torch": torch.optim.Adam, "tf1": TF1Adam}
+    theta, betas = leaf(inputs["theta0"]), (params["beta1"], params["beta2"])
+    optimizer = kinds[params["style"]]([theta], lr=params["lr"], betas=betas, eps=params["eps"])
     thetas = []
     for grad in inputs["grads"]:
         theta.grad = real(grad)
         optimizer.step()
-        thetas.append(theta.item())
+        thetas.append(theta.tolist())
     return {"thetas": thetas}
 
 
@@ -430,37 +489,10 @@ def diversity(inputs, params, case_id):
 FAMILIES = {
     f.__name__: f
     for f in (
-        token_logprobs,
-        sft_nll,
-        response_mask,
-        aggregate_microbatch,
-        masked_whiten,
-        gae,
-        discounted_returns,
-        shaped_rewards,
-        kl_estimators,
-        kl_gradients,
-        kl_full,
-        adaptive_kl,
-        bradley_terry,
-        kwise_pairs,
-        plackett_luce,
-        reward_norm,
-        calibration,
-        length_bias,
-        ensemble,
-        reward_shaping,
-        ppo_policy,
-        ppo_value,
-        rollout_weights,
-        seq_ratio,
-        cispo,
-        group_advantages,
-        reinforce_pp,
-        reinforce,
-        bon,
-        wilson,
-        adam,
-        diversity,
+        token_logprobs, sft_nll, response_mask, aggregate_microbatch, masked_whiten, gae, discounted_returns,
+        shaped_rewards, kl_estimators, kl_gradients, kl_sequence_gradients, kl_full, kl_optimal, adaptive_kl,
+        bradley_terry, kwise_pairs, plackett_luce, reward_norm, calibration, length_bias, ensemble, reward_shaping,
+        ppo_policy, ppo_value, rollout_weights, seq_ratio, cispo, group_advantages, reinforce_pp, reinforce,
+        dpo_family, bon, gao, wilson, adam, diversity,
     )
-} | {"aggregate": aggregates}
+} | {"aggregate": aggregates, "kto": kto_case}  # fmt: skip

@@ -179,7 +179,8 @@ def test_hydra_shows_the_same_help(app):
 
 def test_help_names_the_stages_and_groups_that_exist():
     text = help_text()
-    stages = set(text.split("\nstages ")[1].splitlines()[0].replace("(default)", "").replace(",", " ").split())
+    listed = text.split("\nstages ")[1].splitlines()[0].replace("(default)", "")
+    stages = set(listed.replace(";", " ").replace(",", " ").split())
     groups = set(text.split("\ngroups ")[1].splitlines()[0].replace(",", " ").split())
     assert stages == {path.stem for path in (CONF_DIR / "stage").glob("*.yaml")}
     assert groups <= {path.name for path in CONF_DIR.iterdir() if path.is_dir()}

@@ -195,6 +195,15 @@ def test_long_prompts_can_be_dropped(tokenizer, write):
     assert (data.num_train_rows, data.report["dropped"]) == (2, 1)
 
 
+def test_a_batch_holds_one_prompt_per_group(tokenizer, write):
+    rows = [{"prompt": "abc"}, {"prompt": "ab"}, {"prompt": "a"}]
+    data = ready(prompts(tokenizer, write(rows), batch_size=6, group_size=3))
+    (batch,) = data.train_dataloader()
+    assert len(batch) == 2
+    with pytest.raises(ConfigError, match="batch_size is 6 responses; group_size=4 does not divide it"):
+        prompts(tokenizer, write(rows), batch_size=6, group_size=4)
+
+
 def test_a_filler_prompt_is_masked_out(tokenizer, write):
     data = prompts(tokenizer, write([{"prompt": "ab"}] * 2), write([{"prompt": "cd"}], "v.jsonl"))
     place(data, 1, 2).setup("fit")

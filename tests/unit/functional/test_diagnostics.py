@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import pytest
@@ -10,10 +9,9 @@ from torch.testing import assert_close
 
 from rlhf_lightning.functional.diagnostics import (
     average_ranks,
-    best_of_n,
-    best_of_n_kl_bound,
     calibration,
     distinct_n,
+    fit_temperature,
     length_bias,
     pearson,
     repetition_n,
@@ -43,6 +41,34 @@ def test_certainty_falls_in_the_last_bin_and_ties_are_half_right():
     out = calibration(torch.tensor([100.0, 0.0]), torch.tensor([0.0, 0.0]), n_bins=4)
     assert out.bins.tolist() == [[0, 1, 0.5, 0.5], [3, 1, 1, 1]]
     assert out.accuracy == 0.75
+
+
+def test_the_fitted_temperature_has_the_lowest_nll_and_undoes_boasting():
+    generator = torch.Generator().manual_seed(0)
+    gap = torch.randn(400, generator=generator, dtype=torch.float64)
+    right = torch.rand(400, generator=generator, dtype=torch.float64) < gap.sigmoid()
+    boast, zero = 5 * torch.where(right, gap, -gap), torch.zeros(400).double()
+    best = fit_temperature(boast, zero)
+    assert 4 < best < 6.5
+    nll = {scale: calibration(boast / (best * scale), zero).nll for scale in (0.99, 1.0, 1.01)}
+    assert nll[1.0] < min(nll[0.99], nll[1.01])
+    assert calibration(boast / best, zero).ece < calibration(boast, zero).ece / 3
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_temperature_scales_with_the_scores_and_ignores_their_level(scale):
+    chosen, rejected = torch.tensor([1.0, 3.0, -2.0, 0.5]), torch.tensor([0.0, 1.0, -1.0, 0.5])
+    expected = scale * fit_temperature(chosen, rejected)
+    assert_close(fit_temperature(scale * chosen, scale * rejected), expected)
+    assert_close(fit_temperature(chosen + 7, rejected + 7), expected / scale)
+
+
+def test_temperatures_end_where_no_finite_one_is_best():
+    up, zero = torch.tensor([1.0, 3.0]), torch.zeros(2)
+    assert_close(fit_temperature(up, zero), torch.tensor(2e-3))  # all right: as sharp as allowed
+    assert_close(fit_temperature(-up, zero), torch.tensor(2e3))  # all wrong: as flat as allowed
+    assert fit_temperature(zero, zero) == 1
+    assert fit_temperature(zero[:0], zero[:0]) == 1
 
 
 @few_examples
@@ -86,24 +112,3 @@ def test_looping_text_repeats_and_short_text_does_not():
     assert repetition_n([1], 2) == 0
     assert distinct_n([], 2) == distinct_n([[1]], 2) == 0
     assert distinct_n([[1, 2], [1, 2]], 2) == 0.5
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_best_of_n_is_the_mean_over_all_subsets(n):
-    proxy, gold = [3.0, 1.0, 4.0, 1.5], [0.0, 5.0, -2.0, 1.0]
-    picks = [max(subset, key=lambda i: proxy[i]) for subset in itertools.combinations(range(4), n)]
-    out = best_of_n(torch.tensor(proxy).double(), torch.tensor(gold).double(), n)
-    assert_close(out.proxy.item(), sum(proxy[i] for i in picks) / len(picks))
-    assert_close(out.gold.item(), sum(gold[i] for i in picks) / len(picks))
-
-
-def test_best_of_more_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="at least 3"):
-        best_of_n(torch.zeros(2), torch.zeros(2), 3)
-
-
-def test_the_kl_bound_holds_with_equality_for_the_best_of_uniform_draws():
-    # density of the best of 4 uniform draws is 4 u^3; KL to the uniform by the midpoint rule
-    u = (torch.arange(100000, dtype=torch.float64) + 0.5) / 100000
-    density = 4 * u**3
-    assert_close((density * density.log()).mean().item(), best_of_n_kl_bound(4), atol=1e-4, rtol=0)

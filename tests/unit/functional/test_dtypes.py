@@ -4,7 +4,23 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_lightning.functional import advantage, aggregate, kl, masking, ppo, ratios, reward, scores
+from rlhf_lightning.functional import (
+    advantage,
+    aggregate,
+    best_of_n,
+    diagnostics,
+    kl,
+    kto,
+    masking,
+    optimum,
+    overoptimisation,
+    ppo,
+    preference,
+    ratios,
+    reference_free,
+    reward,
+    scores,
+)
 
 MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, False], [True, True, False]])
 FINISHED = torch.tensor([True, False, True, False])
@@ -25,6 +41,23 @@ CALLS = {
     "kwise": lambda x, y, z: reward.kwise_logistic_loss(x[:, 0], RANKS, PROMPT, margins=y[:, 0], center_coef=0.1),
     "plackett_luce": lambda x, y, z: reward.plackett_luce_loss(x[:, 0], RANKS, PROMPT, top_k=1),
     "normalisation": lambda x, y, z: scores.normalisation(x[:, 0]),
+    "dpo": lambda x, y, z: preference.dpo_loss(x[:, 0], y[:, 0], z[:, 0], z[:, 1], beta=0.3, weights=z[:, 0].exp()),
+    "robust": lambda x, y, z: preference.robust_dpo_loss(x[:, 0], y[:, 0], z[:, 0], z[:, 1]),
+    "hinge": lambda x, y, z: preference.hinge_loss(x[:, 0], y[:, 0], z[:, 0], z[:, 1]),
+    "ipo": lambda x, y, z: preference.ipo_per_token_loss(x[:, 0], y[:, 0], z[:, 0], z[:, 1], RANKS, RANKS),
+    "simpo": lambda x, y, z: reference_free.simpo_loss(-x[:, 0].exp(), -y[:, 0].exp(), None, None, RANKS, RANKS),
+    "orpo": lambda x, y, z: reference_free.orpo_odds_ratio_loss(
+        -x[:, 0].exp(), -y[:, 0].exp(), None, None, RANKS, RANKS
+    ),
+    "kto": lambda x, y, z: kto.kto_loss(x[:, 0], y[:, 0], FINISHED, kto.kto_reference_point(z[:, 0], z[:, 1])),
+    "best_of_n": lambda x, y, z: best_of_n.best_of_n(x[:, 0], y[:, 0], 2),
+    "best_of_n_law": lambda x, y, z: best_of_n.best_of_n_law(x[:, 0].exp(), y[:, 0], 8),
+    "gao": lambda x, y, z: overoptimisation.fit_rl_curve(x[:, 0].exp(), y[:, 0]),
+    "gao_curve": lambda x, y, z: overoptimisation.best_of_n_curve(x[:, 0].exp(), 1.0, 0.3),
+    "bandit": lambda x, y, z: optimum.bandit_optimum(x, y, beta=0.5),
+    "tree": lambda x, y, z: optimum.tree_optimum(x[0], y[:3], z[:3], beta=0.5),
+    "tree_kl": lambda x, y, z: optimum.tree_kl(x[0], y[:3], z[0], z[1:]),
+    "temperature": lambda x, y, z: diagnostics.fit_temperature(x.flatten(), y.flatten()),
 }
 
 

@@ -100,6 +100,12 @@ def test_whitened_entries_have_mean_zero_and_variance_one(pairs, ddof):
     assert_close(masked_var(x, mask, ddof=ddof), x[mask].var(correction=ddof))
 
 
+def test_eps_is_added_to_the_variance_under_the_root():
+    x, mask = torch.tensor([1.0, 3.0]), torch.tensor([True, True])
+    assert_close(masked_whiten(x, mask, eps=3.0), torch.tensor([-0.5, 0.5]))
+    assert masked_whiten(torch.ones(2), mask).tolist() == [0, 0]
+
+
 def test_two_ranks_whiten_like_one():
     x, mask = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double(), torch.rand(4, 6) > 0.3
     parts = [masked_moments(a, b) for a, b in ((x[:1], mask[:1]), (x[1:], mask[1:]))]

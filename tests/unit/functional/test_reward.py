@@ -12,6 +12,7 @@ from rlhf_lightning.functional.reward import (
     kwise_pair_mean_loss,
     kwise_pairs,
     kwise_prompt_losses,
+    pair_mean,
     pairs_per_prompt,
     pairwise_logistic_loss,
     plackett_luce_loss,
@@ -82,6 +83,26 @@ def test_micro_batches_of_whole_prompts_sum_to_the_batch(loss):
     first = loss(scores[:4], ranks[:4], prompt[:4], denominator=3)
     rest = loss(scores[4:], ranks[4:], prompt[4:] - 1, denominator=torch.tensor(3.0))
     assert_close(first + rest, loss(scores, ranks, prompt))
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 1.5, 0.25, 1.75]])
+def test_pairs_of_micro_batches_sum_to_the_batch(weights):
+    chosen, rejected = torch.randn(2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = None if weights is None else torch.tensor(weights).double()  # they average 1
+    whole = pairwise_logistic_loss(chosen, rejected, weights=weights, center_coef=0.1, margin=chosen.abs()).loss
+    total = torch.zeros(()).double()
+    for rows in torch.arange(4).split([1, 3]):
+        part = None if weights is None else weights[rows]
+        own = {"weights": part, "margin": chosen[rows].abs(), "center_coef": 0.1, "denominator": torch.tensor(4)}
+        total += pairwise_logistic_loss(chosen[rows], rejected[rows], **own).loss
+    assert_close(total, whole)
+
+
+def test_pairs_of_no_weight_and_no_pairs_are_no_loss():
+    one, none = torch.ones(2), torch.zeros(0)
+    assert pair_mean(one, 0 * one) == 0
+    out = pairwise_logistic_loss(none, none, center_coef=1.0)
+    assert (out.loss, out.accuracy, out.tie_rate, out.margin) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

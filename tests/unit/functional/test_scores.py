@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -22,12 +23,21 @@ def test_normalised_scores_have_the_wanted_moments():
 def test_scores_without_spread_are_only_shifted():
     scores = torch.full((3,), 7.0)
     assert normalise(scores, normalisation(scores)).tolist() == [0, 0, 0]
+    assert normalisation(scores[:0]) == (1, 0)
 
 
 def test_disagreement_lowers_a_score():
     members = torch.tensor([[1.0, 1.0], [1.0, 5.0]])
     assert uncertainty_weighted(members, coef=1.0).tolist() == [1, 3 - 4]
     assert worst_case(members).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_the_price_of_disagreement_is_the_variance_over_members(ddof):
+    members = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = members.mean(0) - 0.5 * members.var(0, correction=ddof)
+    assert_close(uncertainty_weighted(members, ddof=ddof), expected)
+    assert torch.equal(uncertainty_weighted(members[:1], ddof=ddof), members[0])  # nobody to disagree with
 
 
 def test_bounded_rewards_stay_bounded_and_keep_the_order():

@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.functional.logprobs import gather_logprobs
 from rlhf_lightning.models import Pretrained, ScalarModel, frozen_copy
-from rlhf_lightning.models.forward import response_forward
+from rlhf_lightning.models.forward import contiguous_head, response_forward
 from rlhf_lightning.models.trunk import freeze_layers, hidden_states, layers, run_lower, run_upper
 from tests import tiny
 
@@ -142,3 +142,28 @@ def test_remote_code_needs_a_pinned_revision_and_dtypes_are_checked():
         Pretrained("x", trust_remote_code=True)
     with pytest.raises(ConfigError, match="choose one of float32"):
         Pretrained("x", dtype="fp32")
+
+
+def test_a_reward_model_can_keep_the_lowest_layers_only(folder, tmp_path):
+    whole, cut = Pretrained(str(folder)), Pretrained(str(folder)).reward_model(init_head=True, num_layers=1)
+    assert len(layers(cut)) == cut.config.num_hidden_layers == 1
+    lowest, kept = layers(whole.causal_lm())[0].state_dict(), layers(cut)[0].state_dict()
+    assert all(torch.equal(kept[name], lowest[name]) for name in lowest)
+    cut.save_pretrained(tmp_path / "cut")
+    tiny.tokenizer().save_pretrained(tmp_path / "cut")
+    assert len(layers(Pretrained(str(tmp_path / "cut")).reward_model())) == 1
+    with pytest.raises(ConfigError, match="num_layers=3: the model has 2 layers; choose 1 to 2"):
+        whole.reward_model(init_head=True, num_layers=3)
+
+
+def test_the_output_embedding_sees_contiguous_states_without_gradients():
+    model, seen = tiny.policy(), []
+    head = model.lm_head.forward
+    model.lm_head.forward = lambda states: (seen.append(states.is_contiguous()), head(states))[1]
+    with torch.no_grad():
+        model(IDS, logits_to_keep=2)
+        response_forward(model, IDS, MASK, 2)
+        with contiguous_head(model):
+            model(IDS, logits_to_keep=2)
+    assert seen == [False, True, True]
+    assert not model.lm_head._forward_pre_hooks  # nothing is left behind

@@ -1,0 +1,243 @@
+"""Single answers with a verdict, good or bad, for KTO."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.data.base import Paths, RowDataModule
+from rlhf_lightning.data.chat import Encoded, encode_examples
+from rlhf_lightning.data.collate import pad, pad_id
+from rlhf_lightning.data.implicit import split_shared_prompt
+from rlhf_lightning.data.loader import ShardedLoader
+from rlhf_lightning.data.sources import LocatedRow, located
+from rlhf_lightning.data.validate import StageKind, as_label, row_type
+from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.types import AnswerBatch, FeedbackBatch
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """One answer and whether it was called good."""
+
+    example: Encoded
+    desirable: bool
+    weight: int = 1  # answers
+
+    def filler(self) -> Feedback:
+        """The same tokens, as an answer of length 0."""
+        return replace(self, weight=0)
+
+    def token_ids(self) -> list[int]:
+        """All ids, and the verdict."""
+        return [*self.example.input_ids, int(self.desirable)]
+
+
+class FeedbackData(RowDataModule[Feedback]):
+    """Rows of prompt+completion+label as `FeedbackBatch`, one item per answer.
+
+    Comparisons do as well: a chosen answer counts as good, a rejected one as bad; in a ranking an answer is good if
+    more answers are below it than above, bad if more are above, and left out (``undecided``) if they balance.
+    A row that is too long is dropped, or truncated: first its prompt from the left, then its answer from the right,
+    which costs the EOS and is counted as ``truncated_without_eos``.
+
+    Args:
+        train: see `RowDataModule`.
+        validation: see `RowDataModule`.
+        tokenizer: see `RowDataModule`.
+        batch_size: answers per optimizer step, over all ranks; at least 2.
+        micro_batch_size: answers a rank holds at once.
+        max_length: tokens of prompt and answer together, EOS included.
+        validation_fraction: see `RowDataModule`.
+        seed: see `RowDataModule`.
+        on_long: "drop" or "truncate".
+
+    Raises:
+        ConfigError: a batch of one answer, or another argument that cannot work.
+        DataError: in `setup`, if all training answers have the same label.
+    """
+
+    kind: StageKind = "feedback"  # type: ignore[misc]
+
+    def __init__(
+        self,
+        train: Paths,
+        validation: Paths | None,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        max_length: int = 512,
+        validation_fraction: float = 0.05,
+        seed: int = 0,
+        on_long: Literal["drop", "truncate"] = "truncate",
+    ) -> None:
+        super().__init__(
+            train,
+            validation,
+            tokenizer,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            validation_fraction=validation_fraction,
+            seed=seed,
+        )
+        if batch_size < 2:
+            raise ConfigError(
+                f"batch_size is {batch_size}: KTO measures from the answers that other prompts of the batch got, so a"
+                " batch has at least 2 answers."
+            )
+        if on_long not in ("drop", "truncate"):
+            raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
+        if max_length < 2:
+            raise ConfigError(f"max_length is {max_length}; one token of prompt and one of answer make 2.")
+        self.max_length = max_length
+        self.on_long = on_long
+
+    def setup(self, stage: str | None = None) -> None:
+        """See `RowDataModule`; also refuses training rows with one label only."""
+        super().setup(stage)
+        labels = {item.desirable for item in self.train_items}
+        if stage in (None, "fit") and len(labels) == 1:
+            raise DataError(
+                f"{', '.join(map(str, self.train))}: every label is {str(labels.pop()).lower()}; KTO learns from good"
+                " and bad answers, so add rows of the other label."
+            )
+
+    def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Feedback]:
+        """See `RowDataModule`."""
+        answers, labels = [], []
+        for row in rows:
+            prompt, completions, verdicts = self._verdicts(row)
+            for completion, desirable in zip(completions, verdicts, strict=True):
+                if desirable is None:
+                    counts["undecided"] += 1
+                    continue
+                answers.append(LocatedRow({"prompt": prompt, "completion": completion}, row.file, row.line))
+                labels.append(desirable)
+        items = []
+        for example, desirable in zip(encode_examples(self.tokenizer, answers), labels, strict=True):
+            fitted = self._fit(example, counts)
+            if fitted is None:
+                counts["dropped"] += 1
+                continue
+            counts["desirable_rows" if desirable else "undesirable_rows"] += 1
+            items.append(Feedback(fitted, desirable))
+        return items
+
+    def _verdicts(self, row: LocatedRow) -> tuple[Any, list[Any], list[bool | None]]:
+        """Prompt, answers, and whether each is good; None where a ranking does not say."""
+        columns = row.row
+        kind = row_type(columns, self.kind)
+        if kind == "prompt+completion+label":
+            return columns["prompt"], [columns["completion"]], [as_label(columns["label"])]
+        if kind == "prompt+completions+ranks":
+            return (
+                columns["prompt"],
+                columns["completions"],
+                [_verdict(rank, columns["ranks"]) for rank in columns["ranks"]],
+            )
+        if kind == "prompt+chosen+rejected":
+            return columns["prompt"], [columns["chosen"], columns["rejected"]], [True, False]
+        with located(row):
+            prompt, chosen, rejected = split_shared_prompt(columns["chosen"], columns["rejected"])
+        return prompt, [chosen, rejected], [True, False]
+
+    def _fit(self, example: Encoded, counts: Counter[str]) -> Encoded | None:
+        if len(example) <= self.max_length:
+            return example
+        if self.on_long == "drop":
+            return None
+        counts["truncated"] += 1
+        counts["truncated_without_eos"] += len(example.completion_ids) >= self.max_length
+        return example.shortened(self.max_length, self.tokenizer.bos_token_id)
+
+    def collate(self, items: list[Feedback], denominator: float) -> FeedbackBatch:
+        """Pad on the right; `FeedbackLoader` adds the mismatched answers."""
+        answers = self._answers([item.example for item in items])
+        return FeedbackBatch(
+            input_ids=answers.input_ids,
+            attention_mask=answers.attention_mask,
+            lengths=answers.lengths * torch.tensor([item.weight for item in items]),
+            desirable=torch.tensor([item.desirable for item in items]),
+            mismatched=None,
+            denominator=denominator,
+        )
+
+    def mismatched(self, items: Sequence[Feedback], places: Sequence[int]) -> AnswerBatch:
+        """The prompts at ``places`` of ``items``, each with the answer that the next other prompt of ``items`` got."""
+        examples = []
+        for place in places:
+            own, other = items[place].example, next_prompt(items, place).example
+            strange = replace(own, completion_ids=other.completion_ids, completion_mask=other.completion_mask)
+            examples.append(strange.shortened(self.max_length, self.tokenizer.bos_token_id))
+        return self._answers(examples)
+
+    def _answers(self, examples: Sequence[Encoded]) -> AnswerBatch:
+        input_ids, attention_mask = pad([example.input_ids for example in examples], pad_id(self.tokenizer))
+        return AnswerBatch(
+            input_ids, attention_mask, torch.tensor([len(example.completion_ids) for example in examples])
+        )
+
+    def _make_loader(self, items: list[Feedback], *, shuffle: bool, drop_last: bool) -> ShardedLoader[Feedback]:
+        rank, world_size = self._place()
+        loader = FeedbackLoader(
+            items,
+            self.collate,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            drop_last=drop_last,
+        )
+        loader.mismatched = self.mismatched
+        return loader
+
+
+class FeedbackLoader(ShardedLoader[Feedback]):
+    """Also gives strange answers to prompts, from which KTO's reference point is measured.
+
+    In training they come with the first micro-batch of an optimizer step, for this rank's whole share of it: the point
+    is one number per step, needed before the first backward pass. The next prompt is looked for in the whole global
+    batch, so that neither ranks nor micro-batches change the pairing. In evaluation every batch has its own.
+    """
+
+    mismatched: Callable[[Sequence[Feedback], Sequence[int]], AnswerBatch]
+
+    def _training_batch(self, position: int) -> FeedbackBatch:
+        batch: FeedbackBatch = super()._training_batch(position)
+        if position % self.accumulate:
+            return batch
+        epoch, step = divmod(position, self._pass_length)
+        start = step // self.accumulate * self.batch_size
+        rows = self._permutation(epoch)[start : start + self.batch_size]
+        places = list(range(len(rows)))
+        mine = [place for micro in range(self.accumulate) for place in self._share(places, micro)]
+        return replace(batch, mismatched=self.mismatched([self.dataset[row] for row in rows], mine))
+
+    def _evaluation_batch(self, step: int) -> FeedbackBatch:
+        batch: FeedbackBatch = super()._evaluation_batch(step)
+        width = self.micro_batch_size * self.world_size
+        mine = self._share(list(range(len(self.dataset)))[step * width : (step + 1) * width], 0)
+        strange = self.mismatched(self.dataset, mine or [0])
+        return replace(
+            batch, mismatched=strange if mine else replace(strange, lengths=torch.zeros(1, dtype=torch.long))
+        )
+
+
+def next_prompt(items: Sequence[Feedback], place: int) -> Feedback:
+    """The item after ``place``, round and round, that has another prompt; the next one if all prompts are the same."""
+    own = items[place].example.prompt_ids
+    after = (items[(place + step) % len(items)] for step in range(1, len(items)))
+    return next((item for item in after if item.example.prompt_ids != own), items[(place + 1) % len(items)])
+
+
+def _verdict(rank: float, ranks: Sequence[float]) -> bool | None:
+    below, above = sum(other > rank for other in ranks), sum(other < rank for other in ranks)
+    return None if below == above else below > above

@@ -1,0 +1,121 @@
+"""What learning from given answers has in common: a policy, perhaps a frozen reference, and log-probabilities of whole
+answers under both."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.logprobs import gather_logprobs
+from rlhf_lightning.models import FrozenModels, Pretrained, frozen_copy
+from rlhf_lightning.models.forward import response_forward
+from rlhf_lightning.models.trunk import run_lower
+from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, depth_of, load_policy
+from rlhf_lightning.types import AnswerBatch, ComparisonBatch
+
+
+class AnswerLogprobs(NamedTuple):
+    """Log-probability of each answer given its prompt, summed over its tokens, EOS included."""
+
+    policy: Tensor  # float32 [N], nats
+    reference: Tensor | None  # float32 [N], nats, no grad; None without a reference
+
+
+class OfflineModule(RLHFModule):
+    """Base of `PreferenceModule` and `UnpairedPreferenceModule`.
+
+    Args:
+        policy: a loading recipe or a causal language model.
+        tokenizer: of the policy.
+        optimizer: see `RLHFModule`.
+        scheduler: see `RLHFModule`.
+        reference: a loading recipe or a model to stay near; None takes a frozen copy of the policy as it starts.
+        has_reference: False loads no reference at all.
+        max_grad_norm: see `RLHFModule`.
+    """
+
+    trains = "policy"
+
+    def __init__(
+        self,
+        policy: Pretrained | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        reference: Pretrained | PreTrainedModel | None,
+        has_reference: bool,
+        max_grad_norm: float,
+    ) -> None:
+        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm)
+        self._sources = (policy, reference)  # a tuple: Lightning would register bare models
+        self.has_reference = has_reference
+        self.freeze_below = depth_of(policy)
+        self.policy: PreTrainedModel | None = None
+        self.frozen = FrozenModels()
+
+    def build(self) -> None:
+        """Load the policy, and its reference if the loss looks at one."""
+        source, reference = self._sources
+        policy = load_policy(source)
+        if self.has_reference:
+            self.frozen.add("reference", frozen_copy(policy) if reference is None else load_policy(reference))
+        self.policy = policy
+
+    def sharded_modules(self) -> list[nn.Module]:
+        """Policy and reference."""
+        if self.freeze_below:
+            raise ConfigError("trainer=fsdp2 needs model.freeze_below=0; use trainer=ddp for frozen lower layers")
+        return [self.policy, *([self.frozen["reference"]] if self.has_reference else [])]  # type: ignore[list-item]
+
+    def on_fit_start(self) -> None:
+        """Move what Lightning does not see."""
+        self.frozen.to(self.device)
+
+    def logprobs(self, answers: ComparisonBatch | AnswerBatch) -> AnswerLogprobs:
+        """Override to change how an answer is scored; under both models, the reference without gradient."""
+        assert self.policy is not None
+        mask = answer_mask(answers.attention_mask, answers.lengths)
+        hidden = self._lower(answers) if self._shares_lower() else None
+        now = self._sums(self.policy, answers, mask, hidden)
+        if not self.has_reference:
+            return AnswerLogprobs(now, None)
+        with torch.no_grad():
+            return AnswerLogprobs(now, self._sums(self.frozen["reference"], answers, mask, hidden))
+
+    def _sums(self, model: Any, answers: ComparisonBatch | AnswerBatch, mask: Tensor, hidden: Tensor | None) -> Tensor:
+        """Log-probabilities summed over the mask, [N]; the vocabulary is only looked at from the first answer on."""
+        used = mask.any(0).nonzero()
+        width = mask.shape[1] - (int(used[0]) if len(used) else mask.shape[1] - 1)
+        ids, attention = answers.input_ids, answers.attention_mask
+        out = response_forward(model, ids, attention, width, hidden=hidden, freeze_below=self.freeze_below)
+        logprobs = gather_logprobs(out.logits, ids[:, -width:])
+        return torch.where(mask[:, -width:], logprobs, 0).sum(1)
+
+    def _shares_lower(self) -> bool:
+        """Whether frozen lower layers give policy and reference the same hidden states."""
+        return bool(self.freeze_below) and (not self.has_reference or self._sources[1] is None)
+
+    def _lower(self, answers: ComparisonBatch | AnswerBatch) -> Tensor:
+        assert self.policy is not None
+        return run_lower(self.policy, self.freeze_below, answers.input_ids, answers.attention_mask)
+
+
+def answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:
+    """True at the last ``lengths`` real tokens of each row but never at its first, which nothing predicts; bool [B, S].
+
+    Pads may stand on either side.
+
+    Args:
+        attention_mask: True at real tokens, bool [B, S].
+        lengths: tokens of each answer, long [B].
+
+    >>> answer_mask(torch.tensor([[True, True, True, False]]), torch.tensor([2]))
+    tensor([[False,  True,  True, False]])
+    """
+    real = attention_mask.long()
+    from_the_end = real.flip(1).cumsum(1).flip(1)
+    return attention_mask & (from_the_end <= lengths.unsqueeze(1)) & (real.cumsum(1) > 1)

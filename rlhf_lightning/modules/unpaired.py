@@ -1,0 +1,157 @@
+"""Learn a policy from single answers that were called good or bad (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.kto import KTOLoss, kto_loss, kto_reference_point
+from rlhf_lightning.models import Pretrained
+from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
+from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
+from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.types import AnswerBatch, FeedbackBatch
+
+AnswerLoss = Callable[..., KTOLoss]
+
+
+class UnpairedPreferenceModule(OfflineModule):
+    """KTO: raise good answers above a reference point and lower bad ones below it.
+
+    The point is KL(policy || reference) as measured on prompts with the answers of other prompts, one number for the
+    whole batch of an optimizer step, over all its micro-batches and ranks.
+
+    Args:
+        policy: a loading recipe or a causal language model.
+        tokenizer: of the policy.
+        optimizer: see `RLHFModule`.
+        scheduler: see `RLHFModule`.
+        loss: ``f(logprobs [N], ref_logprobs [N], desirable [N], reference_point [], *, denominator) -> KTOLoss``.
+        reference: see `OfflineModule`.
+        max_grad_norm: see `RLHFModule`.
+
+    Raises:
+        ConfigError: the loss refuses its own numbers, or is called otherwise.
+    """
+
+    def __init__(
+        self,
+        policy: Pretrained | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        loss: AnswerLoss = kto_loss,
+        reference: Pretrained | PreTrainedModel | None = None,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        try_loss(loss)
+        super().__init__(policy, tokenizer, optimizer, scheduler, reference, True, max_grad_norm)
+        self.loss = loss
+        self._point = torch.zeros(())  # of the optimizer step that is being accumulated
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._mismatched = Totals()
+
+    def terms(
+        self, answers: AnswerLogprobs, desirable: Tensor, point: Tensor, denominator: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Override to change the objective.
+
+        Args:
+            answers: log-probabilities of the answers, [N].
+            desirable: bool [N].
+            point: what gains and losses are measured from, nats [].
+            denominator: answers of the whole batch, in the convention of `FeedbackBatch`.
+
+        Returns:
+            the loss [], whose mean over micro-batches and ranks is the mean over all answers, and sums for the log.
+        """
+        assert answers.reference is not None
+        point = point.to(answers.policy)
+        verdict = self.loss(answers.policy, answers.reference, desirable, point, denominator=denominator)
+        drift = (answers.policy - answers.reference).detach()
+        sums = {
+            "num_answers": torch.tensor(len(desirable)),
+            "loss": verdict.loss.detach() * denominator,
+            "kl": point * len(desirable),
+            "rewards/accuracies": torch.where(desirable, drift > point, drift < point).sum(),
+        }
+        for name, rows in (("chosen", desirable), ("rejected", ~desirable)):
+            sums |= {
+                f"num_{name}": rows.sum(),
+                f"rewards/{name}": verdict.rewards[rows].sum(),
+                f"logps/{name}": answers.policy[rows].sum(),
+                f"drift/{name}": drift[rows].sum(),
+            }
+        return verdict.loss, sums
+
+    def training_step(self, batch: FeedbackBatch, batch_idx: int) -> Tensor:
+        """One micro-batch; the first of an optimizer step also measures the reference point."""
+        if batch.mismatched is not None:
+            strange = self._without_grad(batch.mismatched, len(batch.lengths))
+            self._point = kto_reference_point(*(self.over_ranks(part).flatten() for part in strange))  # type: ignore[arg-type]
+        loss, sums = self.terms(self.logprobs(batch), batch.desirable, self._point, batch.denominator)
+        self.train_totals.add(sums)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start from zero."""
+        super().on_validation_epoch_start()
+        self._seen, self._mismatched = [], Totals()
+
+    def validation_step(self, batch: FeedbackBatch, batch_idx: int) -> None:
+        """Keep the log-probabilities: the reference point is known when all batches were seen."""
+        assert batch.mismatched is not None
+        counted = batch.lengths > 0
+        answers = self.logprobs(batch)
+        strange = self._without_grad(batch.mismatched, len(batch.lengths))
+        assert answers.reference is not None and strange.reference is not None
+        self._seen.append((answers.policy[counted], answers.reference[counted], batch.desirable[counted]))
+        gap = (strange.policy - strange.reference)[batch.mismatched.lengths > 0]
+        self._mismatched.add({"count": torch.tensor(len(gap)), "gap": gap.sum()})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over the whole validation set of all ranks, with one reference point for all of it."""
+        if not self._seen:
+            return
+        point = torch.tensor(max(self._mismatched.means(self, "count")["gap"], 0.0))
+        policy, reference, desirable = (torch.cat(column) for column in zip(*self._seen, strict=True))
+        self.val_totals.add(self.terms(AnswerLogprobs(policy, reference), desirable, point, 1.0)[1])
+        super().on_validation_epoch_end()
+
+    def summary(self, totals: Totals) -> dict[str, float]:
+        """Means over answers; rewards, log-probabilities and drift over the good (chosen) or bad (rejected) ones."""
+        means = totals.means(self, "num_answers")
+        shares = {name: means[f"num_{name}"] for name in ("chosen", "rejected")}
+        for name, share in shares.items():
+            means[f"num_{name}"] = share * means["num_answers"]
+            for metric in ("rewards", "logps", "drift"):
+                total = means.pop(f"{metric}/{name}")
+                means |= {f"{metric}/{name}": total / share} if share else {}
+        if all(shares.values()):
+            means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+        return means
+
+    @torch.no_grad()
+    def _without_grad(self, answers: AnswerBatch, rows: int) -> AnswerLogprobs:
+        """`logprobs` of many answers, ``rows`` at a time."""
+        parts = [self.logprobs(answers.select(some)) for some in torch.arange(len(answers.lengths)).split(rows)]
+        return AnswerLogprobs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def try_loss(loss: AnswerLoss) -> None:
+    """Call a loss on one answer, so that what it cannot work with is known before a model is loaded.
+
+    Raises:
+        ConfigError: the loss refuses its own numbers, or is not called as `kto_loss` is.
+    """
+    zero = torch.zeros(1)
+    try:
+        loss(zero, zero, zero > 0, torch.zeros(()), denominator=1.0)
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"loss cannot be called as f(logprobs, ref_logprobs, desirable, reference_point, *, denominator): {error}"
+        ) from error

@@ -1,0 +1,46 @@
+"""Responses to one prompt that stand together in a rollout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from rlhf_lightning.types import Rollout
+
+
+def undecided(scores: Tensor, group_size: int) -> Tensor:
+    """Rows, long [n], of the groups whose responses all score the same; scores [B], or [B, T] to be summed.
+
+    >>> undecided(torch.tensor([1.0, 1.0, 0.0, 1.0]), 2)
+    tensor([0, 1])
+    """
+    totals = scores.nan_to_num(0.0) if scores.dim() == 1 else scores.nan_to_num(0.0).sum(1)
+    groups = totals.view(-1, group_size)
+    same = torch.eq(groups, groups[:, :1]).all(1)
+    return same.repeat_interleave(group_size).nonzero().squeeze(1)
+
+
+def replaced(rollout: Rollout, rows: Tensor, fresh: Rollout, pad_token_id: int) -> Rollout:
+    """The rollout with ``rows`` (long [n]) taken from ``fresh`` (n responses to the same prompts).
+
+    Responses are widened to the longer of the two.
+    """
+    width = max(rollout.response_ids.shape[1], fresh.response_ids.shape[1])
+
+    def merged(old: Tensor, new: Tensor, fill: float) -> Tensor:
+        wide = pad(old, (0, width - old.shape[1]), value=fill)
+        return wide.index_copy(0, rows.to(old.device), pad(new, (0, width - new.shape[1]), value=fill))
+
+    logprobs = None
+    if rollout.rollout_logprobs is not None and fresh.rollout_logprobs is not None:
+        logprobs = merged(rollout.rollout_logprobs, fresh.rollout_logprobs, 0.0)
+    return replace(
+        rollout,
+        response_ids=merged(rollout.response_ids, fresh.response_ids, pad_token_id),
+        mask=merged(rollout.mask, fresh.mask, False),
+        finished=rollout.finished.index_copy(0, rows.to(rollout.finished.device), fresh.finished),
+        rollout_logprobs=logprobs,
+    )

@@ -1,0 +1,86 @@
+"""Stage `best_of_n`: sample n answers to each prompt, keep the best, and fine-tune on what was kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from rlhf_lightning.checkpoint import write_folder
+from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.labelling import SamplingModule
+from rlhf_lightning.labelling.ranking import write_rows
+from rlhf_lightning.labelling.selection import best_rows, selection_metrics
+from rlhf_lightning.stages.run import Run
+from rlhf_lightning.stages.sft import run_sft
+
+FILE = "demonstrations.jsonl"
+log = logging.getLogger(__name__)
+
+
+def run_best_of_n(run: Run) -> dict[str, float]:
+    """Write `demonstrations.jsonl`, run the SFT stage on it; returns the metrics of both."""
+    metrics = _select(run)
+    return metrics | run_sft(Run({**run.config, "sft": run.section("best_of_n")["sft"]}), stage="best_of_n")
+
+
+def check_best_of_n(run: Run) -> None:
+    """Refuse what cannot work before any stage runs.
+
+    Raises:
+        ConfigError: no data, nothing to choose from, or nobody who scores.
+    """
+    section = run.section("best_of_n")
+    if section["data"]["train"] is None:
+        raise ConfigError("best_of_n.data.train is not set; add data.prompts=FILE with rows that have a prompt")
+    if section["n"] < 2:
+        raise ConfigError(f"best_of_n.n={section['n']}: the best of fewer than 2 answers is no choice; take 2 or more")
+    if run.config["scorer"].get("function", "") is None:
+        raise ConfigError(
+            "scorer: nobody scores the answers; add scorer=function scorer.function=my_project.fn, or "
+            "scorer=reward_model scorer.model.path=FOLDER"
+        )
+
+
+def _select(run: Run) -> dict[str, float]:
+    """Sample, score, keep the best and write them with provenance; returns what it was worth."""
+    section = run.section("best_of_n")
+    scorer = run.build(run.config["scorer"])
+    module = SamplingModule(
+        run.model(section["policy"]),
+        [scorer],
+        engine=run.build(run.config["rollout"]),
+        sampling=run.build(section["sampling"]),
+        samples_per_prompt=section["n"],
+        seed=section["seed"],
+    )
+    data = run.build(section["data"], tokenizer=module.tokenizer)
+    run.predictor().predict(module, datamodule=data, return_predictions=False)
+    rows = best_rows(module.records, scorer.name, section["n"])
+    if not rows:
+        raise DataError(
+            f"best_of_n: of {len(module.records)} answers none is both finished and not empty; raise "
+            "best_of_n.sampling.max_new_tokens or fine-tune the policy first"
+        )
+    found = selection_metrics(module.records, rows, scorer.name, section["n"])
+    metrics = {f"best_of_n/{name}": value for name, value in found.items()}
+    if run.is_first:
+        _tell(found, section["n"])
+        provenance = run.provenance("best_of_n", metrics, policy=section["policy"], data=section["data"]["train"])
+        write_folder(Path(section["output"]), lambda folder: write_rows(folder / FILE, rows), provenance)
+    run.wait()
+    return metrics
+
+
+def _tell(found: Mapping[str, float], n: int) -> None:
+    curve = ", ".join(f"{name.rpartition('_')[2]}: {found[name]:.3f}" for name in found if name.startswith("expected"))
+    log.info(
+        "best of %d for %d prompts: mean score %.3f, kept %.3f (%d answers); expected best of %s; KL at most %.2f nats",
+        n,
+        found["prompts"],
+        found["score_all"],
+        found["score_kept"],
+        found["kept"],
+        curve,
+        found["kl_bound"],
+    )
