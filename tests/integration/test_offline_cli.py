@@ -108,7 +108,7 @@ def test_best_of_n_keeps_the_best_answers_and_learns_them(whole, assets, tmp_pat
         < metrics["best_of_n/expected_best_of_3"]
     )
     assert record["metrics"] == {name: value for name, value in metrics.items() if name.startswith("best_of_n")}
-    policy = verify_folder(tmp_path / "best_of_n", expect_stage="sft")
+    policy = verify_folder(tmp_path / "best_of_n", expect_stage="best_of_n")
     assert policy["parents"]["data"]["path"].endswith("demonstrations/demonstrations.jsonl")
     assert policy["files"] != verify_folder(whole[0] / "sft")["files"]
     assert (tmp_path / "history" / "sft.csv").is_file()
