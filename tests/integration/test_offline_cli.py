@@ -111,7 +111,7 @@ def test_best_of_n_keeps_the_best_answers_and_learns_them(whole, assets, tmp_pat
     policy = verify_folder(tmp_path / "best_of_n", expect_stage="best_of_n")
     assert policy["parents"]["data"]["path"].endswith("demonstrations/demonstrations.jsonl")
     assert policy["files"] != verify_folder(whole[0] / "sft")["files"]
-    assert (tmp_path / "history" / "sft.csv").is_file()
+    assert (tmp_path / "history" / "best_of_n.csv").is_file()
 
 
 @pytest.mark.parametrize(
