@@ -68,6 +68,19 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3, "abs": absolute}
 """The estimators by the name configs give them."""
 
 
+def estimate(
+    logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: Callable[[Tensor, Tensor], Tensor] = k1
+) -> Tensor:
+    """KL of each token ``[B, T]``, nats, 0 outside the mask, where garbage reaches neither value nor gradient.
+
+    >>> estimate(torch.tensor([[-1.0, 0.0]]), torch.tensor([[-3.0, torch.nan]]), torch.tensor([[True, False]]))
+    tensor([[2., 0.]])
+    """
+    zero = torch.zeros_like(logprobs)
+    kl = estimator(torch.where(mask, logprobs, zero), torch.where(mask, ref_logprobs, zero))
+    return torch.where(mask, kl, zero)
+
+
 def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """Exact ``sum_v p (log p - log q)`` over the vocabulary, ``[...]`` from logits ``[..., V]``, nats.
 
@@ -148,8 +161,7 @@ def shaped_rewards(
     tensor([[-0.1000,  5.0000,  0.0000]])
     """
     zero = torch.zeros_like(logprobs)
-    kl = estimator(torch.where(mask, logprobs, zero), torch.where(mask, ref_logprobs, zero))
-    kl = torch.where(mask, kl, zero)
+    kl = estimate(logprobs, ref_logprobs, mask, estimator)
     per_token = scores.dim() == 2
     final = torch.zeros_like(scores[:, 0]) if per_token else scores
     final = shape_scores(final, finished, score_clip=score_clip, missing_eos_penalty=missing_eos_penalty)

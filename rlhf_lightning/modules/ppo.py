@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.functional.aggregate import aggregation, token_mean
-from rlhf_lightning.functional.kl import ESTIMATORS, shape_scores, shaped_rewards, totals
+from rlhf_lightning.functional.kl import ESTIMATORS, estimate, shape_scores, shaped_rewards, totals
 from rlhf_lightning.functional.logprobs import entropy_of, gather_logprobs, log_softmax
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.functional.ratios import CORRECTIONS
@@ -212,7 +212,7 @@ class PPOModule(OnlineModule):
         )  # fmt: skip
         loss, stats = policy.loss, of_policy(policy, now.entropy, mask)
         if settings.kl_placement == "loss":
-            kl = share(ESTIMATORS[settings.kl_estimator](now.logprobs, batch.ref_logprobs).where(mask, 0))
+            kl = share(estimate(now.logprobs, batch.ref_logprobs, mask, ESTIMATORS[settings.kl_estimator]))
             loss, stats["loss_kl"] = loss + self.kl_controller.coef * kl, kl
         if settings.entropy_coef:
             loss = loss - settings.entropy_coef * token_mean(now.entropy, mask, denominators.tokens)

@@ -1,6 +1,7 @@
 """The three phases on a few rows, to be run under any strategy, in this process or in several."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.functional.advantage import dr_grpo, gae
 from rlhf_lightning.kl_control import LogSpaceKL
 from rlhf_lightning.models import ScalarModel
 from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
@@ -97,7 +99,7 @@ def praise(prompts, completions, **columns):
     return [float(completion.split().count("good")) for completion in completions]
 
 
-def ppo_module(cls=PPOModule, optimizer=None, **settings):
+def ppo_module(cls=PPOModule, optimizer=None, advantage=gae, **settings):
     given = {"ppo_epochs": 2, "minibatch_size": 4, "micro_batch_size": 1, "max_approx_kl": None, **settings}
     return cls(
         tiny.policy(scale=0.3),
@@ -107,6 +109,7 @@ def ppo_module(cls=PPOModule, optimizer=None, **settings):
         scheduler=linear,
         sampling=Sampling(max_new_tokens=8),
         kl_controller=LogSpaceKL(init_coef=0.1, target=0.5),
+        advantage=advantage,
         settings=PPOSettings(**given),
     )
 
@@ -140,14 +143,22 @@ class Replay(PPOModule):
 
     def evaluate(self, rollout, scores):
         whole = torch.load(self.stored, weights_only=False)
+        if self.settings.group_size > 1:  # some responses do not count, more of them on the second rank
+            whole = replace(whole, counted=torch.tensor([1, 1, 1, 0, 1, 0, 0, 1]).bool())
         return whole.select(torch.arange(len(whole.rollout)).chunk(self.world_size)[self.global_rank])
 
 
-def replay(folder, **options):
-    """One optimizer step of plain gradient descent on ``experience.pt``."""
-    module = ppo_module(
-        Replay, partial(torch.optim.SGD, lr=1.0), ppo_epochs=1, minibatch_size=None, micro_batch_size=2, max_grad_norm=0
-    )
+GROUPED = {
+    "group_size": 2, "baseline": "none", "aggregation": "seq_mean_token_mean", "kl_placement": "loss",
+    "kl_estimator": "k3", "entropy_coef": 0.1, "whiten_advantages": False,
+}  # fmt: skip
+
+
+def replay(folder, grouped=False, **options):
+    """One optimizer step of plain gradient descent on ``experience.pt``, with a critic or as groups."""
+    settings = {"ppo_epochs": 1, "minibatch_size": None, "micro_batch_size": 2, "max_grad_norm": 0}
+    advantage = partial(dr_grpo, group_size=2) if grouped else gae
+    module = ppo_module(Replay, partial(torch.optim.SGD, lr=1.0), advantage, **settings, **(GROUPED if grouped else {}))
     module.stored = folder / "experience.pt"
     module._scheduler = None
     return ppo(folder, module, rollouts=1, **options)

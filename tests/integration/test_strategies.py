@@ -18,7 +18,7 @@ from tests.integration import phases
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 ROOT = Path(__file__).parents[2]
-SECONDS = 120
+SECONDS = 300
 
 
 def free_port():
@@ -121,6 +121,16 @@ def test_the_gradient_of_one_experience_is_the_same_on_one_and_on_two_ranks(fold
     assert torch.equal(first["weights"], second["weights"])
     assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(start.policy))
     assert_same_step(first["critic"], phases.flat(alone.critic), phases.flat(start.critic))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_groups_without_a_critic_give_the_same_gradient_on_one_and_on_two_ranks(folder, ranks, strategy):
+    first, second = ranks(f"grouped_{strategy}")
+    alone, _ = phases.replay(folder, grouped=True)
+    start = phases.ppo_module()
+    start.configure_model()
+    assert torch.equal(first["weights"], second["weights"])
+    assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(start.policy))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

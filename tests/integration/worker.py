@@ -15,13 +15,13 @@ WORLD = 2
 
 
 def ddp():
-    return {"strategy": DDPStrategy(timeout=timedelta(seconds=40)), "devices": WORLD}
+    return {"strategy": DDPStrategy(timeout=timedelta(seconds=100)), "devices": WORLD}
 
 
 def fsdp2():
     strategy = ModelParallelStrategy(
         data_parallel_size=WORLD, tensor_parallel_size=1, save_distributed_checkpoint=False,
-        timeout=timedelta(seconds=40),
+        timeout=timedelta(seconds=100),
     )  # fmt: skip
     return {"strategy": strategy, "devices": WORLD}
 
@@ -34,10 +34,10 @@ def supervised(phase, where):
     return run
 
 
-def replay(where):
+def replay(where, grouped=False):
     def run(folder):
-        module, _ = phases.replay(folder, **where())
-        return {"weights": phases.flat(module.policy), "critic": phases.flat(module.critic)}
+        module, _ = phases.replay(folder, grouped, **where())
+        return {"weights": phases.flat(module.policy)} | ({} if grouped else {"critic": phases.flat(module.critic)})
 
     return run
 
@@ -96,6 +96,8 @@ CASES = {
     "ppo_ddp": ppo(ddp, "ppo_ddp"),
     "same_prompts": same_prompts,
     "replay_ddp": replay(ddp),
+    "grouped_ddp": replay(ddp, grouped=True),
+    "grouped_fsdp2": replay(fsdp2, grouped=True),
     "resume_ddp": resume(ddp, "resume_ddp"),
     "sft_fsdp2": supervised(phases.sft, fsdp2),
     "reward_fsdp2": supervised(phases.reward, fsdp2),
