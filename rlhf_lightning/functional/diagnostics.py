@@ -156,7 +156,7 @@ def average_ranks(x: Tensor) -> Tensor:
     tensor([2.5000, 1.0000, 2.5000])
     """
     _, place, count = x.unique(return_inverse=True, return_counts=True)
-    return (count.cumsum(0) - (count - 1) / 2)[place].to(x.dtype)
+    return (count.cumsum(0) - (count - 1) / 2)[place].to(torch.promote_types(x.dtype, torch.float32))
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:

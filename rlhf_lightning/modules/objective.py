@@ -8,6 +8,7 @@ from torch import Tensor
 from rlhf_lightning.functional.diagnostics import distinct_n, length_bias, repetition_n
 from rlhf_lightning.functional.masking import masked_sum
 from rlhf_lightning.modules.base import RLHFModule
+from rlhf_lightning.scoring import details_of
 from rlhf_lightning.types import Experience
 
 
@@ -46,7 +47,19 @@ def objective(module: RLHFModule, experience: Experience, group_size: int = 1) -
         groups = table["score"].nan_to_num(0.0).view(-1, group_size)
         logged["reward_std"] = groups.std(dim=1).mean()
         logged["frac_reward_zero_std"] = (groups == groups[:, :1]).all(1).double().mean()
+    logged |= of_sources(module, experience)
     return {name: float(value) for name, value in logged.items()} | engine_gap(module, experience)
+
+
+def of_sources(module: RLHFModule, experience: Experience) -> dict[str, Tensor | float]:
+    """Mean and spread of each detail the scorer gives, over the responses of all ranks that it judged; none if none."""
+    details = details_of(getattr(module, "scorer", None), experience.rollout)
+    logged: dict[str, Tensor | float] = {}
+    for name, column in _over_ranks(module, details).items() if details else ():
+        judged = column[~column.isnan()]
+        if len(judged):
+            logged |= {f"rewards/{name}/mean": judged.mean(), f"rewards/{name}/std": judged.std(correction=0)}
+    return logged
 
 
 def _columns(experience: Experience) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -228,7 +228,7 @@ class OnlineModule(RLHFModule):
             self._restored = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Counters, KL controller and the random streams of every rank, under the key ``rlhf``."""
+        """Counters, KL controller, scorer and the random streams of every rank, under the key ``rlhf``."""
         local = {"engine": self.engine.state_dict(), "order": self._order.get_state()}
         ranks: list[Any] = [local]
         if self.world_size > 1:
@@ -236,7 +236,7 @@ class OnlineModule(RLHFModule):
             torch.distributed.all_gather_object(ranks, local)
         counters = {name: getattr(self, name) for name in ("rollouts", "optimizer_steps", "episodes", "tokens")}
         kl = self.kl_controller.state_dict()
-        checkpoint["rlhf"] = {"schema": 1, **counters, "kl": kl, "ranks": ranks}
+        checkpoint["rlhf"] = {"schema": 1, **counters, "kl": kl, "scorer": _state_of(self.scorer), "ranks": ranks}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state until training starts; iterators created in between draw random numbers."""
@@ -248,10 +248,17 @@ class OnlineModule(RLHFModule):
         for name in ("rollouts", "optimizer_steps", "episodes", "tokens"):
             setattr(self, name, state[name])
         self.kl_controller.load_state_dict(state["kl"])
+        if state.get("scorer") and hasattr(self.scorer, "load_state_dict"):
+            self.scorer.load_state_dict(state["scorer"])
         if len(state["ranks"]) == self.world_size:
             local = state["ranks"][self.global_rank]
             self.engine.load_state_dict(local["engine"])
             self._order.set_state(local["order"])
+
+
+def _state_of(scorer: Any) -> dict[str, Any]:
+    """What a scorer wants to keep; a network among the children of the module is saved with them."""
+    return scorer.state_dict() if hasattr(scorer, "state_dict") and not isinstance(scorer, nn.Module) else {}
 
 
 def _finite(number: float) -> bool:

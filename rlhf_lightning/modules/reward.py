@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lightning.functional.diagnostics import calibration, length_bias
 from rlhf_lightning.functional.reward import kwise_logistic_loss, kwise_pairs
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, depth_of
+from rlhf_lightning.modules.held_out import HeldOut
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.types import ComparisonBatch
 
@@ -54,7 +54,7 @@ class RewardModule(RLHFModule):
         self.ranking_loss = ranking_loss
         self.init_head, self.head_std, self.num_layers = init_head, head_std, num_layers
         self.model: ScalarModel | None = None
-        self._seen: list[tuple[Tensor, ComparisonBatch]] = []
+        self._seen = HeldOut()
         self.held_out: dict[str, Any] = {}
 
     def build(self) -> None:
@@ -93,8 +93,7 @@ class RewardModule(RLHFModule):
         """Add one batch to the totals and keep its scores for what needs them all."""
         scores = self.score(batch)
         self.val_totals.add(self._sums(self.loss(scores, batch), scores, batch))
-        if batch.num_prompts:  # not a filler of the loader
-            self._seen.append((scores.detach(), batch))
+        self._seen.add(scores, batch)
 
     def summary(self, totals: Totals) -> dict[str, float]:
         """Means over pairs; the loss is a mean over prompts."""
@@ -104,28 +103,18 @@ class RewardModule(RLHFModule):
         sums["loss"] *= pairs / max(prompts, 1.0)
         return sums | {"num_prompts": prompts}
 
+    def on_validation_epoch_start(self) -> None:
+        """Start from zero."""
+        super().on_validation_epoch_start()
+        self._seen = HeldOut()
+
     def on_validation_epoch_end(self) -> None:
-        """Also log calibration and length bias, and keep the statistics that `export` stores."""
+        """Also log what only all held-out answers together tell, and keep the statistics that `export` stores."""
         super().on_validation_epoch_end()
-        if not self._seen:
-            return
-        scores, lengths, better, worse = self._gather_seen()
-        self._seen = []
-        fit = calibration(better, worse)
-        bias = length_bias(scores, lengths)
-        self.held_out = {
-            "score_mean": scores.mean().item(),
-            "score_std": scores.std(correction=0).item(),
-            "reliability": {
-                "confidence": fit.bins[:, 3].tolist(),
-                "accuracy": fit.bins[:, 2].tolist(),
-                "count": fit.bins[:, 1].tolist(),
-            },
-        }
-        self.log_dict(
-            {"val/ece": float(fit.ece), "val/brier": float(fit.brier), "val/length_pearson": float(bias.pearson)}
-        )
-        self.log_dict({"val/score_mean": self.held_out["score_mean"], "val/score_std": self.held_out["score_std"]})
+        found = self._seen.findings(self)
+        if found is not None:
+            self.held_out = found.stored
+            self.log_dict({f"val/{name}": value for name, value in found.logged.items()})
 
     def _sums(self, loss: Tensor, scores: Tensor, batch: ComparisonBatch) -> dict[str, Tensor]:
         better, worse, _ = kwise_pairs(batch.ranks, batch.prompt_index)
@@ -138,19 +127,3 @@ class RewardModule(RLHFModule):
             "tie_rate": (margin == 0).sum(),
             "margin": margin.sum(),
         }
-
-    def _gather_seen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scores and lengths of all validation answers, scores of the better and worse one of all pairs, over ranks."""
-        columns: list[list[Tensor]] = [[], [], [], []]
-        for scores, batch in self._seen:
-            better, worse, _ = kwise_pairs(batch.ranks, batch.prompt_index)
-            for column, part in zip(
-                columns, (scores, batch.lengths.float(), scores[better], scores[worse]), strict=True
-            ):
-                column.append(part)
-        local = [torch.cat(column).cpu() for column in columns]
-        if self.world_size == 1:
-            return tuple(local)  # type: ignore[return-value]
-        parts: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(parts, local)
-        return tuple(torch.cat([part[i] for part in parts]) for i in range(4))  # type: ignore[return-value]

@@ -34,7 +34,7 @@ class RewardModelScorer:
         self.name = name
         self.model = ScalarModel(model.reward_model()).eval().requires_grad_(False)
         self.tokenizer = model.tokenizer()
-        self.mean, self.std = _statistics(model.path) if normalise else (0.0, 1.0)
+        self.mean, self.std = (statistics(model.path) or (0.0, 1.0)) if normalise else (0.0, 1.0)
         self.micro_batch_size = micro_batch_size
         self._same_ids: bool | None = None
 
@@ -87,7 +87,10 @@ def close(rollout: Rollout, eos_token_id: int) -> tuple[Tensor, Tensor]:
     return ids, mask.scatter(1, end, open_ended)
 
 
-def _statistics(path: str) -> tuple[float, float]:
-    provenance = read_provenance(Path(path)) if Path(path).is_dir() else None
+def statistics(folder: str | Path) -> tuple[float, float] | None:
+    """Mean and standard deviation of the held-out scores of a reward model's folder; None where it says nothing."""
+    provenance = read_provenance(Path(folder)) if Path(folder).is_dir() else None
     metrics = (provenance or {}).get("metrics", {})
-    return float(metrics.get("score_mean", 0.0)), max(float(metrics.get("score_std", 1.0)), 1e-6)
+    if "score_mean" not in metrics:
+        return None
+    return float(metrics["score_mean"]), max(float(metrics.get("score_std", 1.0)), 1e-6)

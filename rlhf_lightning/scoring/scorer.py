@@ -2,28 +2,82 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning.functional.sequences import last_index
 from rlhf_lightning.types import Rollout
+
+Details = dict[str, Tensor]
+"""Numbers about each response, float [B] by name; the same names on every rank. NaN where there is none."""
 
 
 class Scorer(Protocol):
-    """Gives each response one number. Higher is better."""
+    """Gives each response one number, or one per token. Higher is better.
+
+    Two things may be added. ``details_of(rollout)``, or an attribute ``details`` about the last call, gives `Details`
+    that training logs as ``rewards/<name>/mean`` and ``/std``. ``state_dict()`` and ``load_state_dict(state)`` are for
+    what must survive a resume, in plain data and equal on all ranks.
+    """
 
     name: str
 
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        """Scores, float32 [B] on the rollout's device; ``tokenizer`` is the policy's."""
+        """Scores, float32 [B] or [B, T] on the rollout's device, NaN to abstain; ``tokenizer`` is the policy's."""
 
     def to(self, device: torch.device | str) -> Any:
         """Move what the scorer holds."""
 
 
+class Remembered:
+    """Details of the last two rollouts: with a greedy baseline the rollout that counts is not the last one scored."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[Rollout, Details]] = deque(maxlen=2)
+
+    def keep(self, rollout: Rollout, details: Details) -> None:
+        """Remember ``details`` of this very rollout."""
+        self._kept.append((rollout, details))
+
+    def of(self, rollout: Rollout) -> Details:
+        """What was kept of this very object; empty if nothing was."""
+        return next((details for kept, details in reversed(self._kept) if kept is rollout), {})
+
+    @property
+    def last(self) -> Details:
+        """What was kept last."""
+        return self._kept[-1][1] if self._kept else {}
+
+
+def details_of(scorer: Any, rollout: Rollout) -> Details:
+    """What a scorer can tell about a rollout it has scored; empty where it tells nothing."""
+    if hasattr(scorer, "details_of"):
+        return scorer.details_of(rollout)
+    details: Details = getattr(scorer, "details", None) or {}
+    return {name: column for name, column in details.items() if column.shape == (len(rollout),)}
+
+
+def on_last_token(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores [B] at the last token that counts, scores [B, T] as they are; 0 elsewhere, [B, T].
+
+    >>> on_last_token(torch.tensor([5.0]), torch.tensor([[True, True, False]]))
+    tensor([[0., 5., 0.]])
+    """
+    if scores.dim() == 2:
+        return torch.where(mask, scores, 0)
+    wide = scores.new_zeros(mask.shape)
+    return torch.where(mask, wide.scatter(1, last_index(mask).unsqueeze(1), scores.unsqueeze(1)), 0)
+
+
 def completion_texts(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The responses as text without special tokens, B strings."""
-    ids = [row[mask].tolist() for row, mask in zip(rollout.response_ids, rollout.mask, strict=True)]
-    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return tokenizer.batch_decode(completion_ids(rollout), skip_special_tokens=True)
+
+
+def completion_ids(rollout: Rollout) -> list[list[int]]:
+    """Token ids of each response, EOS included."""
+    return [row[mask].tolist() for row, mask in zip(rollout.response_ids, rollout.mask, strict=True)]

@@ -10,16 +10,13 @@ from torch.utils._pytree import tree_leaves
 
 from rlhf_lightning.data.sources import read_rows
 from rlhf_lightning.data.validate import validate_rows
-from rlhf_lightning.kl_control import FixedKL
 from rlhf_lightning.labelling.ranking import ranking_rows, write_rows
-from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.modules.settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer
 from tests import tiny
+from tests.contracts.scene import fit, ppo
 from tests.integration import phases
 
-TEXTS = ("the food was", "we left", "very slow service and bad food .", "good")
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 
 
@@ -40,24 +37,6 @@ def recorder():
     return type("Fresh", (Recorder,), {"norms": []})
 
 
-def ppo(policy=None, scorer=phases.praise, tokenizer=None, kl=0.0, sampling=None, **settings):
-    return PPOModule(
-        policy or tiny.policy(scale=0.3),
-        FunctionScorer(scorer),
-        tokenizer or tiny.tokenizer(),
-        optimizer=partial(torch.optim.SGD, lr=1e-3),
-        sampling=sampling or Sampling(max_new_tokens=10),
-        kl_controller=FixedKL(kl),
-        settings=PPOSettings(**{"max_approx_kl": None, "ppo_epochs": 1, **settings}),
-    )
-
-
-def fit(module, steps=1, callbacks=(), **options):
-    run = phases.trainer(callbacks=callbacks, **options)
-    run.fit(module, tiny.Prompts(tiny.prompts(*TEXTS, repeats=4), steps))
-    return module, {name: float(value) for name, value in run.callback_metrics.items()}
-
-
 @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (2, 4), (3, 2)])
 @pytest.mark.parametrize("micro", [None, 2])
 def test_every_rollout_takes_epochs_times_minibatches_steps(tmp_path, epochs, minibatches, micro):
@@ -72,6 +51,19 @@ def test_every_rollout_takes_epochs_times_minibatches_steps(tmp_path, epochs, mi
     module = phases.ppo_module(ppo_epochs=epochs, minibatch_size=size, micro_batch_size=micro)
     phases.ppo(phases.write(tmp_path), module, rollouts=3, callbacks=[Count()])
     assert steps == [epochs * minibatches] * 3
+
+
+def test_the_last_rollout_of_a_pass_takes_as_many_steps_as_the_others(tmp_path):
+    """TRL: 10 steps instead of 4. Here two rollouts make a pass, and the fifth ends in the middle of one."""
+    steps = []
+
+    class Count(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            steps.append(trainer.global_step - sum(steps))
+
+    module = phases.ppo_module(ppo_epochs=2, minibatch_size=2, micro_batch_size=1)
+    phases.ppo(phases.write(tmp_path), module, rollouts=5, batch=4, callbacks=[Count()])
+    assert steps == [4] * 5
 
 
 def precisions():
@@ -118,7 +110,7 @@ def test_the_reference_is_the_policy_that_was_passed_not_the_one_on_disk(tmp_pat
 
 
 def test_a_reward_of_zero_is_not_a_missing_reward():
-    """OpenRLHF PR 1219."""
+    """OpenRLHF issue 1219."""
     rollout = fit(ppo())[0].last_experience.rollout
     zeros = FunctionScorer(lambda prompts, completions: [0.0] * len(prompts), name="zero", abstain_value=-5.0)
     mixed = FunctionScorer(lambda prompts, completions: [None, 0.0] * (len(prompts) // 2), name="m", abstain_value=-5.0)
@@ -127,7 +119,7 @@ def test_a_reward_of_zero_is_not_a_missing_reward():
 
 
 def test_nothing_in_the_experience_hangs_on_a_graph():
-    """verl PR 6699: attached log-probabilities leaked memory until the run died."""
+    """verl PR 6699, issue 7166: attached log-probabilities leaked memory until the run died."""
     experience = fit(ppo())[0].last_experience
     tensors = [leaf for leaf in tree_leaves([vars(experience), vars(experience.rollout)]) if hasattr(leaf, "grad_fn")]
     assert len(tensors) >= 12

@@ -33,7 +33,7 @@ CASES = {
     for case in json.loads(GOLDEN.read_text())["cases"]
     if case["family"] == "kl_optimal" and ("reward" in case["inputs"] or "rewards" in case["inputs"])
 }
-ROLLOUTS = {"bandit_beta1.0": 20, "bandit_beta0.1": 95, "two_token": 40}
+ROLLOUTS = {"bandit_beta1.0": 20, "bandit_beta0.1": 115, "two_token": 40}
 BATCH = 256
 COMMON = {"max_approx_kl": None, "missing_eos_penalty": 0.0, "whiten_advantages": False}
 

@@ -1,0 +1,184 @@
+"""Raise an alarm when PPO begins to game its score, and stop if asked to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from rlhf_lightning.callbacks.steps import logged_scalars, steps_done
+from rlhf_lightning.data import PromptData
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.evaluation.hacking import PROXY, Alarm, HackingDetector, Limits
+from rlhf_lightning.functional.kl import totals
+from rlhf_lightning.rollout import rank_seed
+from rlhf_lightning.scoring import Scorer
+from rlhf_lightning.types import PromptBatch, Rollout
+
+MONITOR = "monitor/"
+
+
+class Gold(NamedTuple):
+    """The score that matters, over the responses of all ranks; NaN where it is not known."""
+
+    mean: float
+    std: float
+
+
+class RewardHackingGuard(pl.Callback):
+    """Watches every rollout and warns once per cause; see `rlhf_lightning.evaluation.hacking.Limits` for the causes.
+
+    Gold, the score that matters, comes from the first of these that is there:
+
+    * ``gold``, a scorer of the guard's own, asked every ``every_n_rollouts`` about the rollout just learned from or,
+      with ``held_out``, about fresh answers to those prompts. Training samples as if nobody had looked;
+    * the tag ``gold_tag``, or the first ``monitor/...``, which `ScoreMonitor` logs. A guard that stands before the
+      monitor in the list of callbacks sees its number one rollout later. The spread of gold is then not known and the
+      gap is not watched.
+
+    An alarm is a warning, a text ``guard/alarm`` in TensorBoard and an entry of ``alarms``; the scalar ``guard/alarm``
+    counts them. ``guard/gold_drop`` and ``guard/gap`` are what was measured; ``guard/gold`` is the guard's own gold. In
+    stages that do not log ``objective/scores`` the guard is silent.
+
+    Args:
+        limits: where an alarm is raised.
+        action: ``warn``, or ``stop`` the fit after the rollout that raised the first alarm.
+        gold: scorer that nothing learns from.
+        gold_tag: logged tag to take for gold; None takes the first ``monitor/...``.
+        held_out: file with rows that have a prompt, for ``gold``.
+        every_n_rollouts: how often ``gold`` is asked.
+        max_rows: held-out prompts that are answered, over all ranks.
+        samples_per_prompt: answers to each of them.
+        max_prompt_length: tokens; longer held-out prompts lose their beginning.
+
+    Raises:
+        ConfigError: an unknown ``action``, a number below 1, or ``held_out`` without ``gold``.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        action: Literal["warn", "stop"] = "warn",
+        gold: Scorer | None = None,
+        gold_tag: str | None = None,
+        held_out: str | None = None,
+        every_n_rollouts: int = 1,
+        max_rows: int = 64,
+        samples_per_prompt: int = 1,
+        max_prompt_length: int = 256,
+    ) -> None:
+        if action not in ("warn", "stop"):
+            raise ConfigError(f"guard.action={action}: choose warn or stop")
+        if min(every_n_rollouts, max_rows, samples_per_prompt) < 1:
+            raise ConfigError(
+                f"guard: every_n_rollouts={every_n_rollouts}, max_rows={max_rows} and "
+                f"samples_per_prompt={samples_per_prompt} must be at least 1"
+            )
+        if held_out is not None and gold is None:
+            raise ConfigError(
+                "guard.held_out needs somebody who judges the answers; add +judge@callbacks.guard.gold=function "
+                "callbacks.guard.gold.function=my_project.fn"
+            )
+        self.detector = HackingDetector(limits)
+        self.action = action
+        self.gold = gold
+        self.gold_tag = gold_tag
+        self.held_out = held_out
+        self.every_n_rollouts = every_n_rollouts
+        self.max_rows, self.samples_per_prompt = max_rows, samples_per_prompt
+        self.max_prompt_length = max_prompt_length
+        self._prompts: PromptBatch | None = None
+        self._seen: Tensor | None = None
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """All that were raised, oldest first."""
+        return self.detector.alarms
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.gold is not None:
+            self.gold.to(pl_module.device)
+        if self.held_out is not None:
+            data = PromptData(
+                self.held_out, None, pl_module.tokenizer, batch_size=1, max_prompt_length=self.max_prompt_length,
+                validation_fraction=0.0, max_rows=self.max_rows,
+            )  # fmt: skip
+            data.setup()
+            mine = data.train_items[trainer.global_rank :: trainer.world_size] or data.train_items[:1]
+            self._prompts = data.collate(mine, 0.0).to(pl_module.device).repeat_interleave(self.samples_per_prompt)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        metrics = logged_scalars(trainer)
+        if PROXY not in metrics:
+            return
+        rollout = steps_done(trainer)
+        gold = self._ask(pl_module, rollout) if self.gold is not None else self._monitored(trainer)
+        fresh = self.detector.observe(
+            rollout, metrics, None if gold is None else gold.mean, gold.std if gold else math.nan
+        )
+        measured = self.detector.measured
+        logged = {
+            f"guard/{name}": measured[cause]
+            for cause, name in (("gold", "gold_drop"), ("gap", "gap"))
+            if cause in measured
+        }
+        if self.gold is not None and gold is not None:
+            logged["guard/gold"] = gold.mean
+        pl_module.log_dict({"guard/alarm": float(len(self.alarms)), **logged})
+        for alarm in fresh:
+            rank_zero_warn(f"reward hacking? rollout {alarm.rollout}, {alarm.cause}: {alarm.reason}")
+            _write(trainer, alarm)
+        if trainer.strategy.broadcast(bool(fresh) and self.action == "stop"):  # rank 0 decides for all
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.detector.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.detector.load_state_dict(state_dict)
+
+    def _monitored(self, trainer: pl.Trainer) -> Gold | None:
+        """The number of a monitor, if it was logged since the last look."""
+        tags = (
+            [self.gold_tag] if self.gold_tag else sorted(t for t in trainer.callback_metrics if t.startswith(MONITOR))
+        )
+        value = trainer.callback_metrics.get(tags[0]) if tags else None
+        # Lightning keeps the storage of a number until its tag is logged anew
+        if value is None or (self._seen is not None and value.data_ptr() == self._seen.data_ptr()):
+            return None
+        self._seen = value
+        return Gold(float(value), math.nan)
+
+    def _ask(self, pl_module: Any, rollout: int) -> Gold | None:
+        """What the guard's own scorer says, if it is its turn."""
+        if rollout % self.every_n_rollouts and rollout > 1:
+            return None
+        answers = pl_module.last_experience.rollout if self._prompts is None else self._answers(pl_module, rollout)
+        assert self.gold is not None
+        scores = totals(self.gold.score(answers, pl_module.tokenizer), answers.mask).double()
+        judged = scores[~scores.isnan()]
+        total, squares, count = pl_module.sum_over_ranks(judged.sum(), judged.square().sum(), len(judged))
+        if not count:
+            return None
+        mean = total / count
+        return Gold(mean, math.sqrt(max(squares / count - mean**2, 0.0)))
+
+    def _answers(self, pl_module: Any, rollout: int) -> Rollout:
+        """Fresh answers to the held-out prompts, by random numbers of their own."""
+        state = pl_module.engine.state_dict()
+        pl_module.engine.seed(rank_seed(rollout, pl_module.global_rank))
+        try:
+            return pl_module.generate(self._prompts)
+        finally:
+            pl_module.engine.load_state_dict(state)
+
+
+def _write(trainer: pl.Trainer, alarm: Alarm) -> None:
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        if isinstance(logger, TensorBoardLogger):
+            text = f"rollout {alarm.rollout}, {alarm.cause}: {alarm.reason}"
+            logger.experiment.add_text("guard/alarm", text, alarm.rollout - 1)  # the first rollout is at 0

@@ -1,0 +1,137 @@
+"""What held-out comparisons say about a reward model: is it right, is it honest, does it measure length."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.errors import NumericalError
+from rlhf_lightning.functional.diagnostics import (
+    accuracy_by_margin,
+    calibration,
+    cross_calibration,
+    fit_temperature,
+    length_bias,
+)
+from rlhf_lightning.functional.reward import kwise_pairs, verdicts
+from rlhf_lightning.modules.base import RLHFModule
+from rlhf_lightning.types import ComparisonBatch
+
+ENOUGH_PROMPTS = 20  # with fewer, a temperature fitted on half of them says nothing about the other half
+
+
+class Findings(NamedTuple):
+    """Of one validation epoch."""
+
+    logged: dict[str, float]  # by tag, without ``val/``
+    stored: dict[str, Any]  # plain data for the provenance of the exported folder
+
+
+class HeldOut:
+    """Scores of all held-out answers, collected batch by batch, judged once over all ranks.
+
+    Whatever is reported depends on the answers alone, not on batches, ranks or their order: the prompts are halved by
+    a checksum of their tokens.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[dict[str, Tensor]] = []
+
+    def add(self, scores: Tensor, batch: ComparisonBatch) -> None:
+        """Keep the scores [N] of a batch; a filler of the loader is left out."""
+        if not batch.num_prompts:
+            return
+        better, worse, prompt = kwise_pairs(batch.ranks, batch.prompt_index)
+        lengths = batch.lengths.to(scores)
+        part = {
+            "score": scores,
+            "length": lengths,
+            "better": scores[better],
+            "worse": scores[worse],
+            "better_length": lengths[better],
+            "worse_length": lengths[worse],
+            "prompt": _prompt_keys(batch).to(prompt.device)[prompt],
+        }
+        self._parts.append({name: column.detach().cpu() for name, column in part.items()})
+
+    def findings(self, module: RLHFModule) -> Findings | None:
+        """Judge what was collected on all ranks, None if there was nothing; collective over ranks.
+
+        Raises:
+            NumericalError: a score is not finite.
+        """
+        parts = self._parts
+        if module.world_size > 1:
+            ranks: list[Any] = [None] * module.world_size
+            torch.distributed.all_gather_object(ranks, parts)
+            parts = [part for rank in ranks for part in rank]
+        if not parts:
+            return None
+        table = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if not table["score"].isfinite().all():
+            raise NumericalError(
+                "a held-out score is not finite; lower reward.optimizer.lr and look at train/grad_norm"
+            )
+        answers = _of_answers(table)
+        return _with_pairs(answers, table) if len(table["better"]) else answers
+
+
+def _prompt_keys(batch: ComparisonBatch) -> Tensor:
+    """A checksum of the tokens of each prompt in the batch, long [M]; its first answer tells where it ends."""
+    keys = []
+    for number in range(int(batch.prompt_index.max()) + 1):
+        row = (batch.prompt_index == number).nonzero()[0, 0]
+        tokens = batch.input_ids[row][batch.attention_mask[row]]
+        prompt = tokens[: len(tokens) - int(batch.lengths[row])]
+        digest = hashlib.blake2b(repr(prompt.tolist()).encode(), digest_size=8).digest()
+        keys.append(int.from_bytes(digest, "big", signed=True))
+    return torch.tensor(keys)
+
+
+def _of_answers(table: dict[str, Tensor]) -> Findings:
+    """Level, spread and length bias over all answers."""
+    scores = table["score"]
+    mean, std = scores.mean().item(), scores.std(correction=0).item()
+    bias = length_bias(scores, table["length"])
+    logged = {
+        "score_mean": mean,
+        "score_std": std,
+        "score_drift": mean / std if std > 0 else 0.0,
+        "length_pearson": bias.pearson.item(),
+        "length_spearman": bias.spearman.item(),
+        "length_slope": bias.slope_per_token.item(),
+    }
+    return Findings(logged, {"score_mean": mean, "score_std": std})
+
+
+def _with_pairs(answers: Findings, table: dict[str, Tensor]) -> Findings:
+    """Add what pairs tell: rewards of either side, calibration before and after a temperature, accuracy by kind."""
+    better, worse = table["better"], table["worse"]
+    fit, temperature = calibration(better, worse), fit_temperature(better, worse).item()
+    margins = accuracy_by_margin(better, worse)
+    logged = {"ece": fit.ece.item(), "brier": fit.brier.item(), "nll": fit.nll.item(), "temperature": temperature}
+    for name, side in (("chosen", better), ("rejected", worse)):
+        logged[f"rewards/{name}"] = side.mean().item()
+        logged |= {f"rewards/{name}_min": side.min().item(), f"rewards/{name}_max": side.max().item()}
+    distinct, half = table["prompt"].unique(return_inverse=True)
+    if len(distinct) >= ENOUGH_PROMPTS:
+        logged["ece_after_temperature"] = cross_calibration(better, worse, half % 2 == 0).ece.item()
+    logged |= {f"accuracy_margin_{int(index) + 1}": accuracy for index, _, accuracy, _ in margins.tolist()}
+    misled = table["worse_length"] > table["better_length"]
+    logged["num_pairs_longer_is_worse"] = float(misled.sum())
+    if misled.any():
+        logged["accuracy_longer_is_worse"] = verdicts((better - worse)[misled])[0].item()
+    stored = {
+        "temperature": temperature,
+        "reliability": _bins(fit.bins, "confidence"),
+        "accuracy_by_margin": _bins(margins, "margin"),
+    }
+    return Findings(answers.logged | logged, answers.stored | stored)
+
+
+def _bins(bins: Tensor, last: str) -> dict[str, list[float]]:
+    """Bins [n, 4] by the names of their columns, without the index."""
+    return {name: bins[:, i].tolist() for name, i in ((last, 3), ("accuracy", 2), ("count", 1))}

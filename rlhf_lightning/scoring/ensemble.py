@@ -1,0 +1,108 @@
+"""Several scorers of the same thing: they agree where they know, and their disagreement says where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.kl import totals
+from rlhf_lightning.functional.scores import ensemble_mean, uncertainty_weighted, worst_case
+from rlhf_lightning.models import Pretrained
+from rlhf_lightning.scoring.reward_model import RewardModelScorer
+from rlhf_lightning.scoring.scorer import Details, Remembered, Scorer, on_last_token
+from rlhf_lightning.types import Rollout
+
+Combination = Literal["mean", "worst_case", "uncertainty_weighted"]
+
+
+class EnsembleScorer:
+    """One score from several members that judge the same thing on the same scale.
+
+    Reward models are put on one scale by their stored statistics (``normalise``). Members that were trained with other
+    seeds on the same comparisons already help against reward hacking. An answer that a member abstains from (NaN) is
+    not judged.
+
+    Args:
+        members: at least two scorers.
+        combine: ``mean``; ``worst_case``, the lowest member; ``uncertainty_weighted``, mean - coef * variance.
+        coef: price of a unit of variance.
+        name: how the ensemble is called in logs.
+
+    Attributes:
+        details: ``disagreement``, the standard deviation over the members, float [B]; of the last call.
+
+    Source: Coste et al. 2023, arXiv:2310.02743.
+
+    Raises:
+        ConfigError: fewer than two members, or an unknown ``combine``.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Scorer],
+        combine: Combination = "uncertainty_weighted",
+        coef: float = 0.5,
+        name: str = "ensemble",
+    ) -> None:
+        ways: dict[str, Callable[[Tensor], Tensor]] = {
+            "mean": ensemble_mean,
+            "worst_case": worst_case,
+            "uncertainty_weighted": partial(uncertainty_weighted, coef=coef),
+        }
+        if len(members) < 2:
+            raise ConfigError(f"scorer.members: an ensemble needs at least 2 members, not {len(members)}")
+        if combine not in ways:
+            raise ConfigError(f"scorer.combine={combine}: choose {', '.join(ways)}")
+        self.name = name
+        self.members = list(members)
+        self._combine = ways[combine]
+        self._remembered = Remembered()
+
+    def to(self, device: torch.device | str) -> EnsembleScorer:
+        """Move the members."""
+        for member in self.members:
+            member.to(device)
+        return self
+
+    def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """The combined score, float32 [B], or [B, T] if a member judges tokens."""
+        verdicts = [member.score(rollout, tokenizer).float() for member in self.members]
+        whole = torch.stack([totals(verdict, rollout.mask) for verdict in verdicts])  # [members, B]
+        self._remembered.keep(rollout, {"disagreement": whole.std(0, correction=0)})
+        if all(verdict.dim() == 1 for verdict in verdicts):
+            return self._combine(whole)
+        return self._combine(torch.stack([on_last_token(verdict, rollout.mask) for verdict in verdicts]))
+
+    def details_of(self, rollout: Rollout) -> Details:
+        """`details` of one of the last two rollouts; empty for any other."""
+        return self._remembered.of(rollout)
+
+    @property
+    def details(self) -> Details:
+        """See the class."""
+        return self._remembered.last
+
+
+def reward_models(
+    folders: Sequence[str],
+    dtype: str = "float32",
+    attn_implementation: str = "sdpa",
+    normalise: bool = True,
+    micro_batch_size: int = 64,
+) -> list[RewardModelScorer]:
+    """One `RewardModelScorer` for each folder, named after its place; arguments as there and in `Pretrained`."""
+    return [
+        RewardModelScorer(
+            Pretrained(folder, dtype, attn_implementation),
+            name=f"reward_model_{number}",
+            normalise=normalise,
+            micro_batch_size=micro_batch_size,
+        )
+        for number, folder in enumerate(folders)
+    ]

@@ -1,0 +1,168 @@
+"""Several scorers as one: a weighted sum in which each may abstain, and each is logged apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.kl import totals
+from rlhf_lightning.scoring.scorer import Details, Remembered, Scorer, details_of, on_last_token
+from rlhf_lightning.scoring.transforms import Transform, check_order, transformed
+from rlhf_lightning.types import Rollout
+
+
+@dataclass(frozen=True)
+class Source:
+    """One part of a reward.
+
+    Args:
+        scorer: judges answers, or tokens of them.
+        weight: of its verdict in the sum; below 0 it is a price.
+        transforms: what is done to its verdict first, see `rlhf_lightning.scoring.transforms`.
+    """
+
+    scorer: Scorer
+    weight: float = 1.0
+    transforms: Sequence[Transform] = ()
+
+
+class RewardSources:
+    """A weighted sum of scorers.
+
+        score = sum_i weight_i * verdict_i,  over the sources i that judged the answer
+
+    A source abstains from an answer with NaN; its term is then left out and the other weights stay as they are. An
+    answer that nobody judges is NaN, and PPO learns nothing from it. If any source judges tokens [B, T], so does the
+    sum: verdicts on whole answers go to the last token.
+
+    Args:
+        sources: by the names they have in logs; a `Source`, its arguments as a mapping, or a bare scorer of weight 1.
+        transforms: what is done to the sum.
+        name: of the sum, where a scorer's name is logged.
+
+    Attributes:
+        details: what each source said in the last call before transforms and weights, float [B] by name, sums over
+            tokens where it judges tokens; a source's own details as ``<name>/<detail>``.
+
+    Raises:
+        ConfigError: no sources, a source without a scorer, a weight that is not finite, or transforms out of order.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source | Mapping[str, Any] | Scorer],
+        transforms: Sequence[Transform] = (),
+        name: str = "sources",
+    ) -> None:
+        if not sources:
+            raise ConfigError(
+                "scorer.sources is empty; add one with +scorer@scorer.sources.NAME.scorer=function "
+                "scorer.sources.NAME.scorer.function=my_project.fn"
+            )
+        self.name = name
+        self.sources = {key: _source(key, given) for key, given in sources.items()}
+        self.transforms = list(transforms)
+        check_order(self.transforms, "scorer.transforms")
+        self._remembered = Remembered()
+
+    def to(self, device: torch.device | str) -> RewardSources:
+        """Move what the sources hold."""
+        for source in self.sources.values():
+            source.scorer.to(device)
+        return self
+
+    def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """The sum after its transforms, float32 [B], or [B, T] if a source judges tokens; NaN where nobody judged."""
+        details: Details = {}
+        mixed = self._mix(rollout, tokenizer, details)
+        self._remembered.keep(rollout, details)
+        return transformed(self.transforms, mixed, rollout, tokenizer, self._mix)
+
+    def details_of(self, rollout: Rollout) -> Details:
+        """`details` of one of the last two rollouts; empty for any other."""
+        return self._remembered.of(rollout)
+
+    @property
+    def details(self) -> Details:
+        """See the class."""
+        return self._remembered.last
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the transforms and scorers that have one, by place."""
+        return {place: part.state_dict() for place, part in self._stateful()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what was saved of the parts that are still there."""
+        for place, part in self._stateful():
+            if place in state:
+                part.load_state_dict(state[place])
+
+    def _mix(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase, details: Details | None = None) -> Tensor:
+        verdicts = []
+        for name, source in self.sources.items():
+            verdict = source.scorer.score(rollout, tokenizer).float()
+            if details is not None:
+                own = details_of(source.scorer, rollout)
+                details |= {name: totals(verdict, rollout.mask)}
+                details |= {f"{name}/{part}": column for part, column in own.items()}
+            verdicts.append(transformed(source.transforms, verdict, rollout, tokenizer, source.scorer.score))
+        return weighted_sum(verdicts, [source.weight for source in self.sources.values()], rollout.mask)
+
+    def _stateful(self) -> Iterator[tuple[str, Any]]:
+        parts: list[tuple[str, Any]] = [(f"transforms/{type(t).__name__}", t) for t in self.transforms]
+        for name, source in self.sources.items():
+            parts.append((f"sources/{name}", source.scorer))
+            parts += [(f"sources/{name}/{type(t).__name__}", t) for t in source.transforms]
+        return (
+            (place, part) for place, part in parts if hasattr(part, "state_dict") and not isinstance(part, nn.Module)
+        )
+
+
+def weighted_sum(verdicts: Sequence[Tensor], weights: Sequence[float], mask: Tensor) -> Tensor:
+    """Weighted verdicts added up over those that judged; NaN in rows that none did.
+
+    Args:
+        verdicts: [B] or [B, T] each; a row that is not finite at a token that counts abstains.
+        weights: one per verdict.
+        mask: tokens that count, bool [B, T].
+
+    Returns:
+        [B] if all verdicts are, else [B, T] with 0 outside the mask.
+
+    >>> nan = float("nan")
+    >>> weighted_sum([torch.tensor([1.0, nan]), torch.tensor([2.0, 3.0])], [1.0, 0.5], torch.ones(2, 1).bool())
+    tensor([2.0000, 1.5000])
+    """
+    judged = torch.stack([~totals(verdict, mask).isnan() for verdict in verdicts])
+    if any(verdict.dim() == 2 for verdict in verdicts):
+        verdicts = [on_last_token(verdict, mask) for verdict in verdicts]
+        judged = judged.unsqueeze(-1)
+    terms = [w * torch.where(known, v, 0) for w, known, v in zip(weights, judged, verdicts, strict=True)]
+    return torch.where(judged.any(0), torch.stack(terms).sum(0), torch.nan)
+
+
+def _source(name: str, given: Source | Mapping[str, Any] | Scorer) -> Source:
+    where = f"scorer.sources.{name}"
+    if isinstance(given, Mapping):
+        try:
+            given = Source(**given)
+        except TypeError as error:
+            raise ConfigError(f"{where}: {error}; a source has scorer, weight and transforms") from error
+    source = given if isinstance(given, Source) else Source(given)
+    if not hasattr(source.scorer, "score"):
+        raise ConfigError(
+            f"{where}.scorer: {source.scorer!r} is no scorer; choose one with scorer@{where}.scorer=function"
+        )
+    if not math.isfinite(source.weight):
+        raise ConfigError(
+            f"{where}.weight={source.weight}: must be a finite number; remove the source to switch it off"
+        )
+    check_order(source.transforms, f"{where}.transforms")
+    return source
