@@ -33,7 +33,7 @@ CASES = {
     for case in json.loads(GOLDEN.read_text())["cases"]
     if case["family"] == "kl_optimal" and ("reward" in case["inputs"] or "rewards" in case["inputs"])
 }
-ROLLOUTS = {"bandit_beta1.0": 20, "bandit_beta0.1": 115, "two_token": 40}
+RUNS = {"bandit_beta1.0": (20, 0.1), "bandit_beta0.1": (50, 0.3), "two_token": (40, 0.1)}  # rollouts, learning rate
 BATCH = 256
 COMMON = {"max_approx_kl": None, "missing_eos_penalty": 0.0, "whiten_advantages": False}
 
@@ -107,8 +107,9 @@ ALGORITHMS = {
 }
 
 
-def train(name, seed, kl, algorithm=PPO, rollouts=None):
+def train(name, seed, kl, algorithm=PPO):
     """The policy after training on a case, as log-probabilities of the first and of the second token."""
+    rollouts, rate = RUNS[name]
     lightning.seed_everything(seed, verbose=False)
     given = {key: torch.tensor(value) for key, value in CASES[name]["inputs"].items()}
     first = given.get("first_logits", given.get("ref_logits"))
@@ -118,7 +119,7 @@ def train(name, seed, kl, algorithm=PPO, rollouts=None):
         policy,
         TableScorer(rewards),
         SimpleNamespace(eos_token_id=99, pad_token_id=0),
-        optimizer=partial(torch.optim.Adam, lr=0.1),
+        optimizer=partial(torch.optim.Adam, lr=rate),
         scheduler=linear,
         critic=TableCritic(len(first)),
         sampling=Sampling(max_new_tokens=rewards.ndim),
@@ -134,7 +135,7 @@ def train(name, seed, kl, algorithm=PPO, rollouts=None):
     lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
-    ).fit(module, tiny.Prompts(prompts, rollouts or ROLLOUTS[name]))  # fmt: skip
+    ).fit(module, tiny.Prompts(prompts, rollouts))  # fmt: skip
     return policy.logprobs()
 
 
