@@ -67,6 +67,7 @@ class ComparisonBatch(TensorData):
     margins: Tensor  # float [N], margin of the row the answer belongs to (0 where the row has none)
     num_prompts: int
     denominator: float  # number of prompts of the global batch, in the convention of `SFTBatch.denominator`
+    subsets: tuple[str, ...] = ()  # N, the part of the data that each answer's row names, ""; empty if none is named
 
 
 @dataclass(frozen=True)

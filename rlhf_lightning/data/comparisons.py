@@ -27,6 +27,7 @@ class Comparison:
     lengths: list[int]  # tokens of each answer
     ranks: list[int]  # 1 is best, equal ranks are ties
     margin: float = 0.0
+    subset: str = ""
     weight: int = 1  # prompts
 
     def filler(self) -> Comparison:
@@ -44,7 +45,7 @@ class ComparisonData(RowDataModule[Comparison]):
     All answers to a prompt are one item, so that they never part. Rows whose answers are all tied are dropped and
     counted (``tied``). Where the longest answer does not fit, the prompt is cut from the left for all answers alike,
     then answers from the right (``truncated_without_eos``); a row whose answers no longer differ is dropped
-    (``indistinct``).
+    (``indistinct``). The reward model's held-out accuracy is also reported for each value of a column ``subset``.
 
     Args:
         train: see `RowDataModule`.
@@ -100,7 +101,7 @@ class ComparisonData(RowDataModule[Comparison]):
         encoded = iter(encode_examples(self.tokenizer, answers))
         items = []
         for row, (_, completions, ranks) in zip(rows, rankings, strict=True):
-            item = self._item([next(encoded) for _ in completions], ranks, row.row.get("margin") or 0.0, counts)
+            item = self._item([next(encoded) for _ in completions], ranks, row, counts)
             if item is None:
                 counts["dropped"] += 1
                 continue
@@ -121,7 +122,9 @@ class ComparisonData(RowDataModule[Comparison]):
             prompt, chosen, rejected = split_shared_prompt(columns["chosen"], columns["rejected"])
         return prompt, [chosen, rejected], [1, 2]
 
-    def _item(self, answers: list[Encoded], ranks: list[int], margin: float, counts: Counter[str]) -> Comparison | None:
+    def _item(
+        self, answers: list[Encoded], ranks: list[int], row: LocatedRow, counts: Counter[str]
+    ) -> Comparison | None:
         if len(set(ranks)) < 2:
             counts["tied"] += 1
             return None
@@ -134,7 +137,9 @@ class ComparisonData(RowDataModule[Comparison]):
             counts["indistinct"] += 1
             return None
         sequences = [answer.input_ids for answer in answers]
-        return Comparison(sequences, [len(answer.completion_ids) for answer in answers], ranks, float(margin))
+        lengths = [len(answer.completion_ids) for answer in answers]
+        margin, subset = float(row.row.get("margin") or 0.0), str(row.row.get("subset") or "")
+        return Comparison(sequences, lengths, ranks, margin, subset)
 
     def _shorten(
         self, answers: list[Encoded], ranks: list[int], counts: Counter[str]
@@ -168,4 +173,5 @@ class ComparisonData(RowDataModule[Comparison]):
             margins=torch.tensor([item.margin for item in items], dtype=torch.float).repeat_interleave(sizes),
             num_prompts=sum(item.weight for item in items),
             denominator=denominator,
+            subsets=tuple(item.subset for item in items for _ in item.ranks),
         )

@@ -51,7 +51,7 @@ def gae(
 
 
 def _gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, bootstrap: Tensor | None) -> Tensor:
-    next_value = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap.to(values)
+    next_value = values.new_zeros(len(values)) if bootstrap is None else bootstrap.to(values)
     next_advantage = torch.zeros_like(next_value)
     columns = []
     for t in reversed(range(rewards.shape[1])):
@@ -60,7 +60,7 @@ def _gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
         next_advantage = torch.where(counts, delta + gamma * lam * next_advantage, next_advantage)
         next_value = torch.where(counts, values[:, t], next_value)
         columns.append(next_advantage)
-    return torch.where(mask, torch.stack(columns[::-1], dim=1), 0)
+    return torch.where(mask, torch.stack(columns[::-1], dim=1), 0) if columns else torch.zeros_like(rewards)
 
 
 def reward_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:

@@ -33,15 +33,20 @@ def ranking_rows(
         if len(answers) < 2:
             continue
         noisy = [score + noise * _gumbel(draw) if noise else score for score in answers.values()]
-        rows.append({**group[0]["row"], "completions": list(answers), "ranks": ranks(noisy), "judge": judge})
+        row = group[0]["row"]
+        rows.append(
+            {**row, "completions": [like_prompt(row, a) for a in answers], "ranks": ranks(noisy), "judge": judge}
+        )
     return rows
 
 
 def candidate_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row ``prompt, completions`` per prompt, for people to rank."""
-    return [
-        {**g[0]["row"], "completions": list(dict.fromkeys(r["completion"] for r in g))} for g in _by_prompt(records)
-    ]
+    rows = []
+    for group in _by_prompt(records):
+        row, answers = group[0]["row"], dict.fromkeys(record["completion"] for record in group)
+        rows.append({**row, "completions": [like_prompt(row, a) for a in answers]})
+    return rows
 
 
 def ranks(scores: Sequence[float]) -> list[int]:
@@ -56,6 +61,11 @@ def ranks(scores: Sequence[float]) -> list[int]:
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines."""
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def like_prompt(row: Mapping[str, Any], answer: str) -> str | list[dict[str, str]]:
+    """The answer as text where the row's prompt is text, as a message where it is messages."""
+    return answer if isinstance(row["prompt"], str) else [{"role": "assistant", "content": answer}]
 
 
 def _by_prompt(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_lightning.functional.best_of_n import best_of_n, best_of_n_kl_bound
+from rlhf_lightning.labelling.ranking import like_prompt
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -30,7 +31,7 @@ def best_rows(records: Records, scorer: str, n: int) -> list[dict[str, Any]]:
             continue
         best = max(usable, key=lambda record: record["scores"][scorer])  # the first of equals
         score = {"score": best["scores"][scorer], "scorer": scorer, "n": n}
-        rows.append({**best["row"], "completion": _like_prompt(best), **score})
+        rows.append({**best["row"], "completion": like_prompt(best, best["completion"]), **score})
     return rows
 
 
@@ -62,9 +63,3 @@ def selection_metrics(records: Records, kept: Sequence[Mapping[str, Any]], score
 
 def _groups(records: Records, n: int) -> list[Records]:
     return [records[start : start + n] for start in range(0, len(records), n)]
-
-
-def _like_prompt(record: Mapping[str, Any]) -> str | list[dict[str, str]]:
-    """Text where the prompt is text, a message where it is messages."""
-    text = record["completion"]
-    return text if isinstance(record["prompt"], str) else [{"role": "assistant", "content": text}]

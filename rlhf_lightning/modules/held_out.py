@@ -38,7 +38,7 @@ class HeldOut:
     """
 
     def __init__(self) -> None:
-        self._parts: list[dict[str, Tensor]] = []
+        self._parts: list[tuple[dict[str, Tensor], list[str]]] = []  # columns, and the subset of each pair
 
     def add(self, scores: Tensor, batch: ComparisonBatch) -> None:
         """Keep the scores [N] of a batch; a filler of the loader is left out."""
@@ -55,7 +55,8 @@ class HeldOut:
             "worse_length": lengths[worse],
             "prompt": _prompt_keys(batch).to(prompt.device)[prompt],
         }
-        self._parts.append({name: column.detach().cpu() for name, column in part.items()})
+        subsets = [batch.subsets[answer] if batch.subsets else "" for answer in better.tolist()]
+        self._parts.append(({name: column.detach().cpu() for name, column in part.items()}, subsets))
 
     def findings(self, module: RLHFModule) -> Findings | None:
         """Judge what was collected on all ranks, None if there was nothing; collective over ranks.
@@ -70,13 +71,17 @@ class HeldOut:
             parts = [part for rank in ranks for part in rank]
         if not parts:
             return None
-        table = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        table = {name: torch.cat([columns[name] for columns, _ in parts]) for name in parts[0][0]}
+        subsets = [subset for _, part in parts for subset in part]
         if not table["score"].isfinite().all():
             raise NumericalError(
                 "a held-out score is not finite; lower reward.optimizer.lr and look at train/grad_norm"
             )
         answers = _of_answers(table)
-        return _with_pairs(answers, table) if len(table["better"]) else answers
+        if not len(table["better"]):
+            return answers
+        pairs = _with_pairs(answers, table)
+        return Findings(pairs.logged | _by_subset(table["better"] - table["worse"], subsets), pairs.stored)
 
 
 def _prompt_keys(batch: ComparisonBatch) -> Tensor:
@@ -130,6 +135,15 @@ def _with_pairs(answers: Findings, table: dict[str, Tensor]) -> Findings:
         "accuracy_by_margin": _bins(margins, "margin"),
     }
     return Findings(answers.logged | logged, answers.stored | stored)
+
+
+def _by_subset(margins: Tensor, subsets: list[str]) -> dict[str, float]:
+    """Accuracy of the pairs of each named subset, and the mean over subsets (Lambert et al. 2024, arXiv:2403.13787)."""
+    logged = {}
+    for name in sorted(set(subsets) - {""}):
+        rows = torch.tensor([subset == name for subset in subsets])
+        logged[f"accuracy/{name}"] = verdicts(margins[rows])[0].item()
+    return logged | ({"accuracy_mean_of_subsets": sum(logged.values()) / len(logged)} if logged else {})
 
 
 def _bins(bins: Tensor, last: str) -> dict[str, list[float]]:

@@ -30,9 +30,8 @@ def check_best_of_n(run: Run) -> None:
     Raises:
         ConfigError: no data, nothing to choose from, or nobody who scores.
     """
+    run.check("best_of_n")
     section = run.section("best_of_n")
-    if section["data"]["train"] is None:
-        raise ConfigError("best_of_n.data.train is not set; add data.prompts=FILE with rows that have a prompt")
     if section["n"] < 2:
         raise ConfigError(f"best_of_n.n={section['n']}: the best of fewer than 2 answers is no choice; take 2 or more")
     if run.config["scorer"].get("function", "") is None:

@@ -19,12 +19,8 @@ def check_dpo(run: Run) -> None:
     Raises:
         ConfigError: no data, a loss with impossible numbers, or a reference that the loss would not look at.
     """
+    run.check("dpo")
     section = run.section("dpo")
-    if section["data"]["train"] is None:
-        raise ConfigError(
-            "dpo.data.train is not set; add data.comparisons=FILE with rows of prompt+chosen+rejected or "
-            "prompt+completions+ranks, for example a rankings.jsonl of the rank stage"
-        )
     name = run.config["loss"]["_target_"].rpartition(".")[2]
     if not needs_reference(run.build(run.config["loss"])) and section["reference"]:
         raise ConfigError(f"dpo.reference is set, but {name} compares answers without a reference; set it to null")

@@ -19,13 +19,9 @@ def check_kto(run: Run) -> None:
     Raises:
         ConfigError: no data, a loss with impossible numbers, or a batch of one answer.
     """
+    run.check("kto")
     section = run.section("kto")
     data = section["data"]
-    if data["train"] is None:
-        raise ConfigError(
-            "kto.data.train is not set; add data.feedback=FILE with rows of prompt+completion+label, or "
-            "data.comparisons=FILE with comparisons"
-        )
     if data["batch_size"] < 2:
         raise ConfigError(
             f"kto.data.batch_size={data['batch_size']}: the reference point is measured on the answers of other "

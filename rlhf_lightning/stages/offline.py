@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.checkpoint import read_provenance, verify_folder
-from rlhf_lightning.stages.run import Run, scalars
+from rlhf_lightning.stages.run import Run, scalars, verify_sources
 
 
 def train_offline(run: Run, stage: str, loss: Any) -> dict[str, float]:
@@ -40,10 +37,3 @@ def train_offline(run: Run, stage: str, loss: Any) -> dict[str, float]:
     parents = run.provenance(stage, metrics, policy=section["policy"], reference=reference, data=files)
     module.export(section["output"], parents)
     return metrics
-
-
-def verify_sources(files: str | Sequence[str]) -> None:
-    """Check the folders that earlier stages wrote against their checksums; files of one's own pass."""
-    for folder in {Path(file).parent for file in ([files] if isinstance(files, str) else files)}:
-        if read_provenance(folder):
-            verify_folder(folder)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from rlhf_lightning.checkpoint import read_provenance, verify_folder
-from rlhf_lightning.stages.run import Run, scalars
+from rlhf_lightning.stages.run import Run, scalars, verify_sources
 
 
 def run_reward(run: Run) -> dict[str, float]:
     """Fit and export the reward model with its score statistics; returns the last metrics."""
     section = run.section("reward")
-    given = section["data"]["train"]
-    for folder in {Path(file).parent for file in ([given] if isinstance(given, str) else given)}:
-        if read_provenance(folder):
-            verify_folder(folder)
+    verify_sources(section["data"]["train"])
     source = run.model(section["policy"], freeze_below=section["freeze_below"])
     tokenizer = source.tokenizer()
     data = run.build(section["data"], tokenizer=tokenizer)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning.callbacks import History
-from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.config import safe_instantiate
 from rlhf_lightning.errors import ConfigError
@@ -24,6 +24,12 @@ NEEDED = {
     "rank": "add data.prompts=FILE with rows that have a prompt, or rank.human_ranks=FILE",
     "reward": "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks",
     "ppo": "add data.prompts=FILE with rows that have a prompt",
+    "dpo": (
+        "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks, for example a "
+        "rankings.jsonl of the rank stage"
+    ),
+    "kto": "add data.feedback=FILE with rows of prompt+completion+label, or data.comparisons=FILE with comparisons",
+    "best_of_n": "add data.prompts=FILE with rows that have a prompt",
     "evaluate": "add data.prompts_validation=FILE with held-out prompts",
 }
 TRANSLATED = {
@@ -144,6 +150,13 @@ class Run:
 def scalars(trainer: lightning.Trainer) -> dict[str, float]:
     """The last value of everything that was logged."""
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def verify_sources(files: str | Sequence[str]) -> None:
+    """Check the folders that earlier stages wrote against their checksums; files of one's own pass."""
+    for folder in {Path(file).parent for file in ([files] if isinstance(files, str) else files)}:
+        if read_provenance(folder):
+            verify_folder(folder)
 
 
 def _identity(path: str | Sequence[str]) -> Any:

@@ -54,6 +54,11 @@ def test_garbage_outside_the_mask_does_not_leak():
     assert returns.tolist() == [[3, 0, 2, 0]]
 
 
+def test_responses_without_a_single_column_have_no_advantages():
+    nothing = torch.zeros(2, 0)
+    assert [x.shape for x in gae(nothing, nothing, nothing.bool())] == [nothing.shape] * 2
+
+
 def test_a_finished_response_has_no_value_after_its_end():
     one = torch.ones(1, 1)
     assert gae(one, one * 9, one.bool())[0].item() == 1 - 9

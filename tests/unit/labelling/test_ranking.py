@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+from rlhf_lightning.data.sources import LocatedRow
+from rlhf_lightning.data.validate import validate_rows
 from rlhf_lightning.labelling.ranking import candidate_rows, ranking_rows, ranks
 
 
@@ -34,3 +36,12 @@ def test_noise_orders_two_answers_with_the_bradley_terry_probability():
     share = sum(row["ranks"] == [1, 2] for row in rows) / len(rows)
     assert share == pytest.approx(1 / (1 + math.exp(-1 / 0.8)), abs=0.025)
     assert rows == ranking_rows(records, "gold", noise=0.8, seed=1)
+
+
+def test_answers_to_messages_are_messages():
+    prompt = [{"role": "user", "content": "hi"}]
+    records = [record(prompt, "a", 1.0), record(prompt, "b", 0.0)]
+    for row in ranking_rows(records, "gold") + candidate_rows(records):
+        assert row["completions"] == [[{"role": "assistant", "content": text}] for text in "ab"]
+        ranked = LocatedRow({"ranks": [1, 2], **row}, "file", 1)
+        assert validate_rows([ranked], "comparisons") == [ranked]

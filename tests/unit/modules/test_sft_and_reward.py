@@ -218,6 +218,21 @@ def test_held_out_answers_are_judged_as_a_loop_over_pairs_judges_them(batches_of
         assert logged[name] == pytest.approx(float(value), rel=1e-4), name
 
 
+def test_accuracy_of_each_subset_is_that_of_its_pairs_alone(batches_of):
+    rows, scores = rankings_of(12, seed=3)
+    names = [("easy", "hard", None)[i % 3] for i in range(12)]
+    rows = [row | ({"subset": name} if name else {}) for row, name in zip(rows, names, strict=True)]
+    logged = seen(batches_of, rows, scores, size=5).findings(ALONE).logged
+    found = []
+    for name in ("easy", "hard"):
+        mine = scores[[given == name for given in names]]
+        gaps = torch.cat([mine[:, a] - mine[:, b] for a, b in ((0, 1), (0, 2), (1, 2))])
+        found.append(float((gaps > 0).float().mean()))
+        assert logged[f"accuracy/{name}"] == pytest.approx(found[-1])
+    assert logged["accuracy_mean_of_subsets"] == pytest.approx(sum(found) / 2) and found[0] != found[1]
+    assert sum(tag.startswith("accuracy/") for tag in logged) == 2
+
+
 def test_accuracy_by_margin_adds_up_to_the_accuracy_and_ties_share_a_bin(batches_of):
     rows, scores = rankings_of(30, seed=1)
     found = seen(batches_of, rows, scores).findings(ALONE)
