@@ -63,11 +63,13 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         torch.set_num_threads(int(config["threads"]))
     this = Run(config)
     if this.is_first:
+        this.files.claim()
         save_config(dict(config), this.folder)
     for stage in config["stages"]:
         CHECKS.get(stage, partial(Run.check, stage=stage))(this)
     this.prepare()
     metrics: dict[str, float] = {}
     for stage in config["stages"]:
-        metrics |= STAGES[stage](this)
+        done = this.files.finished(stage, this.section(stage)["output"])
+        metrics |= STAGES[stage](this) if done is None else done
     return metrics
