@@ -70,6 +70,6 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     this.prepare()
     metrics: dict[str, float] = {}
     for stage in config["stages"]:
-        done = this.files.finished(stage, this.section(stage)["output"])
+        done = this.files.finished(stage, this.section(stage).get("output"))
         metrics |= STAGES[stage](this) if done is None else done
     return metrics

@@ -18,7 +18,17 @@ from rlhf_lightning.checkpoint.io import is_checkpoint, newest_checkpoint
 from rlhf_lightning.config import redact
 from rlhf_lightning.errors import CheckpointError, ConfigError
 
-FREE = ("resume", "run_dir", "output_root", "threads", "trainer", "callbacks", "logger", "trusted_targets")
+FREE = (
+    "resume",
+    "run_dir",
+    "output_root",
+    "threads",
+    "trainer",
+    "callbacks",
+    "checkpoint",
+    "logger",
+    "trusted_targets",
+)
 CONFIG, LOCK, CHECKPOINTS = "config.yaml", ".lock", "checkpoints"
 
 
@@ -62,13 +72,13 @@ class RunFolder:
         self._lock.write(f"process {os.getpid()} on {platform.node()}\n")
         self._lock.flush()
 
-    def finished(self, stage: str, output: str | Path) -> dict[str, Any] | None:
-        """The metrics of a stage that is done, once its folder is verified; None if it is to run.
+    def finished(self, stage: str, output: str | Path | None) -> dict[str, Any] | None:
+        """The metrics of a stage that is done, once its folder is verified; None if it is to run, or has no folder.
 
         Raises:
             CheckpointError: a file of the folder is missing or was changed.
         """
-        if self.resume != "auto" or (read_provenance(output) or {}).get("stage") != stage:
+        if self.resume != "auto" or output is None or (read_provenance(output) or {}).get("stage") != stage:
             return None
         record = verify_folder(output, expect_stage=stage)
         rank_zero_info(f"stage {stage}: done before, {output} verified")
@@ -87,8 +97,8 @@ class RunFolder:
     def _check_path(self) -> None:
         if not is_checkpoint(self.resume):
             raise CheckpointError(
-                f"resume={self.resume}: not a checkpoint folder of this library; give run_dir/checkpoints/STAGE/step-N, "
-                "auto, or none"
+                f"resume={self.resume}: not a checkpoint folder of this library; give "
+                "run_dir/checkpoints/STAGE/step-N, auto, or none"
             )
         if len(self.stages) != 1:
             raise ConfigError(
