@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from rlhf_lightning.config import compose
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.kl_control import AdaptiveKL, LogSpaceKL
 from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
