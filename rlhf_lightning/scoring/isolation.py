@@ -65,7 +65,9 @@ class IsolatedFunction:
         """
         message = _encoded(arguments)
         self._start()
-        answer = self._exchange(message, seconds, f"gave no answer within {seconds:g} s")
+        answer = self._exchange(
+            message, seconds, f"gave no answer within {seconds:g} s (standard error shows where it was)"
+        )
         return answer["returned"]
 
     @property

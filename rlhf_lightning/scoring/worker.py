@@ -137,7 +137,11 @@ def _read(channel: socket.socket, count: int, deadline: float | None) -> bytes:
 
 
 def _end_with(parent: int) -> None:
-    """Be killed when the parent dies, even inside code that never returns to Python."""
+    """Be killed when the parent dies, even inside code that never returns to Python.
+
+    Linux looks at the thread that started the worker. Should that thread end first, so does the worker, between two
+    calls, and the next call starts another.
+    """
     with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere the closed socket ends an idle worker
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
