@@ -18,7 +18,8 @@ def best_rows(records: Records, scorer: str, n: int) -> list[dict[str, Any]]:
     """One demonstration per prompt: the answer with the highest score, the first one of equals.
 
     Only answers that ended by themselves, say something and were judged (no NaN) can be kept, since a demonstration
-    ends with EOS; prompts without such an answer are left out. The row keeps its other columns and gets ``score``, ``scorer`` and ``n``.
+    ends with EOS; prompts without such an answer are left out. The row keeps its other columns and gets ``score``,
+    ``scorer`` and ``n``.
 
     Args:
         records: of `SamplingModule`, the ``n`` answers of each prompt next to each other.

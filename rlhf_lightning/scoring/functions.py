@@ -184,7 +184,7 @@ class FunctionScorer:
     ) -> NoReturn:
         count, sample, alone = len(arguments["prompts"]), min(faults), ""
         if failure is not None and self._isolated is not None and count > 1:
-            found = self._culprit(arguments)
+            found = self._culprit(self._isolated, arguments)
             sample, alone = (sample, "") if found is None else (found, ", which fails alone too")
         prompt, completion = (_shortened(arguments[key][sample]) for key in ("prompts", "completions"))
         raise RewardFunctionError(
@@ -195,16 +195,21 @@ class FunctionScorer:
             + (", scorer.timeout=600 allows more seconds." if failure is not None and failure.timed_out else ".")
         ) from failure
 
-    def _culprit(self, arguments: Mapping[str, Any]) -> int | None:
+    def _culprit(self, isolated: IsolatedFunction, arguments: Mapping[str, Any]) -> int | None:
         """The first sample that fails by itself, looked for no longer than one call may take; None if none does."""
-        end = time.monotonic() + self.timeout
+        left = self.timeout
         for i in range(len(arguments["prompts"])):
-            left = end - time.monotonic()
-            if left <= 0:
+            try:
+                isolated.start()
+            except CallFailed:
                 return None
+            begin = time.monotonic()
             _, failure = self._try({name: column[i : i + 1] for name, column in arguments.items()}, None, left)
             if failure is not None:  # out of time is its own fault only if it had a good part of it
                 return None if failure.timed_out and left < self.timeout / 2 else i
+            left -= time.monotonic() - begin
+            if left <= 0:
+                return None
         return None
 
 

@@ -64,7 +64,7 @@ class IsolatedFunction:
             ConfigError: an argument cannot be written as JSON.
         """
         message = _encoded(arguments)
-        self._start()
+        self.start()
         answer = self._exchange(
             message, seconds, f"gave no answer within {seconds:g} s (standard error shows where it was)"
         )
@@ -75,12 +75,12 @@ class IsolatedFunction:
         """Process id of the worker, None if there is none."""
         return self._process.pid if self._process and self._end and self._end.alive else None
 
-    def close(self) -> None:
-        """End the worker; the next call starts another."""
-        if self._end is not None:
-            self._end()
+    def start(self) -> None:
+        """Start the worker if there is none.
 
-    def _start(self) -> None:
+        Raises:
+            CallFailed: the function cannot be imported there.
+        """
         if self.pid is not None:
             assert self._channel is not None
             if not select.select([self._channel], [], [], 0)[0]:
@@ -97,6 +97,11 @@ class IsolatedFunction:
         self._end = weakref.finalize(self, _end, self._process, ours, os.getpid())
         hello = _encoded({"path": sys.path, "function": self.path})
         self._exchange(hello, START_SECONDS, f"was not imported within {START_SECONDS:g} s")
+
+    def close(self) -> None:
+        """End the worker; the next call starts another."""
+        if self._end is not None:
+            self._end()
 
     def _exchange(self, message: bytes, seconds: float, too_late: str) -> dict[str, Any]:
         assert self._channel is not None and self._process is not None

@@ -34,9 +34,9 @@ COMPLETIONS = ["good", "fine words", "odd", "bad"]
 HANGS = ("sleeps", "regex", "ignores_signals")
 CULPRITS = {  # what each does, and the sample the error must show
     "raises": (r"raised KeyError: 'odd' \(hostile_rewards\.py:\d+\)", 2),
-    "sleeps": (r"gave no answer within 0\.4 s", 0),
-    "regex": (r"gave no answer within 0\.4 s", 2),
-    "ignores_signals": (r"gave no answer within 0\.4 s", 0),
+    "sleeps": (r"gave no answer within 0\.5 s", 0),
+    "regex": (r"gave no answer within 0\.5 s", 2),
+    "ignores_signals": (r"gave no answer within 0\.5 s", 0),
     "exits": (r"ended its process \(exit code 3\)", 0),
     "sys_exits": (r"raised SystemExit: 0", 0),
     "segfaults": (r"ended its process \(signal SIGSEGV\)", 0),
@@ -132,7 +132,7 @@ def test_what_the_function_prints_is_not_taken_for_its_answer(scorer, capfd):
 
 @pytest.mark.parametrize("name", CULPRITS)
 def test_raise_ends_with_an_error_that_shows_the_sample(scorer, name):
-    failing = scorer(name, isolate=name not in IMPORTS_TORCH, timeout=0.4 if name in HANGS else 30.0)
+    failing = scorer(name, isolate=name not in IMPORTS_TORCH, timeout=0.5 if name in HANGS else 30.0)
     says, sample = CULPRITS[name]
     with pytest.raises(RewardFunctionError, match=says) as caught:
         verdicts(failing)
@@ -144,7 +144,7 @@ def test_raise_ends_with_an_error_that_shows_the_sample(scorer, name):
 
 @pytest.mark.parametrize("name", CULPRITS)
 def test_abstain_and_a_value_go_on_and_count(scorer, name, caplog):
-    options = {"isolate": name not in IMPORTS_TORCH, "timeout": 0.4 if name in HANGS else 30.0}
+    options = {"isolate": name not in IMPORTS_TORCH, "timeout": 0.5 if name in HANGS else 30.0}
     abstaining = scorer(name, on_error="abstain", abstain_value=7.0, **options)
     with caplog.at_level(logging.WARNING):
         found = verdicts(abstaining)
