@@ -31,15 +31,15 @@ def test_best_of_n_raises_the_proxy_and_in_the_end_lowers_gold(toy, proxies):
 
 
 def test_the_guard_stops_ppo_before_a_tenth_of_the_gain_is_lost(toy, proxies):
-    curve = through_ppo(toy, proxies[0], SEED, rollouts=150, rate=0.0075, action="stop")
-    assert curve.peak < curve.alarm == len(curve.gold) - 1 < 150
+    curve = through_ppo(toy, proxies[0], SEED, rollouts=110, rate=0.01, held_out=4096, action="stop")
+    assert curve.peak < curve.alarm == len(curve.gold) - 1 < 110
     assert 0.9 < curve.gain(curve.alarm) < 1
     assert curve.proxy_rises
 
 
 def test_an_ensemble_halves_the_fall(toy, proxies):
     scorers = proxies[0], EnsembleScorer(proxies, coef=COEF)
-    alone, together = (through_ppo(toy, s, SEED, rollouts=60, rate=0.03, held_out=64) for s in scorers)
+    alone, together = (through_ppo(toy, s, SEED, rollouts=50, rate=0.03, held_out=64) for s in scorers)
     assert alone.fall > 1.0 and together.fall < alone.fall / 2
     assert together.fall < alone.until(together.distance[-1]).fall / 2  # as far from the start
 
@@ -60,7 +60,7 @@ GOOD = {
         ("alone", {"gold": [0.0, 1.0, 0.95, 0.92]}, "PPO: gold falls"),
         ("alone", {"proxy": [0.0, 1.0, 2.0, 0.5]}, "PPO: gold falls"),
         ("alone", {"gold": [0.0, 1.0, 0.85, 0.0]}, "the alarm while gold"),  # too late
-        ("alone", {"gold": [0.0, 0.5, 0.8, 1.0, 0.0], "proxy": [0.0, 1.0, 2.0, 3.0, 4.0]}, "the alarm while gold"),
+        ("alone", {"alarm": 1, "gold": [0.0, 0.5, 1.0, 0.0]}, "the alarm while gold"),  # too early
         ("alone", {"alarm": None}, "the alarm while gold"),
         ("ensemble", {"gold": [0.0, 1.0, 0.3]}, "the ensemble halves the fall"),
         ("ensemble", {"distance": [0.0, 1.0, 2.5]}, "the ensemble halves the fall at the same KL"),
