@@ -32,6 +32,7 @@ def test_best_of_n_raises_the_proxy_and_in_the_end_lowers_gold(toy, proxies):
 
 def test_the_guard_stops_ppo_before_a_tenth_of_the_gain_is_lost(toy, proxies):
     curve = through_ppo(toy, proxies[0], SEED, rollouts=110, rate=0.01, held_out=4096, action="stop")
+    assert curve.alarm is not None
     assert curve.peak < curve.alarm == len(curve.gold) - 1 < 110
     assert 0.9 < curve.gain(curve.alarm) < 1
     assert curve.proxy_rises
