@@ -6,6 +6,7 @@ computes them again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ class _Job(NamedTuple):
     entropy: bool
     entropy_grad: bool
     correct: bool
+    eager: bool
     chunk: int
 
 
@@ -49,6 +51,7 @@ def linear_logprobs(
     entropy: bool = False,
     entropy_grad: bool = False,
     correct: bool = False,
+    summed: bool = False,
     chunk: int = CHUNK,
 ) -> TokenScores:
     """Log-probability of ``targets`` under a linear layer and a softmax, both computed ``chunk`` rows at a time.
@@ -69,13 +72,16 @@ def linear_logprobs(
         entropy: also return the entropy.
         entropy_grad: let it carry a gradient.
         correct: also return whether each target is the most likely token.
+        summed: the log-probabilities will only be summed, as in a likelihood. The forward pass then computes their
+            gradient at once, which saves computing the logits again; should the gradients of the rows turn out to
+            differ after all, they are computed again.
         chunk: rows of logits that exist at a time; changes memory, and the result by rounding at most.
 
     Raises:
         ValueError: ``temperature`` or ``chunk`` is not above 0.
 
-    Source: the backward pass of a chunked linear cross-entropy as in Hsu et al. 2024, arXiv:2410.10989, section 3.2,
-    with recomputation; ``dH / dlogits[v] = -p[v] (log p[v] + H)``.
+    Source: fused linear cross-entropy, Hsu et al. 2024, arXiv:2410.10989, section 3.2 (that is ``summed``);
+    ``dH / dlogits[v] = -p[v] (log p[v] + H)``.
 
     >>> weight = torch.tensor([[1.0, 1.0], [3.0, 1.0]]).log()
     >>> linear_logprobs(torch.eye(2), weight, torch.tensor([1, 0])).logprobs.exp()
@@ -88,7 +94,8 @@ def linear_logprobs(
         dtype = torch.get_autocast_dtype(device)
         states, weight = states.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    job = _Job(scale, soft_cap, temperature, entropy, entropy_grad, correct, chunk)
+    eager = summed and not entropy_grad and soft_cap is None and torch.is_grad_enabled()
+    job = _Job(scale, soft_cap, temperature, entropy, entropy_grad, correct, eager, chunk)
     with torch.autocast(device, enabled=False):
         return TokenScores(*_LinearLogprobs.apply(states, weight, bias, targets, job))
 
@@ -126,6 +133,8 @@ class _LinearLogprobs(torch.autograd.Function):
         logprobs, norms = (states.new_empty(len(states), dtype=tiles.dtype) for _ in range(2))
         entropies = torch.empty_like(norms) if job.entropy else None
         correct = torch.empty_like(targets, dtype=torch.bool) if job.correct else None
+        grads = _Gradients(states, weight, bias, ctx.needs_input_grad) if job.eager else None
+        ones = states.new_ones(min(job.chunk, len(states)), 1, dtype=tiles.dtype)
         for rows in tiles.rows:
             logits, wanted = tiles.logits(rows), targets[rows]
             chosen = logits.gather(1, wanted[:, None]).squeeze(1)
@@ -140,9 +149,12 @@ class _LinearLogprobs(torch.autograd.Function):
             norms[rows] = total.log() + highest.squeeze(1)
             logprobs[rows] = chosen - norms[rows]
             if entropies is not None:
-                entropies[rows] = total.log() - powers.mul_(logits).sum(1) / total
+                entropies[rows] = total.log() - logits.mul_(powers).sum(1) / total
+            if grads is not None:
+                slope = powers.div_(total[:, None]).scatter_add_(1, wanted[:, None], -ones[: len(wanted)])
+                grads.add(rows, slope, ones[: len(wanted)])
         ctx.save_for_backward(states, weight, bias, targets, norms, entropies if job.entropy_grad else None)
-        ctx.job = job
+        ctx.job, ctx.grads = job, grads
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(t for t in (None if job.entropy_grad else entropies, correct) if t is not None))
         return logprobs, entropies, correct
@@ -153,29 +165,55 @@ class _LinearLogprobs(torch.autograd.Function):
         states, weight, bias, targets, norms, entropies = ctx.saved_tensors
         job: _Job = ctx.job
         grad = torch.zeros_like(norms) if grad is None else grad
+        grads, ctx.grads = ctx.grads, None  # they are changed in place
+        if grads is not None and (grad == grad[:1]).all():
+            return grads.times(grad[:1] * (-job.scale / job.temperature))
         with torch.autocast(states.device.type, enabled=False):
             tiles = _Tiles(states, weight, bias, job)
-            to_states, to_weight, to_bias = (
-                torch.zeros_like(t, dtype=tiles.dtype) if needed else None
-                for t, needed in zip((states, weight, bias), ctx.needs_input_grad[:3], strict=True)
-            )
+            grads = _Gradients(states, weight, bias, ctx.needs_input_grad)
             for rows in tiles.rows:
                 dual = None if entropy_grad is None else (entropies[rows], entropy_grad[rows])
-                slope, factor = tiles.slope(rows, targets[rows], norms[rows], grad[rows], dual)
-                narrow = slope.to(weight.dtype)
-                if to_states is not None:
-                    to_states[rows] = torch.mm(narrow, weight) * factor
-                if to_weight is not None:
-                    _add_product(to_weight, narrow.t(), (states[rows] * factor).to(weight.dtype))
-                if to_bias is not None:
-                    to_bias.addmv_(slope.t(), factor.squeeze(1))
-        return (
-            None if to_states is None else to_states.to(states.dtype),
-            None if to_weight is None else to_weight.to(weight.dtype),
-            None if to_bias is None else to_bias.to(bias.dtype),
-            None,
-            None,
-        )
+                grads.add(rows, *tiles.slope(rows, targets[rows], norms[rows], grad[rows], dual))
+        return grads.times(None)
+
+
+class _Gradients:
+    """Sums over the tiles, in float32 at least."""
+
+    def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]) -> None:
+        self.states, self.weight = states, weight
+        self.dtype = torch.promote_types(states.dtype, torch.float32)
+        self.totals = [
+            None if t is None or not wanted else torch.zeros_like(t, dtype=self.dtype)
+            for t, wanted in zip((states, weight, bias), needed, strict=False)
+        ]
+
+    def add(self, rows: slice, slope: Tensor, factor: Tensor) -> None:
+        """Add one tile.
+
+        Args:
+            rows: its rows.
+            slope: gradient of the product of states and embedding, [rows, V].
+            factor: what is still to be multiplied with it, [rows, 1].
+        """
+        narrow = slope.to(self.weight.dtype)
+        to_states, to_weight, to_bias = self.totals
+        if to_states is not None:
+            to_states[rows] = torch.mm(narrow, self.weight) * factor
+        if to_weight is not None:
+            states = (self.states[rows] * factor).to(narrow.dtype)
+            if to_weight.dtype == narrow.dtype:
+                to_weight.addmm_(narrow.t(), states)
+            else:
+                to_weight.add_(torch.mm(narrow.t(), states))
+        if to_bias is not None:
+            to_bias.addmv_(slope.t(), factor.squeeze(1))
+
+    def times(self, factor: Tensor | None) -> tuple[Tensor | None, ...]:
+        """What `backward` returns: the sums, times ``factor`` [1], in the dtype of the inputs."""
+        if factor is not None and len(factor):
+            self.totals = [None if total is None else total.mul_(factor) for total in self.totals]
+        return *(None if total is None else total.to(self.states.dtype) for total in self.totals), None, None
 
 
 class _Tiles:
@@ -239,11 +277,3 @@ class _Tiles:
             slope.scatter_add_(1, targets[:, None], -grad[:, None])
             factor = torch.full_like(factor, -job.scale / job.temperature)
         return slope if bent is None else slope.mul_(bent), factor
-
-
-def _add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
-    """Add the product of two matrices, in the dtype of ``total``."""
-    if total.dtype == first.dtype:
-        total.addmm_(first, second)
-    else:
-        total.add_(torch.mm(first, second))

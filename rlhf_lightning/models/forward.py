@@ -84,6 +84,7 @@ def token_scores(
     entropy: bool = False,
     entropy_grad: bool = False,
     correct: bool = False,
+    summed: bool = False,
     hidden: Tensor | None = None,
     freeze_below: int = 0,
     with_states: bool = False,
@@ -102,6 +103,7 @@ def token_scores(
         entropy: also return the entropy.
         entropy_grad: let it carry a gradient.
         correct: also return whether each token is the most likely one.
+        summed: the log-probabilities will only be summed; saves a part of the work, see `linear_logprobs`.
         hidden: output of the frozen lower ``freeze_below`` layers [B, S, D], if it was computed before.
         freeze_below: see `Pretrained`.
         with_states: also return the final hidden states, for a value head on the same trunk.
@@ -127,7 +129,7 @@ def token_scores(
         linear = output.linear
         scores = linear_logprobs(
             chosen, linear.weight, targets,
-            bias=linear.bias, scale=output.scale, soft_cap=output.soft_cap, chunk=chunk, **asked,
+            bias=linear.bias, scale=output.scale, soft_cap=output.soft_cap, summed=summed, chunk=chunk, **asked,
         )  # fmt: skip
         return scores._replace(states=chosen) if with_states else scores
 

@@ -53,7 +53,7 @@ class SFTModule(RLHFModule):
         """
         assert self.policy is not None
         scored = token_scores(
-            self.policy, batch.input_ids, batch.attention_mask, batch.mask, entropy=True, correct=True
+            self.policy, batch.input_ids, batch.attention_mask, batch.mask, entropy=True, correct=True, summed=True
         )
         assert scored.correct is not None and scored.entropy is not None
         nll = -scored.logprobs.sum()
