@@ -4,6 +4,7 @@ from functools import partial
 
 import lightning
 import pytest
+
 from rlhf_lightning.modules import SFTModule
 from tests import tiny
 from tests.contracts import scene
