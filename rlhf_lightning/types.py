@@ -113,6 +113,11 @@ class Rollout(TensorData):
         return torch.cat([self.prompt_mask, self.mask], dim=1)
 
     @property
+    def sampled(self) -> Tensor:
+        """True at the tokens of the response alone, bool ``[B, S]``."""
+        return torch.cat([torch.zeros_like(self.prompt_mask), self.mask], dim=1)
+
+    @property
     def lengths(self) -> Tensor:
         """Response tokens of each row, the EOS included, long ``[B]``."""
         return self.mask.sum(1)

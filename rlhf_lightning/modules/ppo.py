@@ -16,12 +16,12 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.functional.aggregate import aggregation, token_mean
 from rlhf_lightning.functional.kl import ESTIMATORS, estimate, shape_scores, shaped_rewards, totals
-from rlhf_lightning.functional.logprobs import entropy_of, gather_logprobs, log_softmax
+from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.functional.ratios import CORRECTIONS
 from rlhf_lightning.kl_control import FixedKL, KLController
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, frozen_copy
-from rlhf_lightning.models.forward import response_forward
+from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory, depth_of, load_policy
 from rlhf_lightning.modules.critics import Critic, build_critic
@@ -41,9 +41,9 @@ PolicyLossFunction = Callable[..., PolicyLoss]
 class Forward(NamedTuple):
     """What the policy and critic in training say about each response token."""
 
-    logprobs: Tensor  # [B, T]
+    logprobs: Tensor  # [B, T], 0 behind the response
     values: Tensor  # [B, T], 0 without a critic
-    entropy: Tensor  # [B, T], nats; carries a gradient only if there is a bonus for it
+    entropy: Tensor | None  # [B, T], nats; None if not asked for, carries a gradient only if there is a bonus for it
 
 
 class PPOModule(OnlineModule):
@@ -205,6 +205,7 @@ class PPOModule(OnlineModule):
         """
         settings, mask = self.settings, batch.mask
         now = self.forward_policy(batch.rollout, batch.hidden)
+        assert now.entropy is not None
         share = partial(self.aggregation.aggregate, mask=mask, denominator=denominators.policy)
         policy = self.policy_loss(
             now.logprobs, batch.logprobs, batch.advantages, mask, weights=batch.weights,
@@ -227,24 +228,24 @@ class PPOModule(OnlineModule):
             stats |= of_value(value)
         return loss, stats
 
-    def forward_policy(self, rollout: Rollout, hidden: Tensor | None = None) -> Forward:
-        """Log-probabilities, values and entropy of every response token under the policy in training, each [B, T]."""
+    def forward_policy(self, rollout: Rollout, hidden: Tensor | None = None, *, entropy: bool = True) -> Forward:
+        """Log-probabilities, values and, if asked for, entropy under the models in training, each [B, T]."""
         assert self.policy is not None
-        width = rollout.mask.shape[1]
-        ids, attention = rollout.input_ids, rollout.attention_mask
+        mask, ids, attention = rollout.mask, rollout.input_ids, rollout.attention_mask
         shares = isinstance(self.critic, ValueHead)
-        out = response_forward(
-            self.policy, ids, attention, width, hidden=hidden, freeze_below=self.freeze_below, with_states=shares
-        )
-        log_probs = log_softmax(out.logits, temperature=self.sampling.temperature)
-        chosen = log_probs.gather(-1, rollout.response_ids.unsqueeze(-1)).squeeze(-1)
+        out = token_scores(
+            self.policy, ids, attention, rollout.sampled, temperature=self.sampling.temperature,
+            entropy=entropy, entropy_grad=self.settings.entropy_coef != 0,
+            hidden=hidden, freeze_below=self.freeze_below, with_states=shares,
+        )  # fmt: skip
+        logprobs = spread(out.logprobs, mask)
         if self.critic is None:
-            values = torch.zeros_like(chosen)
+            values = torch.zeros_like(logprobs)
         elif shares:
-            values = self.critic(out.states)
+            values = spread(self.critic(out.states), mask)
         else:
-            values = self.critic(ids, attention, hidden)[:, -width - 1 : -1]
-        return Forward(chosen, values, entropy_of(log_probs if self.settings.entropy_coef else log_probs.detach()))
+            values = self.critic(ids, attention, hidden)[:, -mask.shape[1] - 1 : -1]
+        return Forward(logprobs, values, None if out.entropy is None else spread(out.entropy, mask))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The groups ``policy`` and, if one learns, ``critic``."""
@@ -260,14 +261,14 @@ class PPOModule(OnlineModule):
         return [m for m in (self.policy, self.critic, self.frozen["reference"]) if m is not None]
 
     def _evaluate_rows(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor | None]:
-        ids, attention, width = rollout.input_ids, rollout.attention_mask, rollout.mask.shape[1]
+        ids, attention = rollout.input_ids, rollout.attention_mask
         hidden = run_lower(self.policy, self.freeze_below, ids, attention) if self.freeze_below else None  # type: ignore[arg-type]
-        now = self.forward_policy(rollout, hidden)
-        reference = response_forward(
-            self.frozen["reference"], ids, attention, width, hidden=hidden, freeze_below=self.freeze_below  # type: ignore[arg-type]
+        now = self.forward_policy(rollout, hidden, entropy=False)
+        reference = token_scores(
+            self.frozen["reference"], ids, attention, rollout.sampled, temperature=self.sampling.temperature,  # type: ignore[arg-type]
+            hidden=hidden, freeze_below=self.freeze_below,
         )  # fmt: skip
-        ref_logprobs = gather_logprobs(reference.logits, rollout.response_ids, temperature=self.sampling.temperature)
-        return torch.stack([now.logprobs, now.values], dim=-1), ref_logprobs, hidden
+        return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
 
     def _counted(self, rollout: Rollout, scores: Tensor) -> Tensor | None:
         """Responses to learn from, bool [B]: judged, and not cut off where that disqualifies; None means all."""
