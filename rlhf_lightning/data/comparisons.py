@@ -29,6 +29,11 @@ class Comparison:
     margin: float = 0.0
     weight: int = 1  # prompts
 
+    @property
+    def widths(self) -> list[int]:
+        """See `Item`."""
+        return [len(sequence) for sequence in self.sequences]
+
     def filler(self) -> Comparison:
         """The same answers, all tied, so that no pair counts."""
         return replace(self, ranks=[1] * len(self.ranks), weight=0)
@@ -56,6 +61,7 @@ class ComparisonData(RowDataModule[Comparison]):
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
         on_long: "truncate" or "drop".
+        by_length: see `RowDataModule`.
     """
 
     kind: StageKind = "comparisons"  # type: ignore[misc]
@@ -72,6 +78,7 @@ class ComparisonData(RowDataModule[Comparison]):
         validation_fraction: float = 0.05,
         seed: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
+        by_length: bool = True,
     ) -> None:
         super().__init__(
             train,
@@ -81,6 +88,7 @@ class ComparisonData(RowDataModule[Comparison]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
+            by_length=by_length,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")

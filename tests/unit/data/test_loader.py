@@ -12,6 +12,10 @@ class Number:
     value: int
     weight: int
 
+    @property
+    def widths(self):
+        return [self.value % 7 + 1]
+
     def filler(self):
         return replace(self, weight=0)
 
