@@ -15,9 +15,9 @@ def cut(lengths: Sequence[int] | Tensor, pieces: int, *, sequences: Sequence[int
 
     The rows are sorted by length and the sorted order is cut where the sum over groups of sequences times longest
     length is smallest (dynamic programming over the places of the cuts, O(n^2 pieces)). With one length per row no
-    other grouping is better: moving a row to the group of the next longer row never widens a group.
+    grouping in another order is better: a row may move to the group with the shortest longest row that is not shorter.
 
-    No group has more padded tokens than the largest could have in an even cut in any order: ceil(n / pieces) rows, all
+    To bound memory, no group has more padded tokens than one of an even cut could have: those of ceil(n / pieces) rows
     with the most sequences and the longest length.
 
     Args:
