@@ -30,7 +30,7 @@ class RewardModelScorer:
     """
 
     def __init__(
-        self, model: Pretrained, name: str = "reward_model", normalise: bool = True, micro_batch_size: int = 64
+        self, model: Pretrained, name: str = "reward_model", normalise: bool = True, micro_batch_size: int = 16
     ) -> None:
         self.name = name
         self.model = ScalarModel(model.reward_model()).eval().requires_grad_(False)
