@@ -57,6 +57,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         seed: of the split and of the shuffling.
         by_length: cut batches into micro-batches of rows of similar length, see `ShardedLoader`; False cuts them in
             the order of the rows.
+        length_window: training batches whose rows are dealt out again by length, see `ShardedLoader`.
     """
 
     kind: ClassVar[StageKind]
@@ -73,6 +74,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         validation_fraction: float,
         seed: int,
         by_length: bool,
+        length_window: int,
     ) -> None:
         super().__init__()
         if not 0 <= validation_fraction < 1:
@@ -81,7 +83,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         self.tokenizer = tokenizer
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.validation_fraction, self.seed = validation_fraction, seed
-        self.by_length = by_length
+        self.by_length, self.length_window = by_length, length_window
         self.report: dict[str, int] = {}
         self.train_items: list[T] = []
         self.val_items: list[T] = []
@@ -224,6 +226,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
             seed=self.seed,
             drop_last=drop_last,
             by_length=self.by_length,
+            length_window=self.length_window,
         )
 
     def _place(self) -> tuple[int, int]:
@@ -255,6 +258,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
             "batch_size": self.batch_size,
             "micro_batches_per_step": self.accumulate,
             "by_length": self.by_length,
+            "length_window": self.length_window,
         }
 
     def _check_state(self, state: dict[str, Any]) -> None:

@@ -62,6 +62,7 @@ class ComparisonData(RowDataModule[Comparison]):
         seed: see `RowDataModule`.
         on_long: "truncate" or "drop".
         by_length: see `RowDataModule`.
+        length_window: see `RowDataModule`.
     """
 
     kind: StageKind = "comparisons"  # type: ignore[misc]
@@ -79,6 +80,7 @@ class ComparisonData(RowDataModule[Comparison]):
         seed: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
         by_length: bool = True,
+        length_window: int = 1,
     ) -> None:
         super().__init__(
             train,
@@ -89,6 +91,7 @@ class ComparisonData(RowDataModule[Comparison]):
             validation_fraction=validation_fraction,
             seed=seed,
             by_length=by_length,
+            length_window=length_window,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")

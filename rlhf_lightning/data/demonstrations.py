@@ -58,6 +58,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
         seed: see `RowDataModule`.
         on_long: "drop" or "truncate".
         by_length: see `RowDataModule`.
+        length_window: see `RowDataModule`.
     """
 
     kind: StageKind = "demonstrations"  # type: ignore[misc]
@@ -77,6 +78,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
         seed: int = 0,
         on_long: Literal["drop", "truncate"] = "drop",
         by_length: bool = True,
+        length_window: int = 1,
     ) -> None:
         super().__init__(
             train,
@@ -87,6 +89,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
             validation_fraction=validation_fraction,
             seed=seed,
             by_length=by_length,
+            length_window=length_window,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")

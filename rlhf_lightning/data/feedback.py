@@ -62,6 +62,7 @@ class FeedbackData(RowDataModule[Feedback]):
         seed: see `RowDataModule`.
         on_long: "drop" or "truncate".
         by_length: see `RowDataModule`.
+        length_window: see `RowDataModule`.
 
     Raises:
         ConfigError: a batch of one answer, or another argument that cannot work.
@@ -83,6 +84,7 @@ class FeedbackData(RowDataModule[Feedback]):
         seed: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
         by_length: bool = True,
+        length_window: int = 1,
     ) -> None:
         super().__init__(
             train,
@@ -93,6 +95,7 @@ class FeedbackData(RowDataModule[Feedback]):
             validation_fraction=validation_fraction,
             seed=seed,
             by_length=by_length,
+            length_window=length_window,
         )
         if batch_size < 2:
             raise ConfigError(
@@ -204,6 +207,7 @@ class FeedbackData(RowDataModule[Feedback]):
             seed=self.seed,
             drop_last=drop_last,
             by_length=self.by_length,
+            length_window=self.length_window,
         )
         loader.mismatched = self.mismatched
         return loader

@@ -97,9 +97,11 @@ class ShardedLoader(Generic[T]):
         seed: of the permutations, the same on every rank.
         drop_last: True for training, False for evaluation.
         by_length: micro-batches of similar length; False cuts them in the order of the rows.
+        length_window: global batches of training whose rows are sorted by length together and dealt out again, so that
+            each has rows of similar length; they come in a random order. 1 leaves the rows where chance put them.
 
     Raises:
-        ConfigError: sizes that do not divide.
+        ConfigError: sizes that do not divide, or a window below 1.
         DataError: fewer rows than one batch in training, or none at all.
     """
 
@@ -116,6 +118,7 @@ class ShardedLoader(Generic[T]):
         seed: int = 0,
         drop_last: bool = True,
         by_length: bool = True,
+        length_window: int = 1,
     ) -> None:
         self.dataset = dataset
         self.collate = collate
@@ -127,10 +130,13 @@ class ShardedLoader(Generic[T]):
         self.seed = seed
         self.drop_last = drop_last
         self.by_length = by_length
+        self.length_window = length_window
         self.position = 0
         self.length: int | None = None
         self._order: tuple[int, list[int]] | None = None
         self._cut: tuple[tuple[int, int], list[list[int]]] | None = None
+        if length_window < 1:
+            raise ConfigError(f"length_window is {length_window} global batches; it must be at least 1.")
         if len(dataset) < (batch_size if drop_last else 1):
             raise DataError(
                 f"{len(dataset)} rows do not fill one batch of {batch_size}: training would take 0 steps;"
@@ -204,7 +210,7 @@ class ShardedLoader(Generic[T]):
         rows, so that the first few hold short rows and long ones."""
         order, size = self._permutation(0), self.micro_batch_size * self.world_size
         if self.by_length:
-            order = sorted(order, key=lambda row: -max(self.dataset[row].widths))
+            order = sorted(order, key=self._longest, reverse=True)
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         return sorted(batches, key=min) if self.by_length else batches
 
@@ -216,9 +222,24 @@ class ShardedLoader(Generic[T]):
         if not self.shuffle:
             epoch = 0
         if self._order is None or self._order[0] != epoch:
-            order = torch.arange(len(self.dataset))
+            order = list(range(len(self.dataset)))
             if self.shuffle:
                 generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-                order = torch.randperm(len(self.dataset), generator=generator)
-            self._order = (epoch, order.tolist())
+                order = torch.randperm(len(self.dataset), generator=generator).tolist()
+                if self.length_window > 1:
+                    order = self._dealt(order, generator)
+            self._order = (epoch, order)
         return self._order[1]
+
+    def _dealt(self, order: list[int], generator: torch.Generator) -> list[int]:
+        """The same rows, those of each window sorted by length, its batches in a random order."""
+        size, whole = self.batch_size, len(order) // self.batch_size * self.batch_size
+        dealt: list[int] = []
+        for start in range(0, whole, size * self.length_window):
+            rows = sorted(order[start : min(start + size * self.length_window, whole)], key=self._longest)
+            for batch in torch.randperm(len(rows) // size, generator=generator).tolist():
+                dealt += rows[batch * size : (batch + 1) * size]
+        return dealt + order[whole:]
+
+    def _longest(self, row: int) -> int:
+        return max(self.dataset[row].widths)

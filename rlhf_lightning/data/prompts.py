@@ -92,6 +92,7 @@ class PromptData(RowDataModule[Prompt]):
             validation_fraction=validation_fraction,
             seed=seed,
             by_length=False,
+            length_window=1,
         )
         if on_long not in ("truncate_left", "drop"):
             raise ConfigError(f"on_long is '{on_long}'; choose truncate_left or drop.")

@@ -1,5 +1,6 @@
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
@@ -43,6 +44,23 @@ def test_an_epoch_is_a_permutation_and_the_next_one_is_another():
     assert rows(make(24, shuffle=False)) == list(range(24))
 
 
+def test_a_window_deals_the_rows_of_its_batches_out_by_length():
+    plain, loader = make(44, seed=2), make(44, seed=2, length_window=2)
+    spreads = []
+    for _ in range(2):  # epochs of 5 batches: windows of 2, 2 and 1
+        before, after = [sorted(batch[0]) for batch in plain], [sorted(batch[0]) for batch in loader]
+        assert sorted(before[4]) == sorted(after[4]) and before != after
+        for window in (slice(0, 2), slice(2, 4)):
+            assert sorted(chain(*before[window])) == sorted(chain(*after[window]))
+            short, long = sorted(([value % 7 for value in batch] for batch in after[window]), key=sum)
+            assert max(short) <= min(long)
+            spreads.append(after[window][0] == sorted(after[window], key=lambda b: sum(v % 7 for v in b))[0])
+    assert rows(make(44, seed=2, length_window=2)) == rows(make(44, seed=2, length_window=2))
+    assert len(set(spreads)) == 2  # the shorter batch is not always the first
+    with pytest.raises(ConfigError, match="length_window is 0"):
+        make(length_window=0)
+
+
 def test_rows_that_do_not_fill_a_batch_wait_for_another_epoch():
     loader = make(22)
     assert len(loader) == len(list(loader)) == 2
@@ -81,7 +99,7 @@ def test_any_micro_batch_position_resumes_the_same_stream(stop, by_length):
                     break
         return out
 
-    options = {"micro_batch_size": 2, "world_size": 2, "rank": 1, "by_length": by_length}
+    options = {"micro_batch_size": 2, "world_size": 2, "rank": 1, "by_length": by_length, "length_window": 2}
     whole = stream(make(**options), 30)
     before, after = make(**options), make(**options)
     assert stream(before, stop) == whole[:stop]
