@@ -52,9 +52,12 @@ class RowDataModule(LightningDataModule, Generic[T]):
         validation: the same; None holds rows out of ``train``.
         tokenizer: turns rows into ids.
         batch_size: rows per optimizer step, over all ranks.
-        micro_batch_size: rows a rank holds at once; None takes its whole share.
+        micro_batch_size: rows a rank holds at once, see `ShardedLoader`; None takes its whole share.
         validation_fraction: share of the rows to hold out, in [0, 1); 0 means no validation.
         seed: of the split and of the shuffling.
+        by_length: cut batches into micro-batches of rows of similar length, see `ShardedLoader`; False cuts them in
+            the order of the rows.
+        length_window: training batches whose rows are dealt out again by length, see `ShardedLoader`.
     """
 
     kind: ClassVar[StageKind]
@@ -70,6 +73,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
         micro_batch_size: int | None,
         validation_fraction: float,
         seed: int,
+        by_length: bool,
+        length_window: int,
     ) -> None:
         super().__init__()
         if not 0 <= validation_fraction < 1:
@@ -78,6 +83,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         self.tokenizer = tokenizer
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.validation_fraction, self.seed = validation_fraction, seed
+        self.by_length, self.length_window = by_length, length_window
         self.report: dict[str, int] = {}
         self.train_items: list[T] = []
         self.val_items: list[T] = []
@@ -181,7 +187,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
 
     def accumulate_for(self, world_size: int) -> int:
         """Micro-batches that each rank accumulates for one optimizer step."""
-        return split_batch(self.batch_size, self.micro_batch_size, world_size)[1]
+        return split_batch(self.batch_size, self.micro_batch_size, world_size, self.by_length)[1]
 
     @property
     def accumulate(self) -> int:
@@ -201,7 +207,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         return self._loader
 
     def val_dataloader(self) -> ShardedLoader[T] | NoValidation:
-        """All validation rows in order; without any, an empty loader that makes Lightning skip validation."""
+        """All validation rows; without any, an empty loader that makes Lightning skip validation."""
         if self.val_items:
             return self._make_loader(self.val_items, shuffle=False, drop_last=False)
         warnings.filterwarnings("ignore", message=f".*`{NoValidation.__name__}` across ranks is zero")
@@ -219,6 +225,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
             shuffle=shuffle,
             seed=self.seed,
             drop_last=drop_last,
+            by_length=self.by_length,
+            length_window=self.length_window,
         )
 
     def _place(self) -> tuple[int, int]:
@@ -249,6 +257,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
             "seed": self.seed,
             "batch_size": self.batch_size,
             "micro_batches_per_step": self.accumulate,
+            "by_length": self.by_length,
+            "length_window": self.length_window,
         }
 
     def _check_state(self, state: dict[str, Any]) -> None:

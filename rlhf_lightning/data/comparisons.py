@@ -30,6 +30,11 @@ class Comparison:
     subset: str = ""
     weight: int = 1  # prompts
 
+    @property
+    def widths(self) -> list[int]:
+        """See `Item`."""
+        return [len(sequence) for sequence in self.sequences]
+
     def filler(self) -> Comparison:
         """The same answers, all tied, so that no pair counts."""
         return replace(self, ranks=[1] * len(self.ranks), weight=0)
@@ -57,6 +62,8 @@ class ComparisonData(RowDataModule[Comparison]):
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
         on_long: "truncate" or "drop".
+        by_length: see `RowDataModule`.
+        length_window: see `RowDataModule`.
     """
 
     kind: StageKind = "comparisons"  # type: ignore[misc]
@@ -73,6 +80,8 @@ class ComparisonData(RowDataModule[Comparison]):
         validation_fraction: float = 0.05,
         seed: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
+        by_length: bool = True,
+        length_window: int = 1,
     ) -> None:
         super().__init__(
             train,
@@ -82,6 +91,8 @@ class ComparisonData(RowDataModule[Comparison]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
+            by_length=by_length,
+            length_window=length_window,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")

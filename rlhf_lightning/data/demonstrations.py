@@ -26,6 +26,11 @@ class Demonstration:
     mask: list[bool]
     weight: int  # True entries of `mask`
 
+    @property
+    def widths(self) -> list[int]:
+        """See `Item`."""
+        return [len(self.input_ids)]
+
     def filler(self) -> Demonstration:
         """The same tokens, none of them counted."""
         return replace(self, mask=[False] * len(self.mask), weight=0)
@@ -52,6 +57,8 @@ class DemonstrationData(RowDataModule[Demonstration]):
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
         on_long: "drop" or "truncate".
+        by_length: see `RowDataModule`.
+        length_window: see `RowDataModule`.
     """
 
     kind: StageKind = "demonstrations"  # type: ignore[misc]
@@ -70,6 +77,8 @@ class DemonstrationData(RowDataModule[Demonstration]):
         validation_fraction: float = 0.05,
         seed: int = 0,
         on_long: Literal["drop", "truncate"] = "drop",
+        by_length: bool = True,
+        length_window: int = 1,
     ) -> None:
         super().__init__(
             train,
@@ -79,6 +88,8 @@ class DemonstrationData(RowDataModule[Demonstration]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
+            by_length=by_length,
+            length_window=length_window,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")

@@ -29,6 +29,11 @@ class Feedback:
     desirable: bool
     weight: int = 1  # answers
 
+    @property
+    def widths(self) -> list[int]:
+        """See `Item`."""
+        return [len(self.example)]
+
     def filler(self) -> Feedback:
         """The same tokens, as an answer of length 0."""
         return replace(self, weight=0)
@@ -56,6 +61,8 @@ class FeedbackData(RowDataModule[Feedback]):
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
         on_long: "drop" or "truncate".
+        by_length: see `RowDataModule`.
+        length_window: see `RowDataModule`.
 
     Raises:
         ConfigError: a batch of one answer, or another argument that cannot work.
@@ -76,6 +83,8 @@ class FeedbackData(RowDataModule[Feedback]):
         validation_fraction: float = 0.05,
         seed: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
+        by_length: bool = True,
+        length_window: int = 1,
     ) -> None:
         super().__init__(
             train,
@@ -85,6 +94,8 @@ class FeedbackData(RowDataModule[Feedback]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
+            by_length=by_length,
+            length_window=length_window,
         )
         if batch_size < 2:
             raise ConfigError(
@@ -195,6 +206,8 @@ class FeedbackData(RowDataModule[Feedback]):
             shuffle=shuffle,
             seed=self.seed,
             drop_last=drop_last,
+            by_length=self.by_length,
+            length_window=self.length_window,
         )
         loader.mismatched = self.mismatched
         return loader
@@ -215,16 +228,14 @@ class FeedbackLoader(ShardedLoader[Feedback]):
         if position % self.accumulate:
             return batch
         epoch, step = divmod(position, self._pass_length)
-        start = step // self.accumulate * self.batch_size
-        rows = self._permutation(epoch)[start : start + self.batch_size]
-        places = list(range(len(rows)))
-        mine = [place for micro in range(self.accumulate) for place in self._share(places, micro)]
+        rows = self._global_batch(epoch, step // self.accumulate)
+        share = self.batch_size // self.world_size  # equal on all ranks, which gather them
+        mine = range(self.rank * share, (self.rank + 1) * share)
         return replace(batch, mismatched=self.mismatched([self.dataset[row] for row in rows], mine))
 
     def _evaluation_batch(self, step: int) -> FeedbackBatch:
         batch: FeedbackBatch = super()._evaluation_batch(step)
-        width = self.micro_batch_size * self.world_size
-        mine = self._share(list(range(len(self.dataset)))[step * width : (step + 1) * width], 0)
+        mine = self._share(self._evaluation_rows[step])
         strange = self.mismatched(self.dataset, mine or [0])
         return replace(
             batch, mismatched=strange if mine else replace(strange, lengths=torch.zeros(1, dtype=torch.long))

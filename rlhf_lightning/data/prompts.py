@@ -27,6 +27,11 @@ class Prompt:
     row: Row = field(repr=False)
     weight: int = 1  # prompts
 
+    @property
+    def widths(self) -> list[int]:
+        """See `Item`."""
+        return [len(self.ids)]
+
     def filler(self) -> Prompt:
         """The same prompt; its attention mask will be all False."""
         return replace(self, weight=0)
@@ -86,6 +91,8 @@ class PromptData(RowDataModule[Prompt]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
+            by_length=False,
+            length_window=1,
         )
         if on_long not in ("truncate_left", "drop"):
             raise ConfigError(f"on_long is '{on_long}'; choose truncate_left or drop.")

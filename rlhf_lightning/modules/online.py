@@ -25,8 +25,9 @@ from rlhf_lightning.kl_control import KLController
 from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.sharding import gathered, gradient_norm
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.micro_batches import micro_batches, take
 from rlhf_lightning.modules.settings import PPOSettings, Schedule
-from rlhf_lightning.modules.watched import Watched
+from rlhf_lightning.modules.watched import Watched, of_padding
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.groups import replaced, undecided
 from rlhf_lightning.scoring import Scorer
@@ -120,7 +121,7 @@ class OnlineModule(RLHFModule):
         schedule = self.schedule(rows)
         for order in self._orders(rows):
             for minibatch in order.split(schedule.minibatch):
-                if not self._update(experience.select(minibatch), schedule.micro, totals):
+                if not self._update(experience.select(minibatch), schedule, totals):
                     return totals.summary(self, experience)
         return totals.summary(self, experience)
 
@@ -130,18 +131,19 @@ class OnlineModule(RLHFModule):
         for _ in range(self.settings.ppo_epochs - 1):
             yield torch.randperm(rows, generator=self._order)
 
-    def _update(self, minibatch: Experience, micro: int, totals: Watched) -> bool:
+    def _update(self, minibatch: Experience, schedule: Schedule, totals: Watched) -> bool:
         """One optimizer step on a minibatch; False, and no step, once KL(old || new) exceeds its limit."""
         optimizer: Any = self.optimizers()
         counts = torch.stack([self.aggregation.count(minibatch.mask), minibatch.mask.sum()]).double()
         denominators = Denominators(*self.reduce_sum(counts).float())
-        micro_batches = torch.arange(len(minibatch.rollout)).split(micro)
+        groups = micro_batches(minibatch.rollout, schedule)
         step = Watched()
-        for number, rows in enumerate(micro_batches):
-            with self._accumulating(last=number == len(micro_batches) - 1):
-                loss, stats = self.loss(minibatch.select(rows), denominators)
+        for number, rows in enumerate(groups):
+            micro_batch = take(minibatch, rows, schedule)
+            with self._accumulating(last=number == len(groups) - 1):
+                loss, stats = self.loss(micro_batch, denominators)
                 self.manual_backward(loss * self.world_size)  # ranks are averaged, and the denominator is global
-            step.add(stats | {"loss": loss.detach()})
+            step.add(stats | {"loss": loss.detach()} | of_padding(micro_batch.rollout))
         loss_sum, approx_kl = self.sum_over_ranks(step.sums["loss"], step.sums["approxkl"])
         if not _finite(loss_sum):
             raise NumericalError(

@@ -25,6 +25,7 @@ from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory, depth_of, load_policy
 from rlhf_lightning.modules.critics import Critic, build_critic
+from rlhf_lightning.modules.micro_batches import evaluated
 from rlhf_lightning.modules.objective import objective
 from rlhf_lightning.modules.online import Denominators, OnlineModule
 from rlhf_lightning.modules.settings import PPOSettings
@@ -149,9 +150,8 @@ class PPOModule(OnlineModule):
 
         The forward runs in the very micro-batches of the first learning pass, so that its first ratio is exactly 1.
         """
-        size = self.schedule(len(rollout)).micro
-        parts = [self._evaluate_rows(rollout.select(rows)) for rows in torch.arange(len(rollout)).split(size)]
-        now, ref_logprobs, hidden = (_cat(column) for column in zip(*parts, strict=True))
+        now, ref_logprobs, hidden = evaluated(self._evaluate_rows, rollout, self.schedule(len(rollout)))
+        assert now is not None and ref_logprobs is not None
         logprobs, values = now[..., 0], now[..., 1]
         if self.settings.baseline == "greedy":
             values = self.greedy_baseline(rollout)[:, None].expand_as(values)
@@ -285,7 +285,3 @@ class PPOModule(OnlineModule):
                 "use rollout=loop"
             )
         return CORRECTIONS[self.settings.correction](logprobs, rollout.rollout_logprobs, rollout.mask)
-
-
-def _cat(parts: tuple[Any, ...]) -> Any:
-    return None if parts[0] is None else torch.cat(parts)

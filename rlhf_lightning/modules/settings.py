@@ -24,8 +24,8 @@ class PPOSettings:
             to the same prompt (ReMax), or ``none``. Only ``critic`` trains one.
         ppo_epochs: passes over each rollout.
         minibatch_size: responses per optimizer step; None takes the whole rollout.
-        micro_batch_size: responses per forward on one rank; None takes the rank's whole minibatch. Changes memory,
-            never gradients.
+        micro_batch_size: responses per forward on one rank, by length of the longest; None takes the rank's whole
+            minibatch. Changes memory and speed, never gradients.
         aggregation: how token losses become one number, see `rlhf_lightning.functional.aggregate`; the constant of
             ``token_sum_norm`` is the longest answer allowed.
         kl_placement: where a nat of KL is paid for: in the ``reward`` of each token, or in the ``loss`` of the policy.
@@ -44,6 +44,8 @@ class PPOSettings:
         critic_warmup: rollouts during which only the critic learns.
         max_grad_norm: clip the global gradient norm to this; 0 does not clip.
         seed: of sampling and of the minibatch order.
+        by_length: cut a minibatch into micro-batches of responses of similar length (prompt included) and drop the
+            padding that none of them needs; False cuts in order and keeps the width of the rollout.
     """
 
     group_size: int = 1
@@ -67,6 +69,7 @@ class PPOSettings:
     critic_warmup: int = 0
     max_grad_norm: float = 1.0
     seed: int = 0
+    by_length: bool = True
 
     def __post_init__(self) -> None:
         for name in ("ppo_epochs", "group_size"):
@@ -92,21 +95,31 @@ class PPOSettings:
         minibatch = self.minibatch_size or rollout
         per_rank = minibatch // world_size
         micro = self.micro_batch_size or per_rank
+        micro = max(min(micro, per_rank), 1) if self.by_length else micro
+        divides = self.by_length or per_rank % micro == 0
         whole_groups = rollout % (world_size * self.group_size) == 0
-        if rollout % minibatch or minibatch % world_size or per_rank % micro or not whole_groups:
+        if rollout % minibatch or minibatch % world_size or not divides or not whole_groups:
             raise ConfigError(
                 f"rollout of {rollout} responses in groups of {self.group_size} -> minibatches of {minibatch} -> "
                 f"{world_size} rank(s) -> micro-batches of {micro}: each must divide the one before, and each rank "
                 "needs whole groups; change ppo.data.batch_size, ppo.settings.group_size, "
                 "ppo.settings.minibatch_size or ppo.settings.micro_batch_size"
             )
-        return Schedule(rows=rollout // world_size, minibatch=per_rank, micro=micro)
+        return Schedule(
+            rows=rollout // world_size,
+            minibatch=per_rank,
+            micro=micro,
+            micro_batches=-(-per_rank // micro),
+            by_length=self.by_length,
+        )
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Responses on one rank: of a rollout, of a minibatch, of a micro-batch."""
+    """Responses on one rank."""
 
-    rows: int
+    rows: int  # of a rollout
     minibatch: int
-    micro: int
+    micro: int  # of a micro-batch; by length it may hold more that are shorter
+    micro_batches: int  # of a minibatch
+    by_length: bool
