@@ -74,7 +74,7 @@ class OnlineModule(RLHFModule):
         ends = eos_token_ids(self.policy, self.tokenizer)
         self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
         with gathered(self.policy):
-            return self.engine.generate(prompts, sampling or self.sampling)
+            return self.engine.generate(prompts, sampling or self.sampling, self.tokenizer)
 
     def score(self, rollout: Rollout) -> Tensor:
         """The scorer's verdicts, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
