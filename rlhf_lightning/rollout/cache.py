@@ -16,6 +16,8 @@ SPARE = 64  # columns of room that are made at once
 class RoomyLayer(DynamicLayer):
     """A `DynamicLayer` that writes a new token into spare room; the original copies all keys and values each time."""
 
+    keys: Any
+    values: Any
     _stores: tuple[Tensor, Tensor]  # keys and values with spare columns; `keys` and `values` are views of them
 
     def hold(self, keys: Tensor, values: Tensor) -> None:
@@ -41,17 +43,22 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows ``indices`` (long [n])."""
-        self.hold(self.keys[indices], self.values[indices])
+        self._stores = with_room(self.keys, rows=indices), with_room(self.values, rows=indices)
+        self._view(self.get_seq_length())
 
     def _view(self, length: int) -> None:
         self.keys, self.values = (store[:, :, :length] for store in self._stores)
 
 
-def with_room(states: Tensor, columns: int = 0) -> Tensor:
-    """A copy of ``states`` [B, H, S, D] with `SPARE` and ``columns`` uninitialised columns more."""
-    length = states.shape[-2]
-    store = states.new_empty(*states.shape[:-2], length + columns + SPARE, states.shape[-1])
-    store[:, :, :length] = states
+def with_room(states: Tensor, columns: int = 0, rows: Tensor | None = None) -> Tensor:
+    """A copy of ``states`` [B, H, S, D] or of its ``rows``, with ``columns`` and `SPARE` uninitialised columns more."""
+    batch, heads, length, size = states.shape
+    count = batch if rows is None else len(rows)
+    store = states.new_empty(count, heads, length + columns + SPARE, size)
+    if rows is None:
+        store[:, :, :length] = states
+    else:
+        torch.index_select(states, 0, rows, out=store[:, :, :length])
     return store
 
 
@@ -88,13 +95,20 @@ def joined(packs: Sequence[Pack], prompt: Tensor, config: PretrainedConfig) -> D
         prompt: index of the prompt of each row, long [B].
         config: of the model.
     """
-    cache, width = empty_cache(config), max(pack.width for pack in packs)
+    cache = empty_cache(config)
     for number, layer in enumerate(cache.layers):
-        parts = [(pack.cache.layers[number].keys, pack.cache.layers[number].values) for pack in packs]
-        states = [part[0].new_zeros(len(prompt), part[0].shape[1], width, part[0].shape[3]) for part in zip(*parts, strict=True)]
-        for pack, part in zip(packs, parts, strict=True):
-            rows = ((prompt >= pack.start) & (prompt < pack.start + part[0].shape[0])).nonzero().squeeze(1)
-            for state, given in zip(states, part, strict=True):
-                state[rows, :, width - pack.width :] = given[prompt[rows] - pack.start]
-        layer.hold(*states)
+        plain: list[Any] = [pack.cache.layers[number] for pack in packs]
+        keys = _rows(packs, [part.keys for part in plain], prompt)
+        values = _rows(packs, [part.values for part in plain], prompt)
+        layer.hold(keys, values)  # type: ignore[union-attr]
     return cache
+
+
+def _rows(packs: Sequence[Pack], states: Sequence[Tensor], prompt: Tensor) -> Tensor:
+    """What each row sees of the ``states`` [n, H, w, D] of the packs: [B, H, widest w, D]."""
+    width = max(pack.width for pack in packs)
+    out = states[0].new_zeros(len(prompt), states[0].shape[1], width, states[0].shape[3])
+    for pack, state in zip(packs, states, strict=True):
+        rows = ((prompt >= pack.start) & (prompt < pack.start + len(state))).nonzero().squeeze(1)
+        out[rows, :, width - pack.width :] = state[prompt[rows] - pack.start]
+    return out

@@ -20,6 +20,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.rollout.cache import Pack, empty_cache, is_plain, joined
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
+from rlhf_lightning.rollout.sample import sample
 from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.types import PromptBatch, Rollout
 
@@ -55,7 +56,9 @@ class LoopEngine:
         share_prefill: bool = True,
     ) -> None:
         if dtype is not None and dtype not in DTYPES:
-            raise ConfigError(f"rollout.dtype={dtype!r}: choose one of {', '.join(DTYPES)}, or null for the policy's own")
+            raise ConfigError(
+                f"rollout.dtype={dtype!r}: choose one of {', '.join(DTYPES)}, or null for the policy's own"
+            )
         self.compact_below = compact_below
         self.micro_batch_size = micro_batch_size
         self.dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
@@ -243,40 +246,3 @@ def refreshed(copied: PreTrainedModel | None, policy: PreTrainedModel, dtype: to
     for mine, theirs in zip(copied.parameters(), policy.parameters(), strict=True):
         mine.copy_(theirs)
     return copied
-
-
-def sample(
-    logits: Tensor, uniform: Tensor, sampling: Sampling, forbidden: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Draw one token per row by inverting the cumulative distribution.
-
-    Args:
-        logits: float [B, V].
-        uniform: numbers in [0, 1), [B].
-        sampling: temperature and truncation.
-        forbidden: token ids that may not be drawn.
-
-    Returns:
-        token ids, long [B], and their log-probabilities under the tempered, untruncated distribution, float [B].
-    """
-    logprobs = (logits / sampling.temperature).log_softmax(-1)
-    probs = truncate(logprobs, sampling, forbidden).exp()
-    cumulative = probs.double().cumsum(-1)
-    target = uniform[:, None].to(cumulative) * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return token.squeeze(1), logprobs.gather(1, token).squeeze(1)
-
-
-def truncate(logprobs: Tensor, sampling: Sampling, forbidden: Tensor | None = None) -> Tensor:
-    """Log-probabilities [B, V] with what may not be drawn at minus infinity (not renormalised)."""
-    if forbidden is not None:
-        logprobs = logprobs.index_fill(-1, forbidden, float("-inf"))
-    if sampling.top_k > 0:
-        limit = logprobs.topk(min(sampling.top_k, logprobs.shape[-1])).values[:, -1:]
-        logprobs = logprobs.masked_fill(logprobs < limit, float("-inf"))
-    if sampling.top_p < 1:
-        ordered, order = logprobs.sort(descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()
-        outside = (before >= sampling.top_p * ordered.exp().sum(-1, keepdim=True)).gather(1, order.argsort())
-        logprobs = logprobs.masked_fill(outside, float("-inf"))
-    return logprobs

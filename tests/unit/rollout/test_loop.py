@@ -7,7 +7,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.logprobs import gather_logprobs
 from rlhf_lightning.models.forward import response_forward
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
-from rlhf_lightning.rollout.loop import sample
+from rlhf_lightning.rollout.sample import sample
 from tests import tiny
 
 PROMPTS = ("the food was", "we left", "very slow service and bad food .", "good")
