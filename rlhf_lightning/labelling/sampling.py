@@ -77,7 +77,8 @@ class SamplingModule(lightning.LightningModule):
         real = batch.attention_mask.any(1).nonzero().squeeze(1)
         if not len(real):
             return
-        rollout = self.engine.generate(batch.select(real).repeat_interleave(self.samples_per_prompt), self.sampling)
+        prompts = batch.select(real).repeat_interleave(self.samples_per_prompt)
+        rollout = self.engine.generate(prompts, self.sampling, self.tokenizer)
         self.records += self._records(rollout)
 
     def on_predict_epoch_end(self) -> None:

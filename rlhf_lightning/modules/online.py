@@ -41,6 +41,13 @@ class Denominators(NamedTuple):
     tokens: Tensor
 
 
+class Sampled(NamedTuple):
+    """What `generate` has done in an iteration on this rank, samples for baselines and repeated ones included."""
+
+    tokens: int
+    seconds: float
+
+
 class OnlineModule(RLHFModule):
     """Base of modules whose `training_step` samples its own data and takes several optimizer steps."""
 
@@ -66,6 +73,7 @@ class OnlineModule(RLHFModule):
         self.last_experience: Experience | None = None
         self._order = torch.Generator().manual_seed(settings.seed)
         self._seconds: dict[str, float] = {}
+        self._sampled = Sampled(0, 0.0)
         self._group_norms: dict[str, Tensor] = {}
         self._restored: dict[str, Any] | None = None
 
@@ -74,8 +82,12 @@ class OnlineModule(RLHFModule):
         assert self.policy is not None
         ends = eos_token_ids(self.policy, self.tokenizer)
         self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
+        start = time.perf_counter()
         with gathered(self.policy):
-            return self.engine.generate(prompts, sampling or self.sampling)
+            rollout = self.engine.generate(prompts, sampling or self.sampling, self.tokenizer)
+        seconds = time.perf_counter() - start
+        self._sampled = Sampled(self._sampled.tokens + int(rollout.mask.sum()), self._sampled.seconds + seconds)
+        return rollout
 
     def score(self, rollout: Rollout) -> Tensor:
         """The scorer's verdicts, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
@@ -211,7 +223,13 @@ class OnlineModule(RLHFModule):
         self.tokens += tokens
         self.last_experience = experience
         total = sum(self._seconds.values())
-        counters = {"episode": float(self.episodes), "perf/tokens_per_second": tokens / max(total, 1e-9)}
+        sampled, seconds = self.sum_over_ranks(*self._sampled)
+        self._sampled = Sampled(0, 0.0)
+        counters = {
+            "episode": float(self.episodes),
+            "perf/tokens_per_second": tokens / max(total, 1e-9),
+            "perf/tokens_per_second_generate": self.world_size * sampled / max(seconds, 1e-9),
+        }
         shown = {name: value for name, value in metrics.items() if name not in ("episodes", "tokens")}
         self.log_dict(shown | counters | self._seconds)
 
