@@ -56,6 +56,7 @@ class ComparisonData(RowDataModule[Comparison]):
         max_length: tokens of prompt and answer together, EOS included.
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
+        max_bad_rows: see `RowDataModule`.
         on_long: "truncate" or "drop".
     """
 
@@ -72,6 +73,7 @@ class ComparisonData(RowDataModule[Comparison]):
         max_length: int = 512,
         validation_fraction: float = 0.05,
         seed: int = 0,
+        max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
     ) -> None:
         super().__init__(
@@ -82,6 +84,7 @@ class ComparisonData(RowDataModule[Comparison]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
+            max_bad_rows=max_bad_rows,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")

@@ -51,6 +51,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
         completion_only: learn the completion; False also learns the prompt (``text`` rows are always learned whole).
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
+        max_bad_rows: see `RowDataModule`.
         on_long: "drop" or "truncate".
     """
 
@@ -69,6 +70,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
         completion_only: bool = True,
         validation_fraction: float = 0.05,
         seed: int = 0,
+        max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "drop",
     ) -> None:
         super().__init__(
@@ -79,6 +81,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
+            max_bad_rows=max_bad_rows,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")

@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.collate import pad, pad_id
+from rlhf_lightning.data.fields import as_label
 from rlhf_lightning.data.implicit import split_shared_prompt
 from rlhf_lightning.data.loader import ShardedLoader
 from rlhf_lightning.data.sources import LocatedRow, located
-from rlhf_lightning.data.validate import StageKind, as_label, row_type
+from rlhf_lightning.data.validate import StageKind, row_type
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.types import AnswerBatch, FeedbackBatch
 
@@ -55,6 +56,7 @@ class FeedbackData(RowDataModule[Feedback]):
         max_length: tokens of prompt and answer together, EOS included.
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
+        max_bad_rows: see `RowDataModule`.
         on_long: "drop" or "truncate".
 
     Raises:
@@ -75,6 +77,7 @@ class FeedbackData(RowDataModule[Feedback]):
         max_length: int = 512,
         validation_fraction: float = 0.05,
         seed: int = 0,
+        max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
     ) -> None:
         super().__init__(
@@ -85,6 +88,7 @@ class FeedbackData(RowDataModule[Feedback]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
+            max_bad_rows=max_bad_rows,
         )
         if batch_size < 2:
             raise ConfigError(
