@@ -80,7 +80,8 @@ def _text_lines(path: Path, faults: list[tuple[int, BadRow]]) -> Iterator[str]:
                 raise BadRow("NUL character; remove it", text.index("\x00") + 1)
         except BadRow as bad:
             faults.append((number, bad))
-            text = raw.decode("utf-8", errors="replace").replace("\x00", "\ufffd")
+            stand_in = raw if len(raw) <= MAX_LINE_BYTES else b""
+            text = stand_in.decode("utf-8", errors="replace").replace("\x00", "\ufffd")
         yield text
 
 

@@ -13,7 +13,7 @@ from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.collate import pad, pad_id
 from rlhf_lightning.data.sources import LocatedRow
-from rlhf_lightning.data.validate import StageKind
+from rlhf_lightning.data.validate import StageKind, narrowed
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.types import SFTBatch
 
@@ -94,6 +94,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
     def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Demonstration]:
         """See `RowDataModule`."""
         items = []
+        rows = [row._replace(row=narrowed(row.row, self.kind)) for row in rows]
         for example in encode_examples(self.tokenizer, rows):
             fitted = self._fit(example, counts)
             item = self._item(fitted) if fitted is not None else None

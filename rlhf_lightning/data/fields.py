@@ -124,6 +124,10 @@ def _check_pair(row: Row) -> str | None:
         return complaint
     if row["chosen"] == row["rejected"]:
         return "rejected: is the same as chosen, so nothing is preferred; delete the row"
+    return _check_margin(row)
+
+
+def _check_margin(row: Row) -> str | None:
     margin = row.get("margin")
     if margin is not None and not _is_number(margin):
         return f"margin: is {_shown(margin)}; write a finite number or leave it out"
@@ -159,7 +163,7 @@ def _check_ranking(row: Row) -> str | None:
     for rank in ranks:
         if not _is_number(rank):
             return f"ranks: holds {_shown(rank)}; write numbers, 1 is best and equal numbers are ties"
-    return None
+    return _check_margin(row)
 
 
 def _is_number(value: Any) -> bool:

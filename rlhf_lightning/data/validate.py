@@ -125,9 +125,14 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def narrowed(row: Row, stage_kind: StageKind) -> dict[str, Any]:
+    """The columns of the row type alone."""
+    return {column: row[column] for column in ROW_TYPES[str(row_type(row, stage_kind))]}
+
+
 def identity(row: Row, stage_kind: StageKind) -> str:
     """Equal for rows that train the same thing: the columns of the row type, without the unknown ones."""
-    return _canonical([row[column] for column in ROW_TYPES[str(row_type(row, stage_kind))]])
+    return _canonical(narrowed(row, stage_kind))
 
 
 def prompt_identity(row: Row, stage_kind: StageKind) -> str:
