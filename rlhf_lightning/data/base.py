@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.loader import Item, ShardedLoader, split_batch
 from rlhf_lightning.data.sources import LocatedRow
-from rlhf_lightning.data.validate import StageKind, count_repeated, identity, load_rows, prompt_identity
+from rlhf_lightning.data.validate import StageKind, canonical, count_repeated, identity, load_rows, prompt_identity
 from rlhf_lightning.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         report = {"rows": read, "train_rows": len(self.train_items), "validation_rows": len(self.val_items)}
         report |= {"duplicates": repeated, "leaks": leaked, "bad_rows": bad, "validation_bad_rows": bad_validation}
         self.report = report | counts | {f"validation_{name}": count for name, count in val_counts.items()}
-        self._fingerprint = _fingerprint(self.train_items)
+        self._fingerprint = _fingerprint(train, self.train_items)
         self._is_read = True
         if self._outcome():
             log.warning("%s: %s", ", ".join(map(str, self.train)), self._outcome())
@@ -276,8 +276,11 @@ def _as_paths(paths: Paths | None) -> list[Path]:
     return [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
 
 
-def _fingerprint(items: Sequence[EncodedItem]) -> str:
+def _fingerprint(rows: Sequence[LocatedRow], items: Sequence[EncodedItem]) -> str:
+    """Of all columns, which reward functions may read, and of the tokens, which the tokenizer decides."""
     digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical(row.row).encode())
     for item in items:
         ids = item.token_ids()
         digest.update(array("q", [len(ids), *ids]).tobytes())

@@ -31,7 +31,7 @@ def check(words: Sequence[str]) -> str:
     Raises:
         DataError: more bad rows than ``--max-bad-rows``, or a file that cannot be read; the message is the report.
     """
-    given = _parser().parse_args(words)
+    given = parser().parse_args(words)
     kind, problems = STAGES[given.stage], Problems(SHOWN)
     train, validation = (
         validate_rows((row for file in files for row in iter_rows(file, problems)), kind, problems)
@@ -50,10 +50,11 @@ def check(words: Sequence[str]) -> str:
     return "\n".join([*counts, *([f"{problems.count} rows are left out:", str(problems)] if problems.count else [])])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("rlhf-lightning data check", add_help=False, allow_abbrev=False)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--stage", required=True, choices=STAGES)
-    parser.add_argument("--validation", nargs="+", type=Path, metavar="FILE", default=[])
-    parser.add_argument("--max-bad-rows", type=int, default=0)
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    words = argparse.ArgumentParser("rlhf-lightning data check", add_help=False, allow_abbrev=False)
+    words.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    words.add_argument("--stage", required=True, choices=STAGES)
+    words.add_argument("--validation", nargs="+", type=Path, metavar="FILE", default=[])
+    words.add_argument("--max-bad-rows", type=int, default=0)
+    return words

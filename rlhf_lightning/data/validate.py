@@ -132,12 +132,12 @@ def narrowed(row: Row, stage_kind: StageKind) -> dict[str, Any]:
 
 def identity(row: Row, stage_kind: StageKind) -> str:
     """Equal for rows that train the same thing: the columns of the row type, without the unknown ones."""
-    return _canonical(narrowed(row, stage_kind))
+    return canonical(narrowed(row, stage_kind))
 
 
 def prompt_identity(row: Row, stage_kind: StageKind) -> str:
     """Equal for rows with the same prompt; the whole row where the prompt is not a column of its own."""
-    return _canonical(row["prompt"]) if row.get("prompt") is not None else identity(row, stage_kind)
+    return canonical(row["prompt"]) if row.get("prompt") is not None else identity(row, stage_kind)
 
 
 def count_repeated(train: Sequence[str], validation: Sequence[str]) -> tuple[int, int]:
@@ -146,7 +146,8 @@ def count_repeated(train: Sequence[str], validation: Sequence[str]) -> tuple[int
     return len(train) - len(seen), sum(key in seen for key in validation)
 
 
-def _canonical(value: Any) -> str:
+def canonical(value: Any) -> str:
+    """Equal text for equal values, whatever the order of keys."""
     return json.dumps(value, sort_keys=True, default=str)
 
 

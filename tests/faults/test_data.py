@@ -278,19 +278,28 @@ def test_rankings_skip_ties_and_need_two_answers(write):
 
 
 # 42
-def test_a_file_that_changed_since_the_checkpoint_is_refused_by_its_hash(write):
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("demonstrations", {"completion": "was slow"}),
+        ("demonstrations", {"prompt": "the", "completion": "food was good"}),  # the same tokens, others to learn
+        ("comparisons", {"margin": 0.5}),
+        ("prompts", {"reference": "good"}),  # a column that a reward function may read
+    ],
+)
+def test_a_file_that_changed_since_the_checkpoint_is_refused_by_its_hash(write, kind, change):
     def state(rows):
-        data = module("demonstrations", write(rows))
+        data = module(kind, write(rows))
         data.setup("fit")
         data.trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
         data.train_dataloader()
         return data, data.state_dict()
 
-    rows = [DEMONSTRATION, DEMONSTRATION | {"completion": "was bad"}]
-    _, saved = state(rows)
-    same, _ = state(rows)
+    row = MODULES[kind][1]
+    _, saved = state([row, row])
+    same, _ = state([dict(reversed(row.items())), row])
     same.load_state_dict(saved)
-    changed, now = state([*rows[:1], DEMONSTRATION | {"completion": "was slow"}])
+    changed, now = state([row, row | change])
     then, later = saved["data"][:12], now["data"][:12]
     says = rf"rows.jsonl: the training rows are not those of the checkpoint \(SHA-256 {then} then, {later} now\)"
     with pytest.raises(DataError, match=says):
