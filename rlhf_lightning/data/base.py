@@ -18,8 +18,8 @@ from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.loader import Item, ShardedLoader, split_batch
-from rlhf_lightning.data.sources import LocatedRow, read_rows
-from rlhf_lightning.data.validate import StageKind, count_repeated, identity, prompt_identity, validate_rows
+from rlhf_lightning.data.sources import LocatedRow
+from rlhf_lightning.data.validate import StageKind, canonical, count_repeated, identity, load_rows, prompt_identity
 from rlhf_lightning.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
         by_length: cut batches into micro-batches of rows of similar length, see `ShardedLoader`; False cuts them in
             the order of the rows.
         length_window: training batches whose rows are dealt out again by length, see `ShardedLoader`.
+        max_bad_rows: rows of ``train``, and as many of ``validation``, that may be left out because they cannot be
+            used; they are counted (``bad_rows``) and the first are named in a warning.
     """
 
     kind: ClassVar[StageKind]
@@ -75,10 +77,14 @@ class RowDataModule(LightningDataModule, Generic[T]):
         seed: int,
         by_length: bool,
         length_window: int,
+        max_bad_rows: int,
     ) -> None:
         super().__init__()
         if not 0 <= validation_fraction < 1:
             raise ConfigError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1.")
+        if max_bad_rows < 0:
+            raise ConfigError(f"max_bad_rows is {max_bad_rows}; it must be at least 0.")
+        self.max_bad_rows = max_bad_rows
         self.train, self.validation = _as_paths(train), _as_paths(validation)
         self.tokenizer = tokenizer
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
@@ -120,24 +126,21 @@ class RowDataModule(LightningDataModule, Generic[T]):
             )
 
     def _read(self) -> None:
-        train = self._rows(self.train)
-        validation = self._rows(self.validation)
-        read = len(train)
+        train, bad = load_rows(self.train, self.kind, self.max_bad_rows)
+        validation, bad_validation = load_rows(self.validation, self.kind, self.max_bad_rows)
+        read = len(train) + bad
         if not self.validation:
             train, validation = self._hold_out(train)
         repeated, leaked = count_repeated(self._identities(train), self._identities(validation))
         self.train_items, counts = self._encode(train, "training")
         self.val_items, val_counts = self._encode(validation, "validation")
         report = {"rows": read, "train_rows": len(self.train_items), "validation_rows": len(self.val_items)}
-        report |= {"duplicates": repeated, "leaks": leaked, **counts}
-        self.report = report | {f"validation_{name}": count for name, count in val_counts.items()}
-        self._fingerprint = _fingerprint(self.train_items)
+        report |= {"duplicates": repeated, "leaks": leaked, "bad_rows": bad, "validation_bad_rows": bad_validation}
+        self.report = report | counts | {f"validation_{name}": count for name, count in val_counts.items()}
+        self._fingerprint = _fingerprint(train, self.train_items)
         self._is_read = True
         if self._outcome():
             log.warning("%s: %s", ", ".join(map(str, self.train)), self._outcome())
-
-    def _rows(self, paths: list[Path]) -> list[LocatedRow]:
-        return validate_rows([row for path in paths for row in read_rows(path)], self.kind)
 
     def _identities(self, rows: list[LocatedRow]) -> list[str]:
         return [identity(row.row, self.kind) for row in rows]
@@ -283,8 +286,11 @@ def _as_paths(paths: Paths | None) -> list[Path]:
     return [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
 
 
-def _fingerprint(items: Sequence[EncodedItem]) -> str:
+def _fingerprint(rows: Sequence[LocatedRow], items: Sequence[EncodedItem]) -> str:
+    """Of all columns, which reward functions may read, and of the tokens, which the tokenizer decides."""
     digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical(row.row).encode())
     for item in items:
         ids = item.token_ids()
         digest.update(array("q", [len(ids), *ids]).tobytes())

@@ -61,6 +61,7 @@ class ComparisonData(RowDataModule[Comparison]):
         max_length: tokens of prompt and answer together, EOS included.
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
+        max_bad_rows: see `RowDataModule`.
         on_long: "truncate" or "drop".
         by_length: see `RowDataModule`.
         length_window: see `RowDataModule`.
@@ -79,6 +80,7 @@ class ComparisonData(RowDataModule[Comparison]):
         max_length: int = 512,
         validation_fraction: float = 0.05,
         seed: int = 0,
+        max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
         by_length: bool = True,
         length_window: int = 1,
@@ -93,6 +95,7 @@ class ComparisonData(RowDataModule[Comparison]):
             seed=seed,
             by_length=by_length,
             length_window=length_window,
+            max_bad_rows=max_bad_rows,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")

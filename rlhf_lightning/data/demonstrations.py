@@ -13,7 +13,7 @@ from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.collate import pad, pad_id
 from rlhf_lightning.data.sources import LocatedRow
-from rlhf_lightning.data.validate import StageKind
+from rlhf_lightning.data.validate import StageKind, narrowed
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.types import SFTBatch
 
@@ -56,6 +56,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
         completion_only: learn the completion; False also learns the prompt (``text`` rows are always learned whole).
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
+        max_bad_rows: see `RowDataModule`.
         on_long: "drop" or "truncate".
         by_length: see `RowDataModule`.
         length_window: see `RowDataModule`.
@@ -76,6 +77,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
         completion_only: bool = True,
         validation_fraction: float = 0.05,
         seed: int = 0,
+        max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "drop",
         by_length: bool = True,
         length_window: int = 1,
@@ -90,6 +92,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
             seed=seed,
             by_length=by_length,
             length_window=length_window,
+            max_bad_rows=max_bad_rows,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
@@ -102,6 +105,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
     def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Demonstration]:
         """See `RowDataModule`."""
         items = []
+        rows = [row._replace(row=narrowed(row.row, self.kind)) for row in rows]
         for example in encode_examples(self.tokenizer, rows):
             fitted = self._fit(example, counts)
             item = self._item(fitted) if fitted is not None else None

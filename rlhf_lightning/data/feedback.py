@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.collate import pad, pad_id
+from rlhf_lightning.data.fields import as_label
 from rlhf_lightning.data.implicit import split_shared_prompt
 from rlhf_lightning.data.loader import ShardedLoader
 from rlhf_lightning.data.sources import LocatedRow, located
-from rlhf_lightning.data.validate import StageKind, as_label, row_type
+from rlhf_lightning.data.validate import StageKind, row_type
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.types import AnswerBatch, FeedbackBatch
 
@@ -60,6 +61,7 @@ class FeedbackData(RowDataModule[Feedback]):
         max_length: tokens of prompt and answer together, EOS included.
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
+        max_bad_rows: see `RowDataModule`.
         on_long: "drop" or "truncate".
         by_length: see `RowDataModule`.
         length_window: see `RowDataModule`.
@@ -82,6 +84,7 @@ class FeedbackData(RowDataModule[Feedback]):
         max_length: int = 512,
         validation_fraction: float = 0.05,
         seed: int = 0,
+        max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
         by_length: bool = True,
         length_window: int = 1,
@@ -96,6 +99,7 @@ class FeedbackData(RowDataModule[Feedback]):
             seed=seed,
             by_length=by_length,
             length_window=length_window,
+            max_bad_rows=max_bad_rows,
         )
         if batch_size < 2:
             raise ConfigError(
