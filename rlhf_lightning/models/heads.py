@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_lightning.functional.sequences import last_index
+from rlhf_lightning.models.prefix import is_worthwhile, share_prefixes, shared_states
 from rlhf_lightning.models.trunk import decoder, hidden_states, layers, run_upper
 
 
@@ -52,28 +53,41 @@ class ScalarModel(nn.Module):
         for number in range(self.freeze_below):
             layers(self.model)[number] = layers(policy)[number]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        hidden: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> Tensor:
         """One number per position.
 
         Args:
             input_ids: long [B, S].
             attention_mask: bool [B, S].
             hidden: output of the frozen lower layers [B, S, D], if it was computed before.
+            groups: sequences of one group begin alike, long [B], see `rlhf_lightning.models.prefix`; what they begin
+                with is computed once where that pays. None computes every sequence by itself.
 
         Returns:
             float32 [B, S].
         """
+        head: Any = self.model.score
+        if groups is not None and hidden is None:
+            shared = share_prefixes(input_ids, attention_mask, groups)
+            if is_worthwhile(shared, self.model.config.hidden_size):
+                numbers = linear_fp32(head, shared_states(self.model, shared))
+                return numbers[shared.row[:, None], shared.column]
         if hidden is None or not self.freeze_below:
             states = hidden_states(self.model, input_ids, attention_mask)
         else:
             states = run_upper(self.model, self.freeze_below, hidden, attention_mask)
-        head: Any = self.model.score
         return linear_fp32(head, states)
 
-    def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The number at the last real token of each row, float32 [B]."""
+    def score(self, input_ids: Tensor, attention_mask: Tensor, groups: Tensor | None = None) -> Tensor:
+        """The number at the last real token of each row, float32 [B]; ``groups`` as in `forward`."""
         last = last_index(attention_mask)
-        return self(input_ids, attention_mask).gather(1, last[:, None]).squeeze(1)
+        return self(input_ids, attention_mask, groups=groups).gather(1, last[:, None]).squeeze(1)
 
 
 class ValueHead(nn.Module):
