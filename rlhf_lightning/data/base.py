@@ -55,9 +55,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
         micro_batch_size: rows a rank holds at once, see `ShardedLoader`; None takes its whole share.
         validation_fraction: share of the rows to hold out, in [0, 1); 0 means no validation.
         seed: of the split and of the shuffling.
-        by_length: cut batches into micro-batches of rows of similar length, see `ShardedLoader`; False cuts them in
-            the order of the rows.
-        length_window: training batches whose rows are dealt out again by length, see `ShardedLoader`.
+        length_window: cut batches into micro-batches of rows of similar length (1), or in the order of the rows (0);
+            above 1 the rows of so many training batches are dealt out again by length, see `ShardedLoader`.
         max_bad_rows: rows of ``train``, and as many of ``validation``, that may be left out because they cannot be
             used; they are counted (``bad_rows``) and the first are named in a warning.
     """
@@ -75,7 +74,6 @@ class RowDataModule(LightningDataModule, Generic[T]):
         micro_batch_size: int | None,
         validation_fraction: float,
         seed: int,
-        by_length: bool,
         length_window: int,
         max_bad_rows: int,
     ) -> None:
@@ -89,7 +87,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         self.tokenizer = tokenizer
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.validation_fraction, self.seed = validation_fraction, seed
-        self.by_length, self.length_window = by_length, length_window
+        self.length_window = length_window
         self.report: dict[str, int] = {}
         self.train_items: list[T] = []
         self.val_items: list[T] = []
@@ -190,7 +188,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
 
     def accumulate_for(self, world_size: int) -> int:
         """Micro-batches that each rank accumulates for one optimizer step."""
-        return split_batch(self.batch_size, self.micro_batch_size, world_size, self.by_length)[1]
+        return split_batch(self.batch_size, self.micro_batch_size, world_size, self.length_window > 0)[1]
 
     @property
     def accumulate(self) -> int:
@@ -228,7 +226,6 @@ class RowDataModule(LightningDataModule, Generic[T]):
             shuffle=shuffle,
             seed=self.seed,
             drop_last=drop_last,
-            by_length=self.by_length,
             length_window=self.length_window,
         )
 
@@ -260,7 +257,6 @@ class RowDataModule(LightningDataModule, Generic[T]):
             "seed": self.seed,
             "batch_size": self.batch_size,
             "micro_batches_per_step": self.accumulate,
-            "by_length": self.by_length,
             "length_window": self.length_window,
         }
 

@@ -63,7 +63,6 @@ class ComparisonData(RowDataModule[Comparison]):
         seed: see `RowDataModule`.
         max_bad_rows: see `RowDataModule`.
         on_long: "truncate" or "drop".
-        by_length: see `RowDataModule`.
         length_window: see `RowDataModule`.
     """
 
@@ -82,7 +81,6 @@ class ComparisonData(RowDataModule[Comparison]):
         seed: int = 0,
         max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
-        by_length: bool = True,
         length_window: int = 1,
     ) -> None:
         super().__init__(
@@ -93,7 +91,6 @@ class ComparisonData(RowDataModule[Comparison]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
-            by_length=by_length,
             length_window=length_window,
             max_bad_rows=max_bad_rows,
         )

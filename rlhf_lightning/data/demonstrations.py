@@ -58,7 +58,6 @@ class DemonstrationData(RowDataModule[Demonstration]):
         seed: see `RowDataModule`.
         max_bad_rows: see `RowDataModule`.
         on_long: "drop" or "truncate".
-        by_length: see `RowDataModule`.
         length_window: see `RowDataModule`.
     """
 
@@ -79,7 +78,6 @@ class DemonstrationData(RowDataModule[Demonstration]):
         seed: int = 0,
         max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "drop",
-        by_length: bool = True,
         length_window: int = 1,
     ) -> None:
         super().__init__(
@@ -90,7 +88,6 @@ class DemonstrationData(RowDataModule[Demonstration]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
-            by_length=by_length,
             length_window=length_window,
             max_bad_rows=max_bad_rows,
         )

@@ -63,7 +63,6 @@ class FeedbackData(RowDataModule[Feedback]):
         seed: see `RowDataModule`.
         max_bad_rows: see `RowDataModule`.
         on_long: "drop" or "truncate".
-        by_length: see `RowDataModule`.
         length_window: see `RowDataModule`.
 
     Raises:
@@ -86,7 +85,6 @@ class FeedbackData(RowDataModule[Feedback]):
         seed: int = 0,
         max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
-        by_length: bool = True,
         length_window: int = 1,
     ) -> None:
         super().__init__(
@@ -97,7 +95,6 @@ class FeedbackData(RowDataModule[Feedback]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
-            by_length=by_length,
             length_window=length_window,
             max_bad_rows=max_bad_rows,
         )
@@ -210,7 +207,6 @@ class FeedbackData(RowDataModule[Feedback]):
             shuffle=shuffle,
             seed=self.seed,
             drop_last=drop_last,
-            by_length=self.by_length,
             length_window=self.length_window,
         )
         loader.mismatched = self.mismatched

@@ -72,9 +72,10 @@ class ShardedLoader(Generic[T]):
     where the last was left, whoever stopped it; so a resumed run sees the rows an uninterrupted run would have seen.
     The rows of a global batch are the same set for every ``micro_batch_size`` and ``world_size``.
 
-    ``by_length`` cuts each global batch into micro-batches of rows of similar length, as many as an even cut has, none
-    of them with more padded tokens than ``micro_batch_size`` times the longest row. The largest comes first, and the
-    ranks get neighbours at the same time, so that none waits. In evaluation the rows are sorted before they are cut.
+    A ``length_window`` above 0 cuts each global batch into micro-batches of rows of similar length, as many as an even
+    cut has, none of them with more padded tokens than ``micro_batch_size`` times the longest row. The largest comes
+    first, and the ranks get neighbours at the same time, so that none waits. In evaluation the rows are sorted before
+    they are cut.
 
     For evaluation (``drop_last=False``) every iteration hands out the same batches, each rank gets the same number of
     them, and a rank without rows gets one filler row.
@@ -96,12 +97,12 @@ class ShardedLoader(Generic[T]):
         shuffle: a new permutation in each epoch; False keeps the order of the dataset.
         seed: of the permutations, the same on every rank.
         drop_last: True for training, False for evaluation.
-        by_length: micro-batches of similar length; False cuts them in the order of the rows.
-        length_window: global batches of training whose rows are sorted by length together and dealt out again, so that
-            each has rows of similar length; they come in a random order. 1 leaves the rows where chance put them.
+        length_window: 0 cuts micro-batches in the order of the rows, 1 by length; above 1 the rows of so many global
+            batches of training are sorted by length together and dealt out again, so that each has rows of similar
+            length; they come in a random order.
 
     Raises:
-        ConfigError: sizes that do not divide, or a window below 1.
+        ConfigError: sizes that do not divide, or a window below 0.
         DataError: fewer rows than one batch in training, or none at all.
     """
 
@@ -117,26 +118,26 @@ class ShardedLoader(Generic[T]):
         shuffle: bool = True,
         seed: int = 0,
         drop_last: bool = True,
-        by_length: bool = True,
         length_window: int = 1,
     ) -> None:
         self.dataset = dataset
         self.collate = collate
         self.batch_size = batch_size
-        self.micro_batch_size, self.accumulate = split_batch(batch_size, micro_batch_size, world_size, by_length)
+        if length_window < 0:
+            raise ConfigError(f"length_window is {length_window} global batches; it must be at least 0.")
+        self.by_length = length_window > 0
+        sizes = split_batch(batch_size, micro_batch_size, world_size, self.by_length)
+        self.micro_batch_size, self.accumulate = sizes
         self.rank = rank
         self.world_size = world_size
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last
-        self.by_length = by_length
         self.length_window = length_window
         self.position = 0
         self.length: int | None = None
         self._order: tuple[int, list[int]] | None = None
         self._cut: tuple[tuple[int, int], list[list[int]]] | None = None
-        if length_window < 1:
-            raise ConfigError(f"length_window is {length_window} global batches; it must be at least 1.")
         if len(dataset) < (batch_size if drop_last else 1):
             raise DataError(
                 f"{len(dataset)} rows do not fill one batch of {batch_size}: training would take 0 steps;"

@@ -91,8 +91,7 @@ class PromptData(RowDataModule[Prompt]):
             micro_batch_size=None,  # a rollout is cut by the module that learns from it
             validation_fraction=validation_fraction,
             seed=seed,
-            by_length=False,
-            length_window=1,
+            length_window=0,
             max_bad_rows=max_bad_rows,
         )
         if on_long not in ("truncate_left", "drop"):

@@ -57,8 +57,8 @@ def test_a_window_deals_the_rows_of_its_batches_out_by_length():
             spreads.append(after[window][0] == sorted(after[window], key=lambda b: sum(v % 7 for v in b))[0])
     assert rows(make(44, seed=2, length_window=2)) == rows(make(44, seed=2, length_window=2))
     assert len(set(spreads)) == 2  # the shorter batch is not always the first
-    with pytest.raises(ConfigError, match="length_window is 0"):
-        make(length_window=0)
+    with pytest.raises(ConfigError, match="length_window is -1"):
+        make(length_window=-1)
 
 
 def test_rows_that_do_not_fill_a_batch_wait_for_another_epoch():
@@ -68,11 +68,11 @@ def test_rows_that_do_not_fill_a_batch_wait_for_another_epoch():
     assert seen == set(range(22))
 
 
-@pytest.mark.parametrize("by_length", [True, False])
+@pytest.mark.parametrize("window", [1, 0])
 @pytest.mark.parametrize(("world_size", "micro"), [(1, None), (1, 2), (2, None), (2, 1), (4, 2), (8, 1)])
-def test_a_global_batch_is_the_same_rows_and_mean_for_any_split(world_size, micro, by_length):
+def test_a_global_batch_is_the_same_rows_and_mean_for_any_split(world_size, micro, window):
     whole = make(24)
-    options = {"world_size": world_size, "micro_batch_size": micro, "by_length": by_length}
+    options = {"world_size": world_size, "micro_batch_size": micro, "length_window": window}
     loaders = [make(24, rank=r, **options) for r in range(world_size)]
     steps = loaders[0].accumulate
     assert len(loaders[0]) == 3 * steps
@@ -87,9 +87,9 @@ def test_a_global_batch_is_the_same_rows_and_mean_for_any_split(world_size, micr
         assert float(loss / len(parts)) == pytest.approx(float(mean), rel=1e-12)
 
 
-@pytest.mark.parametrize("by_length", [True, False])
+@pytest.mark.parametrize("window", [1, 0])
 @pytest.mark.parametrize("stop", range(0, 27))
-def test_any_micro_batch_position_resumes_the_same_stream(stop, by_length):
+def test_any_micro_batch_position_resumes_the_same_stream(stop, window):
     def stream(loader, count):
         out = []
         while len(out) < count:
@@ -99,7 +99,7 @@ def test_any_micro_batch_position_resumes_the_same_stream(stop, by_length):
                     break
         return out
 
-    options = {"micro_batch_size": 2, "world_size": 2, "rank": 1, "by_length": by_length, "length_window": 2}
+    options = {"micro_batch_size": 2, "world_size": 2, "rank": 1, "length_window": 2 * window}
     whole = stream(make(**options), 30)
     before, after = make(**options), make(**options)
     assert stream(before, stop) == whole[:stop]
@@ -126,7 +126,7 @@ def test_shuffling_leaves_the_global_generator_alone():
 
 
 def test_evaluation_sees_every_row_once_on_equally_many_batches():
-    options = {"batch_size": 4, "micro_batch_size": 2, "shuffle": False, "drop_last": False, "by_length": False}
+    options = {"batch_size": 4, "micro_batch_size": 2, "shuffle": False, "drop_last": False, "length_window": 0}
     loaders = [make(9, world_size=2, rank=rank, **options) for rank in (0, 1)]
     streams = [list(loader) for loader in loaders]
     assert [len(stream) for stream in streams] == [len(loader) for loader in loaders] == [3, 3]
@@ -146,13 +146,13 @@ def test_evaluation_by_length_sees_every_row_once_beside_rows_of_its_length():
     assert [batch[1] for batch in streams[0]] == [batch[1] for batch in streams[1]] == [10 / 2, 12 / 2, 3 / 2]
 
 
-@pytest.mark.parametrize("by_length", [True, False])
-def test_evaluation_is_the_same_each_time(by_length):
-    loader = make(9, shuffle=False, drop_last=False, by_length=by_length)
+@pytest.mark.parametrize("window", [1, 0])
+def test_evaluation_is_the_same_each_time(window):
+    loader = make(9, shuffle=False, drop_last=False, length_window=window)
     next(iter(loader))
     first = rows(loader)
     assert first == rows(loader) and sorted(first) == list(range(9))
-    assert by_length or first == list(range(9))
+    assert window or first == list(range(9))
     assert loader.state_dict() == {"position": 0}
 
 
@@ -162,7 +162,7 @@ def test_evaluation_is_the_same_each_time(by_length):
 def test_sizes_that_do_not_divide_are_refused_with_the_three_numbers(batch_size, micro, world_size):
     options = {"batch_size": batch_size, "micro_batch_size": micro, "world_size": world_size}
     with pytest.raises(ConfigError, match=f"{batch_size} is not a multiple of micro_batch_size {micro} x {world_size}"):
-        make(24, by_length=False, **options)
+        make(24, length_window=0, **options)
     if (batch_size, micro, world_size) != (8, 3, 1):
         with pytest.raises(ConfigError, match=f"{batch_size} is not a multiple"):
             make(24, **options)

@@ -77,7 +77,7 @@ def step(make, files, micro, **options):
 @pytest.mark.parametrize("micro", [24, 5, 2, 1])
 @pytest.mark.parametrize("make", [sft, reward, dpo, kto])
 def test_a_step_and_the_totals_of_validation_are_those_of_the_uncut_batch(files, make, micro):
-    expected, whole = step(make, files, None, by_length=False)
+    expected, whole = step(make, files, None, length_window=0)
     after, logged = step(make, files, micro)
     start = make(files)[0]
     start.configure_model()
@@ -96,7 +96,7 @@ def test_the_padding_share_counts_every_position_of_the_step(files):
     data.setup("fit")
     lengths = [len(item.input_ids) for item in data.train_items]
     assert logged["train/padding"] == pytest.approx(1 - sum(lengths) / sum(padded(cut(lengths, 4), lengths)))
-    assert step(sft, files, None, by_length=False)[1]["train/padding"] == pytest.approx(
+    assert step(sft, files, None, length_window=0)[1]["train/padding"] == pytest.approx(
         1 - sum(lengths) / (24 * max(lengths))
     )
 
