@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_lightning.functional.sequences import last_index
-from rlhf_lightning.models.prefix import is_worthwhile, share_prefixes, shared_states
+from rlhf_lightning.models.prefix import shared_states, worthwhile_rows
 from rlhf_lightning.models.trunk import decoder, hidden_states, layers, run_upper
 
 
@@ -35,6 +35,7 @@ class ScalarModel(nn.Module):
             config, dtype=policy.dtype, attn_implementation=config._attn_implementation
         )
         decoder(model).load_state_dict(decoder(policy).state_dict())
+        model.share_prefix = getattr(policy, "share_prefix", False)
         nn.init.zeros_(model.score.weight)
         critic = cls(model.to(policy.device).train(), freeze_below)
         if freeze_below:
@@ -73,11 +74,10 @@ class ScalarModel(nn.Module):
             float32 [B, S].
         """
         head: Any = self.model.score
-        if groups is not None and hidden is None:
-            shared = share_prefixes(input_ids, attention_mask, groups)
-            if is_worthwhile(shared, self.model.config.hidden_size):
-                numbers = linear_fp32(head, shared_states(self.model, shared))
-                return numbers[shared.row[:, None], shared.column]
+        shared = None if hidden is not None else worthwhile_rows(self.model, input_ids, attention_mask, groups)
+        if shared is not None:
+            numbers = linear_fp32(head, shared_states(self.model, shared))
+            return numbers[shared.row[:, None], shared.column]
         if hidden is None or not self.freeze_below:
             states = hidden_states(self.model, input_ids, attention_mask)
         else:

@@ -6,10 +6,10 @@ The result is that of plain rows up to rounding; only the work differs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_lightning.functional.sequences import position_ids
@@ -73,6 +73,35 @@ def _common_prefix(input_ids: Tensor, real: Tensor, place: Tensor, groups: Tenso
     return torch.full_like(counts, input_ids.shape[1]).scatter_reduce_(0, groups, shared, "amin")
 
 
+def worthwhile_rows(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, groups: Tensor | None
+) -> SharedRows | None:
+    """Shared rows as in `share_prefixes`; None where plain ones cost about as little, or the model does not share.
+
+    A model shares if `Pretrained` says so and `can_share` found that it can.
+    """
+    if groups is None or not getattr(model, "share_prefix", False) or len(groups) == int(groups[-1]) + 1:
+        return None
+    shared = share_prefixes(input_ids, attention_mask, groups)
+    config: Any = model.config
+    return shared if is_worthwhile(shared, config.get_text_config().hidden_size) else None
+
+
+def adjacent_groups(prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
+    """Groups of neighbouring rows with the same prompt, for `share_prefixes`; long [B].
+
+    Args:
+        prompt_ids: long [B, P], padded on the left.
+        prompt_mask: bool [B, P].
+
+    >>> adjacent_groups(torch.tensor([[5, 6], [5, 6], [5, 7]]), torch.ones(3, 2, dtype=torch.bool))
+    tensor([0, 0, 1])
+    """
+    ids = torch.where(prompt_mask, prompt_ids, -1)
+    differs = (ids[1:] != ids[:-1]).any(1)
+    return torch.cat([differs.new_zeros(1), differs]).long().cumsum(0)
+
+
 def is_worthwhile(shared: SharedRows, hidden_size: int) -> bool:
     """Whether shared rows cost clearly less than plain ones.
 
@@ -83,16 +112,21 @@ def is_worthwhile(shared: SharedRows, hidden_size: int) -> bool:
     return new <= WORTHWHILE * plain
 
 
-def shared_states(model: PreTrainedModel, shared: SharedRows) -> Tensor:
-    """Final hidden states [M, W, D] of shared rows."""
+def shared_inputs(model: PreTrainedModel, shared: SharedRows) -> dict[str, Any]:
+    """What a model or its decoder is called with for shared rows."""
     mask = shared.attention
     if model.config._attn_implementation == "eager":  # adds its mask
         mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(model.dtype).min
         )
-    return decoder(model)(
-        input_ids=shared.input_ids, attention_mask=mask, position_ids=shared.positions, use_cache=False
-    ).last_hidden_state
+    return {
+        "input_ids": shared.input_ids, "attention_mask": mask, "position_ids": shared.positions, "use_cache": False
+    }  # fmt: skip
+
+
+def shared_states(model: PreTrainedModel, shared: SharedRows) -> Tensor:
+    """Final hidden states [M, W, D] of shared rows."""
+    return decoder(model)(**shared_inputs(model, shared)).last_hidden_state
 
 
 @torch.no_grad()

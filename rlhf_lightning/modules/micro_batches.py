@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from rlhf_lightning.functional.lengths import cut
+from rlhf_lightning.models.prefix import adjacent_groups
 from rlhf_lightning.modules.settings import Schedule
 from rlhf_lightning.types import Experience, Rollout
 
 Part = TypeVar("Part", Rollout, Experience)
+SHARED = 0.8  # keep groups together where that leaves at most this share of the tokens
 
 
 def micro_batches(rollout: Rollout, schedule: Schedule) -> list[Tensor]:
@@ -25,7 +27,32 @@ def micro_batches(rollout: Rollout, schedule: Schedule) -> list[Tensor]:
     if not schedule.by_length:
         return list(torch.arange(len(rollout)).split(schedule.micro))
     lengths = torch.stack([rollout.prompt_mask.sum(1), rollout.lengths], dim=1)
-    return [torch.tensor(rows) for rows in cut(lengths, schedule.micro_batches)]
+    rows = cut(lengths, schedule.micro_batches)
+    together = _whole_groups(rollout, lengths, schedule)
+    plain = sum(len(some) * int(lengths[some].amax(0).sum()) for some in rows)
+    if together is not None and together.padded < SHARED * plain:
+        rows = together.rows
+    return [torch.tensor(some) for some in rows]
+
+
+class _Groups(NamedTuple):
+    rows: list[list[int]]  # of each micro-batch
+    padded: int  # tokens of all of them
+
+
+def _whole_groups(rollout: Rollout, lengths: Tensor, schedule: Schedule) -> _Groups | None:
+    """As many micro-batches of whole groups, in which a prompt is computed once; None where groups are not whole."""
+    size = schedule.group_size
+    count = len(rollout) // size
+    if size == 1 or len(rollout) % size or count < schedule.micro_batches:
+        return None
+    owner = adjacent_groups(rollout.prompt_ids, rollout.prompt_mask).view(count, size)
+    if (owner != owner[:, :1]).any():
+        return None  # a later pass, whose rows are shuffled
+    width = lengths.view(count, size, 2)[:, 0, 0] + lengths.view(count, size, 2)[..., 1].sum(1)
+    groups = cut(width, schedule.micro_batches)
+    rows = [[group * size + i for group in some for i in range(size)] for some in groups]
+    return _Groups(rows, sum(len(some) * int(width[some].max()) for some in groups))
 
 
 def take(data: Part, rows: Tensor, schedule: Schedule) -> Part:

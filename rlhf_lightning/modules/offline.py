@@ -89,7 +89,8 @@ class OfflineModule(RLHFModule):
     def _sums(self, model: Any, answers: ComparisonBatch | AnswerBatch, mask: Tensor, hidden: Tensor | None) -> Tensor:
         """Log-probabilities summed over the mask, [N]."""
         ids, attention = answers.input_ids, answers.attention_mask
-        scored = token_scores(model, ids, attention, mask, hidden=hidden, freeze_below=self.freeze_below)
+        groups = answers.prompt_index if isinstance(answers, ComparisonBatch) else None
+        scored = token_scores(model, ids, attention, mask, hidden=hidden, freeze_below=self.freeze_below, groups=groups)
         return spread(scored.logprobs, mask).sum(1)
 
     def _shares_lower(self) -> bool:

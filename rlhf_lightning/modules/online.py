@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -124,7 +125,8 @@ class OnlineModule(RLHFModule):
 
     def schedule(self, rows: int) -> Schedule:
         """Sizes per rank for a rollout of ``rows`` responses on this rank."""
-        return self.settings.schedule(rows * self.world_size, self.world_size)
+        schedule = self.settings.schedule(rows * self.world_size, self.world_size)
+        return schedule if getattr(self.policy, "share_prefix", False) else replace(schedule, group_size=1)
 
     def learn(self, experience: Experience) -> dict[str, float]:
         """Epochs x minibatches of optimizer steps; stops early where the policy has moved too far."""

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.reward import kwise_logistic_loss, kwise_pairs
 from rlhf_lightning.models import Pretrained, ScalarModel
-from rlhf_lightning.models.prefix import can_share
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, depth_of
 from rlhf_lightning.modules.held_out import HeldOut
 from rlhf_lightning.modules.totals import Totals
@@ -33,7 +32,6 @@ class RewardModule(RLHFModule):
         init_head: draw a new head; False continues a reward model.
         head_std: see `Pretrained.reward_model`.
         num_layers: see `Pretrained.reward_model`.
-        share_prefix: compute a prompt once for all its answers where that pays, see `rlhf_lightning.models.prefix`.
         max_grad_norm: see `RLHFModule`.
     """
 
@@ -49,14 +47,12 @@ class RewardModule(RLHFModule):
         init_head: bool = True,
         head_std: float | None = None,
         num_layers: int | None = None,
-        share_prefix: bool = True,
         max_grad_norm: float = 1.0,
     ) -> None:
         super().__init__(tokenizer, optimizer, scheduler, max_grad_norm)
         self._source = (model,)  # a tuple: Lightning would register a bare model
         self.ranking_loss = ranking_loss
         self.init_head, self.head_std, self.num_layers = init_head, head_std, num_layers
-        self.share_prefix = share_prefix
         self.model: ScalarModel | None = None
         self._seen = HeldOut()
         self.held_out: dict[str, Any] = {}
@@ -65,7 +61,6 @@ class RewardModule(RLHFModule):
         """Load the model and give it a scalar head."""
         source = self._source[0]
         inner = self._load(source) if isinstance(source, Pretrained) else source
-        self.share_prefix = self.share_prefix and can_share(inner)
         self.model = ScalarModel(inner, depth_of(source))
 
     def _load(self, source: Pretrained) -> PreTrainedModel:
@@ -79,8 +74,7 @@ class RewardModule(RLHFModule):
     def score(self, batch: ComparisonBatch) -> Tensor:
         """Override to change how an answer is scored; float32 [N]."""
         assert self.model is not None
-        groups = batch.prompt_index if self.share_prefix else None
-        return self.model.score(batch.input_ids, batch.attention_mask, groups)
+        return self.model.score(batch.input_ids, batch.attention_mask, batch.prompt_index)
 
     def loss(self, scores: Tensor, batch: ComparisonBatch) -> Tensor:
         """Override to change the objective; [], its mean over micro-batches and ranks is the mean over all prompts."""

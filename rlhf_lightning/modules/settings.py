@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.ratios import CORRECTIONS
+from rlhf_lightning.types import Rollout
 
 Aggregate = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"]
 Placement = Literal["reward", "loss"]
@@ -33,6 +37,9 @@ class PPOSettings:
         correction: how the policy loss weighs tokens that the engine drew from other probabilities than training
             computes, see `rlhf_lightning.functional.ratios`; None ignores the difference.
         entropy_coef: bonus per nat of the policy's entropy per token.
+        reuse_logprobs: where a rollout is learned from in one update, without a critic and in full precision, take the
+            log-probabilities of the engine for the KL price, and those of the update itself for its ratio, instead of
+            computing them beforehand.
         max_approx_kl: stop the updates of a rollout once KL(old || new) exceeds this, nats per token; None never stops.
         value_coef: weight of the value loss.
         value_clip_range: half-width of the trust region around the old value.
@@ -58,6 +65,7 @@ class PPOSettings:
     kl_estimator: Estimator = "k1"
     correction: Correction | None = None
     entropy_coef: float = 0.0
+    reuse_logprobs: bool = True
     max_approx_kl: float | None = 0.1
     value_coef: float = 0.1
     value_clip_range: float = 0.2
@@ -86,6 +94,21 @@ class PPOSettings:
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"ppo.settings.{name}={getattr(self, name)}: choose {', '.join(get_args(kind))}")
 
+    def weights(self, logprobs: Tensor, rollout: Rollout) -> Tensor | None:
+        """Weights of the policy loss [B, T] or [B, 1] for ``logprobs`` [B, T] of training; None without `correction`.
+
+        Raises:
+            ConfigError: the engine kept no log-probabilities to compare with.
+        """
+        if self.correction is None:
+            return None
+        if rollout.rollout_logprobs is None:
+            raise ConfigError(
+                "ppo.settings.correction needs the log-probabilities of the engine, and this one keeps none; "
+                "use rollout=loop"
+            )
+        return CORRECTIONS[self.correction](logprobs, rollout.rollout_logprobs, rollout.mask)
+
     def schedule(self, rollout: int, world_size: int) -> Schedule:
         """Sizes per rank for a rollout of ``rollout`` responses over ``world_size`` ranks.
 
@@ -111,6 +134,7 @@ class PPOSettings:
             micro=micro,
             micro_batches=-(-per_rank // micro),
             by_length=self.by_length,
+            group_size=self.group_size,
         )
 
 
@@ -123,3 +147,4 @@ class Schedule:
     micro: int  # of a micro-batch; by length it may hold more that are shorter
     micro_batches: int  # of a minibatch
     by_length: bool
+    group_size: int  # responses to a prompt that a forward can share; 1 where models do not share prompts

@@ -70,6 +70,11 @@ class LoopEngine:
         self._pad = 0
         self._version = 0
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether it decodes with the very weights that training computes with."""
+        return self.dtype is None
+
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
         """Sample with these weights, or with a copy of them in another dtype.
 

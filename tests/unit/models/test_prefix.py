@@ -5,7 +5,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from rlhf_lightning.functional.sequences import left_pad, right_pad
-from rlhf_lightning.models import ScalarModel
+from rlhf_lightning.models import ScalarModel, prefix
 from rlhf_lightning.models.prefix import can_share, is_worthwhile, share_prefixes
 from tests import tiny
 
@@ -23,6 +23,7 @@ GROUPS = torch.tensor([0, 0, 0, 1, 1, 2])
 def model(attention="sdpa"):
     policy = tiny.policy()
     policy.config._attn_implementation = attention
+    policy.share_prefix = True
     scalar = ScalarModel.from_policy(policy)
     torch.manual_seed(1)
     torch.nn.init.normal_(scalar.model.score.weight)
@@ -40,7 +41,7 @@ def gradients(scalar, ids, mask, groups):
 @pytest.mark.parametrize("pad", [left_pad, right_pad])
 @pytest.mark.parametrize("pad_id", [0, 1, 9])
 def test_scores_and_gradients_are_those_of_plain_rows(monkeypatch, attention, pad, pad_id):
-    monkeypatch.setattr("rlhf_lightning.models.heads.is_worthwhile", lambda *sizes: True)
+    monkeypatch.setattr(prefix, "is_worthwhile", lambda *sizes: True)
     ids, mask = pad(SEQUENCES, pad_id)
     scalar = model(attention)
     scores, plain = gradients(scalar, ids, mask, None)
