@@ -48,6 +48,8 @@ def _guard(arguments: list[str]) -> int:
 def _dispatch(arguments: list[str]) -> None:
     if arguments[:1] == ["prepare"]:
         _prepare(arguments[1:])
+    elif arguments[:1] == ["data"]:
+        _data(arguments[1:])
     elif HANDOVER_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         # Another rank of a run whose first process has composed already: one config and one folder for all of them.
         _run(json.loads(os.environ[HANDOVER_VARIABLE]))
@@ -125,6 +127,14 @@ def _prepare(words: list[str]) -> None:
 
     folder = prepare_smollm2(words[1] if words[1:] else "models/smollm2")
     print(f"ready: model.path={folder}")  # noqa: T201
+
+
+def _data(words: list[str]) -> None:
+    if words[:1] != ["check"]:
+        raise ConfigError(f"data {' '.join(words)}: write `rlhf-lightning data check FILE ... --stage reward`")
+    from rlhf_lightning.data.check import check
+
+    print(check(words[1:]))  # noqa: T201
 
 
 def _wants_traceback() -> bool:

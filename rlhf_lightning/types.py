@@ -31,6 +31,17 @@ class TensorData:
         return replace(self, **{f.name: _select(getattr(self, f.name), index) for f in fields(self)})  # type: ignore
 
 
+def _first(mask: Tensor) -> int:
+    """Leading columns that no row needs, at least one column kept."""
+    used = mask.any(0).nonzero()
+    return int(used[0]) if len(used) else mask.shape[1] - 1
+
+
+def _last(mask: Tensor) -> int:
+    """Columns up to the last that a row needs, at least one."""
+    return mask.shape[1] - _first(mask.flip(1))
+
+
 def _to(value: Any, device: torch.device | str, **kwargs: Any) -> Any:
     return value.to(device, **kwargs) if isinstance(value, (Tensor, TensorData)) else value
 
@@ -113,9 +124,32 @@ class Rollout(TensorData):
         return torch.cat([self.prompt_mask, self.mask], dim=1)
 
     @property
+    def sampled(self) -> Tensor:
+        """True at the tokens of the response alone, bool ``[B, S]``."""
+        return torch.cat([torch.zeros_like(self.prompt_mask), self.mask], dim=1)
+
+    @property
     def lengths(self) -> Tensor:
         """Response tokens of each row, the EOS included, long ``[B]``."""
         return self.mask.sum(1)
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Columns that are padding in every row: on the left of the prompts, on the right of the responses."""
+        return _first(self.prompt_mask), self.mask.shape[1] - _last(self.mask)
+
+    def trimmed(self) -> Rollout:
+        """The same rows without the columns that are `padding` in all of them."""
+        left, right = self.padding
+        width = self.mask.shape[1] - right
+        return replace(
+            self,
+            prompt_ids=self.prompt_ids[:, left:],
+            prompt_mask=self.prompt_mask[:, left:],
+            response_ids=self.response_ids[:, :width],
+            mask=self.mask[:, :width],
+            rollout_logprobs=None if self.rollout_logprobs is None else self.rollout_logprobs[:, :width],
+        )
 
 
 @dataclass(frozen=True)
@@ -139,6 +173,19 @@ class Experience(TensorData):
         """True at tokens to learn from, bool ``[B, T]``."""
         return self.rollout.mask if self.counted is None else self.rollout.mask & self.counted[:, None]
 
+    def trimmed(self) -> Experience:
+        """The same rows without the columns that are padding in all of them, see `Rollout.trimmed`."""
+        left, right = self.rollout.padding
+        width = self.rollout.mask.shape[1] - right
+        per_token = ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns")
+        return replace(
+            self,
+            rollout=self.rollout.trimmed(),
+            hidden=None if self.hidden is None else self.hidden[:, left : self.hidden.shape[1] - right],
+            weights=None if self.weights is None else self.weights[:, :width],
+            **{name: getattr(self, name)[:, :width] for name in per_token},
+        )
+
 
 @dataclass(frozen=True)
 class AnswerBatch(TensorData):
@@ -147,6 +194,11 @@ class AnswerBatch(TensorData):
     input_ids: Tensor  # long [B, S], prompt + answer
     attention_mask: Tensor  # bool [B, S]
     lengths: Tensor  # long [B], tokens of the answer, EOS included: the last real tokens of the row; 0 counts nothing
+
+    def trimmed(self) -> Self:
+        """The same rows without the columns on the right that are padding in all of them."""
+        width = _last(self.attention_mask)
+        return replace(self, input_ids=self.input_ids[:, :width], attention_mask=self.attention_mask[:, :width])
 
 
 @dataclass(frozen=True)

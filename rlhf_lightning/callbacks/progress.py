@@ -16,7 +16,7 @@ from rich.text import Text
 
 from rlhf_lightning.callbacks.steps import logged_scalars, steps_done, steps_planned
 
-PHASES = ("generate", "score", "evaluate", "learn")
+PHASES = {"generate": "gen", "score": "score", "evaluate": "eval", "learn": "learn"}
 Metrics = Mapping[str, float]
 
 
@@ -74,7 +74,7 @@ class ProgressLine(ProgressBar):
         metrics = logged_scalars(trainer)  # on every rank: reading may reduce
         if self._enabled and steps_done(trainer) != self._step:
             self._step = steps_done(trainer)
-            self._show(trainer, pl_module, metrics)
+            self._show(trainer, metrics)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,7 +88,7 @@ class ProgressLine(ProgressBar):
         self._stop()
         self._step = steps_done(trainer)
         if self._enabled and self._step > self._first_step:
-            self._line = progress_text(metrics, self._step, None, self._speeds(trainer, pl_module, metrics))
+            self._line = progress_text(metrics, self._step, None, self._speed(trainer, metrics))
             seconds = time.monotonic() - self._started
             self._print(f"{self._line}  | done in {_duration(seconds)}")
 
@@ -97,30 +97,27 @@ class ProgressLine(ProgressBar):
         if self._enabled and self._line:
             self._print(f"{self._line}  | stopped")
 
-    def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule, metrics: Metrics) -> None:
+    def _show(self, trainer: pl.Trainer, metrics: Metrics) -> None:
         total = self._planned
         share = 100 * self._step / total if total else 0.0
         now = time.monotonic()
         due = share - self._printed_share >= self.every_percent or now - self._printed_at >= self.every_seconds
         if self._live is None and not due:
             return
-        self._line = progress_text(metrics, self._step, total, self._speeds(trainer, pl_module, metrics))
+        self._line = progress_text(metrics, self._step, total, self._speed(trainer, metrics))
         if self._live is not None:
             self._live.update(Text(self._line, no_wrap=True, overflow="ellipsis"))
             return
         self._print(self._line)
         self._printed_share, self._printed_at = share, now
 
-    def _speeds(self, trainer: pl.Trainer, pl_module: pl.LightningModule, metrics: Metrics) -> dict[str, float]:
-        """Tokens per second: by phase of the last rollout if phases are timed, else of the whole fit so far."""
-        experience = getattr(pl_module, "last_experience", None)
-        if experience is not None:
-            tokens = int(experience.mask.sum()) * trainer.world_size
-            seconds = {phase: metrics.get(f"perf/seconds_{phase}", 0.0) for phase in PHASES}
-            return {phase: tokens / value for phase, value in seconds.items() if value > 0}
+    def _speed(self, trainer: pl.Trainer, metrics: Metrics) -> str:
+        """Time of each phase of the last rollout if phases are timed, else tokens per second of the fit so far."""
+        if any(tag.startswith("perf/seconds_") for tag in metrics):
+            return phases_text(metrics)
         seconds_so_far = time.monotonic() - self._started
         tokens = int(self._tokens) * trainer.world_size
-        return {"": tokens / seconds_so_far} if tokens and seconds_so_far > 0 else {}
+        return f"{_short(tokens / seconds_so_far)} tok/s" if tokens and seconds_so_far > 0 else ""
 
     def _stop(self) -> None:
         if self._live is not None:
@@ -131,10 +128,10 @@ class ProgressLine(ProgressBar):
         self._console.print(Text(line), soft_wrap=True)
 
 
-def progress_text(metrics: Metrics, step: int, total: int | None, speeds: Mapping[str, float]) -> str:
+def progress_text(metrics: Metrics, step: int, total: int | None, speed: str) -> str:
     """The line itself. The tags in ``metrics`` decide whether it speaks of SFT, the reward model or PPO.
 
-    >>> progress_text({"train/loss": 2.0, "train/perplexity": 7.389}, 50, 200, {"": 8100.0})
+    >>> progress_text({"train/loss": 2.0, "train/perplexity": 7.389}, 50, 200, "8.1k tok/s")
     'step 50/200  loss 2.000  ppl 7.39  | 8.1k tok/s'
     """
     unit = "step"
@@ -147,8 +144,20 @@ def progress_text(metrics: Metrics, step: int, total: int | None, speeds: Mappin
         parts = _parts(metrics, ("loss", "train/loss", ".3f"), ("ppl", "train/perplexity", ".2f"))
         parts += _parts(metrics, ("val loss", "val/loss", ".3f"))
     head = f"{unit} {step}/{total}" if total else f"{unit} {step}"
-    speed = " ".join(f"{phase} {_short(value)}".strip() for phase, value in speeds.items())
-    return "  ".join([head, *parts, *([f"| {speed} tok/s"] if speed else [])])
+    return "  ".join([head, *parts, *([f"| {speed}"] if speed else [])])
+
+
+def phases_text(metrics: Metrics) -> str:
+    """Seconds of each phase, with the speed of sampling.
+
+    >>> phases_text({"perf/seconds_generate": 1.2, "perf/seconds_learn": 2.25, "perf/tokens_per_second_generate": 850})
+    'gen 1.2s (850 tok/s) learn 2.2s'
+    """
+    times = {phase: metrics[f"perf/seconds_{phase}"] for phase in PHASES if f"perf/seconds_{phase}" in metrics}
+    parts = [f"{PHASES[phase]} {seconds:.1f}s" for phase, seconds in times.items()]
+    if "generate" in times and "perf/tokens_per_second_generate" in metrics:
+        parts[0] += f" ({_short(metrics['perf/tokens_per_second_generate'])} tok/s)"
+    return " ".join(parts)
 
 
 def _parts(metrics: Metrics, *shown: tuple[str, str, str]) -> list[str]:

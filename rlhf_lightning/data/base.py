@@ -18,8 +18,8 @@ from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.loader import Item, ShardedLoader, split_batch
-from rlhf_lightning.data.sources import LocatedRow, read_rows
-from rlhf_lightning.data.validate import StageKind, count_repeated, identity, prompt_identity, validate_rows
+from rlhf_lightning.data.sources import LocatedRow
+from rlhf_lightning.data.validate import StageKind, canonical, count_repeated, identity, load_rows, prompt_identity
 from rlhf_lightning.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,13 @@ class RowDataModule(LightningDataModule, Generic[T]):
         validation: the same; None holds rows out of ``train``.
         tokenizer: turns rows into ids.
         batch_size: rows per optimizer step, over all ranks.
-        micro_batch_size: rows a rank holds at once; None takes its whole share.
+        micro_batch_size: rows a rank holds at once, see `ShardedLoader`; None takes its whole share.
         validation_fraction: share of the rows to hold out, in [0, 1); 0 means no validation.
         seed: of the split and of the shuffling.
+        length_window: cut batches into micro-batches of rows of similar length (1), or in the order of the rows (0);
+            above 1 the rows of so many training batches are dealt out again by length, see `ShardedLoader`.
+        max_bad_rows: rows of ``train``, and as many of ``validation``, that may be left out because they cannot be
+            used; they are counted (``bad_rows``) and the first are named in a warning.
     """
 
     kind: ClassVar[StageKind]
@@ -70,14 +74,20 @@ class RowDataModule(LightningDataModule, Generic[T]):
         micro_batch_size: int | None,
         validation_fraction: float,
         seed: int,
+        length_window: int,
+        max_bad_rows: int,
     ) -> None:
         super().__init__()
         if not 0 <= validation_fraction < 1:
             raise ConfigError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1.")
+        if max_bad_rows < 0:
+            raise ConfigError(f"max_bad_rows is {max_bad_rows}; it must be at least 0.")
+        self.max_bad_rows = max_bad_rows
         self.train, self.validation = _as_paths(train), _as_paths(validation)
         self.tokenizer = tokenizer
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.validation_fraction, self.seed = validation_fraction, seed
+        self.length_window = length_window
         self.report: dict[str, int] = {}
         self.train_items: list[T] = []
         self.val_items: list[T] = []
@@ -114,24 +124,21 @@ class RowDataModule(LightningDataModule, Generic[T]):
             )
 
     def _read(self) -> None:
-        train = self._rows(self.train)
-        validation = self._rows(self.validation)
-        read = len(train)
+        train, bad = load_rows(self.train, self.kind, self.max_bad_rows)
+        validation, bad_validation = load_rows(self.validation, self.kind, self.max_bad_rows)
+        read = len(train) + bad
         if not self.validation:
             train, validation = self._hold_out(train)
         repeated, leaked = count_repeated(self._identities(train), self._identities(validation))
         self.train_items, counts = self._encode(train, "training")
         self.val_items, val_counts = self._encode(validation, "validation")
         report = {"rows": read, "train_rows": len(self.train_items), "validation_rows": len(self.val_items)}
-        report |= {"duplicates": repeated, "leaks": leaked, **counts}
-        self.report = report | {f"validation_{name}": count for name, count in val_counts.items()}
-        self._fingerprint = _fingerprint(self.train_items)
+        report |= {"duplicates": repeated, "leaks": leaked, "bad_rows": bad, "validation_bad_rows": bad_validation}
+        self.report = report | counts | {f"validation_{name}": count for name, count in val_counts.items()}
+        self._fingerprint = _fingerprint(train, self.train_items)
         self._is_read = True
         if self._outcome():
             log.warning("%s: %s", ", ".join(map(str, self.train)), self._outcome())
-
-    def _rows(self, paths: list[Path]) -> list[LocatedRow]:
-        return validate_rows([row for path in paths for row in read_rows(path)], self.kind)
 
     def _identities(self, rows: list[LocatedRow]) -> list[str]:
         return [identity(row.row, self.kind) for row in rows]
@@ -181,7 +188,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
 
     def accumulate_for(self, world_size: int) -> int:
         """Micro-batches that each rank accumulates for one optimizer step."""
-        return split_batch(self.batch_size, self.micro_batch_size, world_size)[1]
+        return split_batch(self.batch_size, self.micro_batch_size, world_size, self.length_window > 0)[1]
 
     @property
     def accumulate(self) -> int:
@@ -201,7 +208,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         return self._loader
 
     def val_dataloader(self) -> ShardedLoader[T] | NoValidation:
-        """All validation rows in order; without any, an empty loader that makes Lightning skip validation."""
+        """All validation rows; without any, an empty loader that makes Lightning skip validation."""
         if self.val_items:
             return self._make_loader(self.val_items, shuffle=False, drop_last=False)
         warnings.filterwarnings("ignore", message=f".*`{NoValidation.__name__}` across ranks is zero")
@@ -219,6 +226,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
             shuffle=shuffle,
             seed=self.seed,
             drop_last=drop_last,
+            length_window=self.length_window,
         )
 
     def _place(self) -> tuple[int, int]:
@@ -249,6 +257,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
             "seed": self.seed,
             "batch_size": self.batch_size,
             "micro_batches_per_step": self.accumulate,
+            "length_window": self.length_window,
         }
 
     def _check_state(self, state: dict[str, Any]) -> None:
@@ -273,8 +282,11 @@ def _as_paths(paths: Paths | None) -> list[Path]:
     return [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
 
 
-def _fingerprint(items: Sequence[EncodedItem]) -> str:
+def _fingerprint(rows: Sequence[LocatedRow], items: Sequence[EncodedItem]) -> str:
+    """Of all columns, which reward functions may read, and of the tokens, which the tokenizer decides."""
     digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical(row.row).encode())
     for item in items:
         ids = item.token_ids()
         digest.update(array("q", [len(ids), *ids]).tobytes())

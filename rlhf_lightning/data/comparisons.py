@@ -30,6 +30,11 @@ class Comparison:
     subset: str = ""
     weight: int = 1  # prompts
 
+    @property
+    def widths(self) -> list[int]:
+        """See `Item`."""
+        return [len(sequence) for sequence in self.sequences]
+
     def filler(self) -> Comparison:
         """The same answers, all tied, so that no pair counts."""
         return replace(self, ranks=[1] * len(self.ranks), weight=0)
@@ -56,7 +61,9 @@ class ComparisonData(RowDataModule[Comparison]):
         max_length: tokens of prompt and answer together, EOS included.
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
+        max_bad_rows: see `RowDataModule`.
         on_long: "truncate" or "drop".
+        length_window: see `RowDataModule`.
     """
 
     kind: StageKind = "comparisons"  # type: ignore[misc]
@@ -72,7 +79,9 @@ class ComparisonData(RowDataModule[Comparison]):
         max_length: int = 512,
         validation_fraction: float = 0.05,
         seed: int = 0,
+        max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
+        length_window: int = 1,
     ) -> None:
         super().__init__(
             train,
@@ -82,6 +91,8 @@ class ComparisonData(RowDataModule[Comparison]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
+            length_window=length_window,
+            max_bad_rows=max_bad_rows,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")

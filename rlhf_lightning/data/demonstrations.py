@@ -13,7 +13,7 @@ from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.collate import pad, pad_id
 from rlhf_lightning.data.sources import LocatedRow
-from rlhf_lightning.data.validate import StageKind
+from rlhf_lightning.data.validate import StageKind, narrowed
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.types import SFTBatch
 
@@ -25,6 +25,11 @@ class Demonstration:
     input_ids: list[int]
     mask: list[bool]
     weight: int  # True entries of `mask`
+
+    @property
+    def widths(self) -> list[int]:
+        """See `Item`."""
+        return [len(self.input_ids)]
 
     def filler(self) -> Demonstration:
         """The same tokens, none of them counted."""
@@ -51,7 +56,9 @@ class DemonstrationData(RowDataModule[Demonstration]):
         completion_only: learn the completion; False also learns the prompt (``text`` rows are always learned whole).
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
+        max_bad_rows: see `RowDataModule`.
         on_long: "drop" or "truncate".
+        length_window: see `RowDataModule`.
     """
 
     kind: StageKind = "demonstrations"  # type: ignore[misc]
@@ -69,7 +76,9 @@ class DemonstrationData(RowDataModule[Demonstration]):
         completion_only: bool = True,
         validation_fraction: float = 0.05,
         seed: int = 0,
+        max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "drop",
+        length_window: int = 1,
     ) -> None:
         super().__init__(
             train,
@@ -79,6 +88,8 @@ class DemonstrationData(RowDataModule[Demonstration]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
+            length_window=length_window,
+            max_bad_rows=max_bad_rows,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
@@ -91,6 +102,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
     def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Demonstration]:
         """See `RowDataModule`."""
         items = []
+        rows = [row._replace(row=narrowed(row.row, self.kind)) for row in rows]
         for example in encode_examples(self.tokenizer, rows):
             fitted = self._fit(example, counts)
             item = self._item(fitted) if fitted is not None else None

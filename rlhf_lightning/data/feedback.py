@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.collate import pad, pad_id
+from rlhf_lightning.data.fields import as_label
 from rlhf_lightning.data.implicit import split_shared_prompt
 from rlhf_lightning.data.loader import ShardedLoader
 from rlhf_lightning.data.sources import LocatedRow, located
-from rlhf_lightning.data.validate import StageKind, as_label, row_type
+from rlhf_lightning.data.validate import StageKind, row_type
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.types import AnswerBatch, FeedbackBatch
 
@@ -28,6 +29,11 @@ class Feedback:
     example: Encoded
     desirable: bool
     weight: int = 1  # answers
+
+    @property
+    def widths(self) -> list[int]:
+        """See `Item`."""
+        return [len(self.example)]
 
     def filler(self) -> Feedback:
         """The same tokens, as an answer of length 0."""
@@ -55,7 +61,9 @@ class FeedbackData(RowDataModule[Feedback]):
         max_length: tokens of prompt and answer together, EOS included.
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
+        max_bad_rows: see `RowDataModule`.
         on_long: "drop" or "truncate".
+        length_window: see `RowDataModule`.
 
     Raises:
         ConfigError: a batch of one answer, or another argument that cannot work.
@@ -75,7 +83,9 @@ class FeedbackData(RowDataModule[Feedback]):
         max_length: int = 512,
         validation_fraction: float = 0.05,
         seed: int = 0,
+        max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
+        length_window: int = 1,
     ) -> None:
         super().__init__(
             train,
@@ -85,6 +95,8 @@ class FeedbackData(RowDataModule[Feedback]):
             micro_batch_size=micro_batch_size,
             validation_fraction=validation_fraction,
             seed=seed,
+            length_window=length_window,
+            max_bad_rows=max_bad_rows,
         )
         if batch_size < 2:
             raise ConfigError(
@@ -195,6 +207,7 @@ class FeedbackData(RowDataModule[Feedback]):
             shuffle=shuffle,
             seed=self.seed,
             drop_last=drop_last,
+            length_window=self.length_window,
         )
         loader.mismatched = self.mismatched
         return loader
@@ -215,16 +228,14 @@ class FeedbackLoader(ShardedLoader[Feedback]):
         if position % self.accumulate:
             return batch
         epoch, step = divmod(position, self._pass_length)
-        start = step // self.accumulate * self.batch_size
-        rows = self._permutation(epoch)[start : start + self.batch_size]
-        places = list(range(len(rows)))
-        mine = [place for micro in range(self.accumulate) for place in self._share(places, micro)]
+        rows = self._global_batch(epoch, step // self.accumulate)
+        share = self.batch_size // self.world_size  # equal on all ranks, which gather them
+        mine = range(self.rank * share, (self.rank + 1) * share)
         return replace(batch, mismatched=self.mismatched([self.dataset[row] for row in rows], mine))
 
     def _evaluation_batch(self, step: int) -> FeedbackBatch:
         batch: FeedbackBatch = super()._evaluation_batch(step)
-        width = self.micro_batch_size * self.world_size
-        mine = self._share(list(range(len(self.dataset)))[step * width : (step + 1) * width], 0)
+        mine = self._share(self._evaluation_rows[step])
         strange = self.mismatched(self.dataset, mine or [0])
         return replace(
             batch, mismatched=strange if mine else replace(strange, lengths=torch.zeros(1, dtype=torch.long))

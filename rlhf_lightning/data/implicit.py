@@ -33,8 +33,11 @@ def split_shared_prompt(chosen: Answer, rejected: Answer) -> tuple[Answer, Answe
 
 def shared_length(one: Sequence[Any], other: Sequence[Any]) -> int:
     """How many elements (characters, messages) both begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
 
 
 def _text_cut(chosen: str, rejected: str) -> int:

@@ -1,35 +1,58 @@
-"""Collect what is wrong with a file, so that one error can name several places at once."""
+"""Collect what is wrong with rows, so that one error can name several places at once."""
 
 from __future__ import annotations
 
 from rlhf_lightning.errors import DataError
 
 
+class BadRow(Exception):
+    """A row that cannot be used, raised where it is read; with the column (1 is the first) where that is known."""
+
+    def __init__(self, reason: str, column: int | None = None) -> None:
+        super().__init__(reason)
+        self.column = column
+
+
 class Problems:
     """Findings about rows; the first ones are kept word for word, all are counted.
 
     Args:
-        shown: how many findings the error spells out.
+        shown: how many findings are kept word for word in ``first``.
     """
 
     def __init__(self, shown: int = 5) -> None:
         self.shown = shown
         self.count = 0
-        self._first: list[str] = []
+        self.first: list[str] = []
+        self._told = 0
 
-    def add(self, message: str) -> None:
-        """Note one finding, ``file:line: what is wrong and what to do``."""
-        self.count += 1
-        if self.count <= self.shown:
-            self._first.append(message)
+    def add(self, where: str, reason: str, rows: int = 1) -> None:
+        """Note that ``rows`` rows at ``where`` (``file:line`` or ``file:line:column``) cannot be used, and why."""
+        self.count += rows
+        if len(self.first) < self.shown:
+            self.first.append(f"{where}: {reason}.")
+            self._told = self.count
 
-    def raise_any(self, total: int) -> None:
-        """Raise `DataError` if there were findings among ``total`` rows."""
-        if not self.count:
+    def add_bad(self, file: object, line: int, bad: BadRow, rows: int = 1) -> None:
+        """Note a row that could not be read."""
+        self.add(f"{file}:{line}" if bad.column is None else f"{file}:{line}:{bad.column}", str(bad), rows)
+
+    def __str__(self) -> str:
+        """The first findings, one a line, and how many more there are."""
+        more = self.count - self._told
+        return "\n".join([*self.first, *([f"... and {more} more"] if more else [])])
+
+    def raise_above(self, budget: int, accepted: int) -> None:
+        """Raise `DataError` if more than ``budget`` rows are bad, or none of them is good.
+
+        Args:
+            budget: bad rows to put up with.
+            accepted: how many rows are good.
+        """
+        if self.count <= budget and (accepted or not self.count):
             return
-        lines = list(self._first)
-        if self.count > self.shown:
-            lines.append(f"... and {self.count - self.shown} more")
-        if self.count > 1:
-            lines.append(f"{self.count} of {total} rows cannot be used.")
+        lines = [str(self)]
+        if self.count > 1 or budget:
+            allowed = f" (max_bad_rows is {budget})" if budget else ""
+            lines.append(f"{self.count} of {accepted + self.count} rows cannot be used{allowed}.")
         raise DataError("\n".join(lines))

@@ -27,6 +27,11 @@ class Prompt:
     row: Row = field(repr=False)
     weight: int = 1  # prompts
 
+    @property
+    def widths(self) -> list[int]:
+        """See `Item`."""
+        return [len(self.ids)]
+
     def filler(self) -> Prompt:
         """The same prompt; its attention mask will be all False."""
         return replace(self, weight=0)
@@ -48,11 +53,11 @@ class PromptData(RowDataModule[Prompt]):
         tokenizer: see `RowDataModule`.
         batch_size: responses per rollout, over all ranks.
         group_size: responses to each prompt; a batch holds ``batch_size / group_size`` prompts, which training repeats.
-        micro_batch_size: prompts a rank holds at once; None takes its whole share.
         max_prompt_length: tokens of a prompt, template and BOS included.
         on_long: "truncate_left" keeps the end of a longer prompt, "drop" drops its row.
         validation_fraction: see `RowDataModule`.
         seed: see `RowDataModule`.
+        max_bad_rows: see `RowDataModule`.
         rollouts: batches in one epoch of the Trainer, drawn from an endless stream of shuffled prompts; None goes
             through the prompts once.
         max_rows: use only the first so many prompts; None uses all.
@@ -67,11 +72,11 @@ class PromptData(RowDataModule[Prompt]):
         tokenizer: PreTrainedTokenizerBase,
         *,
         batch_size: int,
-        micro_batch_size: int | None = None,
         max_prompt_length: int = 256,
         on_long: Literal["truncate_left", "drop"] = "truncate_left",
         validation_fraction: float = 0.05,
         seed: int = 0,
+        max_bad_rows: int = 0,
         rollouts: int | None = None,
         max_rows: int | None = None,
         group_size: int = 1,
@@ -83,9 +88,11 @@ class PromptData(RowDataModule[Prompt]):
             validation,
             tokenizer,
             batch_size=batch_size // group_size,
-            micro_batch_size=micro_batch_size,
+            micro_batch_size=None,  # a rollout is cut by the module that learns from it
             validation_fraction=validation_fraction,
             seed=seed,
+            length_window=0,
+            max_bad_rows=max_bad_rows,
         )
         if on_long not in ("truncate_left", "drop"):
             raise ConfigError(f"on_long is '{on_long}'; choose truncate_left or drop.")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from rlhf_lightning.data.fields import CHECKS, clipped
 from rlhf_lightning.data.problems import Problems
-from rlhf_lightning.data.sources import LocatedRow
-from rlhf_lightning.types import Row
+from rlhf_lightning.data.sources import LocatedRow, iter_rows
 
+if TYPE_CHECKING:
+    from rlhf_lightning.types import Row
+
+log = logging.getLogger(__name__)
 StageKind = Literal["demonstrations", "comparisons", "prompts", "feedback"]
 
 ROW_TYPES: dict[str, tuple[str, ...]] = {  # most demanding first; the first whose columns are all there is the type
@@ -36,7 +44,7 @@ TAKEN: dict[StageKind, tuple[str, ...]] = {
 }
 _STAGE = {
     "demonstrations": "supervised fine-tuning (demonstrations)",
-    "comparisons": "the reward model (comparisons)",
+    "comparisons": "the reward model or DPO (comparisons)",
     "prompts": "sampling and PPO (prompts)",
     "feedback": "KTO (feedback)",
 }
@@ -44,42 +52,92 @@ _STAGE = {
 
 def row_type(row: Row, stage_kind: StageKind) -> str | None:
     """The row type, judged by the columns that are not null; types that the stage takes come first."""
-    for present in ({k for k, v in row.items() if v is not None}, set(row)):
-        taken = [name for name in ROW_TYPES if name in TAKEN[stage_kind]]
-        found = next((name for name in taken if present.issuperset(ROW_TYPES[name])), None)
+    columns = tuple(row)
+    if None not in row.values():
+        return _type_of(columns, columns, stage_kind)
+    return _type_of(tuple(name for name, value in row.items() if value is not None), columns, stage_kind)
+
+
+@lru_cache(maxsize=1024)
+def _type_of(present: tuple[str, ...], columns: tuple[str, ...], stage_kind: StageKind) -> str | None:
+    taken = [name for name in ROW_TYPES if name in TAKEN[stage_kind]]
+    for names, types in ((present, taken), (columns, taken), (present, ROW_TYPES)):
+        found = next((name for name in types if set(names).issuperset(ROW_TYPES[name])), None)
         if found:
             return found
-    present = {k for k, v in row.items() if v is not None}
-    return next((name for name, columns in ROW_TYPES.items() if present.issuperset(columns)), None)
+    return None
 
 
-def validate_rows(rows: Sequence[LocatedRow], stage_kind: StageKind) -> list[LocatedRow]:
-    """The rows, once all of them are known to be of a type that the stage takes, with sound fields.
+def validate_rows(
+    rows: Iterable[LocatedRow], stage_kind: StageKind, problems: Problems | None = None
+) -> list[LocatedRow]:
+    """The rows that are of a type that the stage takes, with sound fields.
 
     Args:
-        rows: as `read_rows` returns them.
+        rows: as `read_rows` or `iter_rows` give them.
         stage_kind: "demonstrations", "comparisons", "prompts" or "feedback".
+        problems: collects the rows that are not; None raises.
 
     Raises:
         DataError: names file, line, field and reason of the first bad rows, and how many there are.
     """
+    found = Problems() if problems is None else problems
+    sound = []
+    with _no_garbage_collection():  # nothing here refers to itself, and looking for it would double the time
+        for row in rows:
+            complaint = _complaint(row.row, stage_kind)
+            if complaint:
+                found.add(row.where, complaint)
+            else:
+                sound.append(row)
+    if problems is None:
+        found.raise_above(0, len(sound))
+    return sound
+
+
+def load_rows(paths: Sequence[str | Path], stage_kind: StageKind, max_bad_rows: int) -> tuple[list[LocatedRow], int]:
+    """The rows of all files that a stage can use, and how many it cannot, which a warning names.
+
+    Args:
+        paths: see `iter_rows`.
+        stage_kind: see `validate_rows`.
+        max_bad_rows: rows that may be left out because they cannot be read or used.
+
+    Raises:
+        DataError: more bad rows than that, or no good one; names the first, and how many there are.
+    """
     problems = Problems()
-    for row in rows:
-        complaint = _complaint(row.row, stage_kind)
-        if complaint:
-            problems.add(f"{row.where}: {complaint}.")
-    problems.raise_any(len(rows))
-    return list(rows)
+    rows = validate_rows((row for path in paths for row in iter_rows(path, problems)), stage_kind, problems)
+    problems.raise_above(max_bad_rows, len(rows))
+    if problems.count:
+        log.warning("%d rows are left out (max_bad_rows is %d):\n%s", problems.count, max_bad_rows, problems)
+    return rows, problems.count
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def narrowed(row: Row, stage_kind: StageKind) -> dict[str, Any]:
+    """The columns of the row type alone."""
+    return {column: row[column] for column in ROW_TYPES[str(row_type(row, stage_kind))]}
 
 
 def identity(row: Row, stage_kind: StageKind) -> str:
     """Equal for rows that train the same thing: the columns of the row type, without the unknown ones."""
-    return _canonical([row[column] for column in ROW_TYPES[str(row_type(row, stage_kind))]])
+    return canonical(narrowed(row, stage_kind))
 
 
 def prompt_identity(row: Row, stage_kind: StageKind) -> str:
     """Equal for rows with the same prompt; the whole row where the prompt is not a column of its own."""
-    return _canonical(row["prompt"]) if row.get("prompt") is not None else identity(row, stage_kind)
+    return canonical(row["prompt"]) if row.get("prompt") is not None else identity(row, stage_kind)
 
 
 def count_repeated(train: Sequence[str], validation: Sequence[str]) -> tuple[int, int]:
@@ -88,165 +146,18 @@ def count_repeated(train: Sequence[str], validation: Sequence[str]) -> tuple[int
     return len(train) - len(seen), sum(key in seen for key in validation)
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def canonical(value: Any) -> str:
+    """Equal text for equal values, whatever the order of keys."""
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _complaint(row: Row, stage_kind: StageKind) -> str | None:
     kind = row_type(row, stage_kind)
     takes = " or ".join(TAKEN[stage_kind])
     if kind is None:
-        return f"columns {', '.join(sorted(row)) or 'none'} are no known row type; {_STAGE[stage_kind]} takes {takes}"
+        columns = clipped(", ".join(sorted(row))) or "none"
+        return f"columns {columns} are no known row type; {_STAGE[stage_kind]} takes {takes}"
     if kind not in TAKEN[stage_kind]:
         owner = next(_STAGE[stage] for stage, kinds in TAKEN.items() if kind in kinds)
         return f"found a {kind} row, which is for {owner}; {_STAGE[stage_kind]} takes {takes}"
-    return _CHECKS[kind](row)
-
-
-# ------------------------------------------------------------------------------------------------------ the fields
-
-
-def is_conversation(value: Any) -> bool:
-    """A list of messages rather than text."""
-    return isinstance(value, list)
-
-
-def _content(name: str, value: Any, *, ends_with_assistant: bool | None = None) -> str | None:
-    """What is wrong with a text or a list of messages."""
-    if isinstance(value, str):
-        return f"{name}: is empty; fill it or delete the row" if not value.strip() else None
-    if not isinstance(value, list):
-        return f"{name}: is {_named(value)}; write text or a list of messages"
-    if not value:
-        return f"{name}: has no messages; fill it or delete the row"
-    for number, message in enumerate(value):
-        complaint = _message(f"{name}[{number}]", message)
-        if complaint:
-            return complaint
-    is_assistant = value[-1]["role"] == "assistant"
-    if ends_with_assistant is not None and is_assistant is not ends_with_assistant:
-        must = "must be from the assistant" if ends_with_assistant else "must not be from the assistant"
-        return f"{name}: the last message is from '{value[-1]['role']}' and {must}"
-    return None
-
-
-def _message(name: str, message: Any) -> str | None:
-    if not isinstance(message, Mapping):
-        return f'{name}: is {_named(message)}; write {{"role": ..., "content": ...}}'
-    for key in ("role", "content"):
-        if not isinstance(message.get(key), str):
-            return f"{name}.{key}: is {_named(message.get(key))}; write text"
-        if not message[key].strip() and (key == "role" or message["role"] != "system"):
-            return f"{name}.{key}: is empty; fill it or delete the row"
-    return None
-
-
-def _named(value: Any) -> str:
-    return "null" if value is None else f"a {type(value).__name__}"
-
-
-def _check_prompt(row: Row) -> str | None:
-    return _content("prompt", row["prompt"], ends_with_assistant=False)
-
-
-def _answers(row: Row, names: Sequence[str]) -> str | None:
-    """Answers are text where the prompt is text, and messages where it is messages."""
-    for name in names:
-        complaint = _content(name, row[name], ends_with_assistant=True)
-        if complaint:
-            return complaint
-    kinds = {name: is_conversation(row[name]) for name in (*names, "prompt") if row.get(name) is not None}
-    if len(set(kinds.values())) > 1:
-        as_messages = ", ".join(sorted(name for name, conversational in kinds.items() if conversational))
-        return f"{as_messages}: a list of messages beside text; write all of {', '.join(kinds)} one way"
-    return None
-
-
-def _check_demonstration(row: Row) -> str | None:
-    return _check_prompt(row) or _answers(row, ["completion"])
-
-
-def as_label(value: Any) -> bool | None:
-    """A label as a bool: true, false, 1, 0, or these words as text (CSV knows no other); None for anything else.
-
-    >>> as_label("False"), as_label(1), as_label("good")
-    (False, True, None)
-    """
-    if isinstance(value, str):
-        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
-    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
-
-
-def _check_feedback(row: Row) -> str | None:
-    complaint = _check_demonstration(row)
-    if complaint is None and as_label(row["label"]) is None:
-        shown = "null" if row["label"] is None else repr(row["label"])
-        return f"label: is {shown}; write true for a good answer and false for a bad one"
-    return complaint
-
-
-def _check_messages(row: Row) -> str | None:
-    if not isinstance(row["messages"], list):
-        return f"messages: is {_named(row['messages'])}; write a list of messages"
-    complaint = _content("messages", row["messages"])
-    if complaint:
-        return complaint
-    if not any(message["role"] == "assistant" for message in row["messages"]):
-        return "messages: no message is from the assistant, so there is nothing to learn; add one or delete the row"
-    return None
-
-
-def _check_text(row: Row) -> str | None:
-    if not isinstance(row["text"], str):
-        return f"text: is {_named(row['text'])}; write text"
-    return _content("text", row["text"])
-
-
-def _check_pair(row: Row) -> str | None:
-    complaint = (_check_prompt(row) if row.get("prompt") is not None else None) or _answers(row, ["chosen", "rejected"])
-    if complaint:
-        return complaint
-    if row["chosen"] == row["rejected"]:
-        return "rejected: is the same as chosen, so nothing is preferred; delete the row"
-    margin = row.get("margin")
-    if margin is not None and not _is_number(margin):
-        return f"margin: is {margin!r}; write a finite number or leave it out"
-    return None
-
-
-def _check_ranking(row: Row) -> str | None:
-    complaint = _check_prompt(row)
-    if complaint:
-        return complaint
-    completions, ranks = row["completions"], row["ranks"]
-    for name, value in (("completions", completions), ("ranks", ranks)):
-        if not isinstance(value, list):
-            return f"{name}: is {_named(value)}; write a list"
-    if len(completions) < 2:
-        return f"completions: has {len(completions)} answers; a ranking needs 2 or more"
-    if len(ranks) != len(completions):
-        return f"ranks: has {len(ranks)} numbers for {len(completions)} completions; give each answer one"
-    flat: dict[str, Any] = {"prompt": row["prompt"]} | {f"completions[{i}]": c for i, c in enumerate(completions)}
-    complaint = _answers(flat, [name for name in flat if name != "prompt"])
-    if complaint:
-        return complaint
-    bad = next((rank for rank in ranks if not _is_number(rank)), None)
-    if bad is not None or None in ranks:
-        return f"ranks: holds {bad!r}; write numbers, 1 is best and equal numbers are ties"
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-_CHECKS: dict[str, Callable[[Row], str | None]] = {
-    "prompt+completions+ranks": _check_ranking,
-    "prompt+chosen+rejected": _check_pair,
-    "chosen+rejected": _check_pair,
-    "prompt+completion+label": _check_feedback,
-    "prompt+completion": _check_demonstration,
-    "messages": _check_messages,
-    "text": _check_text,
-    "prompt": _check_prompt,
-}
+    return CHECKS[kind](row)

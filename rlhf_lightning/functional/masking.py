@@ -51,6 +51,16 @@ def response_mask(response_ids: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
     return ends.cumsum(1) - ends == 0
 
 
+def spread(values: Tensor, mask: Tensor) -> Tensor:
+    """``values`` ``[N]`` at the N true entries of ``mask``, row by row, and 0 elsewhere; of the shape of ``mask``.
+
+    >>> spread(torch.tensor([1.0, 2.0]), torch.tensor([[False, True], [True, False]]))
+    tensor([[0., 1.],
+            [2., 0.]])
+    """
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
 def has_eos(response_ids: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
     """Which responses ended by themselves, bool ``[B]``.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.functional.logprobs import entropy_of, log_softmax
+from rlhf_lightning.functional.masking import spread
 
 
 class TokenNLL(NamedTuple):
@@ -35,16 +36,11 @@ def token_nll(logits: Tensor, input_ids: Tensor, mask: Tensor) -> TokenNLL:
     targets, counted = input_ids[:, 1:], mask[:, 1:]
     log_probs = log_softmax(logits[:, :-1][counted])  # [N, V]: the vocabulary is only looked at where it counts
     wanted = targets[counted]
-    nll = _spread(-log_probs.gather(-1, wanted.unsqueeze(-1)).squeeze(-1), counted)
+    nll = spread(-log_probs.gather(-1, wanted.unsqueeze(-1)).squeeze(-1), counted)
     with torch.no_grad():
-        correct = _spread(log_probs.argmax(-1) == wanted, counted)
-        entropy = _spread(entropy_of(log_probs.detach()), counted)
+        correct = spread(log_probs.argmax(-1) == wanted, counted)
+        entropy = spread(entropy_of(log_probs.detach()), counted)
     return TokenNLL(nll, counted, correct, entropy)
-
-
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """``values`` [N] at the N true places of ``mask``, 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
 
 def perplexity(mean_nll: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ def ranking_rows(
 
     With ``noise`` s the judge errs: Gumbel noise of scale s on the scores draws a ranking from the Plackett-Luce
     model, so that two answers are ordered with the Bradley-Terry probability sigmoid((r_a - r_b) / s). Equal scores
-    without noise are ties. Answers that say the same are kept once, empty ones not at all; prompts with fewer than two
-    different answers are left out.
+    without noise are ties. Answers that say the same are kept once, empty ones and those the judge abstained from (NaN)
+    not at all; prompts with fewer than two different answers are left out.
 
     Args:
         records: of `SamplingModule`, answers of one prompt next to each other or not.
@@ -29,7 +29,8 @@ def ranking_rows(
     draw = random.Random(seed)
     rows = []
     for group in _by_prompt(records):
-        answers = {record["completion"]: record["scores"][judge] for record in group}
+        scores = {record["completion"]: record["scores"][judge] for record in group}
+        answers = {answer: score for answer, score in scores.items() if not math.isnan(score)}
         if len(answers) < 2:
             continue
         noisy = [score + noise * _gumbel(draw) if noise else score for score in answers.values()]

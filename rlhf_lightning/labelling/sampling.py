@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lightning.functional.logprobs import gather_logprobs
+from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import FrozenModels, Pretrained, eos_token_ids
-from rlhf_lightning.models.forward import response_forward
+from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.scoring import Scorer, completion_texts
 from rlhf_lightning.types import PromptBatch, Rollout
@@ -77,7 +77,8 @@ class SamplingModule(lightning.LightningModule):
         real = batch.attention_mask.any(1).nonzero().squeeze(1)
         if not len(real):
             return
-        rollout = self.engine.generate(batch.select(real).repeat_interleave(self.samples_per_prompt), self.sampling)
+        prompts = batch.select(real).repeat_interleave(self.samples_per_prompt)
+        rollout = self.engine.generate(prompts, self.sampling, self.tokenizer)
         self.records += self._records(rollout)
 
     def on_predict_epoch_end(self) -> None:
@@ -116,8 +117,9 @@ class SamplingModule(lightning.LightningModule):
         return kl, nll
 
     def _logprobs(self, name: str, rollout: Rollout) -> Tensor:
-        out = response_forward(self._model(name), rollout.input_ids, rollout.attention_mask, rollout.mask.shape[1])
-        return gather_logprobs(out.logits, rollout.response_ids, temperature=self.sampling.temperature)
+        ids, attention, mask = rollout.input_ids, rollout.attention_mask, rollout.sampled
+        scored = token_scores(self._model(name), ids, attention, mask, temperature=self.sampling.temperature)
+        return spread(scored.logprobs, rollout.mask)
 
     def _model(self, name: str) -> PreTrainedModel:
         return self.frozen[name]  # type: ignore[return-value]

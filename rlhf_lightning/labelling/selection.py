@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ Records = Sequence[Mapping[str, Any]]
 def best_rows(records: Records, scorer: str, n: int) -> list[dict[str, Any]]:
     """One demonstration per prompt: the answer with the highest score, the first one of equals.
 
-    Only answers that ended by themselves and say something can be kept, since a demonstration ends with EOS; prompts
-    without such an answer are left out. The row keeps its other columns and gets ``score``, ``scorer`` and ``n``.
+    Only answers that ended by themselves, say something and were judged (no NaN) can be kept, since a demonstration
+    ends with EOS; prompts without such an answer are left out. The row keeps its other columns and gets ``score``,
+    ``scorer`` and ``n``.
 
     Args:
         records: of `SamplingModule`, the ``n`` answers of each prompt next to each other.
@@ -26,7 +28,11 @@ def best_rows(records: Records, scorer: str, n: int) -> list[dict[str, Any]]:
     """
     rows = []
     for group in _groups(records, n):
-        usable = [record for record in group if record["finished"] and record["completion"].strip()]
+        usable = [
+            record
+            for record in group
+            if record["finished"] and record["completion"].strip() and not math.isnan(record["scores"][scorer])
+        ]
         if not usable:
             continue
         best = max(usable, key=lambda record: record["scores"][scorer])  # the first of equals

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_lightning.functional.sequences import last_index
+from rlhf_lightning.models.prefix import shared_states, worthwhile_rows
 from rlhf_lightning.models.trunk import decoder, hidden_states, layers, run_upper
 
 
@@ -34,6 +35,7 @@ class ScalarModel(nn.Module):
             config, dtype=policy.dtype, attn_implementation=config._attn_implementation
         )
         decoder(model).load_state_dict(decoder(policy).state_dict())
+        model.share_prefix = getattr(policy, "share_prefix", False)
         nn.init.zeros_(model.score.weight)
         critic = cls(model.to(policy.device).train(), freeze_below)
         if freeze_below:
@@ -52,28 +54,40 @@ class ScalarModel(nn.Module):
         for number in range(self.freeze_below):
             layers(self.model)[number] = layers(policy)[number]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        hidden: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> Tensor:
         """One number per position.
 
         Args:
             input_ids: long [B, S].
             attention_mask: bool [B, S].
             hidden: output of the frozen lower layers [B, S, D], if it was computed before.
+            groups: sequences of one group begin alike, long [B], see `rlhf_lightning.models.prefix`; what they begin
+                with is computed once where that pays. None computes every sequence by itself.
 
         Returns:
             float32 [B, S].
         """
+        head: Any = self.model.score
+        shared = None if hidden is not None else worthwhile_rows(self.model, input_ids, attention_mask, groups)
+        if shared is not None:
+            numbers = linear_fp32(head, shared_states(self.model, shared))
+            return numbers[shared.row[:, None], shared.column]
         if hidden is None or not self.freeze_below:
             states = hidden_states(self.model, input_ids, attention_mask)
         else:
             states = run_upper(self.model, self.freeze_below, hidden, attention_mask)
-        head: Any = self.model.score
         return linear_fp32(head, states)
 
-    def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The number at the last real token of each row, float32 [B]."""
+    def score(self, input_ids: Tensor, attention_mask: Tensor, groups: Tensor | None = None) -> Tensor:
+        """The number at the last real token of each row, float32 [B]; ``groups`` as in `forward`."""
         last = last_index(attention_mask)
-        return self(input_ids, attention_mask).gather(1, last[:, None]).squeeze(1)
+        return self(input_ids, attention_mask, groups=groups).gather(1, last[:, None]).squeeze(1)
 
 
 class ValueHead(nn.Module):

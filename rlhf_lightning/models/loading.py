@@ -20,6 +20,8 @@ from transformers import (
 
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.functional.linear_logprobs import CHUNK
+from rlhf_lightning.models.prefix import can_share
 from rlhf_lightning.models.trunk import decoder, freeze_layers
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,6 +38,10 @@ class Pretrained:
         freeze_below: number of lowest decoder layers (and the embeddings) that are not trained, 0 for none.
         revision: commit or tag of a hub id.
         trust_remote_code: let transformers run code that lies next to the weights; needs a pinned `revision`.
+        head_chunk: tokens whose logits exist at a time where a policy scores tokens; None (or 0) computes those of a
+            batch at once. Changes memory and speed, and results by rounding at most.
+        share_prefix: compute a prompt once for all its answers in a batch where that pays and the architecture allows
+            it, see `rlhf_lightning.models.prefix`. Changes results by rounding at most.
     """
 
     path: str
@@ -44,8 +50,12 @@ class Pretrained:
     freeze_below: int = 0
     revision: str | None = None
     trust_remote_code: bool = False
+    head_chunk: int | None = CHUNK
+    share_prefix: bool = True
 
     def __post_init__(self) -> None:
+        if self.head_chunk is not None and self.head_chunk < 0:
+            raise ConfigError(f"model.head_chunk={self.head_chunk}: give a number of tokens, or null for all at once")
         if self.dtype not in _DTYPES:
             raise ConfigError(f"model.dtype={self.dtype!r}: choose one of {', '.join(_DTYPES)}")
         if self.trust_remote_code and self.revision is None:
@@ -67,6 +77,7 @@ class Pretrained:
             raise CheckpointError(
                 f"{self.path}: weights missing for {sorted(missing - tied)[:3]}; not a complete language model"
             )
+        model.head_chunk = self.head_chunk  # type: ignore[assignment]
         return self._prepared(model)
 
     def reward_model(
@@ -140,6 +151,7 @@ class Pretrained:
         if self.freeze_below:
             freeze_layers(model, self.freeze_below)
         decoder(model).config.use_cache = False
+        model.share_prefix = self.share_prefix and can_share(model)  # type: ignore[assignment]
         return model.train()
 
 

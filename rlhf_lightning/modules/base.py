@@ -60,6 +60,7 @@ class RLHFModule(lightning.LightningModule):
         self._restored: Mapping[str, Any] | None = None
         self.train_totals = Totals()
         self.val_totals = Totals()
+        self._positions = Totals()
 
     def build(self) -> None:
         """Create the models; called once, before sharding. Each phase implements it."""
@@ -162,9 +163,15 @@ class RLHFModule(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of an optimizer step once, after its last micro-batch."""
-        if self.train_totals and self.trainer.global_step != self._logged_step:
+        if not self.train_totals:
+            return
+        self._positions.add(
+            {"padding": (~batch.attention_mask).sum(), "count": torch.tensor(batch.attention_mask.numel())}
+        )
+        if self.trainer.global_step != self._logged_step:
             self._logged_step = self.trainer.global_step
             logged = {f"train/{name}": value for name, value in self.summary(self.train_totals).items()}
+            logged["train/padding"] = self._positions.means(self, "count")["padding"]
             logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
             self.log_dict(logged)
 

@@ -48,7 +48,7 @@ def objective(module: RLHFModule, experience: Experience, group_size: int = 1) -
         logged["reward_std"] = groups.std(dim=1).mean()
         logged["frac_reward_zero_std"] = (groups == groups[:, :1]).all(1).double().mean()
     logged |= of_sources(module, experience)
-    return {name: float(value) for name, value in logged.items()} | engine_gap(module, experience)
+    return {name: float(value) for name, value in logged.items()}
 
 
 def of_sources(module: RLHFModule, experience: Experience) -> dict[str, Tensor | float]:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.functional.logprobs import gather_logprobs
+from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import FrozenModels, Pretrained, frozen_copy
-from rlhf_lightning.models.forward import response_forward
+from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, depth_of, load_policy
 from rlhf_lightning.types import AnswerBatch, ComparisonBatch
@@ -87,13 +87,11 @@ class OfflineModule(RLHFModule):
             return AnswerLogprobs(now, self._sums(self.frozen["reference"], answers, mask, hidden))
 
     def _sums(self, model: Any, answers: ComparisonBatch | AnswerBatch, mask: Tensor, hidden: Tensor | None) -> Tensor:
-        """Log-probabilities summed over the mask, [N]; the vocabulary is only looked at from the first answer on."""
-        used = mask.any(0).nonzero()
-        width = mask.shape[1] - (int(used[0]) if len(used) else mask.shape[1] - 1)
+        """Log-probabilities summed over the mask, [N]."""
         ids, attention = answers.input_ids, answers.attention_mask
-        out = response_forward(model, ids, attention, width, hidden=hidden, freeze_below=self.freeze_below)
-        logprobs = gather_logprobs(out.logits, ids[:, -width:])
-        return torch.where(mask[:, -width:], logprobs, 0).sum(1)
+        groups = answers.prompt_index if isinstance(answers, ComparisonBatch) else None
+        scored = token_scores(model, ids, attention, mask, hidden=hidden, freeze_below=self.freeze_below, groups=groups)
+        return spread(scored.logprobs, mask).sum(1)
 
     def _shares_lower(self) -> bool:
         """Whether frozen lower layers give policy and reference the same hidden states."""

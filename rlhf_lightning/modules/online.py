@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +26,9 @@ from rlhf_lightning.kl_control import KLController
 from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.sharding import gathered, gradient_norm
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.micro_batches import micro_batches, take
 from rlhf_lightning.modules.settings import PPOSettings, Schedule
-from rlhf_lightning.modules.watched import Watched
+from rlhf_lightning.modules.watched import Watched, of_padding
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.groups import replaced, undecided
 from rlhf_lightning.scoring import Scorer
@@ -40,6 +42,13 @@ class Denominators(NamedTuple):
 
     policy: Tensor  # as the aggregation of the policy loss counts
     tokens: Tensor
+
+
+class Sampled(NamedTuple):
+    """What `generate` has done in an iteration on this rank, samples for baselines and repeated ones included."""
+
+    tokens: int
+    seconds: float
 
 
 class OnlineModule(RLHFModule):
@@ -67,6 +76,7 @@ class OnlineModule(RLHFModule):
         self.last_experience: Experience | None = None
         self._order = torch.Generator().manual_seed(settings.seed)
         self._seconds: dict[str, float] = {}
+        self._sampled = Sampled(0, 0.0)
         self._group_norms: dict[str, Tensor] = {}
 
     def generate(self, prompts: PromptBatch, sampling: Sampling | None = None) -> Rollout:
@@ -74,8 +84,12 @@ class OnlineModule(RLHFModule):
         assert self.policy is not None
         ends = eos_token_ids(self.policy, self.tokenizer)
         self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
+        start = time.perf_counter()
         with gathered(self.policy):
-            return self.engine.generate(prompts, sampling or self.sampling)
+            rollout = self.engine.generate(prompts, sampling or self.sampling, self.tokenizer)
+        seconds = time.perf_counter() - start
+        self._sampled = Sampled(self._sampled.tokens + int(rollout.mask.sum()), self._sampled.seconds + seconds)
+        return rollout
 
     def score(self, rollout: Rollout) -> Tensor:
         """The scorer's verdicts, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
@@ -112,7 +126,8 @@ class OnlineModule(RLHFModule):
 
     def schedule(self, rows: int) -> Schedule:
         """Sizes per rank for a rollout of ``rows`` responses on this rank."""
-        return self.settings.schedule(rows * self.world_size, self.world_size)
+        schedule = self.settings.schedule(rows * self.world_size, self.world_size)
+        return schedule if getattr(self.policy, "share_prefix", False) else replace(schedule, group_size=1)
 
     def learn(self, experience: Experience) -> dict[str, float]:
         """Epochs x minibatches of optimizer steps; stops early where the policy has moved too far."""
@@ -121,7 +136,7 @@ class OnlineModule(RLHFModule):
         schedule = self.schedule(rows)
         for order in self._orders(rows):
             for minibatch in order.split(schedule.minibatch):
-                if not self._update(experience.select(minibatch), schedule.micro, totals):
+                if not self._update(experience.select(minibatch), schedule, totals):
                     return totals.summary(self, experience)
         return totals.summary(self, experience)
 
@@ -131,18 +146,19 @@ class OnlineModule(RLHFModule):
         for _ in range(self.settings.ppo_epochs - 1):
             yield torch.randperm(rows, generator=self._order)
 
-    def _update(self, minibatch: Experience, micro: int, totals: Watched) -> bool:
+    def _update(self, minibatch: Experience, schedule: Schedule, totals: Watched) -> bool:
         """One optimizer step on a minibatch; False, and no step, once KL(old || new) exceeds its limit."""
         optimizer: Any = self.optimizers()
         counts = torch.stack([self.aggregation.count(minibatch.mask), minibatch.mask.sum()]).double()
         denominators = Denominators(*self.reduce_sum(counts).float())
-        micro_batches = torch.arange(len(minibatch.rollout)).split(micro)
+        groups = micro_batches(minibatch.rollout, schedule)
         step = Watched()
-        for number, rows in enumerate(micro_batches):
-            with self._accumulating(last=number == len(micro_batches) - 1):
-                loss, stats = self.loss(minibatch.select(rows), denominators)
+        for number, rows in enumerate(groups):
+            micro_batch = take(minibatch, rows, schedule)
+            with self._accumulating(last=number == len(groups) - 1):
+                loss, stats = self.loss(micro_batch, denominators)
                 self.manual_backward(loss * self.world_size)  # ranks are averaged, and the denominator is global
-            step.add(stats | {"loss": loss.detach()})
+            step.add(stats | {"loss": loss.detach()} | of_padding(micro_batch.rollout))
         loss_sum, approx_kl = self.sum_over_ranks(step.sums["loss"], step.sums["approxkl"])
         if not _finite(loss_sum):
             raise NumericalError(
@@ -210,7 +226,13 @@ class OnlineModule(RLHFModule):
         self.tokens += tokens
         self.last_experience = experience
         total = sum(self._seconds.values())
-        counters = {"episode": float(self.episodes), "perf/tokens_per_second": tokens / max(total, 1e-9)}
+        sampled, seconds = self.sum_over_ranks(*self._sampled)
+        self._sampled = Sampled(0, 0.0)
+        counters = {
+            "episode": float(self.episodes),
+            "perf/tokens_per_second": tokens / max(total, 1e-9),
+            "perf/tokens_per_second_generate": self.world_size * sampled / max(seconds, 1e-9),
+        }
         shown = {name: value for name, value in metrics.items() if name not in ("episodes", "tokens")}
         self.log_dict(shown | counters | self._seconds)
 

@@ -16,16 +16,17 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.functional.aggregate import aggregation, token_mean
 from rlhf_lightning.functional.kl import ESTIMATORS, estimate, shape_scores, shaped_rewards, totals
-from rlhf_lightning.functional.logprobs import entropy_of, gather_logprobs, log_softmax
+from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
-from rlhf_lightning.functional.ratios import CORRECTIONS
 from rlhf_lightning.kl_control import FixedKL, KLController
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, frozen_copy
-from rlhf_lightning.models.forward import response_forward
+from rlhf_lightning.models.forward import token_scores
+from rlhf_lightning.models.prefix import adjacent_groups
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory, depth_of, load_policy
 from rlhf_lightning.modules.critics import Critic, build_critic
-from rlhf_lightning.modules.objective import objective
+from rlhf_lightning.modules.micro_batches import evaluated
+from rlhf_lightning.modules.objective import engine_gap, objective
 from rlhf_lightning.modules.online import Denominators, OnlineModule
 from rlhf_lightning.modules.settings import PPOSettings
 from rlhf_lightning.modules.void import refuse_void
@@ -41,9 +42,9 @@ PolicyLossFunction = Callable[..., PolicyLoss]
 class Forward(NamedTuple):
     """What the policy and critic in training say about each response token."""
 
-    logprobs: Tensor  # [B, T]
+    logprobs: Tensor  # [B, T], 0 behind the response
     values: Tensor  # [B, T], 0 without a critic
-    entropy: Tensor  # [B, T], nats; carries a gradient only if there is a bonus for it
+    entropy: Tensor | None  # [B, T], nats; None if not asked for, carries a gradient only if there is a bonus for it
 
 
 class PPOModule(OnlineModule):
@@ -133,6 +134,8 @@ class PPOModule(OnlineModule):
         with self.phase("learn"):
             updates = self.learn(experience)
         achieved = objective(self, experience, self.settings.group_size) | self.price()
+        if not self.reuses_logprobs(rollout):
+            achieved |= engine_gap(self, experience)
         self.kl_controller.update(achieved["objective/kl"], num_sequences=int(achieved["episodes"]))
         self.finish(experience, achieved | updates)
 
@@ -149,9 +152,8 @@ class PPOModule(OnlineModule):
 
         The forward runs in the very micro-batches of the first learning pass, so that its first ratio is exactly 1.
         """
-        size = self.schedule(len(rollout)).micro
-        parts = [self._evaluate_rows(rollout.select(rows)) for rows in torch.arange(len(rollout)).split(size)]
-        now, ref_logprobs, hidden = (_cat(column) for column in zip(*parts, strict=True))
+        now, ref_logprobs, hidden = evaluated(self._evaluate_rows, rollout, self.schedule(len(rollout)))
+        assert now is not None and ref_logprobs is not None
         logprobs, values = now[..., 0], now[..., 1]
         if self.settings.baseline == "greedy":
             values = self.greedy_baseline(rollout)[:, None].expand_as(values)
@@ -170,7 +172,7 @@ class PPOModule(OnlineModule):
         advantages, returns = self.compute_advantages(shaped.rewards, values, rollout.mask)
         experience = Experience(
             rollout, totals(scores, rollout.mask), logprobs, ref_logprobs, values, shaped.rewards, advantages, returns,
-            hidden=hidden, weights=self._weights(logprobs, rollout), counted=counted,
+            hidden=hidden, weights=settings.weights(logprobs, rollout), counted=counted,
         )  # fmt: skip
         if settings.whiten_advantages:
             return replace(experience, advantages=self.whiten(advantages, experience.mask))
@@ -205,9 +207,11 @@ class PPOModule(OnlineModule):
         """
         settings, mask = self.settings, batch.mask
         now = self.forward_policy(batch.rollout, batch.hidden)
+        assert now.entropy is not None
         share = partial(self.aggregation.aggregate, mask=mask, denominator=denominators.policy)
+        old = now.logprobs.detach() if self.reuses_logprobs(batch.rollout) else batch.logprobs
         policy = self.policy_loss(
-            now.logprobs, batch.logprobs, batch.advantages, mask, weights=batch.weights,
+            now.logprobs, old, batch.advantages, mask, weights=batch.weights,
             denominator=denominators.policy, aggregate=self.aggregation.aggregate,
         )  # fmt: skip
         loss, stats = policy.loss, of_policy(policy, now.entropy, mask)
@@ -227,24 +231,32 @@ class PPOModule(OnlineModule):
             stats |= of_value(value)
         return loss, stats
 
-    def forward_policy(self, rollout: Rollout, hidden: Tensor | None = None) -> Forward:
-        """Log-probabilities, values and entropy of every response token under the policy in training, each [B, T]."""
+    def forward_policy(self, rollout: Rollout, hidden: Tensor | None = None, *, entropy: bool = True) -> Forward:
+        """Log-probabilities, values and, if asked for, entropy under the models in training, each [B, T]."""
         assert self.policy is not None
-        width = rollout.mask.shape[1]
-        ids, attention = rollout.input_ids, rollout.attention_mask
+        mask, ids, attention = rollout.mask, rollout.input_ids, rollout.attention_mask
         shares = isinstance(self.critic, ValueHead)
-        out = response_forward(
-            self.policy, ids, attention, width, hidden=hidden, freeze_below=self.freeze_below, with_states=shares
-        )
-        log_probs = log_softmax(out.logits, temperature=self.sampling.temperature)
-        chosen = log_probs.gather(-1, rollout.response_ids.unsqueeze(-1)).squeeze(-1)
+        out = token_scores(
+            self.policy, ids, attention, rollout.sampled, temperature=self.sampling.temperature,
+            entropy=entropy, entropy_grad=self.settings.entropy_coef != 0,
+            hidden=hidden, freeze_below=self.freeze_below, with_states=shares, groups=self._groups(rollout),
+        )  # fmt: skip
+        logprobs = spread(out.logprobs, mask)
         if self.critic is None:
-            values = torch.zeros_like(chosen)
+            values = torch.zeros_like(logprobs)
         elif shares:
-            values = self.critic(out.states)
+            values = spread(self.critic(out.states), mask)
         else:
-            values = self.critic(ids, attention, hidden)[:, -width - 1 : -1]
-        return Forward(chosen, values, entropy_of(log_probs if self.settings.entropy_coef else log_probs.detach()))
+            values = self.critic(ids, attention, hidden, self._groups(rollout))[:, -mask.shape[1] - 1 : -1]
+        return Forward(logprobs, values, None if out.entropy is None else spread(out.entropy, mask))
+
+    def reuses_logprobs(self, rollout: Rollout) -> bool:
+        """Whether the policy need not be run on a rollout before it is learned from, see `PPOSettings`."""
+        settings = self.settings
+        once = settings.ppo_epochs == 1 and settings.minibatch_size is None and not self.has_critic
+        exact = getattr(self.engine, "is_exact", False) and str(self.trainer.precision).endswith("-true")
+        wanted = settings.reuse_logprobs and settings.correction is None
+        return wanted and once and exact and rollout.rollout_logprobs is not None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The groups ``policy`` and, if one learns, ``critic``."""
@@ -260,31 +272,24 @@ class PPOModule(OnlineModule):
         return [m for m in (self.policy, self.critic, self.frozen["reference"]) if m is not None]
 
     def _evaluate_rows(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor | None]:
-        ids, attention, width = rollout.input_ids, rollout.attention_mask, rollout.mask.shape[1]
+        ids, attention = rollout.input_ids, rollout.attention_mask
         hidden = run_lower(self.policy, self.freeze_below, ids, attention) if self.freeze_below else None  # type: ignore[arg-type]
-        now = self.forward_policy(rollout, hidden)
-        reference = response_forward(
-            self.frozen["reference"], ids, attention, width, hidden=hidden, freeze_below=self.freeze_below  # type: ignore[arg-type]
+        if self.reuses_logprobs(rollout):
+            now = Forward(rollout.rollout_logprobs, torch.zeros_like(rollout.rollout_logprobs), None)  # type: ignore[arg-type]
+        else:
+            now = self.forward_policy(rollout, hidden, entropy=False)
+        reference = token_scores(
+            self.frozen["reference"], ids, attention, rollout.sampled, temperature=self.sampling.temperature,  # type: ignore[arg-type]
+            hidden=hidden, freeze_below=self.freeze_below, groups=self._groups(rollout),
         )  # fmt: skip
-        ref_logprobs = gather_logprobs(reference.logits, rollout.response_ids, temperature=self.sampling.temperature)
-        return torch.stack([now.logprobs, now.values], dim=-1), ref_logprobs, hidden
+        return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
+
+    def _groups(self, rollout: Rollout) -> Tensor | None:
+        """Neighbours that answer the same prompt, for models that compute it once; None without groups."""
+        return adjacent_groups(rollout.prompt_ids, rollout.prompt_mask) if self.settings.group_size > 1 else None
 
     def _counted(self, rollout: Rollout, scores: Tensor) -> Tensor | None:
         """Responses to learn from, bool [B]: judged, and not cut off where that disqualifies; None means all."""
         judged = ~totals(scores, rollout.mask).isnan()
         counted = judged & rollout.finished if self.settings.mask_truncated else judged
         return None if counted.all() else counted
-
-    def _weights(self, logprobs: Tensor, rollout: Rollout) -> Tensor | None:
-        if self.settings.correction is None:
-            return None
-        if rollout.rollout_logprobs is None:
-            raise ConfigError(
-                "ppo.settings.correction needs the log-probabilities of the engine, and this one keeps none; "
-                "use rollout=loop"
-            )
-        return CORRECTIONS[self.settings.correction](logprobs, rollout.rollout_logprobs, rollout.mask)
-
-
-def _cat(parts: tuple[Any, ...]) -> Any:
-    return None if parts[0] is None else torch.cat(parts)

@@ -74,7 +74,7 @@ class RewardModule(RLHFModule):
     def score(self, batch: ComparisonBatch) -> Tensor:
         """Override to change how an answer is scored; float32 [N]."""
         assert self.model is not None
-        return self.model.score(batch.input_ids, batch.attention_mask)
+        return self.model.score(batch.input_ids, batch.attention_mask, batch.prompt_index)
 
     def loss(self, scores: Tensor, batch: ComparisonBatch) -> Tensor:
         """Override to change the objective; [], its mean over micro-batches and ranks is the mean over all prompts."""

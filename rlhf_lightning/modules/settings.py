@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.ratios import CORRECTIONS
+from rlhf_lightning.types import Rollout
 
 Aggregate = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"]
 Placement = Literal["reward", "loss"]
@@ -24,8 +28,8 @@ class PPOSettings:
             to the same prompt (ReMax), or ``none``. Only ``critic`` trains one.
         ppo_epochs: passes over each rollout.
         minibatch_size: responses per optimizer step; None takes the whole rollout.
-        micro_batch_size: responses per forward on one rank; None takes the rank's whole minibatch. Changes memory,
-            never gradients.
+        micro_batch_size: responses per forward on one rank, by length of the longest; None takes the rank's whole
+            minibatch. Changes memory and speed, never gradients.
         aggregation: how token losses become one number, see `rlhf_lightning.functional.aggregate`; the constant of
             ``token_sum_norm`` is the longest answer allowed.
         kl_placement: where a nat of KL is paid for: in the ``reward`` of each token, or in the ``loss`` of the policy.
@@ -33,6 +37,9 @@ class PPOSettings:
         correction: how the policy loss weighs tokens that the engine drew from other probabilities than training
             computes, see `rlhf_lightning.functional.ratios`; None ignores the difference.
         entropy_coef: bonus per nat of the policy's entropy per token.
+        reuse_logprobs: where a rollout is learned from in one update, without a critic and in full precision, take the
+            log-probabilities of the engine for the KL price, and those of the update itself for its ratio, instead of
+            computing them beforehand.
         max_approx_kl: stop the updates of a rollout once KL(old || new) exceeds this, nats per token; None never stops.
         value_coef: weight of the value loss.
         value_clip_range: half-width of the trust region around the old value.
@@ -44,6 +51,8 @@ class PPOSettings:
         critic_warmup: rollouts during which only the critic learns.
         max_grad_norm: clip the global gradient norm to this; 0 does not clip.
         seed: of sampling and of the minibatch order.
+        by_length: cut a minibatch into micro-batches of responses of similar length (prompt included) and drop the
+            padding that none of them needs; False cuts in order and keeps the width of the rollout.
     """
 
     group_size: int = 1
@@ -56,6 +65,7 @@ class PPOSettings:
     kl_estimator: Estimator = "k1"
     correction: Correction | None = None
     entropy_coef: float = 0.0
+    reuse_logprobs: bool = True
     max_approx_kl: float | None = 0.1
     value_coef: float = 0.1
     value_clip_range: float = 0.2
@@ -67,6 +77,7 @@ class PPOSettings:
     critic_warmup: int = 0
     max_grad_norm: float = 1.0
     seed: int = 0
+    by_length: bool = True
 
     def __post_init__(self) -> None:
         for name in ("ppo_epochs", "group_size"):
@@ -83,6 +94,21 @@ class PPOSettings:
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"ppo.settings.{name}={getattr(self, name)}: choose {', '.join(get_args(kind))}")
 
+    def weights(self, logprobs: Tensor, rollout: Rollout) -> Tensor | None:
+        """Weights of the policy loss [B, T] or [B, 1] for ``logprobs`` [B, T] of training; None without `correction`.
+
+        Raises:
+            ConfigError: the engine kept no log-probabilities to compare with.
+        """
+        if self.correction is None:
+            return None
+        if rollout.rollout_logprobs is None:
+            raise ConfigError(
+                "ppo.settings.correction needs the log-probabilities of the engine, and this one keeps none; "
+                "use rollout=loop"
+            )
+        return CORRECTIONS[self.correction](logprobs, rollout.rollout_logprobs, rollout.mask)
+
     def schedule(self, rollout: int, world_size: int) -> Schedule:
         """Sizes per rank for a rollout of ``rollout`` responses over ``world_size`` ranks.
 
@@ -92,21 +118,33 @@ class PPOSettings:
         minibatch = self.minibatch_size or rollout
         per_rank = minibatch // world_size
         micro = self.micro_batch_size or per_rank
+        micro = max(min(micro, per_rank), 1) if self.by_length else micro
+        divides = self.by_length or per_rank % micro == 0
         whole_groups = rollout % (world_size * self.group_size) == 0
-        if rollout % minibatch or minibatch % world_size or per_rank % micro or not whole_groups:
+        if rollout % minibatch or minibatch % world_size or not divides or not whole_groups:
             raise ConfigError(
                 f"rollout of {rollout} responses in groups of {self.group_size} -> minibatches of {minibatch} -> "
                 f"{world_size} rank(s) -> micro-batches of {micro}: each must divide the one before, and each rank "
                 "needs whole groups; change ppo.data.batch_size, ppo.settings.group_size, "
                 "ppo.settings.minibatch_size or ppo.settings.micro_batch_size"
             )
-        return Schedule(rows=rollout // world_size, minibatch=per_rank, micro=micro)
+        return Schedule(
+            rows=rollout // world_size,
+            minibatch=per_rank,
+            micro=micro,
+            micro_batches=-(-per_rank // micro),
+            by_length=self.by_length,
+            group_size=self.group_size,
+        )
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Responses on one rank: of a rollout, of a minibatch, of a micro-batch."""
+    """Responses on one rank."""
 
-    rows: int
+    rows: int  # of a rollout
     minibatch: int
-    micro: int
+    micro: int  # of a micro-batch; by length it may hold more that are shorter
+    micro_batches: int  # of a minibatch
+    by_length: bool
+    group_size: int  # responses to a prompt that a forward can share; 1 where models do not share prompts

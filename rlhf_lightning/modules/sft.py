@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lightning.functional.masking import masked_sum
-from rlhf_lightning.functional.sequences import position_ids
-from rlhf_lightning.functional.sft import token_nll
 from rlhf_lightning.models import Pretrained
+from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, load_policy
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.types import SFTBatch
@@ -53,19 +52,16 @@ class SFTModule(RLHFModule):
             the summed loss over this batch's tokens [], and sums to be averaged over tokens for the log.
         """
         assert self.policy is not None
-        logits = self.policy(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask.long(),
-            position_ids=position_ids(batch.attention_mask),
-            use_cache=False,
-        ).logits
-        scored = token_nll(logits, batch.input_ids, batch.mask)
-        nll = masked_sum(scored.nll, scored.mask)
+        scored = token_scores(
+            self.policy, batch.input_ids, batch.attention_mask, batch.mask, entropy=True, correct=True, summed=True
+        )
+        assert scored.correct is not None and scored.entropy is not None
+        nll = -scored.logprobs.sum()
         sums = {
-            "num_tokens": scored.mask.sum(),
+            "num_tokens": torch.tensor(len(scored.logprobs)),
             "loss": nll,
-            "mean_token_accuracy": masked_sum(scored.correct.float(), scored.mask),
-            "entropy": masked_sum(scored.entropy, scored.mask),
+            "mean_token_accuracy": scored.correct.sum(),
+            "entropy": scored.entropy.sum(),
         }
         return nll, sums
 

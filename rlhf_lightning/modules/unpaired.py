@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kto import KTOLoss, kto_loss, kto_reference_point
+from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
@@ -91,7 +92,7 @@ class UnpairedPreferenceModule(OfflineModule):
     def training_step(self, batch: FeedbackBatch, batch_idx: int) -> Tensor:
         """One micro-batch; the first of an optimizer step also measures the reference point."""
         if batch.mismatched is not None:
-            strange = self._without_grad(batch.mismatched, len(batch.lengths))
+            strange = self._without_grad(batch.mismatched, self.trainer.accumulate_grad_batches)
             self._point = kto_reference_point(*(self.over_ranks(part).flatten() for part in strange))  # type: ignore[arg-type]
         loss, sums = self.terms(self.logprobs(batch), batch.desirable, self._point, batch.denominator)
         self.train_totals.add(sums)
@@ -107,7 +108,7 @@ class UnpairedPreferenceModule(OfflineModule):
         assert batch.mismatched is not None
         counted = batch.lengths > 0
         answers = self.logprobs(batch)
-        strange = self._without_grad(batch.mismatched, len(batch.lengths))
+        strange = self._without_grad(batch.mismatched, 1)
         assert answers.reference is not None and strange.reference is not None
         self._seen.append((answers.policy[counted], answers.reference[counted], batch.desirable[counted]))
         gap = (strange.policy - strange.reference)[batch.mismatched.lengths > 0]
@@ -136,10 +137,13 @@ class UnpairedPreferenceModule(OfflineModule):
         return means
 
     @torch.no_grad()
-    def _without_grad(self, answers: AnswerBatch, rows: int) -> AnswerLogprobs:
-        """`logprobs` of many answers, ``rows`` at a time."""
-        parts = [self.logprobs(answers.select(some)) for some in torch.arange(len(answers.lengths)).split(rows)]
-        return AnswerLogprobs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    def _without_grad(self, answers: AnswerBatch, pieces: int) -> AnswerLogprobs:
+        """`logprobs` of many answers, cut by length into as many pieces on every rank."""
+        lengths = answers.attention_mask.sum(1)
+        groups = [torch.tensor(rows) for rows in cut(lengths, min(pieces, len(lengths)))]
+        parts = [self.logprobs(answers.select(rows).trimmed()) for rows in groups]
+        back = torch.cat(groups).argsort()
+        return AnswerLogprobs(*(torch.cat(column)[back.to(lengths.device)] for column in zip(*parts, strict=True)))
 
 
 def try_loss(loss: AnswerLoss) -> None:

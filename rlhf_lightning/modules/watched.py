@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_lightning.functional.masking import masked_sum
 from rlhf_lightning.functional.ppo import PolicyLoss, ValueLoss
-from rlhf_lightning.types import Experience
+from rlhf_lightning.types import Experience, Rollout
 
 if TYPE_CHECKING:
     from rlhf_lightning.modules.online import OnlineModule
@@ -44,7 +44,7 @@ class Watched:
             return {"policy/updates": 0.0}
         names = sorted(self.sums)
         sums = dict(zip(names, module.sum_over_ranks(*(self.sums[n] for n in names)), strict=True))
-        tokens = max(sums.pop("tokens"), 1.0)
+        tokens, padding = max(sums.pop("tokens"), 1.0), sums.pop("padding") / sums.pop("positions")
         per_step = {n: sums.pop(n) / self.steps for n in names if n.startswith(("grad_norm", "loss"))}
         mean = {n: v / tokens for n, v in sums.items()}
         largest = dict(zip(sorted(self.highest), self._highest_over_ranks(module), strict=True))
@@ -62,6 +62,7 @@ class Watched:
             "val/ratio_max": largest["max_ratio"],
             "val/ratio_min": -largest["max_minus_ratio"],
             "train/learning_rate": module.learning_rate,
+            "perf/padding": padding,
         }
         if "loss_kl" in per_step:
             logged["loss/kl_avg"] = per_step["loss_kl"]
@@ -90,6 +91,12 @@ def of_policy(policy: PolicyLoss, entropy: Tensor, mask: Tensor) -> dict[str, Te
         "max_ratio": policy.ratio_max,
         "max_minus_ratio": -policy.ratio_min,
     }
+
+
+def of_padding(rollout: Rollout) -> dict[str, Tensor]:
+    """Positions of a micro-batch [B, S], and how many of them hold no token."""
+    real = rollout.attention_mask
+    return {"padding": (~real).sum(), "positions": torch.tensor(real.numel(), device=real.device)}
 
 
 def of_value(value: ValueLoss) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
-"""Sampling answers from a policy. Token ids in, token ids out; no tokenizer inside."""
+"""Sampling answers from a policy. Token ids in, token ids out; a tokenizer serves stop strings only."""
 
+from rlhf_lightning.rollout.continuous import ContinuousEngine
 from rlhf_lightning.rollout.engine import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.hf import HFGenerateEngine
 from rlhf_lightning.rollout.loop import LoopEngine
 
-__all__ = ["HFGenerateEngine", "LoopEngine", "RolloutEngine", "Sampling", "rank_seed"]
+__all__ = ["ContinuousEngine", "HFGenerateEngine", "LoopEngine", "RolloutEngine", "Sampling", "rank_seed"]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.forward import contiguous_head
@@ -31,6 +31,11 @@ class Sampling:
         top_k: keep only the k likeliest tokens; 0 keeps all. Not for training, see `require_scorable`.
         top_p: keep the smallest set of tokens with this probability; 1 keeps all. Not for training.
         min_new_tokens: forbid EOS before this many tokens. Not for training.
+        stop: an answer ends as soon as its text contains one of these strings; the token that completes it is kept. Fit
+            for training: each token is still drawn from the whole distribution.
+
+    Raises:
+        ConfigError: a value out of range, or ``stop`` is not a list of texts.
     """
 
     max_new_tokens: int = 64
@@ -38,8 +43,12 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise ConfigError(f"sampling.stop={self.stop!r}: give a list of texts, for example ['###']")
+        object.__setattr__(self, "stop", tuple(self.stop))  # a config gives a list
         if self.max_new_tokens < 1:
             raise ConfigError(f"sampling.max_new_tokens={self.max_new_tokens}: at least 1 token is needed")
         if self.temperature <= 0:
@@ -73,8 +82,10 @@ class RolloutEngine(Protocol):
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
         """Use these weights from now on; ``version`` is stamped on every rollout."""
 
-    def generate(self, prompts: PromptBatch, sampling: Sampling) -> Rollout:
-        """One answer per prompt row."""
+    def generate(
+        self, prompts: PromptBatch, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Rollout:
+        """One answer per prompt row. Only stop strings need the tokenizer."""
 
     def seed(self, seed: int) -> None:
         """Start the private random stream anew; every rank gets a seed of its own."""

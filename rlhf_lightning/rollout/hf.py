@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from rlhf_lightning.functional.masking import response_mask
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
+from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.types import PromptBatch, Rollout
 
 
@@ -40,45 +42,70 @@ class HFGenerateEngine:
         """Restore `state_dict`."""
         self._seed, self._calls = state["seed"], state["calls"]
 
-    def generate(self, prompts: PromptBatch, sampling: Sampling) -> Rollout:
+    def generate(
+        self, prompts: PromptBatch, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Rollout:
         """One answer per prompt row.
 
         Raises:
-            ConfigError: prompt and answer do not fit the model's positions.
+            ConfigError: prompt and answer do not fit the model's positions, or stop strings come without a tokenizer.
             RuntimeError: `sync` was not called.
         """
         if self._policy is None:
             raise RuntimeError("HFGenerateEngine.generate before sync(policy)")
         check_context(self._policy, prompts.input_ids.shape[1], sampling)
-        config = GenerationConfig(
-            do_sample=True,
-            max_new_tokens=sampling.max_new_tokens,
-            min_new_tokens=sampling.min_new_tokens or None,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            eos_token_id=list(self._eos),
-            pad_token_id=self._pad,
-            use_cache=True,
-        )
+        stopped = _StopAt(StopStrings(sampling.stop, tokenizer), prompts)
         device = prompts.input_ids.device
         with decoding(self._policy), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self._seed + self._calls)
             generate: Any = self._policy.generate
             ids = generate(
-                input_ids=prompts.input_ids, attention_mask=prompts.attention_mask.long(), generation_config=config
+                input_ids=prompts.input_ids,
+                attention_mask=prompts.attention_mask.long(),
+                generation_config=generation_config(sampling, self._eos, self._pad),
+                stopping_criteria=[stopped] if sampling.stop else None,
             )
         self._calls += 1
         response = ids[:, prompts.input_ids.shape[1] :]
-        mask = response_mask(response, self._eos)
+        columns = torch.arange(response.shape[1], device=device)
+        mask = response_mask(response, self._eos) & (columns < stopped.lengths[:, None])
         last = response.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
         return Rollout(
             prompt_ids=prompts.input_ids,
             prompt_mask=prompts.attention_mask,
             response_ids=response,
             mask=mask,
-            finished=torch.isin(last, torch.tensor(self._eos, device=device)),
+            finished=torch.isin(last, torch.tensor(self._eos, device=device)) | (mask.sum(1) == stopped.lengths),
             rollout_logprobs=None,
             weight_version=self._version,
             rows=prompts.rows,
         )
+
+
+def generation_config(sampling: Sampling, eos_token_ids: Sequence[int], pad_token_id: int) -> GenerationConfig:
+    """The same distribution in the words of transformers; stop strings are left to the engines."""
+    return GenerationConfig(
+        do_sample=True,
+        max_new_tokens=sampling.max_new_tokens,
+        min_new_tokens=sampling.min_new_tokens or None,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        eos_token_id=list(eos_token_ids),
+        pad_token_id=pad_token_id,
+        use_cache=True,
+    )
+
+
+class _StopAt(StoppingCriteria):
+    """`StopStrings` for `generate`; ``lengths``, long [B], are those of the responses that a string has ended."""
+
+    def __init__(self, stop: StopStrings, prompts: PromptBatch) -> None:
+        self._stop, self._prompt_length = stop, prompts.input_ids.shape[1]
+        self.lengths = torch.full_like(prompts.input_ids[:, 0], torch.iinfo(torch.long).max)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        response = input_ids[:, self._prompt_length :]
+        now = self._stop(response)
+        self.lengths = torch.where(now, self.lengths.clamp(max=response.shape[1]), self.lengths)
+        return now

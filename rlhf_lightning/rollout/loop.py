@@ -2,7 +2,7 @@
 
 Finished rows leave the batch, log-probabilities are kept while sampling, and the random numbers of a row do not
 depend on which other rows are still running: sampling inverts the cumulative distribution at uniforms drawn for the
-whole rollout in advance.
+whole rollout in advance. So rows may be decoded in any order and company.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import position_ids
+from rlhf_lightning.rollout.cache import Pack, empty_cache, is_plain, joined
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
+from rlhf_lightning.rollout.sample import sample
+from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.types import PromptBatch, Rollout
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 class LoopEngine:
@@ -29,22 +34,46 @@ class LoopEngine:
         compact_below: when at most this share of the rows in the cache is still running, the others are dropped from
             it.
         micro_batch_size: prompts decoded at once; None decodes the whole batch together.
-        dtype: decode with a copy of the weights in this dtype, for example bfloat16 where that is faster; refreshed at
-            every `sync`. Training recomputes the log-probabilities and logs the gap. None uses the policy itself.
+        dtype: decode with a copy of the weights in this dtype (float32, bfloat16, float16), for example bfloat16 where
+            that is faster; refreshed at every `sync`. Training corrects for the gap: it recomputes the
+            log-probabilities, so that ratios start at 1, logs their distance to those of the copy
+            (``sampling/sampling_logp_difference``), and with ``ppo.settings.correction`` weighs tokens by the ratio of
+            the two. None uses the policy itself.
+        share_prefill: read a prompt that stands in consecutive rows (a group) once for all of them, and prompts of like
+            length together, longest first, so that little padding is computed. False reads all rows as they come.
+            Where a model keeps more than the keys and values of all tokens (sliding windows, recurrent states), rows
+            are read as they come in any case.
+
+    Raises:
+        ConfigError: an unknown ``dtype``.
     """
 
     def __init__(
-        self, compact_below: float = 0.75, micro_batch_size: int | None = None, dtype: str | None = None
+        self,
+        compact_below: float = 0.75,
+        micro_batch_size: int | None = None,
+        dtype: str | None = None,
+        share_prefill: bool = True,
     ) -> None:
+        if dtype is not None and dtype not in DTYPES:
+            raise ConfigError(
+                f"rollout.dtype={dtype!r}: choose one of {', '.join(DTYPES)}, or null for the policy's own"
+            )
         self.compact_below = compact_below
         self.micro_batch_size = micro_batch_size
         self.dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+        self.share_prefill = share_prefill
         self._copy: PreTrainedModel | None = None
         self._generator = torch.Generator()
         self._policy: PreTrainedModel | None = None
         self._eos: tuple[int, ...] = ()
         self._pad = 0
         self._version = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it decodes with the very weights that training computes with."""
+        return self.dtype is None
 
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
         """Sample with these weights, or with a copy of them in another dtype.
@@ -68,75 +97,95 @@ class LoopEngine:
         """Restore the generator."""
         self._generator.set_state(state["generator"])
 
-    def generate(self, prompts: PromptBatch, sampling: Sampling) -> Rollout:
+    def generate(
+        self, prompts: PromptBatch, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Rollout:
         """One answer per prompt row; responses are trimmed to the longest of the batch.
 
         Raises:
-            ConfigError: prompt and answer do not fit the model's positions.
+            ConfigError: prompt and answer do not fit the model's positions, or stop strings come without a tokenizer.
             RuntimeError: `sync` was not called.
         """
         if self._policy is None:
             raise RuntimeError("LoopEngine.generate before sync(policy)")
         check_context(self._policy, prompts.input_ids.shape[1], sampling)
+        stop = StopStrings(sampling.stop, tokenizer)
         uniforms = torch.rand(len(prompts), sampling.max_new_tokens, generator=self._generator, dtype=torch.float64)
-        size = self.micro_batch_size or len(prompts)
+        order = longest_first(prompts.attention_mask) if self.share_prefill else torch.arange(len(prompts))
         parts = []
         with decoding(self._policy):
-            for start in range(0, len(prompts), size):
-                rows = slice(start, start + size)
-                parts.append(
-                    self._decode(prompts.input_ids[rows], prompts.attention_mask[rows], uniforms[rows], sampling)
-                )
-        ids, logprobs, mask = (torch.cat(column) for column in zip(*parts, strict=True))
-        width = max(int(mask.sum(1).max()), 1)
-        last = ids.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
+            for rows in order.split(self.micro_batch_size or len(prompts)):
+                part = prompts.select(rows)
+                used = slice(int(first_column(part.attention_mask).min()), None)
+                ids, attention = part.input_ids[:, used], part.attention_mask[:, used]
+                parts.append(self._decode(ids, attention, uniforms[rows], sampling, stop))
+        back = order.argsort().to(prompts.input_ids.device)
+        ids, logprobs, mask, finished = (torch.cat(column)[back] for column in zip(*parts, strict=True))
+        width = int(mask.sum(1).max())
         return Rollout(
             prompt_ids=prompts.input_ids,
             prompt_mask=prompts.attention_mask,
             response_ids=ids[:, :width],
             mask=mask[:, :width],
-            finished=torch.isin(last, torch.tensor(self._eos, device=ids.device)),
+            finished=finished,
             rollout_logprobs=logprobs[:, :width],
             weight_version=self._version,
             rows=prompts.rows,
         )
 
     def _decode(
-        self, input_ids: Tensor, attention: Tensor, uniforms: Tensor, sampling: Sampling
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, input_ids: Tensor, attention: Tensor, uniforms: Tensor, sampling: Sampling, stop: StopStrings
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Response ids, log-probabilities and mask, each [B, max_new_tokens], and which answers ended, [B]."""
         rows, steps, device = len(input_ids), sampling.max_new_tokens, input_ids.device
         ids = torch.full((rows, steps), self._pad, dtype=torch.long, device=device)
         logprobs = torch.zeros(rows, steps, device=device)
         mask = torch.zeros(rows, steps, dtype=torch.bool, device=device)
+        finished = torch.zeros(rows, dtype=torch.bool, device=device)
         eos = torch.tensor(self._eos, device=device)
         uniforms = uniforms.to(device)
         running = torch.arange(rows, device=device)  # rows in the cache
-        live = torch.ones(rows, dtype=torch.bool, device=device)  # which of them have not ended
-        cache, token, positions = DynamicCache(), input_ids, position_ids(attention)
+        live = torch.ones_like(finished)  # which of them have not ended
+        logits, cache = self._prefill(input_ids, attention)
+        positions = attention.sum(1, keepdim=True)  # of the next token
         for step in range(steps):
-            logits = self._forward(token, attention, positions, cache)
             token, logprob = sample(
                 logits, uniforms[running, step], sampling, eos if step < sampling.min_new_tokens else None
             )
-            ids[running[live], step], logprobs[running[live], step] = token[live], logprob[live]
-            mask[running[live], step] = True
-            live = live & ~torch.isin(token, eos)
-            if not live.any():
+            here = running[live]
+            ids[here, step], logprobs[here, step], mask[here, step] = token[live], logprob[live], True
+            finished[here] = torch.isin(token[live], eos) | stop(ids[here, : step + 1])
+            live = ~finished[running]
+            if step == steps - 1 or not live.any():
                 break
             if live.float().mean() <= self.compact_below:
                 keep = live.nonzero().squeeze(1)
                 cache.batch_select_indices(keep)
                 running, token, attention, positions, live = (
-                    running[keep],
-                    token[keep],
-                    attention[keep],
-                    positions[keep],
-                    live[keep],
+                    state[keep] for state in (running, token, attention, positions, live)
                 )
-            token = token[:, None]
             attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
-            positions = positions[:, -1:] + 1
-        return ids, logprobs, mask
+            logits = self._forward(token[:, None], attention, positions, cache)
+            positions = positions + 1
+        return ids, logprobs, mask, finished
+
+    def _prefill(self, input_ids: Tensor, attention: Tensor) -> tuple[Tensor, DynamicCache]:
+        """Logits [B, V] after the prompts, and their keys and values."""
+        assert self._policy is not None
+        config = self._policy.config
+        cache = empty_cache(config)
+        if not (self.share_prefill and is_plain(cache)):
+            return self._forward(input_ids, attention, position_ids(attention), cache), cache
+        prompt, first = consecutive(input_ids, attention)
+        columns = attention.shape[1] - first_column(attention)[first]
+        packs, logits = [], []
+        for part in alike(columns.tolist()):
+            width = int(columns[part].max())
+            mask = attention[first[part], -width:]
+            pack = Pack(empty_cache(config, roomy=False), part.start, width)
+            logits.append(self._forward(input_ids[first[part], -width:], mask, position_ids(mask), pack.cache))
+            packs.append(pack)
+        return torch.cat(logits)[prompt], joined(packs, prompt, config)
 
     def _forward(self, token: Tensor, attention: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         assert self._policy is not None
@@ -151,6 +200,46 @@ class LoopEngine:
         return out.logits[:, -1].float()
 
 
+def first_column(attention: Tensor) -> Tensor:
+    """Column of the first token of each row, long [B]; attention [B, P]."""
+    return attention.long().argmax(1)
+
+
+def longest_first(attention: Tensor) -> Tensor:
+    """Rows by number of columns from their first token on, rows of a group together, long [B]; attention [B, P].
+
+    >>> longest_first(torch.tensor([[False, True], [True, True], [False, True]]))
+    tensor([1, 0, 2])
+    """
+    return first_column(attention).argsort(stable=True).cpu()
+
+
+def consecutive(input_ids: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the distinct prompt of each row, long [B], and the first row of each distinct prompt, long [U].
+
+    Only neighbours are compared; both arguments [B, P].
+
+    >>> consecutive(torch.tensor([[5], [5], [7]]), torch.ones(3, 1, dtype=torch.bool))
+    (tensor([0, 0, 1]), tensor([0, 2]))
+    """
+    new = torch.ones_like(attention[:, 0])
+    new[1:] = ((input_ids[1:] != input_ids[:-1]) | (attention[1:] != attention[:-1])).any(1)
+    return new.cumsum(0) - 1, new.nonzero().squeeze(1)
+
+
+def alike(lengths: Sequence[int]) -> list[slice]:
+    """Runs of descending lengths within each of which the shortest is at least 3/4 of the longest.
+
+    >>> alike([8, 7, 5, 4, 1])
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    starts = [0]
+    for index, length in enumerate(lengths):
+        if 4 * length < 3 * lengths[starts[-1]]:
+            starts.append(index)
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(lengths)], strict=True)]
+
+
 @torch.no_grad()
 def refreshed(copied: PreTrainedModel | None, policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A copy of ``policy`` in ``dtype``, made on the first call and overwritten on later ones."""
@@ -162,40 +251,3 @@ def refreshed(copied: PreTrainedModel | None, policy: PreTrainedModel, dtype: to
     for mine, theirs in zip(copied.parameters(), policy.parameters(), strict=True):
         mine.copy_(theirs)
     return copied
-
-
-def sample(
-    logits: Tensor, uniform: Tensor, sampling: Sampling, forbidden: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Draw one token per row by inverting the cumulative distribution.
-
-    Args:
-        logits: float [B, V].
-        uniform: numbers in [0, 1), [B].
-        sampling: temperature and truncation.
-        forbidden: token ids that may not be drawn.
-
-    Returns:
-        token ids, long [B], and their log-probabilities under the tempered, untruncated distribution, float [B].
-    """
-    logprobs = (logits / sampling.temperature).log_softmax(-1)
-    probs = truncate(logprobs, sampling, forbidden).exp()
-    cumulative = probs.double().cumsum(-1)
-    target = uniform[:, None].to(cumulative) * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return token.squeeze(1), logprobs.gather(1, token).squeeze(1)
-
-
-def truncate(logprobs: Tensor, sampling: Sampling, forbidden: Tensor | None = None) -> Tensor:
-    """Log-probabilities [B, V] with what may not be drawn at minus infinity (not renormalised)."""
-    if forbidden is not None:
-        logprobs = logprobs.index_fill(-1, forbidden, float("-inf"))
-    if sampling.top_k > 0:
-        limit = logprobs.topk(min(sampling.top_k, logprobs.shape[-1])).values[:, -1:]
-        logprobs = logprobs.masked_fill(logprobs < limit, float("-inf"))
-    if sampling.top_p < 1:
-        ordered, order = logprobs.sort(descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()
-        outside = (before >= sampling.top_p * ordered.exp().sum(-1, keepdim=True)).gather(1, order.argsort())
-        logprobs = logprobs.masked_fill(outside, float("-inf"))
-    return logprobs

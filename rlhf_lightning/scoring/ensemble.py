@@ -94,7 +94,7 @@ def reward_models(
     dtype: str = "float32",
     attn_implementation: str = "sdpa",
     normalise: bool = True,
-    micro_batch_size: int = 64,
+    micro_batch_size: int = 16,
 ) -> list[RewardModelScorer]:
     """One `RewardModelScorer` for each folder, named after its place; arguments as there and in `Pretrained`."""
     return [

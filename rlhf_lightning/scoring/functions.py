@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-import importlib
+import bdb
 import inspect
+import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError, RewardFunctionError
-from rlhf_lightning.scoring.scorer import completion_ids, completion_texts, on_last_token
+from rlhf_lightning.scoring.isolation import CallFailed, IsolatedFunction
+from rlhf_lightning.scoring.scorer import Details, Remembered, completion_ids, completion_texts, on_last_token
+from rlhf_lightning.scoring.verdicts import Checked, checked
+from rlhf_lightning.scoring.worker import describe, load, plain
 from rlhf_lightning.types import Rollout
 
 RewardFunction = Callable[..., Sequence[float | None] | Sequence[Sequence[float] | None] | Tensor]
 Verdicts = list[float | list[float]]
+SHOWN = 200  # characters of a prompt or a completion in an error message
+log = logging.getLogger(__name__)
+
+
+class _Judged(NamedTuple):
+    verdicts: Verdicts
+    tries: int
+    failed: list[int]  # samples whose last try brought no verdict
 
 
 class FunctionScorer:
@@ -29,38 +42,75 @@ class FunctionScorer:
 
     It returns one number per completion, a sequence of B or a tensor [B]; or one number per token (process rewards),
     B sequences as long as the ``completion_ids`` or a tensor [B, T] padded on the right. None instead of a number or
-    a sequence abstains.
+    a sequence abstains. Anything else is a failure: an exception, another number of values, NaN, an infinity, a text.
 
     Args:
         function: the function, or its import path such as ``my_project.rewards.brevity``.
         name: how the source is called in logs; the function's own name by default.
         abstain_value: the score of an answer the function abstains from; None leaves it unjudged (NaN): nothing is
             learned from it, or, beside other sources, from them only.
+        isolate: call the function in a worker process, one per rank, see `IsolatedFunction`. A call there can be ended
+            and cannot end the run. Without it breakpoints in the function work, and a call that hangs is never ended.
+        timeout: seconds that one call of an isolated function may take.
+        retries: how often a call that failed is tried again with the same arguments.
+        on_error: what happens when the last try failed. ``raise`` ends the run; ``abstain`` leaves the answers without
+            a verdict unjudged (NaN), all of them if the call failed as a whole; a number is their score.
+
+    With retries, or an ``on_error`` other than ``raise``, each rollout has the details ``failed_calls`` and
+    ``retries`` (counts of this rank) and ``failed_answers`` (1 for an answer that lost its verdict).
+
+    Raises:
+        ConfigError: an argument out of range, a path that leads to no function, or one to isolate without a path.
     """
 
     def __init__(
-        self, function: RewardFunction | str, name: str | None = None, abstain_value: float | None = 0.0
+        self,
+        function: RewardFunction | str,
+        name: str | None = None,
+        abstain_value: float | None = 0.0,
+        isolate: bool = False,
+        timeout: float = 60.0,
+        retries: int = 0,
+        on_error: str | float = "raise",
     ) -> None:
         self.function = _import(function) if isinstance(function, str) else function
         self.name = name or getattr(self.function, "__name__", type(self.function).__name__)
         self.abstain_value = math.nan if abstain_value is None else abstain_value
+        if not 0 < timeout < math.inf:
+            raise ConfigError(f"timeout={timeout}: must be a number of seconds above 0")
+        if retries < 0:
+            raise ConfigError(f"retries={retries}: must be at least 0")
+        self.timeout, self.retries, self.on_error = timeout, retries, _policy(on_error)
+        self._isolated = IsolatedFunction(_path(self.function, function)) if isolate else None
         self._wants_ids = _names(self.function, "completion_ids")
+        self._remembered = Remembered()
 
     def to(self, device: torch.device | str) -> FunctionScorer:
         """Nothing to move."""
         return self
 
+    def close(self) -> None:
+        """End the worker process, if there is one; the next call starts another. Deleting the scorer does it too."""
+        if self._isolated is not None:
+            self._isolated.close()
+
+    def details_of(self, rollout: Rollout) -> Details:
+        """Counts of failures in one of the last two rollouts, see the class; empty if a failure ends the run."""
+        return self._remembered.of(rollout)
+
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """Scores, float32 [B], or [B, T] if the function judges tokens.
 
         Raises:
-            RewardFunctionError: the function raised, returned another number of values, or something that is no
-                finite number.
+            RewardFunctionError: the last try failed and ``on_error`` is ``raise``.
+            ConfigError: a column of the rows cannot be sent to the worker process.
         """
         prompts = [row["prompt"] for row in rollout.rows]
         texts = completion_texts(rollout, tokenizer)
-        verdicts = self.verdicts(prompts, texts, rollout.rows, completion_ids(rollout))
-        mask = rollout.mask
+        judged = self._judge(prompts, texts, rollout.rows, completion_ids(rollout))
+        verdicts, mask = judged.verdicts, rollout.mask
+        if self.retries or self.on_error != "raise":
+            self._remembered.keep(rollout, _details(judged, mask.device))
         whole = torch.tensor([0.0 if isinstance(v, list) else v for v in verdicts], device=mask.device)
         if not any(isinstance(v, list) for v in verdicts):
             return whole
@@ -77,59 +127,123 @@ class FunctionScorer:
         rows: Sequence[Any],
         ids: Sequence[Sequence[int]] | None = None,
     ) -> Verdicts:
-        """Call the function on texts and check what comes back: one finite float per text, or a list of one per token.
+        """Call the function on texts and check what comes back: one float per text, or a list of one per token.
 
         Args:
             prompts: texts or lists of messages.
             texts: the answers.
             rows: the dataset rows the prompts come from.
             ids: token ids of each answer; without them the length of lists is not checked.
+
+        Raises:
+            RewardFunctionError, ConfigError: as `score`.
         """
+        return self._judge(prompts, texts, rows, ids).verdicts
+
+    def _judge(
+        self, prompts: Sequence[Any], texts: Sequence[str], rows: Sequence[Any], ids: Sequence[Sequence[int]] | None
+    ) -> _Judged:
         completions = [
             t if isinstance(p, str) else [{"role": "assistant", "content": t}]
             for p, t in zip(prompts, texts, strict=True)
         ]
-        columns = _columns(rows) | ({"completion_ids": [list(i) for i in ids or ()]} if self._wants_ids else {})
-        try:
-            verdicts = self.function(prompts=list(prompts), completions=completions, **columns)
-        except Exception as error:
-            raise RewardFunctionError(
-                f"reward function {self.name} raised {type(error).__name__}: {error}; first completion was {texts[0]!r}"
-            ) from error
-        if verdicts is None or len(verdicts) != len(texts):
-            count = "None" if verdicts is None else f"{len(verdicts)} values"
-            raise RewardFunctionError(
-                f"reward function {self.name} returned {count} for {len(texts)} completions; one number each is needed"
-            )
-        given: list[Any] = verdicts.tolist() if isinstance(verdicts, Tensor) else list(verdicts)
-        width = max((len(i) for i in ids), default=0) if ids is not None else None
-        return [
-            self._per_token(v, text, None if ids is None else len(ids[i]), width)
-            if isinstance(v, (list, tuple)) or (isinstance(v, Tensor) and v.dim() == 1)
-            else self._number(v, text)
-            for i, (v, text) in enumerate(zip(given, texts, strict=True))
-        ]
+        arguments = {"prompts": list(prompts), "completions": completions, **_columns(rows)}
+        if self._wants_ids:
+            arguments["completion_ids"] = [list(i) for i in ids or ()]
+        lengths = None if ids is None else [len(i) for i in ids]
+        for tries in range(1, self.retries + 2):
+            found, failure = self._try(arguments, lengths)
+            faults = {i: verdict for i, verdict in enumerate(found) if isinstance(verdict, str)}
+            if not faults:
+                break
+            last = tries > self.retries
+            if last and self.on_error == "raise":
+                self._refuse(arguments, faults, failure, tries)
+            then = f"on_error={self.on_error} for {len(faults)} of {len(found)} answers" if last else "trying again"
+            log.warning("reward function %s %s; %s", self.name, next(iter(faults.values())), then)
+        instead = self.on_error if isinstance(self.on_error, float) else math.nan
+        verdicts: Verdicts = [instead if isinstance(v, str) else v for v in found]
+        return _Judged(verdicts, tries, list(faults))
 
-    def _per_token(self, verdict: Any, text: str, length: int | None, width: int | None) -> list[float]:
-        if length is not None and len(verdict) not in (length, width):
-            raise RewardFunctionError(
-                f"reward function {self.name} returned {len(verdict)} numbers for the {length} tokens of {text!r}; "
-                "give one per id of completion_ids, or one for the whole answer"
-            )
-        return [self._number(v, text, may_abstain=False) for v in list(verdict)[:length]]
-
-    def _number(self, verdict: Any, text: str, may_abstain: bool = True) -> float:
-        if verdict is None and may_abstain:
-            return self.abstain_value
+    def _try(
+        self, arguments: Mapping[str, Any], lengths: Sequence[int] | None, seconds: float | None = None
+    ) -> tuple[Checked, CallFailed | None]:
+        """What `checked` says of each sample, and the failure if the call failed as a whole."""
+        count = len(arguments["prompts"])
         try:
-            number = float(verdict)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise RewardFunctionError(
-                f"reward function {self.name} returned {verdict!r} for {text!r}; a finite number or None is needed"
-            )
-        return number
+            if self._isolated is not None:
+                returned = self._isolated(arguments, seconds or self.timeout)
+            else:
+                returned = _called(self.function, arguments)
+            return checked(returned, count, lengths, self.abstain_value), None
+        except CallFailed as failure:
+            return [failure.says] * count, failure
+
+    def _refuse(
+        self, arguments: Mapping[str, Any], faults: Mapping[int, str], failure: CallFailed | None, tries: int
+    ) -> NoReturn:
+        count, sample, alone = len(arguments["prompts"]), min(faults), ""
+        if failure is not None and self._isolated is not None and count > 1:
+            found = self._culprit(self._isolated, arguments)
+            sample, alone = (sample, "") if found is None else (found, ", which fails alone too")
+        prompt, completion = (_shortened(arguments[key][sample]) for key in ("prompts", "completions"))
+        raise RewardFunctionError(
+            f"reward function {self.name} {faults[sample]}; sample {sample} of {count}{alone}: "
+            f"prompt {prompt}, completion {completion} ({tries} {'try' if tries == 1 else 'tries'}).\n"
+            "Correct the function, or set on_error on the scorer: scorer.on_error=abstain learns nothing from such "
+            "answers, scorer.on_error=-1.0 gives them that score; scorer.retries=2 tries again first"
+            + (", scorer.timeout=600 allows more seconds." if failure is not None and failure.timed_out else ".")
+        ) from failure
+
+    def _culprit(self, isolated: IsolatedFunction, arguments: Mapping[str, Any]) -> int | None:
+        """The first sample that fails by itself, looked for no longer than one call may take; None if none does."""
+        left = self.timeout
+        for i in range(len(arguments["prompts"])):
+            try:
+                isolated.start()
+            except CallFailed:
+                return None
+            begin = time.monotonic()
+            _, failure = self._try({name: column[i : i + 1] for name, column in arguments.items()}, None, left)
+            if failure is not None:  # out of time is its own fault only if it had a good part of it
+                return None if failure.timed_out and left < self.timeout / 2 else i
+            left -= time.monotonic() - begin
+            if left <= 0:
+                return None
+        return None
+
+
+def _called(function: RewardFunction, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return plain(function(**arguments))
+    except bdb.BdbQuit:  # a debugger was left
+        raise
+    except (Exception, SystemExit) as error:
+        raise CallFailed(describe(error)) from error
+
+
+def _shortened(sample: Any) -> str:
+    text = repr(sample)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
+
+
+def _details(judged: _Judged, device: torch.device) -> Details:
+    lost = torch.zeros(len(judged.verdicts), device=device)
+    lost[judged.failed] = 1.0
+    failed_calls = judged.tries if judged.failed else judged.tries - 1
+    return {
+        "failed_calls": torch.full_like(lost, failed_calls),
+        "retries": torch.full_like(lost, judged.tries - 1),
+        "failed_answers": lost,
+    }
+
+
+def _policy(on_error: str | float) -> str | float:
+    if on_error in ("raise", "abstain"):
+        return on_error
+    if isinstance(on_error, (str, bool)) or not math.isfinite(on_error):
+        raise ConfigError(f"on_error={on_error}: must be raise, abstain or a finite number")
+    return float(on_error)
 
 
 def _columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
@@ -145,9 +259,8 @@ def _names(function: Any, argument: str) -> bool:
 
 
 def _import(path: str) -> RewardFunction:
-    module, _, attribute = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = load(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"reward function {path!r} cannot be imported ({error}); give its import path, "
@@ -156,3 +269,20 @@ def _import(path: str) -> RewardFunction:
     if not callable(found):
         raise ConfigError(f"{path!r} is a {type(found).__name__}, not a function")
     return found
+
+
+def _path(function: RewardFunction, given: Any) -> str:
+    """Where a worker finds the function."""
+    if isinstance(given, str):
+        return given
+    path = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+    try:
+        found = load(path) if not path.startswith("__main__.") else None
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if found is not function:
+        raise ConfigError(
+            f"isolate=true: a worker process cannot import {function!r}; put the function at the top level of a module "
+            "and give its import path, or set isolate=false: a call that hangs is then never ended"
+        )
+    return path

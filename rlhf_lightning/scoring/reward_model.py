@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.scoring.scorer import completion_texts
@@ -25,11 +26,11 @@ class RewardModelScorer:
         normalise: standardise with the mean and standard deviation stored in the folder's provenance, so that held-out
             reference answers score 0 on average with standard deviation 1 (Ziegler et al. 2019, section 2.2). A
             folder from another tool has none: scores stay raw.
-        micro_batch_size: responses scored at once.
+        micro_batch_size: responses scored at once, those of similar length together.
     """
 
     def __init__(
-        self, model: Pretrained, name: str = "reward_model", normalise: bool = True, micro_batch_size: int = 64
+        self, model: Pretrained, name: str = "reward_model", normalise: bool = True, micro_batch_size: int = 16
     ) -> None:
         self.name = name
         self.model = ScalarModel(model.reward_model()).eval().requires_grad_(False)
@@ -43,16 +44,18 @@ class RewardModelScorer:
         self.model.to(device)
         return self
 
-    @torch.no_grad()
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """Standardised scores at the last token of each answer, float32 [B]."""
-        ids, mask = self._encode(rollout, tokenizer)
-        device = next(self.model.parameters()).device
+        ids, mask = pads_last(*self._encode(rollout, tokenizer))
+        device, lengths = next(self.model.parameters()).device, mask.sum(1)
+        groups = [torch.tensor(rows) for rows in cut(lengths, -(-len(ids) // self.micro_batch_size))]
         scores = []
-        for start in range(0, len(ids), self.micro_batch_size):
-            rows = slice(start, start + self.micro_batch_size)
-            scores.append(self.model.score(ids[rows].to(device), mask[rows].to(device)))
-        return (torch.cat(scores).to(rollout.response_ids.device) - self.mean) / self.std
+        with torch.inference_mode():
+            for rows in groups:
+                width = int(lengths[rows].max())
+                scores.append(self.model.score(ids[rows, :width].to(device), mask[rows, :width].to(device)))
+        back = torch.cat(groups).argsort()  # outside of inference mode, so that a loss may use the scores
+        return (torch.cat(scores).cpu()[back].to(rollout.response_ids.device) - self.mean) / self.std
 
     def _encode(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
         if self._same_ids is None:
@@ -71,6 +74,16 @@ class RewardModelScorer:
             messages = [*prompt, {"role": "assistant", "content": text}]
             ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         return ids if ids[-1] == self.tokenizer.eos_token_id else [*ids, self.tokenizer.eos_token_id]
+
+
+def pads_last(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The same rows with their tokens in front of all pads, so that a group of rows is as wide as its longest.
+
+    >>> pads_last(torch.tensor([[0, 7, 0, 8]]), torch.tensor([[False, True, False, True]]))[0]
+    tensor([[7, 8, 0, 0]])
+    """
+    order = mask.int().argsort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order), mask.gather(1, order)
 
 
 def close(rollout: Rollout, eos_token_id: int) -> tuple[Tensor, Tensor]:

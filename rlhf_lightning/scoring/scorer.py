@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import last_index
 from rlhf_lightning.types import Rollout
 
@@ -31,6 +32,20 @@ class Scorer(Protocol):
 
     def to(self, device: torch.device | str) -> Any:
         """Move what the scorer holds."""
+
+
+def as_scorer(judge: Scorer | None) -> Scorer:
+    """The judge of the run in the place of its scorer.
+
+    Raises:
+        ConfigError: there is no judge.
+    """
+    if judge is None:
+        raise ConfigError(
+            "scorer: nobody scores the answers; add scorer=function scorer.function=my_project.fn, or "
+            "scorer=reward_model scorer.model.path=FOLDER"
+        )
+    return judge
 
 
 class Remembered:

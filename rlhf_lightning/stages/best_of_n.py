@@ -11,6 +11,7 @@ from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.labelling.ranking import write_rows
 from rlhf_lightning.labelling.selection import best_rows, selection_metrics
+from rlhf_lightning.scoring.scorer import as_scorer
 from rlhf_lightning.stages.run import Run
 from rlhf_lightning.stages.sft import run_sft
 
@@ -34,11 +35,8 @@ def check_best_of_n(run: Run) -> None:
     section = run.section("best_of_n")
     if section["n"] < 2:
         raise ConfigError(f"best_of_n.n={section['n']}: the best of fewer than 2 answers is no choice; take 2 or more")
-    if run.config["scorer"].get("function", "") is None:
-        raise ConfigError(
-            "scorer: nobody scores the answers; add scorer=function scorer.function=my_project.fn, or "
-            "scorer=reward_model scorer.model.path=FOLDER"
-        )
+    if "judge" in run.config["scorer"]:
+        as_scorer(run.config["scorer"]["judge"])
 
 
 def _select(run: Run) -> dict[str, float]:

@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from rlhf_lightning.callbacks import ScoreMonitor
-from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.modules.void import refuse_void
 from rlhf_lightning.stages.run import Run, scalars
 
@@ -25,7 +24,7 @@ def run_ppo(run: Run) -> dict[str, float]:
         section["module"],
         policy=policy,
         tokenizer=tokenizer,
-        scorer=_scorer(run),
+        scorer=run.build(run.config["scorer"]),
         critic=_critic(run, section["critic"]),
         engine=run.build(run.config["rollout"]),
         kl_controller=run.build(run.config["kl"]),
@@ -43,16 +42,6 @@ def run_ppo(run: Run) -> dict[str, float]:
         section["output"], run.provenance("ppo", metrics, policy=section["policy"], data=section["data"]["train"])
     )
     return metrics
-
-
-def _scorer(run: Run) -> Any:
-    node = dict(run.config["scorer"])
-    if node.get("function", "") is None:
-        raise ConfigError(
-            "scorer: nobody scores the answers; add scorer=function scorer.function=my_project.fn, or "
-            "scorer=reward_model scorer.model.path=FOLDER"
-        )
-    return run.build(node)
 
 
 def _critic(run: Run, given: str) -> Any:

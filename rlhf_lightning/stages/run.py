@@ -16,6 +16,7 @@ from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config import safe_instantiate
+from rlhf_lightning.data.sources import ROW_FILES
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import FSDP1_REFUSED, RLHFModule
@@ -192,10 +193,13 @@ def verify_sources(files: str | Sequence[str]) -> None:
 
 
 def _identity(path: str | Sequence[str]) -> Any:
-    """What a parent was: a folder by its provenance, a file by its checksum, several one by one."""
+    """What a parent was: a folder by its provenance or its rows' checksums, a file by its own, several one by one."""
     if not isinstance(path, str):
         return [_identity(one) for one in path]
     if Path(path).is_file():
         return {"path": path, "sha256": sha256(path)}
     record = read_provenance(path) if Path(path).is_dir() else None
-    return {"path": path, "stage": (record or {}).get("stage"), "files": (record or {}).get("files", {})}
+    if record is None:  # of one's own, or a name on the hub: the files that hold rows
+        files = [file for file in sorted(Path(path).glob("*")) if file.suffix.lower() in ROW_FILES]
+        record = {"files": {file.name: {"sha256": sha256(file), "bytes": file.stat().st_size} for file in files}}
+    return {"path": path, "stage": record.get("stage"), "files": record["files"]}

@@ -161,7 +161,7 @@ def test_mixed_precision_really_runs_in_the_lower_precision(tmp_path):
     """TRL: bf16=True changed nothing."""
     module, seen = phases.ppo_module(), set()
     module.configure_model()
-    module.policy.lm_head.register_forward_hook(
+    module.policy.model.layers[-1].mlp.down_proj.register_forward_hook(
         lambda layer, given, out: seen.add((torch.is_grad_enabled(), out.dtype))
     )
     phases.ppo(phases.write(tmp_path), module, rollouts=1, precision="bf16-mixed")

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from rlhf_lightning.config import compose
+from rlhf_lightning.data.check import parser
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.locations import help_text
 from tests.gates.gate_docs import blocks, commands, overrides
@@ -47,6 +48,8 @@ def all_commands():
 def test_command_in_the_documentation_composes(words):
     if words[:1] == ["prepare"]:
         assert words[1:2] == ["smollm2"]
+    elif words[:2] == ["data", "check"]:
+        assert parser().parse_args(words[2:]).files
     elif "--config-dir" not in words:
         compose(overrides(words))
 

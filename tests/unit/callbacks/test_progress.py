@@ -3,7 +3,7 @@ import io
 import pytest
 
 from rlhf_lightning.callbacks import ProgressLine
-from rlhf_lightning.callbacks.progress import progress_text
+from rlhf_lightning.callbacks.progress import PHASES, phases_text, progress_text
 from tests.unit.callbacks.stages import Refinement, Supervised, loader, trainer
 
 PPO = {
@@ -26,10 +26,17 @@ def lines(stream):
 
 
 def test_ppo_line_shows_reward_kl_against_target_and_speed_by_phase():
-    text = progress_text(PPO, 12, 40, {"generate": 1234.0, "learn": 5.6e6})
+    text = progress_text(PPO, 12, 40, "gen 1.2s (850 tok/s) learn 2.2s")
     assert text == (
-        "rollout 12/40  reward 0.612  kl 4.22/6  beta 0.0512  clip 8.1%  len 18.4  | generate 1.2k learn 5.6M tok/s"
+        "rollout 12/40  reward 0.612  kl 4.22/6  beta 0.0512  clip 8.1%  len 18.4  | gen 1.2s (850 tok/s) learn 2.2s"
     )
+
+
+def test_phases_are_shown_in_their_order_with_the_speed_of_sampling():
+    seconds = {f"perf/seconds_{phase}": s for phase, s in zip(reversed(PHASES), (2.2, 0.44, 0.06, 1.2), strict=True)}
+    assert phases_text(seconds) == "gen 1.2s score 0.1s eval 0.4s learn 2.2s"
+    speed = {"perf/tokens_per_second_generate": 12345.0}
+    assert phases_text(seconds | speed) == "gen 1.2s (12.3k tok/s) score 0.1s eval 0.4s learn 2.2s"
 
 
 @pytest.mark.parametrize("target", [None, 0.0, float("nan")])
@@ -37,12 +44,12 @@ def test_a_missing_target_is_not_shown(target):
     metrics = {"objective/scores": 0.0, "objective/kl": 1.0} | (
         {} if target is None else {"objective/kl_target": target}
     )
-    assert progress_text(metrics, 1, None, {}) == "rollout 1  reward 0.000  kl 1.00"
+    assert progress_text(metrics, 1, None, "") == "rollout 1  reward 0.000  kl 1.00"
 
 
 def test_reward_line_shows_accuracy_and_margin():
     metrics = {"train/loss": 0.5, "train/accuracy": 0.75, "train/margin": 1.5, "val/accuracy": 0.7}
-    assert progress_text(metrics, 3, 9, {}) == "step 3/9  loss 0.500  acc 0.750  margin 1.50  val acc 0.700"
+    assert progress_text(metrics, 3, 9, "") == "step 3/9  loss 0.500  acc 0.750  margin 1.50  val acc 0.700"
 
 
 def test_a_log_file_gets_a_line_each_quarter_and_a_summary(tmp_path):
@@ -61,12 +68,11 @@ def test_a_slow_fit_is_never_silent_for_longer_than_the_limit(tmp_path):
     assert len(lines(stream)) == 4
 
 
-def test_speed_of_a_phase_is_response_tokens_over_its_seconds(tmp_path):
+def test_a_fit_with_timed_phases_shows_their_seconds(tmp_path):
     stream = io.StringIO()
     line = ProgressLine(every_percent=50, stream=stream)
     trainer([line], tmp_path, enable_progress_bar=True).fit(Refinement([0.5] * 2, [1] * 2), loader(2))
-    # four tokens count in the experience, and learning is logged to take half a second
-    assert lines(stream)[0] == "rollout 1/2  reward 0.500  kl 1.00/4  beta 0.1  clip 12.5%  len 4.0  | learn 8 tok/s"
+    assert lines(stream)[0] == "rollout 1/2  reward 0.500  kl 1.00/4  beta 0.1  clip 12.5%  len 4.0  | learn 0.5s"
 
 
 def test_on_a_terminal_the_line_lives_in_place_and_the_summary_stays(tmp_path):

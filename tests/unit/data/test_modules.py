@@ -268,6 +268,7 @@ def test_options_that_cannot_work_are_refused(tokenizer):
         (demonstrations, {"on_long": "cut"}),
         (demonstrations, {"max_length": 1}),
         (demonstrations, {"validation_fraction": 1.0}),
+        (demonstrations, {"max_bad_rows": -1}),
         (comparisons, {"on_long": "truncate_left"}),
         (comparisons, {"max_length": 1}),
         (prompts, {"on_long": "truncate"}),
@@ -278,7 +279,7 @@ def test_options_that_cannot_work_are_refused(tokenizer):
 
 
 def test_accumulation_follows_from_the_sizes(tokenizer, write):
-    data = prompts(tokenizer, write([{"prompt": "p"}]), batch_size=8, micro_batch_size=2)
+    data = demonstrations(tokenizer, write([{"text": "p"}]), batch_size=8, micro_batch_size=2)
     assert [data.accumulate_for(n) for n in (1, 2, 4)] == [4, 2, 1]
     assert place(data, 0, 2).accumulate == 2
     with pytest.raises(ConfigError, match=r"batch_size 8 .* 2 x 3"):

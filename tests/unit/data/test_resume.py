@@ -55,7 +55,10 @@ class SaveEpoch(Callback):
 
 def make_data(tokenizer, path, **options):
     options = {"batch_size": 4, "micro_batch_size": 2, "validation_fraction": 0.0, "seed": 3} | options
-    return PromptData(path, None, tokenizer, **options)
+    micro_batch_size = options.pop("micro_batch_size")
+    data = PromptData(path, None, tokenizer, **options)
+    data.micro_batch_size = micro_batch_size  # the other data modules take it as an argument
+    return data
 
 
 def fit(data, tmp_path, *, ckpt_path=None, callbacks=(), **options):

@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 
-from rlhf_lightning.data import sources
+from rlhf_lightning.data import lines
 from rlhf_lightning.data.sources import read_rows
 from rlhf_lightning.errors import DataError
 
@@ -38,9 +38,10 @@ def test_emoji_written_as_two_escapes_is_text(write):
         (b'{"a": "x\\ud800y"}', 9, "lone surrogate"),
         (b'{"a": "\\ud83d\\ude00 \\udc00"}', 21, "lone surrogate"),
         (b'{"\\udfff": 1}', 3, "lone surrogate"),
-        (b'{"a": NaN}', 1, "NaN is not JSON"),
-        (b'{"a": -Infinity}', 1, "-Infinity is not JSON"),
-        (b'{"a": ' + b"9" * 5000 + b"}", 1, "cannot be read"),
+        (b'{"a": NaN}', 7, "NaN is not JSON"),
+        (b'{"a NaN": "NaN \\" -Infinity", "b": [-Infinity]}', 37, "-Infinity is not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", 7, "digits"),
+        (b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}", 1, "nested too deeply"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 1, "nested too deeply"),
     ],
 )
@@ -69,7 +70,7 @@ def test_a_file_without_rows_is_an_error(write, content, name):
 def test_paths_that_are_no_data_file_are_named(tmp_path, write):
     for path, reason in (
         (tmp_path / "none.jsonl", "no such file"),
-        (write(b"{}", "rows.parquet"), "unknown format '.parquet'"),
+        (write(b"{}", "rows.json"), "unknown format '.json'"),
     ):
         with pytest.raises(DataError, match=reason) as caught:
             read_rows(path)
@@ -87,7 +88,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(write, tmp_path):
 
 
 def test_a_huge_line_is_refused_without_holding_it(write, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 2**16)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2**16)
     path = write(b'{"text": "' + b"x" * 2**24 + b'"}')
     tracemalloc.start()
     with pytest.raises(DataError, match=r"rows.jsonl:1: the line is longer than 65536 bytes"):

@@ -64,7 +64,7 @@ def test_rows_of_the_stage_pass_unchanged(kind, row):
         ("comparisons", RANKING | {"completions": ["a"], "ranks": [1]}, "completions: has 1 answers"),
         ("comparisons", RANKING | {"ranks": [1]}, "ranks: has 1 numbers for 2"),
         ("comparisons", RANKING | {"ranks": [1, True]}, "ranks: holds True"),
-        ("comparisons", RANKING | {"ranks": [1, None]}, "ranks: holds None"),
+        ("comparisons", RANKING | {"ranks": [1, None]}, "ranks: holds null"),
         ("comparisons", RANKING | {"ranks": [1, float("inf")]}, "ranks: holds inf"),
         ("comparisons", RANKING | {"ranks": "1,2"}, "ranks: is a str"),
         ("comparisons", RANKING | {"completions": ["a", ""]}, r"completions\[1\]: is empty"),

@@ -24,6 +24,13 @@ def test_the_best_answer_gets_rank_one_and_equal_scores_tie():
     assert ranks([3.0]) == [1]
 
 
+def test_an_answer_without_a_verdict_has_no_rank():
+    records = [record("p", "a", float("nan")), record("p", "b", 1.0), record("p", "c", 2.0)]
+    (row,) = ranking_rows(records, "gold")
+    assert (row["completions"], row["ranks"]) == (["b", "c"], [2, 1])
+    assert ranking_rows(records[:2], "gold") == []
+
+
 def test_prompts_are_told_apart_and_need_two_different_answers():
     records = [record("p", "a", 1.0), record("q", "same", 1.0), record("p", "b", 0.0), record("q", "same", 1.0)]
     assert [row["prompt"] for row in ranking_rows(records, "gold")] == ["p"]

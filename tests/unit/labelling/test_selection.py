@@ -30,6 +30,12 @@ def test_the_first_of_the_best_finished_answers_is_kept_with_its_score():
     assert [row["completion"] for row in best_rows(RECORDS[:4], "other", 4)] == [" a"]
 
 
+def test_an_answer_without_a_verdict_is_not_the_best():
+    unjudged = record("p", " z", float("nan"))
+    assert [row["completion"] for row in best_rows([unjudged, *RECORDS[:4]], "s", 5)] == [" b"]
+    assert best_rows([unjudged] * 2, "s", 2) == []
+
+
 def test_a_prompt_given_twice_is_answered_twice():
     assert len(best_rows(RECORDS[:4] + RECORDS[:4], "s", 4)) == 2
 

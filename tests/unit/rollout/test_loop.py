@@ -1,13 +1,16 @@
 """The decode loop: right distribution, right log-probabilities, nobody's sample depends on who else is in the batch."""
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.logprobs import gather_logprobs
 from rlhf_lightning.models.forward import response_forward
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
-from rlhf_lightning.rollout.loop import sample
+from rlhf_lightning.rollout.sample import BLOCK, invert, sample
 from tests import tiny
 
 PROMPTS = ("the food was", "we left", "very slow service and bad food .", "good")
@@ -138,3 +141,47 @@ def test_hugging_face_generate_keeps_the_same_contract():
     assert rollout.weight_version == 2
     ends = [row[m][-1].item() == 1 for row, m in zip(rollout.response_ids, rollout.mask, strict=True)]
     assert rollout.finished.tolist() == ends
+
+
+def test_blocks_find_the_column_that_one_cumulative_sum_finds():
+    torch.manual_seed(0)
+    weights = (3 * torch.randn(300, 5 * BLOCK + 7)).softmax(-1) * torch.tensor(0.5).expand(
+        300, 5 * BLOCK + 7
+    ).bernoulli()
+    uniforms = torch.rand(300, dtype=torch.float64)
+    cumulative = weights.double().cumsum(-1)
+    expected = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(1)
+    assert torch.equal(invert(weights, uniforms), expected) and expected.unique().numel() > 100
+
+
+class Vocabularies(TorchDispatchMode):
+    """How many tensors [rows, vocabulary] are alive at once."""
+
+    def __init__(self, rows, vocabulary):
+        super().__init__()
+        self.shape, self.alive, self.most = (rows, vocabulary), [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and (out.shape[0:1] + out.shape[-1:]) == self.shape:
+            self.alive = [made for made in self.alive if made() is not None] + [weakref.ref(out)]
+            self.most = max(self.most, len(self.alive))
+        return out
+
+
+def test_no_logits_are_kept_from_one_token_to_the_next():
+    made = engine(tiny.policy(scale=0.0))
+    most = []
+    for steps in (2, 24):
+        with Vocabularies(12, 17) as seen:
+            made.generate(tiny.prompts(*PROMPTS, repeats=3), Sampling(max_new_tokens=steps))
+        most.append(seen.most)
+    assert 0 < most[1] == most[0]
+
+
+def test_autocast_is_off_while_decoding():
+    model, batch, sampling = tiny.policy(), tiny.prompts(*PROMPTS), Sampling(max_new_tokens=8)
+    plain = engine(model).generate(batch, sampling)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        other = engine(model).generate(batch, sampling)
+    assert torch.equal(plain.rollout_logprobs, other.rollout_logprobs)

@@ -120,3 +120,16 @@ def test_another_tokenizer_is_served_by_text(rollout, reward_folder):
 def test_a_prompt_batch_repeats_prompts_side_by_side():
     batch: PromptBatch = tiny.prompts("the food", "we").repeat_interleave(2)
     assert [row["prompt"] for row in batch.rows] == ["the food", "the food", "we", "we"]
+
+
+@pytest.mark.parametrize("micro", [1, 4, 5, 6])
+def test_scores_come_back_in_the_order_of_the_responses_whatever_is_scored_together(rollout, reward_folder, micro):
+    alone = RewardModelScorer(Pretrained(str(reward_folder)), micro_batch_size=1)
+    scorer = RewardModelScorer(Pretrained(str(reward_folder)), micro_batch_size=micro)
+    widths = []
+    scorer.model.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[1]))
+    scores = scorer.score(rollout, tiny.tokenizer())
+    expected = [alone.score(rollout.select(torch.tensor([i])), tiny.tokenizer()) for i in range(len(rollout))]
+    assert len(scores.unique()) > 3 and not scores.is_inference()
+    torch.testing.assert_close(scores, torch.cat(expected), atol=1e-5, rtol=1e-5)
+    assert len(widths) == -(-6 // micro) and all(mask.any(0).all() for mask in widths)

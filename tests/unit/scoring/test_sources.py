@@ -367,9 +367,11 @@ def test_sources_are_added_on_the_command_line():
             "scorer=sources",
             "+scorer@scorer.sources.short.scorer=function",
             f"scorer.sources.short.scorer.function={HERE}",
+            "scorer.sources.short.scorer.isolate=false",
             "+scorer.sources.short.weight=0.5",
             "+scorer@scorer.sources.plain.scorer=function",
             f"scorer.sources.plain.scorer.function={HERE}",
+            "scorer.sources.plain.scorer.isolate=false",
             "scorer.transforms=[{_target_: rlhf_lightning.scoring.transforms.Clip, low: -2.0, high: 0.0}]",
         ]
     )

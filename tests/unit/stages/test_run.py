@@ -18,6 +18,15 @@ def test_provenance_names_every_file_of_a_list_by_its_checksum(tmp_path):
     assert parents == {"data": expected}
 
 
+def test_provenance_names_the_rows_in_a_folder_by_their_checksums(tmp_path):
+    (tmp_path / "rows").mkdir()
+    for name in ("a.jsonl", "b.csv", "notes.txt"):
+        (tmp_path / "rows" / name).write_text(name)
+    parents = Run(compose(["stage=sft"])).provenance("sft", {}, data=str(tmp_path / "rows"))["parents"]
+    expected = {n: {"sha256": hashlib.sha256(n.encode()).hexdigest(), "bytes": len(n)} for n in ("a.jsonl", "b.csv")}
+    assert parents["data"]["files"] == expected
+
+
 def test_a_stage_without_data_is_refused_before_anything_runs():
     run = Run(compose(["stage=sft", "task=custom", "model.path=m"]))
     with pytest.raises(ConfigError, match=r"sft\.data\.train is not set; add data\.demonstrations=FILE"):

@@ -1,0 +1,65 @@
+"""What a reward function returned, sample by sample: verdicts, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_lightning.scoring.isolation import CallFailed
+
+Checked = list[float | list[float] | str]
+"""For each sample a number, a list of one per token, or a text that says why it is neither."""
+
+
+def checked(returned: Any, count: int, lengths: Sequence[int] | None, abstain_value: float) -> Checked:
+    """The verdicts on ``count`` samples.
+
+    Args:
+        returned: as `worker.plain` writes it.
+        count: samples the function was called with.
+        lengths: tokens of each answer; None if they are not known.
+        abstain_value: what None stands for.
+
+    Raises:
+        CallFailed: it is not one verdict per sample.
+
+    >>> checked([1, None, float("nan")], 3, None, 0.0)
+    [1.0, 0.0, 'returned nan where a finite number is needed, or None to abstain']
+    """
+    if not isinstance(returned, list) or len(returned) != count:
+        what = f"{len(returned)} values" if isinstance(returned, list) else _shown(returned)
+        raise CallFailed(f"returned {what} for {count} completions where a list with one number or None each is needed")
+    width = None if lengths is None else max(lengths, default=0)
+    found: Checked = []
+    for i, verdict in enumerate(returned):
+        if isinstance(verdict, list):
+            found.append(_per_token(verdict, None if lengths is None else lengths[i], width))
+        else:
+            found.append(abstain_value if verdict is None else _number(verdict))
+    return found
+
+
+def _number(verdict: Any) -> float | str:
+    if isinstance(verdict, (list, dict)) or verdict is None or not math.isfinite(verdict):
+        return f"returned {_shown(verdict)} where a finite number is needed, or None to abstain"
+    return float(verdict)
+
+
+def _per_token(verdict: list[Any], length: int | None, width: int | None) -> list[float] | str:
+    if length is not None and len(verdict) not in (length, width):
+        return (
+            f"returned {len(verdict)} numbers for the {length} tokens of an answer; "
+            "give one per id of completion_ids, or one number for the whole answer"
+        )
+    numbers = []
+    for item in verdict[:length]:
+        number = _number(item)
+        if isinstance(number, str):
+            return number
+        numbers.append(number)
+    return numbers
+
+
+def _shown(value: Any) -> str:
+    return f"{value['repr']} ({value['type']})" if isinstance(value, dict) else repr(value)

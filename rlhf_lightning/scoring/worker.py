@@ -1,0 +1,163 @@
+"""The process a reward function runs in: a script of the standard library only, which starts in a tenth of a second.
+
+Requests and answers are JSON behind a length of 8 bytes, over a socket of their own: what the function prints goes to
+the standard error of the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import json
+import os
+import reprlib
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+HEADER = 8  # bytes, big-endian
+LONGEST = 300  # characters of an exception's text
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def load(path: str) -> Callable[..., Any]:
+    """The object at an import path such as ``my_project.rewards.brevity``.
+
+    Raises:
+        ImportError, AttributeError, ValueError: there is none.
+    """
+    module, _, attribute = path.rpartition(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """What a function returned as None, numbers and lists of them; tensors and arrays become lists.
+
+    Anything else becomes ``{"type": its type, "repr": a short text}``, which is no verdict.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (int, float)):
+        return value
+    if hasattr(value, "__float__"):  # Decimal, Fraction
+        return float(value)
+    return {"type": type(value).__name__, "repr": reprlib.repr(value)}
+
+
+def describe(error: BaseException) -> str:
+    """``raised KeyError: 'answer' (rewards.py:12)``; the line is that of the outermost frame after the call."""
+    text = " ".join(str(error).split())
+    said = f"raised {type(error).__name__}: {text if len(text) <= LONGEST else text[:LONGEST] + '...'}"
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__)[1:] if f.filename != __file__ and "<" not in f.filename
+    ]
+    return f"{said} ({os.path.basename(frames[0].filename)}:{frames[0].lineno})" if frames else said
+
+
+def send(channel: socket.socket, message: bytes, deadline: float | None = None) -> None:
+    """Send one message; ``deadline`` is a time of `time.monotonic`.
+
+    Raises:
+        TimeoutError: it was not taken in time.
+        OSError: nobody is at the other end.
+    """
+    channel.settimeout(_left(deadline))
+    channel.sendall(len(message).to_bytes(HEADER, "big") + message)
+
+
+def receive(channel: socket.socket, deadline: float | None = None) -> Any:
+    """The next message.
+
+    Raises:
+        TimeoutError: it did not come in time.
+        EOFError: nobody is at the other end.
+    """
+    return json.loads(_read(channel, int.from_bytes(_read(channel, HEADER, deadline), "big"), deadline))
+
+
+def serve(channel: socket.socket) -> None:
+    """Load the function named by the first message, then answer calls until the other end closes."""
+    first = receive(channel)
+    sys.path[:] = first["path"]
+    try:
+        function = load(first["function"])
+    except BaseException as error:
+        send(channel, _failure(error))
+        return
+    send(channel, b"{}")
+    while True:
+        arguments = receive(channel)
+        send(channel, _answer(function, arguments))
+
+
+def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
+    try:
+        returned = function(**arguments)
+    except BaseException as error:  # SystemExit too: it must not look like an end of the run
+        return _failure(error)
+    return json.dumps({"returned": plain(returned)}).encode()
+
+
+def _failure(error: BaseException) -> bytes:
+    return json.dumps({"says": describe(error), "traceback": "".join(traceback.format_exception(error))}).encode()
+
+
+def _left(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _read(channel: socket.socket, count: int, deadline: float | None) -> bytes:
+    data = bytearray(count)
+    view, got = memoryview(data), 0
+    while got < count:
+        channel.settimeout(_left(deadline))
+        try:
+            fresh = channel.recv_into(view[got:])
+        except ConnectionError:
+            fresh = 0
+        if not fresh:
+            raise EOFError
+        got += fresh
+    return bytes(data)
+
+
+def _end_with(parent: int) -> None:
+    """Be killed when the parent dies, even inside code that never returns to Python.
+
+    Linux looks at the thread that started the worker. Should that thread end first, so does the worker, between two
+    calls, and the next call starts another.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere the closed socket ends an idle worker
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def main() -> None:
+    """Serve the socket whose descriptor is the first argument, for the parent whose process id is the second."""
+    descriptor, parent = map(int, sys.argv[1:])
+    _end_with(parent)
+    os.set_inheritable(descriptor, False)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.enable()  # SIGABRT at the deadline, or a crash, shows the line
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        serve(socket.socket(fileno=descriptor))
+
+
+if __name__ == "__main__":
+    main()
