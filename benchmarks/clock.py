@@ -1,4 +1,4 @@
-"""The clock that runs inside a measured process, the same on both sides. Needs torch and nothing else of this project."""
+"""The clock that runs inside a measured process, the same on both sides. Imports torch and nothing of this project."""
 
 from __future__ import annotations
 

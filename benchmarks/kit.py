@@ -2,9 +2,9 @@
 
     python -m benchmarks.kit DIR --seed 0
 
-Writes ``model/``, ``rm/``, ``sft.jsonl``, ``pref.jsonl``, ``rankings.jsonl``, ``prompts.jsonl`` and ``kit.json``. The text
-is that of the running interpreter's standard library; nothing is downloaded. The same seed, Python and torch give the
-same files.
+Writes ``model/``, ``rm/``, ``sft.jsonl``, ``pref.jsonl``, ``rankings.jsonl``, ``prompts.jsonl`` and ``kit.json``. The
+text is that of the running interpreter's standard library; nothing is downloaded. The same seed, Python and torch give
+the same files.
 """
 
 from __future__ import annotations
@@ -169,9 +169,7 @@ def llama_config(size: Size, tokenizer: PreTrainedTokenizerBase, num_labels: int
     )
 
 
-def warm_up(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, passages: Passages, size: Size
-) -> list[float]:
+def warm_up(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, passages: Passages, size: Size) -> list[float]:
     """Teach the model the look of the text and to end its answers; returns the loss of every step, nats per token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
     losses = []

@@ -12,7 +12,17 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "ensurepip", "turtledemo", "pydoc_data"}
+LEFT_OUT = {
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "__pycache__",
+    "ensurepip",
+    "turtledemo",
+    "pydoc_data",
+}
 
 
 class Lengths(NamedTuple):

@@ -29,6 +29,7 @@ def train(job: dict[str, Any], clock: Clock) -> None:
     }
     grpo = job["learner"] == "grpo"
     trainer_class, config = (GRPOTrainer, GRPOConfig) if grpo else (RLOOTrainer, RLOOConfig)
+    arguments |= {"loss_type": "grpo"} if grpo else {}  # the mean over sequences of token means, as ours
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
     trainer = trainer_class(
         model=model, reward_funcs=brevity, args=config(**arguments), train_dataset=rows, processing_class=tokenizer

@@ -7,7 +7,12 @@ from typing import Any
 import datasets
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+)
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from benchmarks.clock import Clock, Phase
@@ -15,7 +20,7 @@ from benchmarks.peer import Laps, common
 
 
 def train(job: dict[str, Any], clock: Clock) -> None:
-    """Run PPO under the clock: policy, reference, critic with a trunk of its own, and the reward model of the assets."""
+    """Run PPO under the clock: policy, reference, a critic with a trunk of its own, and the reward model."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
     rows = datasets.load_dataset("json", data_files=job["rows"], split="train", cache_dir=job["folder"] + "/cache")
     prompts = rows.map(lambda row: {"input_ids": tokenizer(row["prompt"]).input_ids}, remove_columns=rows.column_names)

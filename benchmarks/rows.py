@@ -37,7 +37,9 @@ class _Place:
         return self
 
 
-def choose_rows(assets: Path, kind: str, count: int, batch: int, limits: tuple[int, int], folder: Path) -> Rows:
+def choose_rows(
+    assets: Path, kind: str, count: int, batch: int, limits: tuple[int, int], folder: Path, full: bool = False
+) -> Rows:
     """Write the first ``count`` rows that fit to ``folder``; starts again at the first where there are too few.
 
     Args:
@@ -47,6 +49,7 @@ def choose_rows(assets: Path, kind: str, count: int, batch: int, limits: tuple[i
         batch: rows of an optimizer step.
         limits: tokens of a prompt, and of prompt and answer together.
         folder: where to.
+        full: join completions of sft rows until nothing more fits, so that all sequences are about as long.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(assets / "model"))
 
@@ -55,7 +58,8 @@ def choose_rows(assets: Path, kind: str, count: int, batch: int, limits: tuple[i
         sizes = [len(tokenizer(answer, add_special_tokens=False).input_ids) + 1 for answer in answers_of(row)]
         return [(prompt, size) for size in sizes] or [(prompt, 0)]
 
-    chosen = list(itertools.islice(_fitting(assets / f"{kind}.jsonl", lengths, limits), count))
+    fitting = _fitting(assets / f"{kind}.jsonl", lengths, limits)
+    chosen = list(itertools.islice(_joined(fitting, lengths, limits[1]) if full else fitting, count))
     order = _order(count, batch)
     folder.mkdir(parents=True, exist_ok=True)
     ours, peers = folder / f"{kind}.ours.jsonl", folder / f"{kind}.peers.jsonl"
@@ -97,6 +101,20 @@ def _fitting(
     if not fit:
         raise SystemExit(f"{path}: no row has at most {limits[0]} tokens of prompt and {limits[1]} in all")
     return itertools.cycle(fit)
+
+
+def _joined(
+    rows: Iterator[tuple[Row, list[Pair]]], lengths: Callable[[Row], list[Pair]], longest: int
+) -> Iterator[tuple[Row, list[Pair]]]:
+    """Rows whose completion is that of several rows, as long as they fit."""
+    row, size = next(rows)
+    for other, _ in rows:
+        longer = row | {"completion": row["completion"] + other["completion"]}
+        grown = lengths(longer)
+        if sum(grown[0]) > longest:
+            yield row, size
+            longer, grown = other, lengths(other)
+        row, size = longer, grown
 
 
 def _order(count: int, batch: int) -> list[int]:

@@ -28,7 +28,8 @@ class Entry:
         variant: of the peer's batching: padded, shuffled, grouped, padding_free or packed.
         overrides: of our config, beside those every run has.
         growth: times the number of rows in the file, without more steps.
-        stretch: factor of the longest sequence, at the same number of tokens in a step.
+        stretch: every row is filled up to so many times the longest length, at about the same tokens in a step; None
+            takes rows as they are.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Entry:
     variant: str = "padded"
     overrides: tuple[str, ...] = ()
     growth: int = 1
-    stretch: float = 1.0
+    stretch: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,17 @@ SUITES = {
         Suite("grpo4", "grpo", "prompts", "episodes", (OURS, TRL), (Bar("ours", "trl", 1.8),), group_size=4),
         Suite("grpo8", "grpo", "prompts", "episodes", (OURS, TRL), (Bar("ours", "trl", 1.8),), group_size=8),
         Suite("rloo", "rloo", "prompts", "episodes", (OURS, TRL), (Bar("ours", "trl", 1.8),), group_size=4),
-        Suite("ppo", "ppo", "prompts", "episodes", (OURS, TRL), (Bar("ours", "trl", 2.0),), epochs=4),
-        Suite("ppo_shared", "ppo", "prompts", "episodes", (SHARED, TRL),
-              (Bar("ours shared", "trl", 3.5, memory=0.6),), epochs=4),
+        Suite("ppo", "ppo", "prompts", "episodes", (OURS, SHARED, TRL),
+              (Bar("ours", "trl", 2.0), Bar("ours shared", "trl", 3.5, memory=0.6)), epochs=4),
         Suite("overhead", "sft", "sft", "tokens", (OURS, Entry("bare", "bare")), (Bar("ours", "bare", 1 / 1.05),)),
         Suite("scaling", "sft", "sft", "tokens",
-              (OURS, Entry("ours 10x rows", "ours", growth=10), Entry("ours 1/4 length", "ours", stretch=0.25),
-               Entry("ours 2x length", "ours", stretch=2.0)),
+              (OURS, Entry("ours 10x rows", "ours", growth=10), Entry("ours full 1/4", "ours", stretch=0.25),
+               Entry("ours full 1", "ours", stretch=1.0), Entry("ours full 2", "ours", stretch=2.0)),
               (Bar("ours 10x rows", "ours", 1 / 1.05),)),
     )
 }  # fmt: skip
 
-SHORT_NAMES = {"grpo": ("grpo4", "grpo8"), "all": tuple(SUITES)}
+SHORT_NAMES = {"grpo": ("grpo4", "grpo8"), "all": tuple(SUITES), "ppo_shared": ("ppo",)}
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,13 @@ class Preset:
     overrides: tuple[str, ...] = ()  # of our config
     of_suite: dict[str, Sizes] = field(default_factory=dict)  # where a suite differs from its learner
 
-    def of(self, suite: Suite) -> Sizes:
-        """The sizes of a suite."""
-        return self.of_suite.get(suite.name, self.sizes[suite.learner])
+    def of(self, suite: Suite, entry: Entry) -> Sizes:
+        """The sizes of an entry of a suite."""
+        sizes = self.of_suite.get(suite.name, self.sizes[suite.learner])
+        if entry.stretch is None:
+            return sizes
+        rows = max(round(sizes.batch / 4 / entry.stretch), 1)  # a full row is about four times as long as most
+        return replace(sizes, max_length=round(sizes.max_length * entry.stretch), batch=rows)
 
 
 _CPU = {
