@@ -4,7 +4,7 @@
     python -m benchmarks.run --suite sft,reward,dpo,grpo,ppo --assets ASSETS --repeats 5 --against trl
 
 Every measurement is a process of its own: it loads, takes its warm-up steps, and is timed over the steps after them.
-The entries of a suite run one after the other, then all of them again. `docs/benchmarks.md` says how to read the result.
+The entries of a suite run one after the other, then all of them again. How to read the result: `docs/benchmarks.md`.
 """
 
 from __future__ import annotations
