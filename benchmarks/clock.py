@@ -42,6 +42,7 @@ class Clock:
         self._open: list[str] = []
         self._since = (0.0, 0.0)
         self.imported = {"wall": time.time() - started, "cpu": time.process_time(), "memory": peak_memory("cpu")}
+        self.begun = self.imported
 
     def watch_positions(self) -> None:
         """Count the positions that run through embeddings, pads included: in learning, and without gradients."""
@@ -62,6 +63,14 @@ class Clock:
         """Keep the lengths of sampled answers: masks of prompts [B, P] and responses [B, T]."""
         pairs = zip(prompts.sum(1).tolist(), responses.sum(1).tolist(), strict=True)
         self.answers[-1] += [(int(p), int(r)) for p, r in pairs]
+
+    def begin(self) -> None:
+        """Everything is loaded, and the first step comes next."""
+        self.begun = {
+            "wall": time.time() - self.started,
+            "cpu": time.process_time(),
+            "memory": peak_memory(self.device),
+        }
 
     def lap(self) -> None:
         """A step has ended."""
@@ -99,9 +108,8 @@ class Clock:
             "wall": last.wall - first.wall,
             "cpu": last.cpu - first.cpu,
             "step_cpu": [b.cpu - a.cpu for a, b in zip(self.laps[warm_up - 1 :], self.laps[warm_up:], strict=False)],
-            "start": self.imported,
-            "until_first_step_ended": {"cpu": self.laps[0].cpu, "wall": time.time() - time.perf_counter()
-                                       + self.laps[0].wall - self.started},
+            "imported": self.imported,
+            "begun": self.begun,
             "counts": {name: count - first.counts[name] for name, count in last.counts.items()},
             "counts_of_all_steps": last.counts,
             "answers": [pair for step in self.answers[warm_up : len(self.laps)] for pair in step],

@@ -35,6 +35,7 @@ class Meter(pl.Callback):
         else:
             for method in ("generate", "score", "evaluate", "learn"):
                 clock.time_method(pl_module, method, method)
+        clock.begin()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -99,6 +100,7 @@ def run_bare(job: dict[str, Any], clock: Clock) -> None:
     data.setup("fit")
     batches = list(data.train_dataloader())
     per_step = data.accumulate_for(1)
+    clock.begin()
     for step in range(job["warm_up"] + job["steps"]):
         for batch in batches[step * per_step : (step + 1) * per_step]:
             clock.count_batch(batch.input_ids, batch.attention_mask, batch.mask)

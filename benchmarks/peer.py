@@ -26,6 +26,7 @@ class Laps(TrainerCallback):
         """The optimizer is there: charge its steps."""
         if kwargs.get("optimizer") is not None:
             self.clock.time_method(kwargs["optimizer"], "step", "optimizer")
+        self.clock.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An optimizer step, or in PPO a whole rollout, has ended."""

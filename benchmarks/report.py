@@ -82,7 +82,7 @@ def numbers(
         "padding_share": 1 - passes * tokens / max(counts["positions_learned"], 1),
         "peak_megabytes": result["peak_memory"] / 1e6,
         "mfu": sum(flops.values()) / result[clock] / peak[clock],
-        "start_seconds": result["until_first_step_ended"]["cpu"] - result["cpu"] / result["steps"],
+        "start_seconds": result["begun"]["cpu"],
     }
     for phase, seconds in result["phases"].items():
         found[f"seconds_{phase}"] = seconds["cpu"] / result["steps"]
@@ -98,15 +98,22 @@ def summary(runs: Sequence[Numbers]) -> dict[str, Spread]:
     return {name: Spread.of(run[name] for run in runs) for name in runs[0]}
 
 
-def ratios(suite: Suite, bar: Bar, runs: Mapping[str, Sequence[Numbers]]) -> dict[str, Any] | None:
-    """The entry of a bar over the other, pair by pair of repeats; None if the other did not take part."""
+def ratios(suite: Suite, bar: Bar, runs: Mapping[str, Sequence[Numbers]], clock: str = "cpu") -> dict[str, Any] | None:
+    """The entry of a bar over the other, pair by pair of repeats; None if the other did not take part.
+
+    Args:
+        suite: what was measured.
+        bar: what is wanted.
+        runs: of each entry, one per repeat.
+        clock: "cpu" or "wall", which decides who is fastest and whether a bar is reached.
+    """
     other = bar.other
-    speed = f"{suite.unit}_per_cpu_second"
+    speeds = {"cpu": f"{suite.unit}_per_cpu_second", "wall": f"{suite.unit}_per_second"}
     if other == "fastest":
         peers = [name for name in runs if name.startswith("trl")]
         if not peers:
             return None
-        other = max(peers, key=lambda name: statistics.median(run[speed] for run in runs[name]))
+        other = max(peers, key=lambda name: statistics.median(run[speeds[clock]] for run in runs[name]))
     if other not in runs or bar.entry not in runs:
         return None
 
@@ -114,12 +121,11 @@ def ratios(suite: Suite, bar: Bar, runs: Mapping[str, Sequence[Numbers]]) -> dic
         return Spread.of(of(a) / of(b) for a, b in zip(runs[bar.entry], runs[other], strict=True))
 
     found = {"entry": bar.entry, "other": other, "bar": bar.factor, "memory_bar": bar.memory}
-    found["cpu"] = pairs(lambda run: run[speed])
-    found["wall"] = pairs(lambda run: run[f"{suite.unit}_per_second"])
+    found |= {kind: pairs(lambda run, name=name: run[name]) for kind, name in speeds.items()}
     found["tokens"] = pairs(lambda run: run["supervised_per_cpu_second"])
     found["memory"] = pairs(lambda run: run["peak_megabytes"])
     memory_kept = bar.memory is None or found["memory"].median <= bar.memory
-    found["reached"] = found["cpu"].median >= bar.factor and memory_kept
+    found["reached"] = found[clock].median >= bar.factor and memory_kept
     return found
 
 

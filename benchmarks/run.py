@@ -81,8 +81,9 @@ class Bench:
 
     def tell(self, suite: Suite, found: Mapping[str, list[Numbers]]) -> dict[str, Any]:
         """Print what a suite gave; returns it as plain data."""
+        clock = "wall" if self.preset.device == "cuda" else "cpu"
         summaries = {name: summary(runs) for name, runs in found.items()}
-        compared = [r for bar in suite.bars if (r := ratios(suite, bar, found)) is not None]
+        compared = [r for bar in suite.bars if (r := ratios(suite, bar, found, clock)) is not None]
         print("\n" + table(suite, summaries))
         print("\n".join([*phase_lines(summaries), *map(ratio_line, compared)]), flush=True)
         return {"summary": summaries, "ratios": compared}

@@ -120,7 +120,7 @@ _CPU = {
     "dpo": Sizes(batch=8, steps=2),
     "grpo": Sizes(batch=32, steps=2),
     "rloo": Sizes(batch=32, steps=2),
-    "ppo": Sizes(batch=32, steps=1),
+    "ppo": Sizes(batch=16, steps=1),
 }
 _SMOKE = {
     name: replace(sizes, batch=8, steps=1, micro=4, max_length=64, max_prompt_length=16, max_new_tokens=8)
@@ -128,12 +128,14 @@ _SMOKE = {
 }
 _LONG = Sizes(batch=16, steps=8, warm_up=2, max_length=2048, max_prompt_length=512, max_new_tokens=256)
 
+ONLINE = ("grpo", "rloo", "ppo")
+
 PRESETS = {
     "cpu": Preset(_CPU, of_suite={"rankings": Sizes(batch=4, steps=2)}),
     "smoke": Preset(_SMOKE),
     # Needs assets of `benchmarks.kit --size 1b`, or any folder with a model of that order.
     "gpu": Preset(
-        {name: replace(_LONG, batch=64, steps=3) if sizes.batch == 32 else _LONG for name, sizes in _CPU.items()},
+        {name: replace(_LONG, batch=64, steps=3) if name in ONLINE else _LONG for name in _CPU},
         device="cuda",
         dtype="bfloat16",
         overrides=("trainer=default", "model.dtype=bfloat16", "trainer.precision=bf16-true"),
