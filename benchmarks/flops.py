@@ -73,7 +73,7 @@ def step_flops(shape: Shape, learner: str, rows: list[Pair], epochs: int, shared
     return {"generate": whole, "score": score, "evaluate": evaluate, "learn": 3 * epochs * (whole + critic)}
 
 
-def matmul_peak(device: str, dtype: str, seconds: float = 1.5) -> dict[str, float]:
+def matmul_peak(device: str, dtype: str, seconds: float = 0.5) -> dict[str, float]:
     """Best FLOP/s of a matrix product over several shapes: per CPU second of all threads and per second.
 
     Args:
