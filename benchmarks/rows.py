@@ -119,7 +119,7 @@ def _joined(
 
 def _order(count: int, batch: int) -> list[int]:
     """The places of rows in the first pass of our loader with the default seed."""
-    loader = ShardedLoader([_Place(i) for i in range(count)], lambda items, _: items, batch_size=batch, seed=0)
+    loader = ShardedLoader([_Place(i) for i in range(count)], lambda items, _: items, batch_size=batch, length_window=0)
     return [place.index for places in loader for place in places]
 
 
