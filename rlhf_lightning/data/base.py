@@ -262,6 +262,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
 
     def _check_state(self, state: dict[str, Any]) -> None:
         now = self._geometry()
+        state = {"length_window": 0} | state  # checkpoints without the key cut in the order of the rows
         if state["data"] != now["data"]:
             raise DataError(
                 f"{', '.join(map(str, self.train))}: the training rows are not those of the checkpoint (SHA-256"

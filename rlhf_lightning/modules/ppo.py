@@ -247,7 +247,7 @@ class PPOModule(OnlineModule):
         elif shares:
             values = spread(self.critic(out.states), mask)
         else:
-            values = self.critic(ids, attention, hidden, self._groups(rollout))[:, -mask.shape[1] - 1 : -1]
+            values = self.critic(ids, attention, hidden)[:, -mask.shape[1] - 1 : -1]
         return Forward(logprobs, values, None if out.entropy is None else spread(out.entropy, mask))
 
     def reuses_logprobs(self, rollout: Rollout) -> bool:

@@ -68,6 +68,8 @@ def empty_cache(config: PretrainedConfig, roomy: bool = True) -> DynamicCache:
     `RoomyLayer` takes the place of plain attention layers, where the model has no others: what sliding windows,
     recurrent states or shared keys need is left to transformers.
     """
+    if not isinstance(config, PretrainedConfig):  # a policy that is no transformers model keeps nothing there
+        return DynamicCache()
     cache = DynamicCache(config=config)
     if roomy and is_plain(cache):
         cache.layers = [RoomyLayer() for _ in cache.layers]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rlhf_lightning.data import PromptData, ShardedLoader
+from rlhf_lightning.data import DemonstrationData, PromptData, ShardedLoader
 from rlhf_lightning.errors import ConfigError, DataError
 
 ROWS = [{"prompt": chr(97 + i)} for i in range(10)]
@@ -159,3 +159,19 @@ def test_resuming_on_other_rows_or_sizes_is_refused(tokenizer, write, tmp_path, 
     fit(make_data(tokenizer, write(ROWS)), tmp_path, callbacks=[StopAt(2, ckpt)])
     with pytest.raises(error, match=message):
         fit(make_data(tokenizer, write(rows), **options), tmp_path, ckpt_path=ckpt)
+
+
+def test_a_checkpoint_that_cut_in_the_order_of_the_rows_is_not_resumed_by_length(tokenizer, write):
+    def data(window):
+        rows = [{"prompt": chr(97 + i), "completion": "b"} for i in range(4)]
+        options = {"batch_size": 4, "validation_fraction": 0.0, "length_window": window}
+        made = DemonstrationData(write(rows), None, tokenizer, **options)
+        made.setup("fit")
+        made.train_dataloader()
+        return made
+
+    old = data(0).state_dict()
+    del old["length_window"]  # as older versions wrote it
+    data(0).load_state_dict(old)
+    with pytest.raises(ConfigError, match="length_window 0 -> 1"):
+        data(1).load_state_dict(old)

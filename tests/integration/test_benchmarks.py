@@ -1,0 +1,138 @@
+"""The benchmarks themselves: assets, rows in the same order on both sides, the clock, ratios, and one tiny run."""
+
+import doctest
+import importlib
+import json
+import time
+
+import pytest
+import torch
+
+from benchmarks import run
+from benchmarks.clock import Clock, Phase
+from benchmarks.kit import make_kit
+from benchmarks.ours import overrides_of
+from benchmarks.report import ratios
+from benchmarks.rows import choose_rows
+from benchmarks.suites import SUITES, Bar, Entry, Suite, named_suites
+from rlhf_lightning.config import compose
+from rlhf_lightning.data.demonstrations import DemonstrationData
+from rlhf_lightning.models.loading import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kit")
+    make_kit(folder, seed=0, size="tiny")
+    return folder
+
+
+def bench(kit, tmp_path, *words):
+    options = run.arguments().parse_args(["--assets", str(kit), *words])
+    return run.Bench(options, tmp_path)
+
+
+def test_the_same_seed_makes_the_same_assets(kit, tmp_path):
+    make_kit(tmp_path / "again", seed=0, size="tiny")
+    make_kit(tmp_path / "other", seed=1, size="tiny")
+    for file in ("sft.jsonl", "pref.jsonl", "rankings.jsonl", "prompts.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (kit / file).read_bytes()
+        assert (tmp_path / "other" / file).read_bytes() != (kit / file).read_bytes()
+
+
+def test_the_peer_gets_the_rows_in_the_order_of_our_loader(kit, tmp_path):
+    rows = choose_rows(kit, "sft", 12, 4, (16, 64), tmp_path)
+    tokenizer = load_tokenizer(kit / "model")
+    data = DemonstrationData(rows.ours, None, tokenizer, batch_size=4, validation_fraction=0.0)
+    data.setup("fit")
+    peers = [json.loads(line) for line in rows.peers.read_text().splitlines()]
+    expected = [tokenizer(row["prompt"] + row["completion"]).input_ids for row in peers]
+    batches = list(data.train_dataloader())
+    seen = [ids[mask].tolist() for b in batches for ids, mask in zip(b.input_ids, b.attention_mask, strict=True)]
+    assert [tokenizer.decode(ids, skip_special_tokens=True) for ids in seen] == [tokenizer.decode(i) for i in expected]
+    assert [len(ids) for ids in seen] == [sum(pair) for row in rows.sequences for pair in row]
+
+
+def test_full_rows_are_nearly_as_long_as_allowed(kit, tmp_path):
+    rows = choose_rows(kit, "sft", 8, 4, (16, 128), tmp_path, full=True)
+    assert all(128 - 42 < prompt + answer <= 128 for row in rows.sequences for prompt, answer in row)
+
+
+@pytest.mark.parametrize("name", ["sft", "rankings", "dpo", "grpo8", "rloo", "ppo"])
+def test_every_measurement_of_ours_composes(kit, tmp_path, name):
+    suite, preset = SUITES[name], "gpu" if name in ("sft", "ppo") else "cpu"
+    measured = bench(kit, tmp_path, "--preset", preset, "--override", "model.attn_implementation=eager")
+    rows = choose_rows(kit, suite.rows, 8, 4, (16, 64), tmp_path)
+    for entry in suite.entries:
+        if entry.side != "trl":
+            config = compose(overrides_of(measured.job(suite, entry, rows)))
+            assert config["model"]["attn_implementation"] == "eager"
+            assert config["trainer"]["accelerator"] == ("auto" if preset == "gpu" else "cpu")
+
+
+def test_a_phase_inside_another_is_charged_once():
+    clock = Clock(time.time())
+    with Phase(clock, "outer"):
+        time.sleep(0.02)
+        with Phase(clock, "inner"):
+            time.sleep(0.05)
+    assert 0.05 <= clock.phases["inner"][0] < 0.07 + clock.phases["outer"][0]
+    assert 0.02 <= clock.phases["outer"][0] < 0.05
+
+
+def test_the_clock_counts_after_the_warm_up_only():
+    clock = Clock(time.time())
+    for length in (3, 5):
+        ids = torch.zeros(2, length, dtype=torch.long)
+        clock.count_batch(ids, torch.ones_like(ids).tril() > 0, None)
+        clock.count_answers(torch.ones(1, 2), torch.ones(1, length))
+        clock.lap()
+    result = clock.result(warm_up=1)
+    assert result["counts"]["tokens"] == 1 + 2 and result["counts_of_all_steps"]["tokens"] == 6
+    assert result["answers"] == [(2, 5)] and result["steps"] == 1
+
+
+def test_ratios_are_taken_pair_by_pair_against_the_fastest():
+    suite = Suite("s", "sft", "sft", "tokens", (Entry("ours", "ours"),))
+
+    def runs(*speeds):
+        return [
+            {"tokens_per_cpu_second": s, "tokens_per_second": s, "supervised_per_cpu_second": s, "peak_megabytes": 10.0}
+            for s in speeds
+        ]
+
+    found = ratios(
+        suite, Bar("ours", "fastest", 2.0),
+        {"ours": runs(6.0, 8.0, 20.0), "trl a": runs(1.0, 1.0, 1.0), "trl b": runs(2.0, 8.0, 4.0)},
+    )  # fmt: skip
+    assert found["other"] == "trl b" and tuple(found["cpu"]) == (3.0, 1.0, 5.0) and found["reached"]
+    assert ratios(suite, Bar("ours", "trl", 2.0), {"ours": runs(1.0)}) is None
+
+
+def test_a_missing_peer_is_answered_with_a_recipe(kit, monkeypatch):
+    for variable, _ in run.PEERS.values():
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(SystemExit, match=r"trl==1\.12\.0"):
+        run.main(["--suite", "ppo", "--assets", str(kit), "--against", "trl"])
+    with pytest.raises(SystemExit, match="choose from"):
+        named_suites("sft,nothing")
+
+
+@pytest.mark.parametrize("name", ["flops", "report", "rewards", "rows", "suites"])
+def test_examples_in_docstrings(name):
+    result = doctest.testmod(importlib.import_module(f"benchmarks.{name}"))
+    assert result.attempted and not result.failed
+
+
+def test_a_tiny_run_prints_and_writes_what_it_promises(kit, tmp_path, capsys):
+    out = tmp_path / "result.json"
+    run.main(["--suite", "sft", "--assets", str(kit), "--preset", "smoke", "--repeats", "1", "--out", str(out)])
+    told = json.loads(out.read_text())
+    (result,) = told["suites"]["sft"]["runs"]["ours"]
+    assert result["steps"] == 1 and result["counts"]["positions_learned"] >= result["counts"]["tokens"] > 0
+    assert {"forward", "backward", "optimizer"} <= result["phases"].keys()
+    summary = told["suites"]["sft"]["summary"]["ours"]
+    for name in ("tokens_per_cpu_second", "tokens_per_second", "supervised_per_cpu_second", "mfu", "peak_megabytes"):
+        low, median, high = sorted(summary[name])
+        assert 0 < low == median == high
+    assert "| ours |" in capsys.readouterr().out
