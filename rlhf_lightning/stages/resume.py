@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,27 @@ class RunFolder:
         elif self.resume != "none":
             self._check_path()
 
-    def claim(self) -> None:
-        """Keep other processes out until this one ends; the system frees the lock, however that happens."""
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes out; the system frees the lock with this process, however that ends."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / LOCK).open("a+", encoding="utf-8")
+            stream = (self.path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot write here ({error}); choose another run_dir") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "another process"
-            raise CheckpointError(f"{self.path}: in use by {owner}; wait for it or choose another run_dir") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        self._lock.flush()
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                stream.seek(0)
+                owner = stream.read().strip() or "another process"
+                raise CheckpointError(
+                    f"{self.path}: in use by {owner}; wait for it or choose another run_dir"
+                ) from None
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {platform.node()}\n")
+            stream.flush()
+            yield
 
     def finished(self, stage: str, output: str | Path | None) -> dict[str, Any] | None:
         """The metrics of a stage that is done, once its folder is verified; None if it is to run, or has no folder.
