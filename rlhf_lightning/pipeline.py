@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -62,12 +63,19 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     if config["threads"]:
         torch.set_num_threads(int(config["threads"]))
     this = Run(config)
-    if this.is_first:
-        save_config(dict(config), this.folder)
-    for stage in config["stages"]:
-        CHECKS.get(stage, partial(Run.check, stage=stage))(this)
-    this.prepare()
+    with this.files.claimed() if this.is_first else nullcontext():
+        return _run_stages(this)
+
+
+def _run_stages(run: Run) -> dict[str, float]:
+    stages = run.config["stages"]
+    if run.is_first:
+        save_config(dict(run.config), run.folder)
+    for stage in stages:
+        CHECKS.get(stage, partial(Run.check, stage=stage))(run)
+    run.prepare()
     metrics: dict[str, float] = {}
-    for stage in config["stages"]:
-        metrics |= STAGES[stage](this)
+    for stage in stages:
+        done = run.files.finished(stage, run.section(stage).get("output"))
+        metrics |= STAGES[stage](run) if done is None else done
     return metrics

@@ -1,10 +1,19 @@
 """Lightning callbacks that show training, record it, keep the best policy, and guard against reward hacking."""
 
 from rlhf_lightning.callbacks.best_policy import BestPolicy
+from rlhf_lightning.callbacks.checkpoint import DurableCheckpoint
 from rlhf_lightning.callbacks.guard import RewardHackingGuard
 from rlhf_lightning.callbacks.history import History
 from rlhf_lightning.callbacks.progress import ProgressLine
 from rlhf_lightning.callbacks.score_monitor import ScoreMonitor
 from rlhf_lightning.callbacks.tensorboard import TensorBoardExtras
 
-__all__ = ["BestPolicy", "History", "ProgressLine", "RewardHackingGuard", "ScoreMonitor", "TensorBoardExtras"]
+__all__ = [
+    "BestPolicy",
+    "DurableCheckpoint",
+    "History",
+    "ProgressLine",
+    "RewardHackingGuard",
+    "ScoreMonitor",
+    "TensorBoardExtras",
+]

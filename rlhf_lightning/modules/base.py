@@ -17,6 +17,7 @@ from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
+from rlhf_lightning.modules.random_state import random_state, restore_random_state
 from rlhf_lightning.modules.totals import Totals
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -56,6 +57,7 @@ class RLHFModule(lightning.LightningModule):
         self._scheduler = scheduler
         self._grad_norm = torch.zeros(())
         self._logged_step = 0
+        self._restored: Mapping[str, Any] | None = None
         self.train_totals = Totals()
         self.val_totals = Totals()
         self._positions = Totals()
@@ -106,9 +108,54 @@ class RLHFModule(lightning.LightningModule):
         self._grad_norm = clip_gradients(self, self.max_grad_norm)
 
     def on_train_start(self) -> None:
-        """`from_pretrained` returns models in eval mode and Lightning keeps modes; training needs train mode."""
+        """Train mode (`from_pretrained` returns models in eval mode), and random numbers where a checkpoint left them.
+
+        Iterators made between loading and now draw random numbers, so this is the first moment for it.
+        """
         self.trained.train()
         self._logged_step = self.trainer.global_step  # a resumed run must not log in the middle of its first step
+        if self._restored is not None:
+            state, self._restored = self._restored, None
+            self.load_progress(state)
+            if len(state["ranks"]) == self.world_size:
+                self.load_rank_state(state["ranks"][self.global_rank])
+
+    def progress(self) -> dict[str, Any]:
+        """Plain state of the whole run for its checkpoint, beside weights and optimizer."""
+        return {}
+
+    def load_progress(self, state: Mapping[str, Any]) -> None:
+        """Restore `progress`."""
+
+    def rank_state(self) -> dict[str, Any]:
+        """Plain state of this rank for the checkpoint: the global random streams that dropout and others draw from."""
+        return random_state(self.device)
+
+    def load_rank_state(self, state: Mapping[str, Any]) -> None:
+        """Restore `rank_state`."""
+        restore_random_state(state, self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """`progress`, and `rank_state` of every rank, under the key ``rlhf``."""
+        ranks: list[Any] = [self.rank_state()]
+        if self.world_size > 1:
+            local, ranks = ranks[0], [None] * self.world_size
+            torch.distributed.all_gather_object(ranks, local)
+        checkpoint["rlhf"] = {"schema": 1, "phase": type(self).__name__, **self.progress(), "ranks": ranks}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state until training starts.
+
+        Raises:
+            ConfigError: the checkpoint is of another phase, or of another library.
+        """
+        state = checkpoint.get("rlhf") or {}
+        if state.get("phase") != type(self).__name__:
+            raise ConfigError(
+                f"this checkpoint was written by {state.get('phase', 'another library')}, not by "
+                f"{type(self).__name__}; give the right one"
+            )
+        self._restored = state
 
     def summary(self, totals: Totals) -> dict[str, float]:
         """Means to be logged from totals; collective over ranks. Phases with automatic optimisation implement it."""

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lightning.errors import ConfigError, NumericalError
+from rlhf_lightning.errors import NumericalError
 from rlhf_lightning.functional.aggregate import Aggregation
 from rlhf_lightning.functional.masking import Moments, masked_moments, merge_moments, whiten_with
 from rlhf_lightning.kl_control import KLController
@@ -33,6 +33,8 @@ from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.groups import replaced, undecided
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.types import Experience, PromptBatch, Rollout
+
+COUNTERS = ("rollouts", "optimizer_steps", "episodes", "tokens")
 
 
 class Denominators(NamedTuple):
@@ -76,7 +78,6 @@ class OnlineModule(RLHFModule):
         self._seconds: dict[str, float] = {}
         self._sampled = Sampled(0, 0.0)
         self._group_norms: dict[str, Tensor] = {}
-        self._restored: dict[str, Any] | None = None
 
     def generate(self, prompts: PromptBatch, sampling: Sampling | None = None) -> Rollout:
         """Sample one answer per row from the current policy."""
@@ -242,40 +243,33 @@ class OnlineModule(RLHFModule):
         self.engine.seed(rank_seed(self.settings.seed, self.global_rank))
 
     def on_train_start(self) -> None:
-        """Train mode, and random streams where the checkpoint left them."""
+        """Train mode for the critic too."""
+        super().on_train_start()
         for module in self.children():
             module.train()
-        if self._restored is not None:
-            self._restore(self._restored)
-            self._restored = None
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Counters, KL controller, scorer and the random streams of every rank, under the key ``rlhf``."""
-        local = {"engine": self.engine.state_dict(), "order": self._order.get_state()}
-        ranks: list[Any] = [local]
-        if self.world_size > 1:
-            ranks = [None] * self.world_size
-            torch.distributed.all_gather_object(ranks, local)
-        counters = {name: getattr(self, name) for name in ("rollouts", "optimizer_steps", "episodes", "tokens")}
-        kl = self.kl_controller.state_dict()
-        checkpoint["rlhf"] = {"schema": 1, **counters, "kl": kl, "scorer": _state_of(self.scorer), "ranks": ranks}
+    def progress(self) -> dict[str, Any]:
+        """Counters, KL controller and scorer."""
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        return {**counters, "kl": self.kl_controller.state_dict(), "scorer": _state_of(self.scorer)}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state until training starts; iterators created in between draw random numbers."""
-        if "rlhf" not in checkpoint:
-            raise ConfigError("this checkpoint was not written by a PPO run of this library; give the right ckpt_path")
-        self._restored = checkpoint["rlhf"]
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        for name in ("rollouts", "optimizer_steps", "episodes", "tokens"):
+    def load_progress(self, state: Mapping[str, Any]) -> None:
+        """See `RLHFModule`."""
+        for name in COUNTERS:
             setattr(self, name, state[name])
         self.kl_controller.load_state_dict(state["kl"])
         if state.get("scorer") and hasattr(self.scorer, "load_state_dict"):
             self.scorer.load_state_dict(state["scorer"])
-        if len(state["ranks"]) == self.world_size:
-            local = state["ranks"][self.global_rank]
-            self.engine.load_state_dict(local["engine"])
-            self._order.set_state(local["order"])
+
+    def rank_state(self) -> dict[str, Any]:
+        """Also the streams of sampling and of the minibatch order."""
+        return super().rank_state() | {"engine": self.engine.state_dict(), "order": self._order.get_state()}
+
+    def load_rank_state(self, state: Mapping[str, Any]) -> None:
+        """See `RLHFModule`."""
+        super().load_rank_state(state)
+        self.engine.load_state_dict(state["engine"])
+        self._order.set_state(state["order"])
 
 
 def _state_of(scorer: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def train_offline(run: Run, stage: str, loss: Any) -> dict[str, float]:
     data = run.build(section["data"], tokenizer=tokenizer)
     trainer = run.trainer(stage, max_epochs=section["max_epochs"])
     trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)
-    run.fit(trainer, module, data)
+    run.fit(stage, trainer, module, data)
     metrics = scalars(trainer)
     parents = run.provenance(stage, metrics, policy=section["policy"], reference=reference, data=files)
     module.export(section["output"], parents)

@@ -34,7 +34,7 @@ def run_ppo(run: Run) -> dict[str, float]:
     best = run.build(section["best_policy"]) if section["best_policy"] else None
     callbacks = [*_monitors(run), *([best] if best else [])]
     trainer = run.trainer("ppo", callbacks, max_epochs=1, limit_val_batches=0)
-    run.fit(trainer, module, data)
+    run.fit("ppo", trainer, module, data)
     metrics = scalars(trainer)
     if best is not None and best.best is not None:
         metrics |= {f"best/{name}": float(value) for name, value in best.best.items()}

@@ -24,7 +24,7 @@ def run_reward(run: Run) -> dict[str, float]:
     )
     trainer = run.trainer("reward", max_epochs=section["max_epochs"])
     trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)
-    run.fit(trainer, module, data)
+    run.fit("reward", trainer, module, data)
     metrics = scalars(trainer)
     stored = metrics | module.held_out
     module.export(

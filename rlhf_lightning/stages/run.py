@@ -14,11 +14,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from rlhf_lightning.callbacks import History
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.handover import sha256
+from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config import safe_instantiate
 from rlhf_lightning.data.sources import ROW_FILES
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import FSDP1_REFUSED, RLHFModule
+from rlhf_lightning.stages.resume import CHECKPOINTS, RunFolder
 
 NEEDED = {
     "sft": "add data.demonstrations=FILE with rows of prompt+completion or messages",
@@ -53,6 +55,7 @@ class Run:
         self.config = config
         self.folder = Path(config["run_dir"])
         self.seed = int(config["seed"])
+        self.files = RunFolder(config)
         for key, instead in TRANSLATED.items():
             if key in config["trainer"]:
                 raise ConfigError(
@@ -88,10 +91,23 @@ class Run:
         if section["data"]["train"] is None and not section.get("human_ranks"):
             raise ConfigError(f"{stage}.data.train is not set; {NEEDED[stage]}")
 
-    def fit(self, trainer: lightning.Trainer, module: RLHFModule, data: lightning.LightningDataModule) -> None:
-        """Train; a single stage goes on from `ckpt_path` if that is given."""
-        checkpoint = self.config["ckpt_path"] if len(self.config["stages"]) == 1 else None
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    def fit(
+        self, stage: str, trainer: lightning.Trainer, module: RLHFModule, data: lightning.LightningDataModule
+    ) -> None:
+        """Train, from where `resume` says.
+
+        Raises:
+            CheckpointError: nothing is left to train.
+        """
+        checkpoint = self.files.checkpoint(stage)
+        watch = _StepCount()
+        trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if not watch.steps:
+            raise CheckpointError(
+                f"{stage}: no step was left to train after {checkpoint}; its model was exported by that run, or raise "
+                f"{stage}.max_epochs in a new one"
+            )
 
     def section(self, stage: str) -> Mapping[str, Any]:
         """The part of the config that belongs to a stage."""
@@ -110,12 +126,15 @@ class Run:
         """A Trainer with the run's logger and callbacks; ``limits`` are the stage's own arguments."""
         lightning.seed_everything(self.seed, verbose=False)
         surrounding = [self.build(node) for node in (self.config.get("callbacks") or {}).values()]
+        history = History(self.folder / "history" / f"{stage}.csv")
+        every = [*surrounding, history, *callbacks, *self._saver(stage)]
         logger = self.config.get("logger")
         defaults = {
             "default_root_dir": self.folder,
             "logger": self.build(logger, name=stage, version="") if logger else False,
-            "callbacks": [*surrounding, History(self.folder / "history" / f"{stage}.csv"), *callbacks],
-            "enable_checkpointing": any(isinstance(part, Checkpoint) for part in surrounding),
+            "callbacks": every,
+            "enable_checkpointing": any(isinstance(part, Checkpoint) for part in every),
+            "plugins": [DurableCheckpointIO()],
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,
@@ -140,12 +159,25 @@ class Run:
             "metrics": dict(metrics),
         }
 
+    def _saver(self, stage: str) -> list[Checkpoint]:
+        node = self.config["checkpoint"]
+        return [self.build(node, folder=self.folder / CHECKPOINTS / stage)] if node else []
+
     def _trainer(self, arguments: dict[str, Any]) -> lightning.Trainer:
         given = dict(self.config["trainer"])
         target = given.pop("_target_")
         if isinstance(given.get("strategy"), Mapping):
             given["strategy"] = self.build(given["strategy"])
         return self.build({"_target_": target}, **{**arguments, **given})
+
+
+class _StepCount(Callback):
+    """Counts the steps of one fit."""
+
+    steps = 0
+
+    def on_train_batch_start(self, *given: Any) -> None:
+        self.steps += 1
 
 
 def scalars(trainer: lightning.Trainer) -> dict[str, float]:

@@ -20,7 +20,7 @@ def run_sft(run: Run, stage: str = "sft") -> dict[str, float]:
     )
     trainer = run.trainer(stage, max_epochs=section["max_epochs"])
     trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)
-    run.fit(trainer, module, data)
+    run.fit(stage, trainer, module, data)
     metrics = scalars(trainer)
     module.export(
         section["output"], run.provenance(stage, metrics, policy=section["policy"], data=section["data"]["train"])

@@ -52,10 +52,10 @@ def write(folder: Path) -> Path:
     return folder
 
 
-def trainer(accumulate=1, epochs=1, callbacks=(), **options):
+def trainer(accumulate=1, epochs=1, callbacks=(), checkpointing=False, **options):
     options = {"accelerator": "cpu", "devices": 1, **options}
     return lightning.Trainer(
-        max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=epochs, logger=False, enable_checkpointing=checkpointing, enable_progress_bar=False,
         enable_model_summary=False, accumulate_grad_batches=accumulate, use_distributed_sampler=False,
         num_sanity_val_steps=0, callbacks=list(callbacks), **options,
     )  # fmt: skip
@@ -82,7 +82,7 @@ def sft(folder, world_size=1, epochs=2, micro=2, resume=None, callbacks=(), **op
     return module, run
 
 
-def reward(folder, world_size=1, **options):
+def reward(folder, world_size=1, resume=None, **options):
     data = ComparisonData(
         folder / "rankings.jsonl", folder / "rankings.jsonl", tiny.tokenizer(), batch_size=4, micro_batch_size=1
     )
@@ -91,7 +91,7 @@ def reward(folder, world_size=1, **options):
     torch.nn.init.normal_(model.score.weight)
     module = RewardModule(model, tiny.tokenizer(), sgd(0.1))
     run = trainer(data.accumulate_for(world_size), 3, **options)
-    run.fit(module, datamodule=data)
+    run.fit(module, datamodule=data, ckpt_path=resume)
     return module, run
 
 

@@ -86,7 +86,8 @@ def test_the_checkpoint_is_plain_and_holds_policy_and_critic_only(uninterrupted)
     assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"policy", "critic"}
     trained = sum(p.numel() for p in [*module.policy.parameters(), *module.critic.parameters()])
     stored = sum(leaf.numel() for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor))
-    generators = sum(state.numel() for rank in checkpoint["rlhf"]["ranks"] for state in tree_leaves(rank))
+    streams = tree_leaves(checkpoint["rlhf"]["ranks"])
+    generators = sum(stream.numel() for stream in streams if isinstance(stream, torch.Tensor))
     steps = sum(1 for _ in module.policy.parameters()) + sum(1 for _ in module.critic.parameters())
     assert stored == 3 * trained + steps + generators  # weights, two Adam moments and the step of each parameter
 

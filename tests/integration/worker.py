@@ -6,9 +6,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 
 import tests.conftest  # noqa: F401  (threads and no network)
+from rlhf_lightning.callbacks import DurableCheckpoint
+from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
+from rlhf_lightning.checkpoint.sharded import DurableModelParallelStrategy
 from tests.integration import phases
 
 WORLD = 2
@@ -19,7 +22,7 @@ def ddp():
 
 
 def fsdp2():
-    strategy = ModelParallelStrategy(
+    strategy = DurableModelParallelStrategy(
         data_parallel_size=WORLD, tensor_parallel_size=1, save_distributed_checkpoint=False,
         timeout=timedelta(seconds=100),
     )  # fmt: skip
@@ -62,16 +65,20 @@ def ppo(where, name):
 
 
 def resume(where, name):
-    """Three rollouts at once, and the same with a stop after the first."""
+    """Three rollouts at once, and the same from the checkpoint after each of the first two."""
+
+    def state(module):
+        return [phases.flat(module.policy), phases.flat(module.critic), module.last_experience.rollout.response_ids]
 
     def run(folder):
-        stop = folder / f"{name}.ckpt"
-        whole, _ = phases.ppo(folder, rollouts=3, batch=4, callbacks=[phases.SaveAt(1, stop)], **where())
-        resumed, _ = phases.ppo(folder, rollouts=3, batch=4, resume=stop, **where())
-        return {
-            key: [phases.flat(module.policy), phases.flat(module.critic), module.last_experience.rollout.response_ids]
-            for key, module in (("whole", whole), ("resumed", resumed))
-        }
+        def fit(**options):
+            io = DurableCheckpointIO()
+            module, _ = phases.ppo(folder, rollouts=3, batch=4, plugins=[io], **options, **where())
+            return state(module)
+
+        saver = DurableCheckpoint(folder / name, every_n_steps=1, keep=2)
+        whole = fit(callbacks=[saver], checkpointing=True)
+        return {"whole": whole, "resumed": [fit(resume=stop) for stop in checkpoints(folder / name)]}
 
     return run
 

@@ -1,0 +1,35 @@
+"""FSDP2 with checkpoint folders: Lightning's strategy writes through the plugin but reads with `torch.load`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.strategies.model_parallel import _rekey_optimizer_state_if_needed
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+
+class DurableModelParallelStrategy(ModelParallelStrategy):
+    """`ModelParallelStrategy` whose whole-model checkpoints are verified folders.
+
+    Args: those of `ModelParallelStrategy`.
+    """
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Every rank reads the folder and keeps its shard of weights and optimizer state."""
+        if self._save_distributed_checkpoint:
+            return super().load_checkpoint(checkpoint_path, weights_only=weights_only)
+        path = Path(self.broadcast(checkpoint_path))
+        checkpoint = self.checkpoint_io.load_checkpoint(path)
+        assert self.lightning_module is not None and self.model is not None
+        options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=True):
+            named = _rekey_optimizer_state_if_needed(state, self.model)  # one process numbers its parameters
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+        return checkpoint

@@ -1,0 +1,27 @@
+"""The global random streams of a process as plain data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of the global generators of Python, NumPy, torch and, if it is one, of the CUDA device."""
+    numpy: Any = np.random.get_state()
+    name, keys, *rest = numpy
+    state = {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest], "torch": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put the generators where `random_state` found them."""
+    random.setstate(state["python"])
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
