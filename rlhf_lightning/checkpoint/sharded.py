@@ -23,7 +23,7 @@ class DurableModelParallelStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Every rank reads the folder and keeps its shard of weights and optimizer state."""
         if self._save_distributed_checkpoint:
-            return super().load_checkpoint(checkpoint_path, weights_only=weights_only)
+            return super().load_checkpoint(checkpoint_path, weights_only=True)
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = self.checkpoint_io.load_checkpoint(path)
         assert self.lightning_module is not None and self.model is not None

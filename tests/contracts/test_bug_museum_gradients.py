@@ -88,9 +88,12 @@ def test_policy_and_kl_loss_share_one_reduction_in_every_split(name, micro):
     """verl issues 5366 and 5417, OpenRLHF 923: modes that meant something else on another path."""
     parts = {"advantage": partial(gae, lam=1.0)}
     module, _ = fit(
-        ppo(aggregation=name, baseline="none", kl_placement="loss", kl_estimator="k2", kl=0.3, lr=0.5, parts=parts),
+        ppo(
+            aggregation=name, baseline="none", kl_placement="loss", kl_estimator="k2", kl=0.3, lr=0.5, parts=parts,
+            reuse_logprobs=False,
+        ),
         steps=2,
-    )
+    )  # fmt: skip
     e, settings = module.last_experience, module.settings
     now = module.forward_policy(e.rollout).logprobs.detach()
     ratio = (now - e.logprobs).exp()
