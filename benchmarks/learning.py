@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.verdict import judge
 from rlhf_lightning.evaluation import read_history
 
 WINDOW = 5  # rollouts in a mean, against the noise of 64 responses
@@ -125,9 +126,7 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = list(pool.map(lambda seed: run_seed(seed, options.root, options.overrides), seeds))
     print(table(outcomes))
-    faults = [f"seed {outcome.seed}: not reached: {fault}" for outcome in outcomes for fault in outcome.faults()]
-    print("\n".join(faults) or f"all {len(outcomes)} seeds reached everything that was asked for")
-    sys.exit(bool(faults))
+    judge(outcomes)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import tempfile
 import time
 import warnings
@@ -31,6 +30,7 @@ import lightning
 import torch
 
 from benchmarks.bigram import LENGTH, Bigram, Linear, Prompts, Toy, tokenizer
+from benchmarks.verdict import judge
 from rlhf_lightning.callbacks import RewardHackingGuard
 from rlhf_lightning.evaluation.plotting import BLUE, GREEN, GREY, ORANGE, label, legend, panels
 from rlhf_lightning.functional.advantage import returns_only
@@ -270,9 +270,7 @@ def main() -> None:
     outcomes = [run_seed(seed, options.combine) for seed in range(options.first, options.first + options.seeds)]
     print(table(outcomes))
     draw(outcomes, options.figure)
-    faults = [f"seed {outcome.seed}: not reached: {fault}" for outcome in outcomes for fault in outcome.faults()]
-    print("\n".join(faults) or f"all {len(outcomes)} seeds reached everything that was asked for")
-    sys.exit(bool(faults))
+    judge(outcomes)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 import tempfile
 import time
 import warnings
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from benchmarks.verdict import judge
 from rlhf_lightning.data import ComparisonData
 from rlhf_lightning.functional.diagnostics import calibration
 from rlhf_lightning.miniature.tokenizer import SPECIAL, build_tokenizer
@@ -215,9 +215,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="lightning")
     outcomes = [run_seed(seed, Task()) for seed in range(options.first, options.first + options.seeds)]
     print(table(outcomes))
-    faults = [f"seed {outcome.seed}: not reached: {fault}" for outcome in outcomes for fault in outcome.faults()]
-    print("\n".join(faults) or f"all {len(outcomes)} seeds reached everything that was asked for")
-    sys.exit(bool(faults))
+    judge(outcomes)
 
 
 if __name__ == "__main__":

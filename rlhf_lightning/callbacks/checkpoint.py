@@ -39,12 +39,10 @@ class DurableCheckpoint(Checkpoint):
         keep: int = 2,
     ) -> None:
         if keep < 2:
-            raise ConfigError(
-                f"callbacks.checkpoint.keep={keep}: at least 2, so that a damaged one does not cost the run"
-            )
+            raise ConfigError(f"checkpoint.keep={keep}: at least 2, so that a damaged one does not cost the run")
         for name, value in (("every_n_steps", every_n_steps), ("every_n_minutes", every_n_minutes)):
             if value is not None and value <= 0:
-                raise ConfigError(f"callbacks.checkpoint.{name}={value}: must be above 0, or null to leave it out")
+                raise ConfigError(f"checkpoint.{name}={value}: must be above 0, or null to leave it out")
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes

@@ -87,7 +87,7 @@ def test_finished_stages_are_verified_and_not_run_again(words, whole):
     assert again.items() >= {"val/accuracy": metrics["val/accuracy"]}.items()
 
 
-def test_a_changed_file_of_a_finished_stage_stops_the_run(words, whole, tmp_path):
+def test_a_changed_file_of_a_finished_stage_stops_the_run(words, whole):
     folder, _ = whole
     file = folder / "sft" / "config.json"
     text = file.read_text()
