@@ -100,3 +100,13 @@ def test_only_the_newest_are_kept_and_the_last_step_is_left_to_the_export(tmp_pa
     saver = DurableCheckpoint(tmp_path / "checkpoints", every_n_steps=1, keep=2)
     sft(data, callbacks=[saver], plugins=[DurableCheckpointIO()], checkpointing=True)
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-000005", "step-000004"]
+
+
+def test_minutes_are_a_reason_to_save_as_well(tmp_path):
+    data = phases.write(tmp_path)
+    saver = DurableCheckpoint(tmp_path / "checkpoints", every_n_minutes=1e-9, keep=9)
+    sft(data, callbacks=[saver], plugins=[DurableCheckpointIO()], checkpointing=True)
+    assert len(checkpoints(tmp_path / "checkpoints")) == 5
+    patient = DurableCheckpoint(tmp_path / "patient", every_n_minutes=60.0)
+    sft(data, callbacks=[patient], plugins=[DurableCheckpointIO()], checkpointing=True)
+    assert checkpoints(tmp_path / "patient") == []
