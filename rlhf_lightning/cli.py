@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning import __version__
-from rlhf_lightning.errors import ConfigError, RLHFError
+from rlhf_lightning.errors import ConfigError, DiskError, RLHFError
 from rlhf_lightning.locations import CONF_DIR, help_text
 
 if TYPE_CHECKING:
@@ -68,7 +68,11 @@ def _compose_and_run(arguments: list[str]) -> None:
         raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
     shown = _wants_traceback()
 
+    started = False
+
     def task(cfg: DictConfig) -> Any:
+        nonlocal started
+        started = True
         return _job(cfg, shown)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with code 1
@@ -78,6 +82,10 @@ def _compose_and_run(arguments: list[str]) -> None:
         if shown:
             raise
         raise ConfigError(explain(error, [a for a in arguments if "=" in a and not a.startswith("-")])) from None
+    except OSError as error:
+        if started:
+            raise
+        raise DiskError(f"cannot write the run's folder ({error}); choose another run_dir or free the disk") from error
     finally:
         if not shown:
             os.environ.pop("HYDRA_FULL_ERROR", None)

@@ -31,6 +31,10 @@ class CheckpointError(RLHFError):
     exit_code = 5
 
 
+class DiskError(CheckpointError):
+    """A folder or checkpoint that the disk did not take: full, read-only, or failing."""
+
+
 class RewardFunctionError(RLHFError):
     """A reward function raised, or returned something that is not one number per completion."""
 

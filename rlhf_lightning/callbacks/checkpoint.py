@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
 
 from rlhf_lightning.callbacks.steps import steps_done, steps_planned
-from rlhf_lightning.checkpoint.io import checkpoints
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.checkpoint.io import DurableCheckpointIO, superfluous
+from rlhf_lightning.errors import ConfigError, DiskError
+
+OnError = Literal["raise", "warn"]
 
 
 class DurableCheckpoint(Checkpoint):
@@ -26,6 +29,8 @@ class DurableCheckpoint(Checkpoint):
         every_n_steps: save each time this many steps are done; None leaves it to the minutes.
         every_n_minutes: save at the first boundary after so many minutes; None leaves it to the steps.
         keep: how many to keep, at least 2, so that a damaged one does not cost the run.
+        on_error: what a full or failing disk does: "raise" ends the run, "warn" goes on and tries again when the next
+            checkpoint is due. The older ones stay in both cases.
 
     Raises:
         ConfigError: numbers that cannot work.
@@ -37,21 +42,34 @@ class DurableCheckpoint(Checkpoint):
         every_n_steps: int | None = None,
         every_n_minutes: float | None = 10.0,
         keep: int = 2,
+        on_error: OnError = "raise",
     ) -> None:
         if keep < 2:
             raise ConfigError(f"checkpoint.keep={keep}: at least 2, so that a damaged one does not cost the run")
         for name, value in (("every_n_steps", every_n_steps), ("every_n_minutes", every_n_minutes)):
             if value is not None and value <= 0:
                 raise ConfigError(f"checkpoint.{name}={value}: must be above 0, or null to leave it out")
+        if on_error not in get_args(OnError):
+            raise ConfigError(f"checkpoint.on_error={on_error}: choose raise or warn")
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.keep = keep
+        self.on_error = on_error
         self._saved = 0
         self._since = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count from where the run stands."""
+        """Count from where the run stands.
+
+        Raises:
+            CheckpointError: the run holds state that could not be saved; better to hear it now than at the first save.
+        """
+        io = trainer.strategy.checkpoint_io
+        if isinstance(io, DurableCheckpointIO):
+            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # collective
+            if trainer.is_global_zero:
+                io.check(state)
         self._saved, self._since = steps_done(trainer), time.monotonic()
 
     def on_train_batch_end(
@@ -67,12 +85,22 @@ class DurableCheckpoint(Checkpoint):
         if due:
             self.save(trainer)
 
-    def save(self, trainer: pl.Trainer) -> Path:
-        """Write a checkpoint of this moment, which must be a step boundary; returns its folder."""
+    def save(self, trainer: pl.Trainer) -> Path | None:
+        """Write a checkpoint of this moment, which must be a step boundary; returns its folder.
+
+        None means that the disk did not take it and `on_error` is "warn".
+        """
         self._saved, self._since = steps_done(trainer), time.monotonic()
         path = self.folder / f"step-{self._saved:06d}"
-        trainer.save_checkpoint(path)
+        try:
+            trainer.save_checkpoint(path)
+        except DiskError as error:
+            if self.on_error == "raise":
+                raise
+            rank_zero_warn(f"no checkpoint at step {self._saved}, training goes on: {error}")
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait for this one
+            return None
         if trainer.is_global_zero:
-            for old in checkpoints(self.folder)[self.keep :]:
+            for old in superfluous(self.folder, self._saved, self.keep):
                 trainer.strategy.remove_checkpoint(old)
         return path

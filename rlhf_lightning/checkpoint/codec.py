@@ -25,6 +25,17 @@ _DTYPES = {
 _TAGS = ("tensor", "tuple", "pairs", "number", "shared")
 
 
+def state_size(state: Mapping[str, Any]) -> int:
+    """Bytes that the tensors of a state take; nothing is written.
+
+    Raises:
+        CheckpointError: `write_state` could not store it.
+    """
+    tensors: dict[str, Tensor] = {}
+    _encode(state, "", tensors, {})
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write nested dicts, lists and tuples of tensors, numbers, text and None as `TENSORS` and `TREE`.
 

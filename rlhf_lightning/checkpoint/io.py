@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from rlhf_lightning.checkpoint.codec import read_state, write_state
-from rlhf_lightning.checkpoint.handover import read_provenance, verify_folder, write_folder
+from rlhf_lightning.checkpoint.codec import read_state, state_size, write_state
+from rlhf_lightning.checkpoint.handover import read_provenance, remove_folder, verify_folder, write_folder
+from rlhf_lightning.checkpoint.plain import with_plain_records
 from rlhf_lightning.errors import CheckpointError
 
 STAGE = "checkpoint"
@@ -30,10 +30,18 @@ class DurableCheckpointIO(CheckpointIO):
         """Write the state of a run.
 
         Raises:
-            CheckpointError: the place cannot be written to, or the state holds what cannot be stored.
+            DiskError: the place cannot be written to, or is full.
+            CheckpointError: the state holds what cannot be stored.
         """
         progress = {"epoch": checkpoint.get("epoch"), "global_step": checkpoint.get("global_step")}
-        write_folder(path, lambda folder: write_state(folder, checkpoint), {"stage": STAGE, **progress})
+        state = with_plain_records(checkpoint)
+        write_folder(
+            path, lambda folder: write_state(folder, state), {"stage": STAGE, **progress}, size=state_size(state)
+        )
+
+    def check(self, checkpoint: dict[str, Any]) -> None:
+        """Raise `CheckpointError` where `save_checkpoint` would because of what the state holds; writes nothing."""
+        state_size(with_plain_records(checkpoint))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -52,7 +60,7 @@ class DurableCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint."""
-        shutil.rmtree(path, ignore_errors=True)
+        remove_folder(Path(path))
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -76,6 +84,17 @@ def newest_checkpoint(folder: str | Path, skipped: Callable[[str], None]) -> Pat
         else:
             return path
     return None
+
+
+def superfluous(folder: str | Path, step: int, keep: int) -> list[Path]:
+    """What may go once the checkpoint of ``step`` is complete: all but the newest ``keep``.
+
+    Checkpoints of later steps go too. The run has gone back behind them, because they are damaged or because it was
+    told to, so they belong to another past; as the newest ones they would push out those of this run.
+    """
+    found = checkpoints(folder)
+    past = [path for path in found if int(path.name.removeprefix("step-")) <= step]
+    return [path for path in found if path not in past[:keep]]
 
 
 def is_checkpoint(path: str | Path) -> bool:

@@ -1,4 +1,4 @@
-"""FSDP2 with checkpoint folders: Lightning's strategy writes through the plugin but reads with `torch.load`."""
+"""FSDP2 with checkpoint folders: Lightning's strategy replaces no folder and reads with `torch.load`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ class DurableModelParallelStrategy(ModelParallelStrategy):
 
     Args: those of `ModelParallelStrategy`.
     """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """The first rank writes the folder, also where an older one is; Lightning refuses to replace a folder."""
+        if self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+        elif self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, Path(filepath))
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Every rank reads the folder and keeps its shard of weights and optimizer state."""

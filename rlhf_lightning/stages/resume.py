@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -11,14 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import OmegaConf
 
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
-from rlhf_lightning.checkpoint.io import is_checkpoint, newest_checkpoint
+from rlhf_lightning.checkpoint.handover import probe, sweep
+from rlhf_lightning.checkpoint.io import checkpoints, is_checkpoint, newest_checkpoint
 from rlhf_lightning.config import redact
-from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 
+log = logging.getLogger(__name__)
 FREE = (
     "resume",
     "run_dir",
@@ -51,19 +54,26 @@ class RunFolder:
         self.path = Path(config["run_dir"])
         self.resume = str(config["resume"])
         self.stages = list(config["stages"])
+        self._outputs = [Path(output) for stage in self.stages if (output := (config.get(stage) or {}).get("output"))]
         if self.resume == "auto":
             self._check_config(config)
         elif self.resume != "none":
-            self._check_path()
+            self._check_path(config)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other processes out; the system frees the lock with this process, however that ends."""
+        """Keep other processes out; the system frees the lock with this process, however that ends.
+
+        Raises:
+            DiskError: the run could not write its files, which is better known before the first step than after.
+            CheckpointError: another process uses the folder.
+            ConfigError: the run is to begin anew on top of the checkpoints of an earlier one.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             stream = (self.path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot write here ({error}); choose another run_dir") from error
+            raise DiskError(f"{self.path}: cannot write here ({error}); choose another run_dir") from error
         with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,6 +86,12 @@ class RunFolder:
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {platform.node()}\n")
             stream.flush()
+            for place in (self.path, self.path / CHECKPOINTS, *(output.parent for output in self._outputs)):
+                probe(place)
+            for folder in (self.path / CHECKPOINTS).glob("*"):
+                sweep(folder)
+            if self.resume == "none":
+                self._check_unused()
             yield
 
     def finished(self, stage: str, output: str | Path | None) -> dict[str, Any] | None:
@@ -87,7 +103,7 @@ class RunFolder:
         if self.resume != "auto" or output is None or (read_provenance(output) or {}).get("stage") != stage:
             return None
         record = verify_folder(output, expect_stage=stage)
-        rank_zero_info(f"stage {stage}: done before, {output} verified")
+        log.info(f"stage {stage}: done before, {output} verified")
         return dict(record["metrics"])
 
     def checkpoint(self, stage: str) -> Path | None:
@@ -97,10 +113,18 @@ class RunFolder:
         if self.resume != "auto":
             return Path(self.resume)
         found = newest_checkpoint(self.path / CHECKPOINTS / stage, rank_zero_warn)
-        rank_zero_info(f"stage {stage}: " + (f"goes on from {found}" if found else "no checkpoint, starting new"))
+        log.info(f"stage {stage}: " + (f"goes on from {found}" if found else "no checkpoint, starting new"))
         return found
 
-    def _check_path(self) -> None:
+    def _check_unused(self) -> None:
+        left = [path for folder in (self.path / CHECKPOINTS).glob("*") for path in checkpoints(folder)[:1]]
+        if left:
+            raise ConfigError(
+                f"resume=none: {self.path} holds checkpoints of an earlier run ({left[0]}); go on from there with "
+                f"resume=auto, choose another run_dir, or remove {self.path / CHECKPOINTS}"
+            )
+
+    def _check_path(self, config: Mapping[str, Any]) -> None:
         if not is_checkpoint(self.resume):
             raise CheckpointError(
                 f"resume={self.resume}: not a checkpoint folder of this library; give "
@@ -111,20 +135,38 @@ class RunFolder:
                 f"resume={self.resume} belongs to one stage, but {', '.join(self.stages)} are to run; use resume=auto "
                 "with the run_dir of that run"
             )
+        file = Path(self.resume).absolute().parents[2] / CONFIG
+        changed = [line for line in _changes(file, config) if line.startswith(f"{self.stages[0]}.")]
+        if changed:
+            rank_zero_warn(f"resume={self.resume}: that run was made with another config ({_listed(changed)})")
 
     def _check_config(self, config: Mapping[str, Any]) -> None:
-        file = self.path / CONFIG
-        if not file.is_file():
-            return
-        before = OmegaConf.to_container(OmegaConf.load(file))
-        now = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(redact(dict(config))))))
-        changed = [line for line in _differences(before, now) if line.partition(".")[0].partition(":")[0] not in FREE]
+        changed = [
+            line
+            for line in _changes(self.path / CONFIG, config)
+            if line.partition(".")[0].partition(":")[0] not in FREE
+        ]
         if changed:
-            more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise ConfigError(
-                f"resume=auto: {self.path} was made with another config ({'; '.join(changed[:5])}{more}); use the old "
-                "values, or another run_dir"
+                f"resume=auto: {self.path} was made with another config ({_listed(changed)}); use the old values, or "
+                "another run_dir"
             )
+
+
+def _changes(file: Path, config: Mapping[str, Any]) -> list[str]:
+    """What differs from the config that an earlier run saved, besides its folder; nothing where it saved none."""
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8")
+    saved = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(saved, dict)
+    before = OmegaConf.to_container(OmegaConf.create(text.replace(str(saved["run_dir"]), str(config["run_dir"]))))
+    now = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(redact(dict(config))))))
+    return list(_differences(before, now))
+
+
+def _listed(changed: list[str]) -> str:
+    return "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:

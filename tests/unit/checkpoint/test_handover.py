@@ -78,5 +78,5 @@ def test_a_damaged_provenance_is_a_checkpoint_error(folder):
     with pytest.raises(CheckpointError, match="not readable as JSON"):
         read_provenance(folder)
     (folder / "provenance.json").write_text(json.dumps({"schema": 99}))
-    with pytest.raises(CheckpointError, match="schema 99, expected 1"):
+    with pytest.raises(CheckpointError, match="schema 99, expected 2; another program"):
         read_provenance(folder)
