@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
+from rlhf_lightning.callbacks.history import History
 from rlhf_lightning.callbacks.steps import steps_done, steps_planned
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, superfluous
 from rlhf_lightning.errors import ConfigError, DiskError
@@ -31,6 +32,9 @@ class DurableCheckpoint(Checkpoint):
         keep: how many to keep, at least 2, so that a damaged one does not cost the run.
         on_error: what a full or failing disk does: "raise" ends the run, "warn" goes on and tries again when the next
             checkpoint is due. The older ones stay in both cases.
+
+    Attributes:
+        requested: set it, on every rank, to have this step saved when it ends.
 
     Raises:
         ConfigError: numbers that cannot work.
@@ -56,8 +60,10 @@ class DurableCheckpoint(Checkpoint):
         self.every_n_minutes = every_n_minutes
         self.keep = keep
         self.on_error = on_error
-        self._saved = 0
+        self._saved = self._seen = 0  # steps
+        self._postponed = False
         self._since = time.monotonic()
+        self.requested = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from where the run stands.
@@ -70,19 +76,49 @@ class DurableCheckpoint(Checkpoint):
             state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # collective
             if trainer.is_global_zero:
                 io.check(state)
-        self._saved, self._since = steps_done(trainer), time.monotonic()
+        self._saved = self._seen = steps_done(trainer)
+        self._since = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save where it is due; all ranks agree on that."""
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after the module's own hook: what it logs there is then in the history before the step is saved.
+
+        Callbacks are called before the module. A process killed behind the save and before that row would go on
+        without it.
+        """
+        logs = pl_module.on_train_batch_end
+
+        def log_then_save(*given: Any, **named: Any) -> None:
+            logs(*given, **named)
+            if steps_done(trainer) != self._seen:  # not inside gradient accumulation
+                self._seen = steps_done(trainer)
+                self._postponed = _validates_next(trainer)
+                if not self._postponed:
+                    self._save_if_due(trainer)
+
+        pl_module.on_train_batch_end = log_then_save  # type: ignore[method-assign]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save a step that ends with a validation only now, with what the validation found."""
+        if self._postponed:
+            self._postponed = False
+            self._save_if_due(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the module its hook back."""
+        del pl_module.on_train_batch_end
+
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        """Save at a step boundary where the number of steps or the time says so; all ranks agree on that."""
         step = steps_done(trainer)
         if step in (self._saved, steps_planned(trainer)):
             return
-        due = self.every_n_steps is not None and step % self.every_n_steps == 0
+        due = self.requested or (self.every_n_steps is not None and step % self.every_n_steps == 0)
         if not due and self.every_n_minutes is not None:
             due = trainer.strategy.broadcast(time.monotonic() - self._since >= 60 * self.every_n_minutes)
         if due:
+            for part in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(part, History):
+                    part.record(trainer)
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> Path | None:
@@ -90,7 +126,7 @@ class DurableCheckpoint(Checkpoint):
 
         None means that the disk did not take it and `on_error` is "warn".
         """
-        self._saved, self._since = steps_done(trainer), time.monotonic()
+        self._saved, self._since, self.requested = steps_done(trainer), time.monotonic(), False
         path = self.folder / f"step-{self._saved:06d}"
         try:
             trainer.save_checkpoint(path)
@@ -104,3 +140,10 @@ class DurableCheckpoint(Checkpoint):
             for old in superfluous(self.folder, self._saved, self.keep):
                 trainer.strategy.remove_checkpoint(old)
         return path
+
+
+def _validates_next(trainer: pl.Trainer) -> bool:
+    """Whether a validation belongs to the step that is ending."""
+    loop = trainer.fit_loop.epoch_loop
+    assert trainer.fit_loop._data_fetcher is not None
+    return not loop.val_loop.skip and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)

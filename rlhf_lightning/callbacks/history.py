@@ -61,14 +61,14 @@ class History(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._record_step(trainer)
+        self.record(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._record_step(trainer)
+        self.record(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._record_step(trainer)
+            self.record(trainer)
         self._tags_before_validation = set(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -84,8 +84,11 @@ class History(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validation_tags = set(state_dict["validation_tags"])
 
-    def _record_step(self, trainer: pl.Trainer) -> None:
-        """Row of the step that ended last. Modules may log when a batch ends, after callbacks saw it; so look later."""
+    def record(self, trainer: pl.Trainer) -> None:
+        """Row of the step that ended last, if it has none. Call it on every rank, when all has been logged.
+
+        Modules may log when a batch ends, after callbacks saw it; so this looks later by itself.
+        """
         step = steps_done(trainer)
         every = self.every_n_steps or getattr(trainer, "log_every_n_steps", 0) or 1
         if step == self._last_step or step % every:  # inside gradient accumulation, or between logged steps

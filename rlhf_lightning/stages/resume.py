@@ -162,17 +162,17 @@ def _changes(file: Path, config: Mapping[str, Any]) -> list[str]:
     assert isinstance(saved, dict)
     before = OmegaConf.to_container(OmegaConf.create(text.replace(str(saved["run_dir"]), str(config["run_dir"]))))
     now = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(redact(dict(config))))))
-    return list(_differences(before, now))
+    return list(differences(before, now))
 
 
 def _listed(changed: list[str]) -> str:
     return "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
 
 
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+def differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
     """``key: old -> new`` of every leaf that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted({*before, *now}, key=str):
-            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+            yield from differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
     elif before != now:
         yield f"{key}: {json.dumps(before, default=str)} -> {json.dumps(now, default=str)}"

@@ -1,0 +1,56 @@
+"""Case 16: whatever the step a run is stopped at, it ends where it would have ended, to the last bit."""
+
+from collections import Counter
+
+import pytest
+
+from rlhf_lightning.callbacks import DurableCheckpoint
+from rlhf_lightning.checkpoint.io import DurableCheckpointIO
+from tests.faults import jobs
+from tests.integration import phases
+
+pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
+
+
+def check(phase, steps, folder, chosen):
+    """Run the job of a phase, take it up at the chosen points, and compare; returns how many those were."""
+    data, run = jobs.write(folder), folder / "run"
+    whole = jobs.tell(phase, steps, data, run)
+    points = jobs.points(run)
+    assert len(points) == steps - 1 and len(set(whole.order)) > 3
+    for point in points[chosen]:
+        rest = jobs.take_up(phase, steps, data, run, point, folder / point.name)
+        assert rest.order == whole.order[len(whole.order) - len(rest.order) :] != [], point.name
+        assert rest._replace(order=whole.order) == whole, point.name
+    return len(points[chosen])
+
+
+@pytest.mark.parametrize("phase", jobs.PHASES)
+def test_case_16_a_job_taken_up_inside_an_epoch_and_at_its_end_ends_the_same(phase, tmp_path):
+    assert check(phase, 6, tmp_path, slice(2, 4)) == 2  # after 3 and after 4 steps
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("phase", jobs.PHASES)
+def test_case_16_a_job_taken_up_after_each_of_forty_steps_ends_the_same(phase, tmp_path):
+    assert check(phase, 40, tmp_path, slice(None)) == 39
+
+
+class Places(DurableCheckpointIO):
+    """Counts the saves by the micro-batches of the epoch that were done."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        self.found[checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]] += 1
+
+
+def test_case_16_no_trigger_saves_between_two_micro_batches_of_a_step(tmp_path):
+    module, data = jobs.sft(jobs.write(tmp_path), 6)
+    io = Places()
+    saver = DurableCheckpoint(tmp_path / "checkpoints", every_n_minutes=1e-9)
+    fit = phases.trainer(data.accumulate_for(1), 3, [saver], checkpointing=True, plugins=[io])
+    fit.fit(module, datamodule=data)
+    assert io.found == {2: 3, 4: 2}  # of four micro-batches an epoch; the end of the last one is left to the export
