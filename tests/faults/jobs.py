@@ -1,4 +1,4 @@
-"""Jobs of any even number of steps, one of each phase, that tell everything about how they went; for one or more ranks."""
+"""Jobs of a few steps, one of each phase, that tell everything about how they went; for one or more ranks."""
 
 import dataclasses
 import hashlib

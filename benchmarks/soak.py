@@ -1,0 +1,232 @@
+"""Kill a pipeline again and again, let it go on, and compare its end with that of a run nobody touched.
+
+python -m benchmarks.soak --kills 200 [--seed 0] [--json FILE] [--folder FOLDER]
+
+Every attempt is the command `rlhf-lightning ... resume=auto` in a process of its own, forked from one that has imported
+torch and Lightning already, and ended with SIGKILL: half of the times after a random delay, half of them within
+milliseconds of the appearance of a temporary folder, which is inside of a save, an export or a removal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.soak_verdict import finished_files, history_rows, saved_steps
+
+STAGES = ("sft", "rank", "reward", "ppo")
+WORDS = [
+    "stages=[sft,rank,reward,ppo]", "logger=none", "trainer=cpu", "resume=auto",
+    "+task.texts=400", "+task.demonstrations=48", "+task.prompts=32", "+task.heldout_prompts=16",
+    "sft.data.batch_size=8", "sft.data.micro_batch_size=4", "rank.max_prompts=16", "rank.data.batch_size=16",
+    "rank.sampling.max_new_tokens=6", "reward.data.batch_size=4", "ppo.rollouts=8", "ppo.data.batch_size=8",
+    "ppo.settings.minibatch_size=4", "ppo.sampling.max_new_tokens=6", "+checkpoint.every_n_steps=1",
+    "+checkpoint.every_n_minutes=null",
+]  # fmt: skip
+KILLS_PER_RUN = 20  # then the run may end
+SECONDS = 120  # an attempt that takes longer hangs
+ATTEMPT = 3.5  # seconds within which most attempts would end by themselves
+_RESUMED = re.compile(r"stage (\w+): (?:goes on from .*step-(\d+)|(no checkpoint, starting new))")
+
+
+class Soak:
+    """Counts what happens to runs that are killed.
+
+    Args:
+        folder: for the task's files, the runs and their logs.
+        seed: of the moments.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self.draw = random.Random(seed)
+        self.counts: Counter[str] = Counter()
+        self.faults: list[str] = []
+
+    def command(self, run: Path) -> list[str]:
+        """The words of one run."""
+        return [*WORDS, f"output_root={self.folder}", f"run_dir={run}"]
+
+    def uninterrupted(self) -> dict[str, object]:
+        """What a run leaves that nobody kills."""
+        run = self.folder / "uninterrupted"
+        code = _wait(_start(self.command(run), self.folder / "uninterrupted.log"))
+        if code != 0:
+            raise SystemExit(f"the uninterrupted run failed; see {self.folder / 'uninterrupted.log'}")
+        return _end(run)
+
+    def kill_one_run(self, run: Path, kills: int, expected: dict[str, object]) -> None:
+        """Kill a run at most ``kills`` times, let it end, and compare what it leaves."""
+        before: dict[str, int] = {}
+        for attempt in range(1000):
+            log = run.with_suffix(f".{attempt}.log")
+            process = _start(self.command(run), log)
+            code = _wait(process) if attempt >= kills else self._kill(process, run)
+            self._check_resume(log, before)
+            before = self._check_folder(run, before)
+            if code is not None:
+                break
+        self.counts["runs"] += 1
+        if code != 0:
+            self._fault("needed help", f"{log}: exit status {code}")
+        elif (found := _end(run)) != expected:
+            differing = [name for name in expected if found.get(name) != expected[name]]
+            self._fault("other result", f"{run}: {', '.join(differing)}")
+
+    def _kill(self, process: int, run: Path) -> int | None:
+        """Kill a process at a random moment; its exit status if it was done before that."""
+        saves = self.draw.randint(1, 6) if self.draw.random() < 0.5 else 0
+        end = time.monotonic() + self.draw.uniform(0, ATTEMPT)
+        seen = _temporary(run)
+        while saves or time.monotonic() < end:
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            if saves and (new := _temporary(run) - seen):
+                seen |= new
+                saves -= 1
+                end = time.monotonic() + self.draw.uniform(0, 0.008)
+            time.sleep(0.0002 if saves else 0.001)
+        os.kill(process, signal.SIGKILL)
+        _wait(process)
+        self.counts["kills"] += 1
+        self.counts["kills inside of a save"] += bool(_temporary(run))
+        return None
+
+    def _check_resume(self, log: Path, before: dict[str, int]) -> None:
+        """Whether the run went on from the newest checkpoint that there was."""
+        text = log.read_text(encoding="utf-8", errors="replace")
+        for stage, step, anew in _RESUMED.findall(text)[:1]:
+            self.counts["resumes"] += not anew
+            if lost := before.get(stage, 0) - int(step or 0):
+                self._fault("lost steps", f"{log}: {stage} lost {lost}", lost)
+        if "skipped the checkpoint" in text:
+            self._fault("damaged", f"{log}: a checkpoint was damaged")
+
+    def _check_folder(self, run: Path, before: dict[str, int]) -> dict[str, int]:
+        """Every checkpoint must verify, and the newest one must not be older than before."""
+        after, damaged = saved_steps(run)
+        for path in damaged:
+            self._fault("damaged", path)
+        for stage, step in before.items():
+            if after.get(stage, 0) < step:
+                self._fault("lost steps", f"{run}: {stage} had {step}, has {after.get(stage, 0)}", step)
+        return after
+
+    def _fault(self, name: str, text: str, number: int = 1) -> None:
+        self.counts[name] += number
+        self.faults.append(text)
+
+    def report(self, seconds: float) -> str:
+        """The counts in words."""
+        rows = ["kills", "kills inside of a save", "runs", "resumes", *_BAD]
+        lines = [f"{self.counts[name]:6d}  {name}" for name in rows]
+        return "\n".join([*lines, f"{seconds:6.0f}  seconds", *self.faults])
+
+
+_BAD = ("lost steps", "damaged", "needed help", "other result")
+
+
+def _start(words: Sequence[str], log: Path) -> int:
+    """Fork a process that is the command; its number."""
+    process = os.fork()
+    if process:
+        return process
+    code: object = 1
+    try:
+        stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(stream, 1)
+        os.dup2(stream, 2)
+        sys.argv = ["rlhf-lightning", *words]
+        from rlhf_lightning.cli import main
+
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _wait(process: int) -> int | None:
+    """The exit status; None for one that was killed."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            return None if code == -signal.SIGKILL else code
+        time.sleep(0.01)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return 124
+
+
+def _temporary(run: Path) -> set[str]:
+    """The temporary folders that a run has made and not renamed or removed."""
+    places = [run, *(run / "checkpoints" / stage for stage in STAGES)]
+    found: set[str] = set()
+    for place in places:
+        try:
+            found |= {entry for entry in os.listdir(place) if entry.startswith(".tmp-")}
+        except OSError:
+            continue
+    return found
+
+
+def _end(run: Path) -> dict[str, object]:
+    """Everything that must be the same: files of the stages and rows of the histories."""
+    rows = {f"history/{file.name}": history_rows(file) for file in sorted((run / "history").glob("*.csv"))}
+    return {**finished_files(run), **rows}
+
+
+def _import_all() -> None:
+    """What an attempt would have to import; forked processes have it."""
+    import torch
+
+    torch.set_num_threads(1)
+    import rlhf_lightning.miniature.gold
+    import rlhf_lightning.miniature.prepare
+    import rlhf_lightning.pipeline  # noqa: F401
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run until so many kills are done; exit status 0 where nothing was lost, damaged, stuck or different."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path)
+    given = parser.parse_args(arguments)
+    from rlhf_lightning.console import quiet
+
+    quiet()
+    _import_all()
+    with tempfile.TemporaryDirectory() as place:
+        folder = (given.folder or Path(place)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        soak, since = Soak(folder, given.seed), time.monotonic()
+        expected = soak.uninterrupted()
+        while (left := given.kills - soak.counts["kills"]) > 0:
+            soak.kill_one_run(folder / f"run-{soak.counts['runs']:03d}", min(left, KILLS_PER_RUN), expected)
+        seconds = time.monotonic() - since
+    print(soak.report(seconds))
+    if given.json:
+        given.json.write_text(json.dumps({**soak.counts, "seconds": seconds, "faults": soak.faults}) + "\n")
+    return int(any(soak.counts[name] for name in _BAD))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
