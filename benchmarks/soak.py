@@ -139,12 +139,13 @@ _BAD = ("lost steps", "damaged", "needed help", "other result")
 
 def _start(words: Sequence[str], log: Path) -> int:
     """Fork a process that is the command; its number."""
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     process = os.fork()
     if process:
+        os.close(stream)
         return process
     code: object = 1
     try:
-        stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(stream, 1)
         os.dup2(stream, 2)
         sys.argv = ["rlhf-lightning", *words]

@@ -87,8 +87,8 @@ class DurableCheckpoint(Checkpoint):
         """
         logs = pl_module.on_train_batch_end
 
-        def log_then_save(*given: Any, **named: Any) -> None:
-            logs(*given, **named)
+        def log_then_save(*given: Any) -> None:
+            logs(*given)
             if steps_done(trainer) != self._seen:  # not inside gradient accumulation
                 self._seen = steps_done(trainer)
                 self._postponed = _validates_next(trainer)

@@ -17,6 +17,7 @@ from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
+from rlhf_lightning.modules.other_weights import refuse_other_weights
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
 from rlhf_lightning.modules.totals import Totals
 
@@ -148,6 +149,7 @@ class RLHFModule(lightning.LightningModule):
 
         Raises:
             ConfigError: the checkpoint is of another phase, or of another library.
+            CheckpointError: it is of a model with other weights.
         """
         state = checkpoint.get("rlhf") or {}
         if state.get("phase") != type(self).__name__:
@@ -155,6 +157,8 @@ class RLHFModule(lightning.LightningModule):
                 f"this checkpoint was written by {state.get('phase', 'another library')}, not by "
                 f"{type(self).__name__}; give the right one"
             )
+        if self.strict_loading:
+            refuse_other_weights(checkpoint.get("state_dict"), self.state_dict())
         self._restored = state
 
     def summary(self, totals: Totals) -> dict[str, float]:
