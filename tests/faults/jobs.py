@@ -97,6 +97,7 @@ def tell(phase: str, steps: int, data: Path, run: Path, resume: Path | None = No
         **options,
     )
     fit.fit(module, datamodule=rows, ckpt_path=resume)
+    meet()
     kl = module.kl_controller.state_dict() if phase == "ppo" else None
     progress = [fit.global_step, kl, module.progress(), module.rank_state()]
     return Story(digest(module.state_dict()), digest(fit.optimizers[0].state_dict()), digest(progress),
@@ -110,9 +111,27 @@ def points(run: Path) -> list[Path]:
 
 def take_up(phase: str, steps: int, data: Path, run: Path, point: Path, other: Path, **options) -> Story:
     """The rest of the job from a checkpoint, in another folder with the history as it was then."""
-    other.mkdir(parents=True, exist_ok=True)
-    shutil.copy(run / "then" / f"{point.name}.csv", other / "history.csv")
+    if first():
+        other.mkdir(parents=True)
+        shutil.copy(run / "then" / f"{point.name}.csv", other / "history.csv")
+    meet()
     return tell(phase, steps, data, other, resume=point, **options)
+
+
+def together() -> bool:
+    """Whether there are several ranks."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def first() -> bool:
+    """Whether this rank writes the files."""
+    return not together() or torch.distributed.get_rank() == 0
+
+
+def meet() -> None:
+    """Wait for the other ranks."""
+    if together():
+        torch.distributed.barrier()
 
 
 def digest(state) -> str:

@@ -1,6 +1,6 @@
 """How much memory saving takes: prints bytes of the checkpoint, and bytes by which the process grew at most meanwhile.
 
-``python -m tests.faults.memory_worker FOLDER`` trains one step of a model of 100 MB, with Adam's state 300 MB.
+``python -m tests.faults.memory_worker FOLDER N`` trains two steps of a model of N times 4 MB, with Adam's state 12 MB.
 """
 
 import re
@@ -17,11 +17,11 @@ from tests.integration import phases
 
 
 class Large(lightning.LightningModule):
-    """Twenty-five matrices of 4 MB."""
+    """Matrices of 4 MB."""
 
-    def __init__(self):
+    def __init__(self, count):
         super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(1024, 1024, bias=False) for _ in range(25))
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(1024, 1024, bias=False) for _ in range(count))
 
     def training_step(self, batch, batch_idx):
         return sum(layer.weight.square().mean() for layer in self.layers)
@@ -51,4 +51,4 @@ def status(name):
 if __name__ == "__main__":
     saver = Watch(Path(sys.argv[1]), every_n_steps=1)
     run = phases.trainer(1, 1, [saver], checkpointing=True, plugins=[DurableCheckpointIO()])
-    run.fit(Large(), train_dataloaders=[torch.zeros(1)] * 3)
+    run.fit(Large(int(sys.argv[2])), train_dataloaders=torch.utils.data.DataLoader(torch.zeros(3, 1)))

@@ -1,12 +1,16 @@
 """Case 16: whatever the step a run is stopped at, it ends where it would have ended, to the last bit."""
 
+import json
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
-from tests.faults import jobs
+from tests.faults import jobs, pair
+from tests.gates.gate_sources import ROOT
 from tests.integration import phases
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
@@ -34,6 +38,37 @@ def test_case_16_a_job_taken_up_inside_an_epoch_and_at_its_end_ends_the_same(pha
 @pytest.mark.parametrize("phase", jobs.PHASES)
 def test_case_16_a_job_taken_up_after_each_of_forty_steps_ends_the_same(phase, tmp_path):
     assert check(phase, 40, tmp_path, slice(None)) == 39
+
+
+def two_ranks(folder, strategy, steps, every, *phases):
+    """Take up the jobs of the phases with two processes; how many places there were in all."""
+    jobs.write(folder)
+    words = [str(folder), strategy, str(steps), str(every), *phases]
+    pair.launch("tests.faults.jobs_worker", *words, log=folder, seconds=3000)
+    found = []
+    for name in [f"{phase}.{rank}.json" for phase in phases for rank in (0, 1)]:
+        assert (folder / name).is_file(), (folder / f"rank{name.split('.')[1]}.log").read_text()[-3000:]
+        found.append(json.loads((folder / name).read_text()))
+    assert [entry for entry in found if entry["other"]] == []
+    return sum(entry["places"] for entry in found) // 2
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("phase", jobs.PHASES)
+def test_case_16_two_processes_take_up_a_job_after_each_of_forty_steps_and_end_the_same(phase, tmp_path):
+    assert two_ranks(tmp_path, "ddp", 40, 1, phase) == 39
+
+
+@pytest.mark.soak
+def test_case_16_two_sharded_processes_take_up_jobs_and_end_the_same(tmp_path):
+    assert two_ranks(tmp_path, "fsdp2", 12, 3, "sft", "reward", "dpo", "ppo") == 12
+
+
+def test_saving_takes_at_most_five_percent_of_the_checkpoint_in_memory(tmp_path):
+    command = [sys.executable, "-m", "tests.faults.memory_worker", tmp_path, "10"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    for size, grown in [map(int, line.split()) for line in done.stdout.splitlines()]:
+        assert size > 120e6 and grown < 0.05 * size
 
 
 class Places(DurableCheckpointIO):

@@ -1,0 +1,36 @@
+"""Two processes of one job on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+
+from tests.gates.gate_sources import ROOT
+
+
+def launch(module: str, *words: str, log, seconds: float = 300) -> None:
+    """Run ``python -m module words`` as ranks 0 and 1; both are gone after ``seconds`` at the latest.
+
+    Args:
+        log: a folder for ``rank0.log`` and ``rank1.log``.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    surroundings = {
+        **os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2", "NODE_RANK": "0",
+    }  # fmt: skip
+    ranks = []
+    for rank in range(2):
+        environment = {**surroundings, "LOCAL_RANK": str(rank), "RANK": str(rank)}
+        with (log / f"rank{rank}.log").open("w") as stream:
+            command = [sys.executable, "-m", module, *words]
+            ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream))
+    try:
+        for process in ranks:
+            process.wait(timeout=seconds)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
