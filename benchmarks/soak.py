@@ -74,6 +74,7 @@ class Soak:
             code = _wait(process) if attempt >= kills else self._kill(process, run)
             self._check_resume(log, before)
             before = self._check_folder(run, before)
+            self.counts[f"killed in {_stage(run)}"] += code is None
             if code is not None:
                 break
         self.counts["runs"] += 1
@@ -129,7 +130,8 @@ class Soak:
 
     def report(self, seconds: float) -> str:
         """The counts in words."""
-        rows = ["kills", "kills inside of a save", "runs", "resumes", *_BAD]
+        rows = ["kills", "kills inside of a save", *sorted(n for n in self.counts if n.startswith("killed in"))]
+        rows += ["runs", "resumes", *_BAD]
         lines = [f"{self.counts[name]:6d}  {name}" for name in rows]
         return "\n".join([*lines, f"{seconds:6.0f}  seconds", *self.faults])
 
@@ -185,6 +187,12 @@ def _temporary(run: Path) -> set[str]:
         except OSError:
             continue
     return found
+
+
+def _stage(run: Path) -> str:
+    """The stage that has not handed over its result yet."""
+    done = {file.parent.name for file in run.glob("*/provenance.json")}
+    return next((stage for stage in STAGES if {"rank": "rankings"}.get(stage, stage) not in done), "the end")
 
 
 def _end(run: Path) -> dict[str, object]:

@@ -95,7 +95,7 @@ class DurableCheckpoint(Checkpoint):
                 if not self._postponed:
                     self._save_if_due(trainer)
 
-        pl_module.on_train_batch_end = log_then_save  # type: ignore[method-assign]
+        pl_module.on_train_batch_end = log_then_save  # type: ignore[assignment,method-assign]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save a step that ends with a validation only now, with what the validation found."""

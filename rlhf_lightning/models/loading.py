@@ -147,6 +147,7 @@ class Pretrained:
 
     def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
         tokenizer = self.tokenizer()
+        _check_vocabulary(model, tokenizer, self.path)
         model.config.pad_token_id = tokenizer.pad_token_id
         if self.freeze_below:
             freeze_layers(model, self.freeze_below)
@@ -187,6 +188,16 @@ def _check_folder(path: str) -> None:
     folder = Path(path)
     if folder.is_dir() and read_provenance(folder) is not None:
         verify_folder(folder)
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    largest = max(tokenizer.get_vocab().values())
+    size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    if largest >= size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has token ids up to {largest}, but the model has a vocabulary of {size}; use the "
+            "tokenizer of this model, or resize the model's embeddings and save it again"
+        )
 
 
 def _keep_lowest(config: PretrainedConfig, num_layers: int) -> None:
