@@ -52,15 +52,19 @@ def module(kind, train, validation=None, **options):
     )
 
 
-# 30, 31, 32: what is wrong with a line, and where it is wrong
-BAD_LINES = {
+# What is wrong with a line, and where it is wrong
+BROKEN = {
     "cut off": (b'{"prompt": "a', "{where}:12: broken JSON"),
     "trailing comma": (b'{"prompt": "a",}', "{where}:16: broken JSON: trailing comma"),
     "two objects": (b'{"prompt": "a"} {"prompt": "b"}', "{where}:17: more than one value"),
+}
+NOT_TEXT = {
     "invalid UTF-8": (b'{"prompt": "\xff"}', "{where}:13: byte 0xff is not UTF-8"),
     "NUL": (b'{"prompt": "\x00"}', "{where}:13: NUL character"),
     "escaped NUL": (b'{"prompt": "\\u0000"}', "{where}:13: NUL character"),
     "lone surrogate": (b'{"prompt": "\\udc00"}', "{where}:13: lone surrogate"),
+}
+NOT_A_ROW = {
     "a key twice": (b'{"prompt": "a", "prompt": "b"}', "{where}: prompt: is there more than once"),
     "missing field": (b'{"answer": "a"}', "{where}: columns answer are no known row type"),
     "null": (b'{"prompt": null}', "{where}: prompt: is null"),
@@ -73,9 +77,8 @@ BAD_LINES = {
 }
 
 
-@pytest.mark.parametrize("fault", BAD_LINES)
-def test_a_bad_line_is_an_error_or_left_out_within_the_budget(write, caplog, fault):
-    line, says = BAD_LINES[fault]
+def check_bad_line(write, caplog, line, says):
+    """The third line is refused with its place, or left out within the budget and counted."""
     path = write([{"prompt": "the food"}, {"prompt": "was"}, line, {"prompt": "good"}])
     says = says.format(where=f"{path}:3")
     with pytest.raises(DataError) as refused:
@@ -90,7 +93,22 @@ def test_a_bad_line_is_an_error_or_left_out_within_the_budget(write, caplog, fau
     assert f"1 rows are left out (max_bad_rows is 1):\n{says}" in caplog.text
 
 
-def test_more_bad_rows_than_the_budget_are_counted_and_the_first_ones_named(write):
+@pytest.mark.parametrize("fault", BROKEN)
+def test_case_30_a_broken_line_is_an_error_or_left_out_within_the_budget(write, caplog, fault):
+    check_bad_line(write, caplog, *BROKEN[fault])
+
+
+@pytest.mark.parametrize("fault", NOT_TEXT)
+def test_case_31_a_line_that_is_not_text_is_an_error_or_left_out_within_the_budget(write, caplog, fault):
+    check_bad_line(write, caplog, *NOT_TEXT[fault])
+
+
+@pytest.mark.parametrize("fault", NOT_A_ROW)
+def test_case_32_a_line_that_is_not_a_row_is_an_error_or_left_out_within_the_budget(write, caplog, fault):
+    check_bad_line(write, caplog, *NOT_A_ROW[fault])
+
+
+def test_case_30_more_bad_rows_than_the_budget_are_counted_and_the_first_ones_named(write):
     path = write([{"prompt": "a"}, *["{"] * 4, {"prompt": ""}, {"prompt": 1}, *["{"] * 3, {"prompt": "b"}])
     with pytest.raises(DataError) as refused:
         load_rows([path], "prompts", 8)
@@ -100,7 +118,7 @@ def test_more_bad_rows_than_the_budget_are_counted_and_the_first_ones_named(writ
     assert len(load_rows([path], "prompts", 9)[0]) == 2
 
 
-def test_the_budget_is_one_for_all_files_and_never_covers_all_rows(write):
+def test_case_30_the_budget_is_one_for_all_files_and_never_covers_all_rows(write):
     paths = [write(["{", {"prompt": "a"}], "a.jsonl"), write(["{", "{"], "b.jsonl")]
     with pytest.raises(DataError, match=r"3 of 4 rows cannot be used \(max_bad_rows is 2\)"):
         load_rows(paths, "prompts", 2)
@@ -116,13 +134,11 @@ def test_bad_validation_rows_have_a_budget_of_their_own(write):
     assert (data.report["bad_rows"], data.report["validation_bad_rows"]) == (1, 1)
 
 
-# 31, 35
-def test_byte_order_mark_and_crlf_are_accepted(write):
+def test_case_31_byte_order_mark_and_crlf_are_accepted(write):
     rows = read_rows(write([b'\xef\xbb\xbf{"prompt": "a"}\r', b"\r", b'{"prompt": "b"}\r']))
     assert [(row.line, row.row) for row in rows] == [(1, {"prompt": "a"}), (3, {"prompt": "b"})]
 
 
-# 33, 34
 @pytest.mark.parametrize(
     ("kind", "field", "value", "reason"),
     [
@@ -130,13 +146,12 @@ def test_byte_order_mark_and_crlf_are_accepted(write):
         ("demonstrations", "completion", " \n", "is empty"),
         ("comparisons", "chosen", "", "is empty"),
         ("comparisons", "rejected", "\t", "is empty"),
-        ("comparisons", "rejected", "was good", "is the same as chosen"),
         ("comparisons", "margin", 10**400, "is 1000"),
         ("comparisons", "margin", 1e39, r"is 1e\+39"),  # infinite as a 32 bit float
         ("feedback", "label", {"a": "b" * 1000}, "is {'a': 'bbb"),
     ],
 )
-def test_a_field_that_teaches_nothing_is_refused_or_left_out_and_counted(write, kind, field, value, reason):
+def test_case_33_a_field_that_teaches_nothing_is_refused_or_left_out_and_counted(write, kind, field, value, reason):
     row = MODULES[kind][1]
     other = {"label": False} if kind == "feedback" else {}
     path = write([row, row | other, row | {field: value}])
@@ -148,6 +163,15 @@ def test_a_field_that_teaches_nothing_is_refused_or_left_out_and_counted(write, 
     assert (data.num_train_rows, data.report["bad_rows"]) == (2, 1)
 
 
+def test_case_34_an_answer_that_is_preferred_to_itself_is_refused_or_left_out_and_counted(write):
+    path = write([PAIR, PAIR, PAIR | {"rejected": PAIR["chosen"]}])
+    with pytest.raises(DataError, match=r"rows.jsonl:3: rejected: is the same as chosen, so nothing is preferred"):
+        module("comparisons", path).setup("fit")
+    data = module("comparisons", path, max_bad_rows=1)
+    data.setup("fit")
+    assert (data.num_train_rows, data.report["bad_rows"]) == (2, 1)
+
+
 def test_a_pair_without_a_shared_beginning_is_refused_before_anything_is_encoded(write):
     path = write([{"chosen": "so it was", "rejected": "no it was"}, {"chosen": "it was", "rejected": "it is"}])
     with pytest.raises(DataError, match=r"rows.jsonl:1: chosen and rejected do not begin alike"):
@@ -155,9 +179,8 @@ def test_a_pair_without_a_shared_beginning_is_refused_before_anything_is_encoded
     assert [row.line for row in load_rows([path], "comparisons", 1)[0]] == [2]
 
 
-# 35
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
-def test_a_row_of_100_megabytes_is_refused_in_bounded_memory_and_the_next_one_read(tmp_path, name):
+def test_case_35_a_row_of_100_megabytes_is_refused_in_bounded_memory_and_the_next_one_read(tmp_path, name):
     path = tmp_path / name
     with path.open("wb") as file:
         file.write(b"text\n" if name.endswith("csv") else b'{"text": "first"}\n')
@@ -176,16 +199,15 @@ def test_a_row_of_100_megabytes_is_refused_in_bounded_memory_and_the_next_one_re
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\r\n"])
 @pytest.mark.parametrize("kind", MODULES)
-def test_a_file_without_rows_is_an_error_whatever_the_budget(tmp_path, content, kind):
+def test_case_35_a_file_without_rows_is_an_error_whatever_the_budget(tmp_path, content, kind):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"rows.jsonl: the file has no rows \({len(content)} bytes\)"):
         module(kind, path, max_bad_rows=5).setup("fit")
 
 
-# 36, 37
 @pytest.mark.parametrize("on_long", ["drop", "truncate"])
-def test_no_length_limit_ever_leaves_an_empty_response(write, on_long):
+def test_case_36_no_length_limit_ever_leaves_an_empty_response(write, on_long):
     draw = random.Random(0)
 
     def words(most):
@@ -217,7 +239,7 @@ def test_no_length_limit_ever_leaves_an_empty_response(write, on_long):
         assert data.report["dropped" if policy == "drop" else "truncated"] > 50
 
 
-def test_a_difference_that_the_limit_cuts_away_is_dropped_and_counted(write):
+def test_case_37_a_difference_that_the_limit_cuts_away_is_dropped_and_counted(write):
     same = "was good and very kind and"
     path = write([{"prompt": "the food", "chosen": f"{same} happy", "rejected": f"{same} slow"}, PAIR, PAIR])
     data = module("comparisons", path, max_length=6)
@@ -225,9 +247,8 @@ def test_a_difference_that_the_limit_cuts_away_is_dropped_and_counted(write):
     assert (data.num_train_rows, data.report["indistinct"], data.report["dropped"]) == (2, 1, 1)
 
 
-# 38
 @pytest.mark.parametrize("kind", MODULES)
-def test_less_than_a_batch_is_an_error_before_training(write, kind):
+def test_case_38_less_than_a_batch_is_an_error_before_training(write, kind):
     path = write([MODULES[kind][1]] * 2)
     with pytest.raises(
         DataError, match=r"2 training rows are left of 2 .*batch_size is 3: training would take 0 steps"
@@ -235,9 +256,8 @@ def test_less_than_a_batch_is_an_error_before_training(write, kind):
         module(kind, path, batch_size=3).setup("fit")
 
 
-# 39
 @pytest.mark.parametrize("kind", ["demonstrations", "comparisons", "prompts"])
-def test_repeated_and_leaked_rows_are_counted_and_told(write, caplog, kind):
+def test_case_39_repeated_and_leaked_rows_are_counted_and_told(write, caplog, kind):
     row = MODULES[kind][1]
     other = row | {"prompt": "we left"}
     data = module(kind, write([row, row | {"id": 1}, other]), write([other, row | {"prompt": "happy"}], "v.jsonl"))
@@ -246,9 +266,8 @@ def test_repeated_and_leaked_rows_are_counted_and_told(write, caplog, kind):
     assert "1 duplicates, 1 leaks" in caplog.text
 
 
-# 40
 @pytest.mark.parametrize("kind", MODULES)
-def test_every_wrong_file_for_a_stage_says_what_it_is_and_who_takes_it(write, kind):
+def test_case_40_every_wrong_file_for_a_stage_says_what_it_is_and_who_takes_it(write, kind):
     rows = {
         "demonstrations": ({"text": "a"}, "found a text row, which is for supervised fine-tuning"),
         "comparisons": ({"chosen": "a b", "rejected": "a c"}, "found a chosen+rejected row, which is for the reward"),
@@ -267,8 +286,7 @@ def test_every_wrong_file_for_a_stage_says_what_it_is_and_who_takes_it(write, ki
             load_rows([write([row])], kind, 0)
 
 
-# 41
-def test_rankings_skip_ties_and_need_two_answers(write):
+def test_case_41_rankings_skip_ties_and_need_two_answers(write):
     base = {"prompt": "the food"}
     good = [base | {"completions": ["good", "bad", "slow"], "ranks": ranks} for ranks in ([1, 2, 2], [1, 1, 1])]
     bad = [base | {"completions": ["good"][:k], "ranks": [1][:k]} for k in (0, 1)]
@@ -277,7 +295,6 @@ def test_rankings_skip_ties_and_need_two_answers(write):
     assert [data.report[name] for name in ("pairs", "tied", "bad_rows", "train_rows")] == [2, 1, 2, 1]
 
 
-# 42
 @pytest.mark.parametrize(
     ("kind", "change"),
     [
@@ -287,7 +304,7 @@ def test_rankings_skip_ties_and_need_two_answers(write):
         ("prompts", {"reference": "good"}),  # a column that a reward function may read
     ],
 )
-def test_a_file_that_changed_since_the_checkpoint_is_refused_by_its_hash(write, kind, change):
+def test_case_42_a_file_that_changed_since_the_checkpoint_is_refused_by_its_hash(write, kind, change):
     def state(rows):
         data = module(kind, write(rows))
         data.setup("fit")
@@ -307,7 +324,7 @@ def test_a_file_that_changed_since_the_checkpoint_is_refused_by_its_hash(write, 
 
 
 # The whole command: exit code 3, the row left out, the hash in the exported folder
-def test_a_stage_ends_with_code_3_or_trains_without_the_bad_row_and_records_the_hash(write, tmp_path):
+def test_case_32_a_stage_ends_with_code_3_or_trains_without_the_bad_row_and_records_the_hash(write, tmp_path):
     tiny.policy().save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     path = write([DEMONSTRATION, DEMONSTRATION, DEMONSTRATION | {"completion": ""}])

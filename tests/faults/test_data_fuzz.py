@@ -122,13 +122,13 @@ def fuzz(folder, name, rows, seed):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_every_mutated_row_is_accepted_or_named(tmp_path, name):
+def test_ten_thousand_mutated_rows_of_each_type_are_accepted_or_named(tmp_path, name):
     fuzz(tmp_path, name, 10_000, seed=0)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ROWS)
-def test_far_more_mutated_rows_are_accepted_or_named(tmp_path, name):
+def test_two_hundred_thousand_mutated_rows_of_each_type_are_accepted_or_named(tmp_path, name):
     for seed in range(1, 21):
         fuzz(tmp_path, name, 10_000, seed)
 
