@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from rlhf_lightning.data.problems import BadRow
@@ -19,7 +20,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            for number, raw in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), start=1):
                 part = raw
                 while len(raw) > MAX_LINE_BYTES and part and not part.endswith(b"\n"):
                     part = file.readline(2**16)

@@ -7,11 +7,13 @@ from collections import Counter
 
 import pytest
 
+from rlhf_lightning import pipeline
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
+from rlhf_lightning.modules.base import RLHFModule
 from tests.faults import jobs, pair
 from tests.gates.gate_sources import ROOT
-from tests.integration import phases
+from tests.integration import phases, test_resume_cli
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 
@@ -69,6 +71,52 @@ def test_saving_takes_at_most_five_percent_of_the_checkpoint_in_memory(tmp_path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     for size, grown in [map(int, line.split()) for line in done.stdout.splitlines()]:
         assert size > 120e6 and grown < 0.05 * size
+
+
+class Stops:
+    """Ends a run at every place between two stages, at each of them once."""
+
+    def __init__(self):
+        self.seen = []
+
+    def at(self, place):
+        if place not in self.seen:
+            self.seen.append(place)
+            raise SystemError(place)
+
+    def stage(self, name, run_stage):
+        def stopped(run):
+            self.at(f"before {name}")
+            metrics = run_stage(run)
+            self.at(f"after {name}")
+            return metrics
+
+        return stopped
+
+
+def test_case_16_a_pipeline_stopped_between_its_stages_ends_the_same(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    words = test_resume_cli.pipeline(tmp_path / "data")
+    test_resume_cli.go(words, tmp_path / "whole")
+    stops, export = Stops(), RLHFModule.export
+    for name, run_stage in list(pipeline.STAGES.items()):
+        monkeypatch.setitem(pipeline.STAGES, name, stops.stage(name, run_stage))
+    monkeypatch.setattr(
+        RLHFModule,
+        "export",
+        lambda self, folder, *given: (stops.at(f"export {folder}"), export(self, folder, *given))[1],
+    )
+    while True:
+        try:
+            test_resume_cli.go([*words, "resume=auto"], tmp_path / "stopped")
+            break
+        except SystemError:
+            continue
+    assert [place.split()[0] for place in stops.seen] == ["before", "export", "after"] * 3
+    assert test_resume_cli.exported(tmp_path / "stopped") == test_resume_cli.exported(tmp_path / "whole")
+    for stage in ("sft", "reward", "ppo"):
+        rows = [jobs.history(tmp_path / run / "history" / f"{stage}.csv") for run in ("whole", "stopped")]
+        assert rows[0] == rows[1] and len(rows[0]) > 2
 
 
 class Places(DurableCheckpointIO):

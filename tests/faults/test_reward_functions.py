@@ -131,7 +131,7 @@ def test_what_the_function_prints_is_not_taken_for_its_answer(scorer, capfd):
 
 
 @pytest.mark.parametrize("name", CULPRITS)
-def test_raise_ends_with_an_error_that_shows_the_sample(scorer, name):
+def test_case_51_raise_ends_with_an_error_that_shows_the_sample(scorer, name):
     failing = scorer(name, isolate=name not in IMPORTS_TORCH, timeout=0.5 if name in HANGS else 30.0)
     says, sample = CULPRITS[name]
     with pytest.raises(RewardFunctionError, match=says) as caught:
@@ -143,7 +143,7 @@ def test_raise_ends_with_an_error_that_shows_the_sample(scorer, name):
 
 
 @pytest.mark.parametrize("name", CULPRITS)
-def test_abstain_and_a_value_go_on_and_count(scorer, name, caplog):
+def test_case_51_abstain_and_a_value_go_on_and_count(scorer, name, caplog):
     options = {"isolate": name not in IMPORTS_TORCH, "timeout": 0.5 if name in HANGS else 30.0}
     abstaining = scorer(name, on_error="abstain", abstain_value=7.0, **options)
     with caplog.at_level(logging.WARNING):
@@ -168,13 +168,13 @@ def test_the_traceback_of_the_worker_comes_along(scorer):
     assert "in raises" in note and "KeyError" in note
 
 
-def test_a_hang_shows_where_it_hung(scorer, capfd):
+def test_case_51_a_hang_shows_where_it_hung(scorer, capfd):
     with pytest.raises(RewardFunctionError, match=r"scorer\.timeout="):
         verdicts(scorer("regex", timeout=0.4), ["odd"])
     assert "in regex" in capfd.readouterr().err
 
 
-def test_a_death_is_tried_again_and_the_next_call_finds_a_worker(scorer, tmp_path):
+def test_case_51_a_death_is_tried_again_and_the_next_call_finds_a_worker(scorer, tmp_path):
     shaky = scorer("second_time", retries=1)
     assert verdicts(shaky, folder=str(tmp_path)) == [1.0, 2.0, 1.0, 1.0]
     (tmp_path / "seen").unlink()
@@ -221,7 +221,7 @@ def test_a_worker_ends_with_its_scorer():
     assert gone(pid)
 
 
-def test_a_worker_that_hangs_in_c_code_ends_with_a_killed_parent(tmp_path):
+def test_case_51_a_worker_that_hangs_in_c_code_ends_with_a_killed_parent(tmp_path):
     script = f"""
 import sys, types
 import rlhf_lightning
@@ -318,7 +318,7 @@ def fit(scorer, rollouts=3):
     return module, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def test_failures_leave_the_number_of_steps_and_the_weights_as_they_are(scorer):
+def test_case_51_failures_leave_the_number_of_steps_and_the_weights_as_they_are(scorer):
     failing, logged = fit(scorer("exits", on_error="abstain"))
     working, _ = fit(scorer("words"))
     assert failing.rollouts == working.rollouts == 3
@@ -346,7 +346,7 @@ def test_counts_of_a_source_carry_its_name(scorer):
     assert not any(name.startswith("rewards/b/") and "failed" in name for name in logged)
 
 
-def test_the_command_ends_with_code_six(tmp_path):
+def test_case_51_the_command_ends_with_code_six(tmp_path):
     tiny.policy().save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": t}) + "\n" for t in ("the food", "we left")))

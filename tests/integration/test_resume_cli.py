@@ -29,9 +29,9 @@ class Stop(lightning.Callback):
             raise SystemError("stopped")
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    folder = phases.write(tmp_path_factory.mktemp("data"))
+def pipeline(folder):
+    """The words of a pipeline of three stages whose data and model are in the folder."""
+    phases.write(folder)
     (folder / "model").mkdir()
     tiny.policy(scale=0.3).save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
@@ -43,6 +43,11 @@ def words(tmp_path_factory):
         "reward.data.batch_size=2", "ppo.rollouts=3", "ppo.data.batch_size=4", "ppo.sampling.max_new_tokens=6",
         "+checkpoint.every_n_minutes=null", "+checkpoint.every_n_steps=1",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return pipeline(tmp_path_factory.mktemp("data"))
 
 
 def go(words, run_dir, after=None):
