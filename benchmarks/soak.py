@@ -3,8 +3,8 @@
 python -m benchmarks.soak --kills 200 [--seed 0] [--json FILE] [--folder FOLDER]
 
 Every attempt is the command `rlhf-lightning ... resume=auto` in a process of its own, forked from one that has imported
-torch and Lightning already, and ended with SIGKILL: half of the times after a random delay, half of them within
-milliseconds of the appearance of a temporary folder, which is inside of a save, an export or a removal.
+torch and Lightning already, and ended with SIGKILL: after a random delay, or within milliseconds of the appearance of a
+temporary folder, which is inside of a save, an export or a removal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WORDS = [
 ]  # fmt: skip
 KILLS_PER_RUN = 20  # then the run may end
 SECONDS = 120  # an attempt that takes longer hangs
-ATTEMPT = 3.5  # seconds within which most attempts would end by themselves
+DURING_SAVES = 0.6  # share of the kills
 _RESUMED = re.compile(r"stage (\w+): (?:goes on from .*step-(\d+)|(no checkpoint, starting new))")
 
 
@@ -50,6 +50,7 @@ class Soak:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.draw = random.Random(seed)
+        self.seconds = 0.0  # that a run takes
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
 
@@ -58,11 +59,12 @@ class Soak:
         return [*WORDS, f"output_root={self.folder}", f"run_dir={run}"]
 
     def uninterrupted(self) -> dict[str, object]:
-        """What a run leaves that nobody kills."""
-        run = self.folder / "uninterrupted"
-        code = _wait(_start(self.command(run), self.folder / "uninterrupted.log"))
-        if code != 0:
-            raise SystemExit(f"the uninterrupted run failed; see {self.folder / 'uninterrupted.log'}")
+        """What a run leaves that nobody kills; the second of two, since the first one makes the task's files."""
+        for name in ("first", "uninterrupted"):
+            run, since = self.folder / name, time.monotonic()
+            if _wait(_start(self.command(run), run.with_suffix(".log"))) != 0:
+                raise SystemExit(f"the uninterrupted run failed; see {run.with_suffix('.log')}")
+            self.seconds = time.monotonic() - since
         return _end(run)
 
     def kill_one_run(self, run: Path, kills: int, expected: dict[str, object]) -> None:
@@ -86,22 +88,22 @@ class Soak:
 
     def _kill(self, process: int, run: Path) -> int | None:
         """Kill a process at a random moment; its exit status if it was done before that."""
-        saves = self.draw.randint(1, 6) if self.draw.random() < 0.5 else 0
-        end = time.monotonic() + self.draw.uniform(0, ATTEMPT)
-        seen = _temporary(run)
+        saves = self.draw.randint(1, 8) if self.draw.random() < DURING_SAVES else 0
+        end = time.monotonic() + self.draw.uniform(0, self.seconds)
+        seen = before = _temporary(run)
         while saves or time.monotonic() < end:
             ended, status = os.waitpid(process, os.WNOHANG)
             if ended:
                 return os.waitstatus_to_exitcode(status)
             if saves and (new := _temporary(run) - seen):
-                seen |= new
+                seen = seen | new
                 saves -= 1
                 end = time.monotonic() + self.draw.uniform(0, 0.008)
             time.sleep(0.0002 if saves else 0.001)
         os.kill(process, signal.SIGKILL)
         _wait(process)
         self.counts["kills"] += 1
-        self.counts["kills inside of a save"] += bool(_temporary(run))
+        self.counts["kills inside of a save"] += bool(_temporary(run) - before)
         return None
 
     def _check_resume(self, log: Path, before: dict[str, int]) -> None:

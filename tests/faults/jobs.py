@@ -86,7 +86,11 @@ def tell(phase: str, steps: int, data: Path, run: Path, resume: Path | None = No
     """Run the job, or the rest of it, with a checkpoint after every step; two steps are an epoch."""
     module, rows = PHASES[phase](data, steps)
     order = _Order()
-    callbacks = [order, History(run / "history.csv"), DurableCheckpoint(run / "checkpoints", every_n_steps=1, keep=99)]
+    callbacks = [
+        order,
+        History(run / "history.csv", 1),
+        DurableCheckpoint(run / "checkpoints", every_n_steps=1, keep=99),
+    ]
     accumulate = 1 if phase == "ppo" else rows.accumulate_for(world)
     fit = phases.trainer(
         accumulate,

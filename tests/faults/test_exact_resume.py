@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import lightning
 import pytest
 
 from rlhf_lightning import pipeline
@@ -23,7 +24,7 @@ def check(phase, steps, folder, chosen):
     data, run = jobs.write(folder), folder / "run"
     whole = jobs.tell(phase, steps, data, run)
     points = jobs.points(run)
-    assert len(points) == steps - 1 and len(set(whole.order)) > 3
+    assert len(points) == steps - 1 and len(set(whole.order)) > 3 and len(whole.history) > steps
     for point in points[chosen]:
         rest = jobs.take_up(phase, steps, data, run, point, folder / point.name)
         assert rest.order == whole.order[len(whole.order) - len(rest.order) :] != [], point.name
@@ -130,10 +131,22 @@ class Places(DurableCheckpointIO):
         self.found[checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]] += 1
 
 
-def test_case_16_no_trigger_saves_between_two_micro_batches_of_a_step(tmp_path):
+class AskWithin(lightning.Callback):
+    """Asks for a checkpoint in the middle of the second step of an epoch."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        saver = next(part for part in trainer.callbacks if isinstance(part, DurableCheckpoint))
+        saver.requested |= batch_idx == 2 and trainer.current_epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("minutes", "asked", "found"),
+    [(1e-9, [], {2: 3, 4: 2}), (None, [AskWithin()], {4: 1})],  # the end of the last epoch is left to the export
+    ids=["minutes", "asked"],
+)
+def test_case_16_no_trigger_saves_between_two_micro_batches_of_a_step(tmp_path, minutes, asked, found):
     module, data = jobs.sft(jobs.write(tmp_path), 6)
-    io = Places()
-    saver = DurableCheckpoint(tmp_path / "checkpoints", every_n_minutes=1e-9)
-    fit = phases.trainer(data.accumulate_for(1), 3, [saver], checkpointing=True, plugins=[io])
+    io, saver = Places(), DurableCheckpoint(tmp_path / "checkpoints", every_n_minutes=minutes)
+    fit = phases.trainer(data.accumulate_for(1), 3, [*asked, saver], checkpointing=True, plugins=[io])
     fit.fit(module, datamodule=data)
-    assert io.found == {2: 3, 4: 2}  # of four micro-batches an epoch; the end of the last one is left to the export
+    assert io.found == found  # of four micro-batches an epoch, two make a step

@@ -29,7 +29,10 @@ PHASES = {"sft": sft, "reward": phases.reward, "ppo": ppo}
 
 def fit(phase, data, run, **options):
     """Fit with a history and a checkpoint after every step under ``run``."""
-    callbacks = [History(run / "history.csv"), DurableCheckpoint(run / "checkpoints", every_n_steps=1, keep=100)]
+    callbacks = [
+        History(run / "history.csv", every_n_steps=1),
+        DurableCheckpoint(run / "checkpoints", every_n_steps=1, keep=100),
+    ]
     options = {"callbacks": callbacks, "plugins": [DurableCheckpointIO()], **options}
     return PHASES[phase](data, checkpointing=True, **options)
 
