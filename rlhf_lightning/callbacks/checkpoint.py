@@ -73,7 +73,7 @@ class DurableCheckpoint(Checkpoint):
         """
         io = trainer.strategy.checkpoint_io
         if isinstance(io, DurableCheckpointIO):
-            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # collective
+            state = trainer._checkpoint_connector.dump_checkpoint()  # collective
             if trainer.is_global_zero:
                 io.check(state)
         self._saved = self._seen = steps_done(trainer)
