@@ -26,7 +26,7 @@ from benchmarks.soak_verdict import finished_files, history_rows, saved_steps
 
 STAGES = ("sft", "rank", "reward", "ppo")
 WORDS = [
-    "stages=[sft,rank,reward,ppo]", "logger=none", "trainer=cpu", "resume=auto",
+    "logger=none", "trainer=cpu", "resume=auto",
     "+task.texts=400", "+task.demonstrations=48", "+task.prompts=32", "+task.heldout_prompts=16",
     "sft.data.batch_size=8", "sft.data.micro_batch_size=4", "rank.max_prompts=16", "rank.data.batch_size=16",
     "rank.sampling.max_new_tokens=6", "reward.data.batch_size=4", "ppo.rollouts=8", "ppo.data.batch_size=8",
@@ -54,15 +54,15 @@ class Soak:
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
 
-    def command(self, run: Path) -> list[str]:
+    def command(self, run: Path, stages: Sequence[str] = STAGES) -> list[str]:
         """The words of one run."""
-        return [*WORDS, f"output_root={self.folder}", f"run_dir={run}"]
+        return [*WORDS, f"stages=[{','.join(stages)}]", f"output_root={self.folder}", f"run_dir={run}"]
 
     def uninterrupted(self) -> dict[str, object]:
-        """What a run leaves that nobody kills; the second of two, since the first one makes the task's files."""
-        for name in ("first", "uninterrupted"):
+        """What a run leaves that nobody kills; one before it makes the task's files."""
+        for name, stages in (("first", STAGES[:1]), ("uninterrupted", STAGES)):
             run, since = self.folder / name, time.monotonic()
-            if _wait(_start(self.command(run), run.with_suffix(".log"))) != 0:
+            if _wait(_start(self.command(run, stages), run.with_suffix(".log"))) != 0:
                 raise SystemExit(f"the uninterrupted run failed; see {run.with_suffix('.log')}")
             self.seconds = time.monotonic() - since
         return _end(run)
