@@ -54,6 +54,7 @@ class StepGuard:
     Attributes:
         skipped: steps skipped so far.
         in_row: of them the last ones, without a good one since.
+        equal: rollouts so far whose scores were all the same.
         failed: whether the step at hand was skipped.
 
     Raises:
@@ -64,7 +65,7 @@ class StepGuard:
         if max_skipped < 1:
             raise ConfigError(f"{key}={max_skipped}: must be at least 1, which ends the run at the first skipped step")
         self.max_skipped, self.key = max_skipped, key
-        self.skipped = self.in_row = self._dumps = 0
+        self.skipped = self.in_row = self.equal = self._dumps = 0
         self.failed = False
         self._seen: list[tuple[TensorData, Tensor]] = []
 
@@ -137,16 +138,17 @@ class StepGuard:
             )
 
     def logged(self) -> dict[str, float]:
-        """The tag of what was skipped, from the first time on."""
-        return {"guard/skipped_steps": float(self.skipped)} if self.skipped else {}
+        """The counts as tags, each from the first time on."""
+        counts = {"skipped_steps": self.skipped, "equal_scores": self.equal}
+        return {f"guard/{name}": float(count) for name, count in counts.items() if count}
 
     def state_dict(self) -> dict[str, int]:
         """Counts that survive a resume."""
-        return {"skipped": self.skipped, "in_row": self.in_row if self.failed else 0}
+        return {"skipped": self.skipped, "equal": self.equal, "in_row": self.in_row if self.failed else 0}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Restore `state_dict`."""
-        self.skipped, self.in_row = state["skipped"], state["in_row"]
+        self.skipped, self.equal, self.in_row = state["skipped"], state["equal"], state["in_row"]
         self.failed = self.in_row > 0
 
     def _dump(self, module: RLHFModule, fault: NotFinite) -> str:

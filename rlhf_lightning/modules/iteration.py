@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
 
 from rlhf_lightning.errors import NumericalError
 from rlhf_lightning.memory import halved
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.modules.online import OnlineModule
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -51,7 +56,22 @@ def checked(module: OnlineModule, experience: Experience) -> Experience:
     what = module.guard.agree(module, faults)
     if what is not None:
         raise NotFinite(what, [experience])
+    _notice_equal(module, e.scores)
     return experience
+
+
+def _notice_equal(module: OnlineModule, scores: Tensor) -> None:
+    """Count rollouts in which all ranks' verdicts [B] are one and the same number, and warn of the first."""
+    judged = torch.where(scores.isnan(), torch.inf, scores), torch.where(scores.isnan(), -torch.inf, scores)
+    lowest, highest = module.over_ranks(torch.stack([judged[0].min(), judged[1].max()])).unbind(1)
+    if len(scores) * module.world_size == 1 or lowest.min() != highest.max():
+        return
+    module.guard.equal += 1
+    if module.guard.equal == 1 and module.global_rank == 0:
+        log.warning(
+            "%s: step %d: all %d responses score %.4g, which tells none from another; guard/equal_scores counts such "
+            "rollouts", module.stage, module.step_number, len(scores) * module.world_size, float(lowest.min()),
+        )  # fmt: skip
 
 
 def on_all_ranks(module: OnlineModule, what: str, attempt: Callable[[], T], batch: PromptBatch | Rollout) -> T:

@@ -7,7 +7,7 @@ import lightning
 import pytest
 import torch
 
-from rlhf_lightning.errors import ConfigError, NumericalError
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.kl_control import FixedKL
 from rlhf_lightning.models import ScalarModel, ValueHead
