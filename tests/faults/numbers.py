@@ -66,17 +66,17 @@ def data_of(stage, folder, micro=2):
     return PromptData(folder / "prompts.jsonl", None, tok, batch_size=8, rollouts=8, validation_fraction=0.0)
 
 
-def trainer_of(stage, folder, data, steps, callbacks=(), accelerator="cpu", **options):
+def trainer_of(stage, folder, data, steps, callbacks=(), devices=1, plugins=(), **options):
     """A trainer that saves every step to ``folder/checkpoints``."""
     save = DurableCheckpoint(folder / "checkpoints", every_n_steps=1, every_n_minutes=None, keep=100)
     limits = (
         {"max_epochs": 1, "limit_train_batches": steps} if stage == "ppo" else {"max_epochs": 99, "max_steps": steps}
     )
     return lightning.Trainer(
-        **limits, callbacks=[*callbacks, save], accumulate_grad_batches=getattr(data, "accumulate_for", lambda n: 1)(1),
-        plugins=[DurableCheckpointIO()], default_root_dir=folder, accelerator=accelerator, devices=1, logger=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
-        **options,
+        **limits, callbacks=[*callbacks, save], plugins=[DurableCheckpointIO(), *plugins], default_root_dir=folder,
+        accumulate_grad_batches=getattr(data, "accumulate_for", lambda n: 1)(devices), accelerator="cpu",
+        devices=devices, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        use_distributed_sampler=False, **options,
     )  # fmt: skip
 
 
@@ -97,12 +97,11 @@ class Break(lightning.Callback):
     ``where``: ``loss``, ``grad``, ``weight`` or, in PPO, ``score``, ``logits`` and ``advantage``.
     """
 
-    def __init__(self, where, when, value=float("nan")):
-        self.where, self.when, self.value = where, set(when), value
-        self.counts = []
+    def __init__(self, where, when, value=float("nan"), rank=0):
+        self.where, self.when, self.value, self.rank = where, set(when), value, rank
 
     def due(self, module):
-        return module.step_number in self.when
+        return module.step_number in self.when and module.global_rank == self.rank
 
     def setup(self, trainer, module, stage):
         for name, (owner, method) in {
