@@ -11,29 +11,23 @@ from rlhf_lightning.errors import NumericalError
 from tests.faults.numbers import Break, Watch, fit, module_of
 from tests.integration.worker import WORLD, ddp, fsdp2
 
-PLACES = [("sft", "loss"), ("sft", "grad"), ("ppo", "loss"), ("ppo", "score"), ("ppo", "logits")]
-CASES = [(where, *place) for where in (ddp, fsdp2) for place in PLACES if (where, place[1]) != (fsdp2, "grad")]
+CASES = [(ddp, "sft", "loss"), (ddp, "ppo", "logits"), (fsdp2, "ppo", "score")]
 
 
 def run(folder, where, stage, place):
     """A fault in step 2 of 3, and then one in every step."""
     watch, settings = Watch(), {"micro_batch_size": 1} if stage == "ppo" else {}
     value = float("inf") if place == "score" else float("nan")
-    options = {"micro": 1, "data": folder, **where()}
+    options = {"micro": 1, "data": folder}
     name = f"{where.__name__}-{stage}-{place}"
-    module, _ = fit(
-        stage, folder / name, 3, module_of(stage, **settings), [Break(place, [2], value, 1), watch], **options
-    )
+
+    def go(name, steps, callbacks):
+        return fit(stage, folder / name, steps, module_of(stage, **settings), callbacks, **options, **where())[0]
+
+    module = go(name, 3, [Break(place, [2], value, 1), watch])
     result = {"weights": watch.weights, "skipped": module.guard.skipped}
     try:
-        fit(
-            stage,
-            folder / f"{name}-all",
-            5,
-            module_of(stage, **settings),
-            [Break(place, range(9), value, 1)],
-            **options,
-        )
+        go(f"{name}-all", 5, [Break(place, range(9), value, 1)])
     except NumericalError as error:
         result["error"] = str(error)
     return result
