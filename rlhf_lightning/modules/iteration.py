@@ -37,7 +37,9 @@ def guarded(module: OnlineModule) -> Iterator[None]:
         yield
     except NotFinite as fault:
         module.guard.fail(module, fault)
-        module.give_up()
+        module.gave_up = True
+        module.rollouts += 1
+        module.log_dict(module.guard.logged())
 
 
 def checked(module: OnlineModule, experience: Experience) -> Experience:

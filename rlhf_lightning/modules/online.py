@@ -24,6 +24,7 @@ from rlhf_lightning.functional.aggregate import Aggregation
 from rlhf_lightning.functional.masking import Moments, masked_moments, merge_moments, whiten_with
 from rlhf_lightning.kl_control import KLController
 from rlhf_lightning.models import FrozenModels, eos_token_ids
+from rlhf_lightning.models.forward import packs_rows
 from rlhf_lightning.models.sharding import gathered, gradient_norm
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.iteration import fitting, on_all_ranks
@@ -62,6 +63,7 @@ class OnlineModule(RLHFModule):
     aggregation: Aggregation
     sampling: Sampling
     policy: PreTrainedModel | None
+    freeze_below: int = 0  # lowest layers of the policy that do not learn
 
     def __init__(
         self,
@@ -88,9 +90,9 @@ class OnlineModule(RLHFModule):
         ends = eos_token_ids(self.policy, self.tokenizer)
         self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
         start = time.perf_counter()
-        sample = partial(self.engine.generate, prompts, sampling or self.sampling, self.tokenizer)
+        answer = partial(self.engine.generate, prompts, sampling or self.sampling, self.tokenizer)
         with gathered(self.policy):
-            rollout = on_all_ranks(self, "a logit in generation", sample, prompts)
+            rollout = on_all_ranks(self, "a logit in generation", answer, prompts)
         seconds = time.perf_counter() - start
         self._sampled = Sampled(self._sampled.tokens + int(rollout.mask.sum()), self._sampled.seconds + seconds)
         return rollout
@@ -131,7 +133,8 @@ class OnlineModule(RLHFModule):
     def schedule(self, rows: int) -> Schedule:
         """Sizes per rank for a rollout of ``rows`` responses on this rank."""
         schedule = self.settings.schedule(rows * self.world_size, self.world_size)
-        return schedule if getattr(self.policy, "share_prefix", False) else replace(schedule, group_size=1)
+        assert self.policy is not None
+        return replace(schedule, packed=not self.freeze_below and packs_rows(self.policy))
 
     def learn(self, experience: Experience) -> dict[str, float]:
         """Epochs x minibatches of optimizer steps; stops early where the policy has moved too far."""
@@ -140,7 +143,8 @@ class OnlineModule(RLHFModule):
         schedule = self.schedule(rows)
         for order in self._orders(rows):
             for minibatch in order.split(schedule.minibatch):
-                if not self._update(experience.select(minibatch), schedule, totals):
+                neighbours = minibatch.sort().values  # again, where they answer the same prompt
+                if not self._update(experience.select(neighbours), schedule, totals):
                     return totals.summary(self, experience)
         return totals.summary(self, experience)
 
@@ -151,8 +155,7 @@ class OnlineModule(RLHFModule):
             yield torch.randperm(rows, generator=self._order)
 
     def _update(self, minibatch: Experience, schedule: Schedule, totals: Watched) -> bool:
-        """One optimizer step on a minibatch; False, and no step, once KL(old || new) exceeds its limit or the step is
-        skipped."""
+        """One optimizer step on a minibatch; False, and no step, where KL(old || new) or a broken number forbids it."""
         optimizer: Any = self.optimizers()
         counts = torch.stack([self.aggregation.count(minibatch.mask), minibatch.mask.sum()]).double()
         denominators = Denominators(*self.reduce_sum(counts).float())
@@ -242,7 +245,7 @@ class OnlineModule(RLHFModule):
         total = sum(self._seconds.values())
         sampled, seconds = self.sum_over_ranks(*self._sampled)
         self._sampled = Sampled(0, 0.0)
-        counters = {
+        counters = self.guard.logged() | {
             "episode": float(self.episodes),
             "perf/tokens_per_second": tokens / max(total, 1e-9),
             "perf/tokens_per_second_generate": self.world_size * sampled / max(seconds, 1e-9),
@@ -250,14 +253,7 @@ class OnlineModule(RLHFModule):
         if self.most_rows is not None:
             counters["perf/micro_batch_size"] = float(self.most_rows)
         shown = {name: value for name, value in metrics.items() if name not in ("episodes", "tokens")}
-        self.log_dict(shown | counters | self._seconds | self.guard.logged())
-
-    def give_up(self) -> None:
-        """Count an iteration that ended before there was anything to learn from."""
-        self.gave_up = True
-        self.rollouts += 1
-        self._sampled = Sampled(0, 0.0)
-        self.log_dict(self.guard.logged())
+        self.log_dict(shown | counters | self._seconds)
 
     def on_fit_start(self) -> None:
         """Move what Lightning does not see, and give every rank its own random stream."""
