@@ -73,7 +73,7 @@ def test_case_29_the_step_is_done_again_in_parts_with_the_same_gradient(stage, w
     settings = {"micro_batch_size": micro} if stage == "ppo" else {}
     whole, again = Gradients(), Gradients()
     memory = Small({"reward": 3, "dpo": 3}.get(stage, 1), when, error)
-    plain, _ = fit(stage, tmp_path / "a", 2, module_of(stage, **settings), [whole], micro, data=files)
+    plain, before = fit(stage, tmp_path / "a", 2, module_of(stage, **settings), [whole], micro, data=files)
     module, trainer = fit(stage, tmp_path / "b", 2, module_of(stage, **settings), [memory, again], micro, data=files)
     assert memory.refused == {4: 2, 2: 1}[micro] or stage in ("reward", "dpo")  # remembered for the second step
     assert 1 <= memory.refused <= 2 and memory.passed
@@ -81,6 +81,11 @@ def test_case_29_the_step_is_done_again_in_parts_with_the_same_gradient(stage, w
     assert len(again.seen) == len(whole.seen)
     for (name, mine), theirs in zip(module.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+    for metric in ("train/loss", "train/num_tokens", "train/num_pairs", "train/num_answers"):
+        if metric in before.callback_metrics:  # of the second step
+            torch.testing.assert_close(
+                trainer.callback_metrics[metric], before.callback_metrics[metric], atol=1e-3, rtol=1e-3
+            )
     tag = "perf/micro_batch_size" if stage == "ppo" else "perf/micro_batch_tokens"
     assert float(trainer.callback_metrics[tag]) >= 1
 
@@ -119,7 +124,11 @@ def test_case_29_random_numbers_start_where_the_step_started(files, tmp_path):
             module.training_loss = noisy
             super().setup(trainer, module, stage)
 
-    fit("sft", tmp_path, 1, callbacks=[Dropping(2, "backward")], micro=4, data=files)
+    _, trainer = fit("sft", tmp_path, 1, callbacks=[Dropping(2, "backward")], micro=4, data=files)
+    data = data_of("sft", files, micro=4)
+    data.setup()
+    counted = next(iter(data.train_dataloader())).mask.sum()
+    assert trainer.callback_metrics["train/num_tokens"] == counted  # the failed try left nothing in the sums
     assert [rows for rows, _ in drawn] == [4, 2, 2] and drawn[0][1] == drawn[1][1]
 
 

@@ -138,6 +138,19 @@ def test_case_19_callbacks_that_look_at_rollouts_pass_over_one_that_was_given_up
     assert looking[0].best["rollout"] == 2
 
 
+def test_case_19_a_broken_policy_is_never_the_best(folder):
+    from rlhf_lightning.callbacks import BestPolicy
+
+    class After(Break):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            super().on_train_batch_start(trainer, module, batch, batch_idx)
+
+    best = BestPolicy(window=1, max_kl=1e9)
+    with pytest.raises(NumericalError, match="ppo: not saved"):
+        fit("ppo", folder, 3, callbacks=[After("weight", [2]), best])
+    assert best.best is None
+
+
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
 def test_case_19_a_broken_weight_ends_the_run_at_once(stage, folder):
     with pytest.raises(NumericalError, match=rf"{stage}: step 2.*since the weight .*embed_tokens.weight is not finite"):
