@@ -56,8 +56,9 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     tensor(0.3069)
     """
     gap = ref_logprobs - logprobs
-    near = gap.clamp(max=STRAIGHT_FROM)
-    return torch.expm1(near) + math.exp(STRAIGHT_FROM) * (gap - near) - gap
+    curve = torch.expm1(gap.clamp(max=STRAIGHT_FROM))
+    line = math.exp(STRAIGHT_FROM) * (gap - STRAIGHT_FROM) + math.expm1(STRAIGHT_FROM)
+    return torch.where(gap > STRAIGHT_FROM, line, curve) - gap
 
 
 def absolute(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

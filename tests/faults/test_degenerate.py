@@ -153,6 +153,18 @@ def test_case_25_kto_kl_estimates_and_corrections_are_finite_for_any_log_ratio(s
         assert correction(new.detach(), old, mask).isfinite().all()
 
 
+def test_case_25_k3_is_the_same_up_to_where_it_goes_straight_and_meets_it_there():
+    gap = torch.tensor(
+        [-30.0, -1.0, 0.0, 1e-3, 5.0, 19.999, 20.001, 21.0, 1e4], dtype=torch.float64, requires_grad=True
+    )
+    value = ESTIMATORS["k3"](torch.zeros_like(gap), gap)
+    value.sum().backward()
+    plain = gap.detach()[:6]
+    assert torch.equal(value[:6], torch.expm1(plain) - plain) and torch.equal(gap.grad[:6], plain.exp() - 1)
+    torch.testing.assert_close(value[6:8], math.exp(20) * (gap[6:8] - 19) - 1 - gap[6:8])
+    assert gap.grad[6:].eq(math.exp(20) - 1).all() and value.isfinite().all()
+
+
 def test_case_25_empty_responses_are_finite():
     new, nothing = torch.full((2, 3), -1.0).requires_grad_(), torch.zeros(2, 3, dtype=torch.bool)
     for loss in POLICY_LOSSES:
