@@ -16,7 +16,7 @@ from rlhf_lightning.checkpoint.handover import read_provenance, verify_folder, w
 from rlhf_lightning.errors import CheckpointError, NumericalError
 
 STAGE = "checkpoint"
-LEARNED = ("state_dict", "optimizer_states", "callbacks")  # `BestPolicy` keeps weights too
+LEARNED = ("state_dict", "optimizer_states")
 _NUMBERED = re.compile(r"step-(\d+)")
 
 
