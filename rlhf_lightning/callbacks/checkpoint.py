@@ -67,6 +67,11 @@ class DurableCheckpoint(Checkpoint):
         if due:
             self.save(trainer)
 
+    def save_new(self, trainer: pl.Trainer) -> None:
+        """`save`, unless this moment is saved already."""
+        if self._saved != steps_done(trainer):
+            self.save(trainer)
+
     def save(self, trainer: pl.Trainer) -> Path:
         """Write a checkpoint of this moment, which must be a step boundary; returns its folder."""
         self._saved, self._since = steps_done(trainer), time.monotonic()

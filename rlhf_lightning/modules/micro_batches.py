@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from rlhf_lightning import signals
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.models.prefix import adjacent_groups
 from rlhf_lightning.modules.settings import Schedule
@@ -56,7 +57,8 @@ def _whole_groups(rollout: Rollout, lengths: Tensor, schedule: Schedule) -> _Gro
 
 
 def take(data: Part, rows: Tensor, schedule: Schedule) -> Part:
-    """These rows, by length without the columns that are padding in all of them."""
+    """These rows, by length without the columns that are padding in all of them; a place to stop."""
+    signals.poll()
     part = data.select(rows)
     return part.trimmed() if schedule.by_length else part
 
