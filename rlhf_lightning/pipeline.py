@@ -70,8 +70,10 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         try:
             join(this.predictor(), config)
             return _run_stages(this)
-        except signals.Stopped as stop:
-            raise signals.Stopped(stop.signum, this.files.how_to_go_on(str(signals.Stopped(stop.signum)))) from stop
+        except SystemExit as stop:  # `signals.Stopped`, or what a Trainer of somebody else makes of SIGTERM
+            if not signals.received():
+                raise
+            raise this.files.stopped(signals.received()) from stop
 
 
 def _run_stages(run: Run) -> dict[str, float]:

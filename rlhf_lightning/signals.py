@@ -51,7 +51,8 @@ _wish = _Wish()
 def watched(tells: bool = True) -> Iterator[None]:
     """Answer SIGTERM and SIGINT with the flag, and a second one at once with the end of the process.
 
-    Outside of the main thread nothing happens. Handlers and flag are as before afterwards.
+    Outside of the main thread nothing happens, and a signal that is ignored stays so (SIGINT in background jobs of a
+    shell). Handlers and flag are as before afterwards.
 
     Args:
         tells: say on standard error that the signal has come; ranks leave that to their launcher.
@@ -59,9 +60,10 @@ def watched(tells: bool = True) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    found = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
     _wish.signum, _wish.heard, _wish.tells = 0, 0.0, tells
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, _handle)
     try:
         yield

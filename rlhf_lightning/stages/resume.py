@@ -18,6 +18,7 @@ from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import checkpoints, is_checkpoint, newest_checkpoint
 from rlhf_lightning.config import redact
 from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.signals import Stopped
 
 FREE = (
     "resume",
@@ -100,16 +101,14 @@ class RunFolder:
         rank_zero_info(f"stage {stage}: " + (f"goes on from {found}" if found else "no checkpoint, starting new"))
         return found
 
-    def how_to_go_on(self, stopped: str) -> str:
-        """What to tell the user of a run that was stopped.
-
-        Args:
-            stopped: what happened, as the start of a sentence.
-        """
+    def stopped(self, signum: int) -> Stopped:
+        """The end of a run by a signal, which says what was saved and how to go on."""
         saved = [found[0] for stage in self.stages if (found := checkpoints(self.path / CHECKPOINTS / stage))]
         newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
         kept = "no step was saved" if newest is None else f"saved up to {newest}"
-        return f"{stopped}; {kept}. Go on with the same command and resume=auto run_dir={self.path}"
+        return Stopped(
+            signum, f"{Stopped(signum)}; {kept}. Go on with the same command and resume=auto run_dir={self.path}"
+        )
 
     def _check_path(self) -> None:
         if not is_checkpoint(self.resume):

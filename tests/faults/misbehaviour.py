@@ -1,9 +1,8 @@
-"""A callback that lets one rank fail at the start of a step, and a reward function that takes its time."""
+"""A callback that lets one rank fail at the start of a step."""
 
 import os
 import signal
 import time
-from pathlib import Path
 
 import lightning
 
@@ -24,13 +23,3 @@ class Misbehaviour(lightning.Callback):
         if self.how == "hang":
             time.sleep(1e6)
         os.kill(os.getpid(), signal.SIGKILL if self.how == "kill" else signal.Signals[self.how])
-
-
-def tells_and_waits(prompts, completions, **columns):
-    """Leaves a file for every call, and the calls from number WAIT_FROM on take WAIT_SECONDS."""
-    folder = Path(os.environ["CALLS"])
-    number = len(list(folder.iterdir()))
-    (folder / f"{number}.{os.getpid()}").touch()
-    if number >= int(os.environ.get("WAIT_FROM", "0")):
-        time.sleep(float(os.environ.get("WAIT_SECONDS", "0")))
-    return [float(len(completion)) for completion in completions]
