@@ -31,13 +31,13 @@ defaults:
     "experiment/trusting": "# @package _global_\ntrusted_targets: [os]",
 }
 DRIVER = """
-import sys, types
+import os, sys, types
 from pathlib import Path
 import rlhf_lightning.locations as locations
 locations.CONF_DIR = Path("conf").resolve()
 from rlhf_lightning import cli, errors
 def run(config):
-    print("RUN", config["run_dir"], config["seed"], flush=True)
+    os.write(1, f"RUN {config['run_dir']} {config['seed']}\\n".encode())  # ranks write at once
     if config["seed"] == 2: raise errors.DataError("rows.jsonl:3: prompt: is empty")
     if config["seed"] == 3: raise RuntimeError("a bug")
     if config["seed"] == 4: raise KeyboardInterrupt
