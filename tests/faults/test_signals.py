@@ -65,9 +65,9 @@ def steps(tmp_path, stage):
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
 def test_case_52_a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_bit_for_bit(go, whole, tmp_path, stage, how):
-    # For SFT the second micro-batch is the middle of the first step.
+    at = {"sft": 0, "ppo": 1}[stage]  # SFT: the first of two micro-batches of the first step
     with pytest.raises(signals.Stopped, match=f"stopped by {how}; saved up to .*step-00000[12]. Go on with") as stopped:
-        go(f"stages=[{stage}]", small_run.misbehave(how))
+        go(f"stages=[{stage}]", small_run.misbehave(how, step=at))
     assert stopped.value.code == {"SIGTERM": 143, "SIGINT": 130}[how]
     assert steps(tmp_path, stage) == ["step-000001" if stage == "sft" else "step-000002"]
     assert go(f"stages=[{stage}]", "resume=auto") == whole[stage]
