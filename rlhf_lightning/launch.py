@@ -162,7 +162,7 @@ def serve(work: Callable[[dict[str, Any]], Any]) -> NoReturn:
                 logging.config.dictConfig(given["logging"])
             report = {"returned": work(given["config"])}
     except signals.Stopped as stop:
-        code, report = int(stop.code or 0), {"says": str(stop)}
+        code, report = 128 + stop.signum, {"note": stop.note}
     except BaseException as error:
         code, report = getattr(error, "exit_code", 1), _failure(error)
     sys.stdout.flush()
@@ -229,9 +229,8 @@ def _outcome(ranks: Sequence[_Rank]) -> Any:
     first = next((rank for rank in failed if rank.at_fault), None)
     stopped = next((rank for rank in ranks if rank.stopped), None)
     if first is None and (stopped or signals.received()):
-        raise signals.Stopped(
-            stopped.code - 128 if stopped else signals.received(), stopped.report.get("says", "") if stopped else ""
-        )
+        note = stopped.report.get("note", "") if stopped else ""
+        raise signals.Stopped(stopped.code - 128 if stopped else signals.received(), note)
     first = first or failed[0]
     hung = [f"rank {rank.number} gave no answer and was killed" for rank in failed if rank.killed and rank is not first]
     if first.report.get("traceback"):

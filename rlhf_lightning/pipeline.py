@@ -73,7 +73,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         except SystemExit as stop:  # `signals.Stopped`, or what a Trainer of somebody else makes of SIGTERM
             if not signals.received():
                 raise
-            raise this.files.stopped(signals.received()) from stop
+            notes = [getattr(stop, "note", ""), this.files.how_to_go_on()]
+            raise signals.Stopped(signals.received(), "; ".join(filter(None, notes))) from stop
 
 
 def _run_stages(run: Run) -> dict[str, float]:

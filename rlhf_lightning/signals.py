@@ -23,15 +23,15 @@ class Stopped(SystemExit):
 
     Args:
         signum: the signal.
-        message: what was saved and how to go on, for the user.
+        note: what else to say.
     """
 
-    def __init__(self, signum: int, message: str = "") -> None:
+    def __init__(self, signum: int, note: str = "") -> None:
         super().__init__(128 + signum)
-        self.signum, self.message = signum, message
+        self.signum, self.note = signum, note
 
     def __str__(self) -> str:
-        return self.message or f"stopped by {signal.Signals(self.signum).name}"
+        return "; ".join(part for part in (f"stopped by {signal.Signals(self.signum).name}", self.note) if part)
 
 
 class _Wish:
@@ -101,7 +101,7 @@ def poll() -> None:
         Stopped: a signal has come, and the `patience` is over.
     """
     if _wish.signum and time.monotonic() - _wish.since >= _wish.patience:
-        raise Stopped(_wish.signum)
+        raise Stopped(_wish.signum, "the step in progress was given up" if _wish.patience else "")
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:

@@ -11,15 +11,13 @@ from rlhf_lightning import signals
 from rlhf_lightning.callbacks.checkpoint import DurableCheckpoint
 from rlhf_lightning.callbacks.steps import steps_done, steps_planned
 
-PATIENCE_SECONDS = 5.0  # in which a step that was begun may end, so that its work is saved
-
 
 class StopAtBoundary(pl.Callback):
     """Saves and stops at the end of the step in which a signal comes; a signal to one rank stops all of them.
 
-    A step that takes longer than `PATIENCE_SECONDS` after the signal is given up at the next `signals.poll`; what was
-    saved before stays. After the last step nothing is saved: the stage exports its model. Other callbacks see the step
-    end as usual, so it must be the last one of the Trainer.
+    A step that takes longer than ``patience_seconds`` of `DurableCheckpoint` after the signal is given up at the next
+    `signals.poll`; what was saved before stays. After the last step nothing is saved: the stage exports its model.
+    Other callbacks see the step end as usual, so it must be the last one of the Trainer.
 
     Raises:
         signals.Stopped: before the next step begins.

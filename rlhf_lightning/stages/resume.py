@@ -18,7 +18,6 @@ from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import checkpoints, is_checkpoint, newest_checkpoint
 from rlhf_lightning.config import redact
 from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.signals import Stopped
 
 FREE = (
     "resume",
@@ -101,14 +100,12 @@ class RunFolder:
         rank_zero_info(f"stage {stage}: " + (f"goes on from {found}" if found else "no checkpoint, starting new"))
         return found
 
-    def stopped(self, signum: int) -> Stopped:
-        """The end of a run by a signal, which says what was saved and how to go on."""
+    def how_to_go_on(self) -> str:
+        """What to tell the user of a run that was stopped."""
         saved = [found[0] for stage in self.stages if (found := checkpoints(self.path / CHECKPOINTS / stage))]
         newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
         kept = "no step was saved" if newest is None else f"saved up to {newest}"
-        return Stopped(
-            signum, f"{Stopped(signum)}; {kept}. Go on with the same command and resume=auto run_dir={self.path}"
-        )
+        return f"{kept}. Go on with the same command and resume=auto run_dir={self.path}"
 
     def _check_path(self) -> None:
         if not is_checkpoint(self.resume):

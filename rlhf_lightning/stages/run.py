@@ -13,8 +13,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning import signals
-from rlhf_lightning.callbacks import History, StopAtBoundary
-from rlhf_lightning.callbacks.stop import PATIENCE_SECONDS
+from rlhf_lightning.callbacks import DurableCheckpoint, History, StopAtBoundary
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
@@ -112,7 +111,8 @@ class Run:
         checkpoint = self.files.checkpoint(stage)
         watch = _StepCount()
         trainer.callbacks += [watch, StopAtBoundary()]  # type: ignore[attr-defined]
-        with signals.patience(PATIENCE_SECONDS):
+        savers = [part for part in trainer.checkpoint_callbacks if isinstance(part, DurableCheckpoint)]
+        with signals.patience(max((saver.patience_seconds for saver in savers), default=0.0)):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if not watch.steps:
             raise CheckpointError(

@@ -14,7 +14,6 @@ from rlhf_lightning.checkpoint import io, verify_folder
 from rlhf_lightning.checkpoint.io import checkpoints
 from rlhf_lightning.rollout import LoopEngine
 from rlhf_lightning.scoring.isolation import IsolatedFunction
-from rlhf_lightning.stages import run as run_module
 from tests.faults import small_run
 
 pytestmark = [
@@ -83,7 +82,6 @@ def test_case_52_without_checkpoints_a_run_stops_and_says_that_nothing_was_saved
 def test_case_52_a_rollout_that_takes_too_long_is_given_up_and_the_last_checkpoint_stays(
     go, whole, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(run_module, "PATIENCE_SECONDS", 0.2)
     forward = LoopEngine._forward
     signalled = []
 
@@ -95,8 +93,8 @@ def test_case_52_a_rollout_that_takes_too_long_is_given_up_and_the_last_checkpoi
         return forward(self, *given)
 
     monkeypatch.setattr(LoopEngine, "_forward", slow)
-    with pytest.raises(signals.Stopped, match="step-000002"):
-        go("+checkpoint.every_n_steps=1")
+    with pytest.raises(signals.Stopped, match=r"the step in progress was given up; saved up to .*step-000002"):
+        go("+checkpoint.every_n_steps=1", "+checkpoint.patience_seconds=0.2")
     assert time.monotonic() - signalled[0] < 1
     monkeypatch.undo()
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
@@ -105,7 +103,6 @@ def test_case_52_a_rollout_that_takes_too_long_is_given_up_and_the_last_checkpoi
 
 
 def test_case_52_a_reward_function_that_takes_too_long_is_given_up_with_its_process(go, calls, monkeypatch):
-    monkeypatch.setattr(run_module, "PATIENCE_SECONDS", 0.1)
     monkeypatch.setenv("WAIT_SECONDS", "60")
     exchange = IsolatedFunction._exchange
 
@@ -119,7 +116,7 @@ def test_case_52_a_reward_function_that_takes_too_long_is_given_up_with_its_proc
     try:
         start = time.monotonic()
         with pytest.raises(signals.Stopped):
-            go("scorer.isolate=true")
+            go("scorer.isolate=true", "+checkpoint.patience_seconds=0.1")
         assert time.monotonic() - start < 20
     finally:
         signal.signal(signal.SIGALRM, before)
