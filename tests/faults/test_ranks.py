@@ -127,7 +127,7 @@ FAULTS = {
 @pytest.mark.parametrize("how", FAULTS)
 def test_case_53_the_first_error_is_shown_last_and_gives_the_exit_code(command, how, rank):
     process = command(how, rank)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=40)
     code, says = FAULTS[how]
     assert process.returncode == code
     assert errors.splitlines()[-1] == f"rank {rank}: {says}"
@@ -137,7 +137,7 @@ def test_case_53_the_first_error_is_shown_last_and_gives_the_exit_code(command, 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_case_53_a_rank_that_hangs_is_killed_and_named_by_the_one_that_waited(command, rank):
     process = command("hang", rank)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=40)
     assert process.returncode == 1
     last = errors.splitlines()[-1]
     assert last.startswith(f"rank {1 - rank}: RuntimeError: [gloo")
@@ -147,7 +147,7 @@ def test_case_53_a_rank_that_hangs_is_killed_and_named_by_the_one_that_waited(co
 @pytest.mark.parametrize("rank", [0, 1])
 def test_case_52_a_signal_to_one_rank_stops_the_others_too(command, rank):
     process = command("SIGINT", rank)
-    process.communicate(timeout=20)
+    process.communicate(timeout=40)
     assert process.returncode == 130
 
 
@@ -155,7 +155,7 @@ def test_case_52_the_command_tells_its_ranks_and_ends_with_the_code_of_the_signa
     process = command("", 0)
     wait_for_ranks(tmp_path)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=40)
     assert process.returncode == 143
 
 
@@ -170,7 +170,7 @@ def test_case_53_ranks_end_with_the_command_even_when_it_is_killed(command, tmp_
 
 
 def test_the_first_rank_returns_what_its_work_returned(command):
-    output, errors = command("none", 0).communicate(timeout=20)
+    output, errors = command("none", 0).communicate(timeout=40)
     assert output == "{'rank': 0, 'config': {'how': 'none', 'rank': 0, 'trainer': {}}}\n", errors
 
 
@@ -234,7 +234,7 @@ def test_case_53_every_fault_of_a_rank_ends_the_run_within_the_time_out_and_ten_
     how, rank = fault.split()
     bad = small_run.misbehave(how, rank)
     process = small_run.start(words, *TWO_RANKS, bad, f"run_dir={tmp_path / 'run'}")
-    code, lines = ended(process, 60)
+    code, lines = ended(process, 120)
     limit = TIMEOUT + 10
     rollouts = [line for line in lines if line.startswith("rollout 1/4")]
     assert code == 1, lines
@@ -247,7 +247,7 @@ def test_case_53_every_fault_of_a_rank_ends_the_run_within_the_time_out_and_ten_
 
 def test_case_52_and_15_a_signal_to_one_rank_saves_and_another_number_of_ranks_cannot_go_on(words, tmp_path):
     process = small_run.start(words, *TWO_RANKS, small_run.misbehave("SIGTERM", 1), f"run_dir={tmp_path / 'run'}")
-    code, lines = ended(process, 60)
+    code, lines = ended(process, 120)
     assert code == 143, lines
     assert re.match(r"stopped by SIGTERM; saved up to .*step-000002\. Go on with", lines[-1])
     [saved] = checkpoints(tmp_path / "run" / "checkpoints" / "ppo")

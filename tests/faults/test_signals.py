@@ -95,7 +95,7 @@ def test_case_52_a_rollout_that_takes_too_long_is_given_up_and_the_last_checkpoi
     monkeypatch.setattr(LoopEngine, "_forward", slow)
     with pytest.raises(signals.Stopped, match=r"the step in progress was given up; saved up to .*step-000002"):
         go("+checkpoint.every_n_steps=1", "+checkpoint.patience_seconds=0.2")
-    assert time.monotonic() - signalled[0] < 1
+    assert time.monotonic() - signalled[0] < 5
     monkeypatch.undo()
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     assert steps(tmp_path, "ppo") == ["step-000002", "step-000001"]
@@ -254,7 +254,7 @@ def test_case_52_ctrl_c_in_a_terminal_ends_the_command_with_130_and_its_worker_w
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everybody in the foreground
         start = time.monotonic()
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=40)
     finally:
         process.kill()
         process.wait()
