@@ -41,10 +41,7 @@ class RLHFModule(lightning.LightningModule):
         optimizer: called with parameter groups, for example ``partial(torch.optim.AdamW, lr=1e-5)``.
         scheduler: called with the optimizer and ``total_steps=``; None keeps the learning rate.
         max_grad_norm: clip the global gradient norm to this; 0 does not clip.
-        max_skipped_steps: end the run when so many steps in a row were skipped since their numbers were not finite.
-
-    Raises:
-        ConfigError: ``max_skipped_steps`` is below 1.
+        max_skipped_steps: end the run when so many steps in a row, at least 1, had numbers that were not finite.
     """
 
     stage = "train"  # name of the phase in configs and messages, set by each phase
@@ -153,11 +150,9 @@ class RLHFModule(lightning.LightningModule):
         self._logged_step = self.trainer.global_step  # a resumed run must not log in the middle of its first step
         if self._restored is not None:
             state, self._restored = self._restored, None
-            if "guard" in state:
-                self.guard.load_state_dict(state["guard"])
+            self.guard.load_state_dict(state.get("guard", {}))
             self.load_progress(state)
-            if len(state["ranks"]) == self.world_size:
-                self.load_rank_state(state["ranks"][self.global_rank])
+            self.load_rank_state(state["ranks"][self.global_rank])
 
     def progress(self) -> dict[str, Any]:
         """Plain state of the whole run for its checkpoint, beside weights and optimizer."""
@@ -175,30 +170,33 @@ class RLHFModule(lightning.LightningModule):
         restore_random_state(state, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """`progress`, and `rank_state` of every rank, under the key ``rlhf``.
-
-        Raises:
-            NumericalError: a weight is not finite.
-        """
+        """`progress`, and `rank_state` of every rank, under ``rlhf``. Raises: NumericalError: a weight is broken."""
         self.guard.require_weights(self, "not saved")
         ranks: list[Any] = [self.rank_state()]
         if self.world_size > 1:
             local, ranks = ranks[0], [None] * self.world_size
             torch.distributed.all_gather_object(ranks, local)
         own = {"guard": self.guard.state_dict(), **self.progress(), "ranks": ranks}
-        checkpoint["rlhf"] = {"schema": 1, "phase": type(self).__name__, **own}
+        checkpoint["rlhf"] = {"schema": 1, "phase": type(self).__name__} | own
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state until training starts.
 
         Raises:
-            ConfigError: the checkpoint is of another phase, or of another library.
+            ConfigError: the checkpoint is of another phase, of another library, or of another number of processes.
         """
         state = checkpoint.get("rlhf") or {}
         if state.get("phase") != type(self).__name__:
             raise ConfigError(
                 f"this checkpoint was written by {state.get('phase', 'another library')}, not by "
                 f"{type(self).__name__}; give the right one"
+            )
+        written_by = len(state["ranks"])
+        if written_by != self.world_size:
+            raise ConfigError(
+                f"this checkpoint was written by {written_by} processes, and this run has {self.world_size}: each has "
+                f"random streams and a place in the data of its own; use trainer.devices={written_by}, or start a new "
+                "run from the exported model"
             )
         self._restored = state
 

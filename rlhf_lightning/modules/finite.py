@@ -147,8 +147,8 @@ class StepGuard:
         return {"skipped": self.skipped, "equal": self.equal, "in_row": self.in_row if self.failed else 0}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Restore `state_dict`."""
-        self.skipped, self.equal, self.in_row = state["skipped"], state["equal"], state["in_row"]
+        """Restore `state_dict`; what is missing is 0."""
+        self.skipped, self.equal, self.in_row = (state.get(name, 0) for name in ("skipped", "equal", "in_row"))
         self.failed = self.in_row > 0
 
     def _dump(self, module: RLHFModule, fault: NotFinite) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning import signals
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.finite import first_nonfinite
 from rlhf_lightning.errors import NumericalError
@@ -83,6 +84,7 @@ class RewardModelScorer:
         scores = []
         with torch.inference_mode():
             for rows in groups:
+                signals.poll()
                 width = int(lengths[rows].max())
                 scores.append(self.model.score(ids[rows, :width].to(device), mask[rows, :width].to(device)))
         back = torch.cat(groups).argsort()  # outside of inference mode, so that a loss may use the scores
