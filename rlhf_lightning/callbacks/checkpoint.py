@@ -32,9 +32,8 @@ class DurableCheckpoint(Checkpoint):
         keep: how many to keep, at least 2, so that a damaged one does not cost the run.
         on_error: what a full or failing disk does: "raise" ends the run, "warn" goes on and tries again when the next
             checkpoint is due. The older ones stay in both cases.
-
-    Attributes:
-        requested: set it, on every rank, to have this step saved when it ends.
+        patience_seconds: how long a step may still take to be saved after the run was told to stop; a longer one is
+            given up. Below the time your scheduler leaves between SIGTERM and SIGKILL.
 
     Raises:
         ConfigError: numbers that cannot work.
@@ -47,6 +46,7 @@ class DurableCheckpoint(Checkpoint):
         every_n_minutes: float | None = 10.0,
         keep: int = 2,
         on_error: OnError = "raise",
+        patience_seconds: float = 5.0,
     ) -> None:
         if keep < 2:
             raise ConfigError(f"checkpoint.keep={keep}: at least 2, so that a damaged one does not cost the run")
@@ -60,10 +60,10 @@ class DurableCheckpoint(Checkpoint):
         self.every_n_minutes = every_n_minutes
         self.keep = keep
         self.on_error = on_error
+        self.patience_seconds = patience_seconds
         self._saved = self._seen = 0  # steps
         self._postponed = False
         self._since = time.monotonic()
-        self.requested = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from where the run stands.
@@ -112,7 +112,7 @@ class DurableCheckpoint(Checkpoint):
         step = steps_done(trainer)
         if step in (self._saved, steps_planned(trainer)):
             return
-        due = self.requested or (self.every_n_steps is not None and step % self.every_n_steps == 0)
+        due = self.every_n_steps is not None and step % self.every_n_steps == 0
         if not due and self.every_n_minutes is not None:
             due = trainer.strategy.broadcast(time.monotonic() - self._since >= 60 * self.every_n_minutes)
         if due:
@@ -121,12 +121,17 @@ class DurableCheckpoint(Checkpoint):
                     part.record(trainer)
             self.save(trainer)
 
+    def save_new(self, trainer: pl.Trainer) -> None:
+        """`save`, unless this moment is saved already."""
+        if self._saved != steps_done(trainer):
+            self.save(trainer)
+
     def save(self, trainer: pl.Trainer) -> Path | None:
         """Write a checkpoint of this moment, which must be a step boundary; returns its folder.
 
         None means that the disk did not take it and `on_error` is "warn".
         """
-        self._saved, self._since, self.requested = steps_done(trainer), time.monotonic(), False
+        self._saved, self._since = steps_done(trainer), time.monotonic()
         path = self.folder / f"step-{self._saved:06d}"
         try:
             trainer.save_checkpoint(path)

@@ -10,11 +10,13 @@ from typing import Any
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from rlhf_lightning.checkpoint.codec import read_state, state_size, write_state
+from rlhf_lightning.checkpoint.finite import first_nonfinite, named_tensors
 from rlhf_lightning.checkpoint.handover import read_provenance, remove_folder, verify_folder, write_folder
 from rlhf_lightning.checkpoint.plain import with_plain_records
-from rlhf_lightning.errors import CheckpointError
+from rlhf_lightning.errors import CheckpointError, NumericalError
 
 STAGE = "checkpoint"
+LEARNED = ("state_dict", "optimizer_states")
 _NUMBERED = re.compile(r"step-(\d+)")
 
 
@@ -32,7 +34,14 @@ class DurableCheckpointIO(CheckpointIO):
         Raises:
             DiskError: the place cannot be written to, or is full.
             CheckpointError: the state holds what cannot be stored.
+            NumericalError: weights or optimizer state are not finite; nothing is written.
         """
+        learned = {part: checkpoint[part] for part in LEARNED if part in checkpoint}
+        if (name := first_nonfinite(named_tensors(learned))) is not None:
+            raise NumericalError(
+                f"{path}: not saved, since {name} is not finite; older checkpoints are kept: go on from the newest "
+                "(resume=auto) with a lower learning rate"
+            )
         progress = {"epoch": checkpoint.get("epoch"), "global_step": checkpoint.get("global_step")}
         state = with_plain_records(checkpoint)
         write_folder(

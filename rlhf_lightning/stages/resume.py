@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import OmegaConf
 
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
@@ -116,6 +116,13 @@ class RunFolder:
         log.info(f"stage {stage}: " + (f"goes on from {found}" if found else "no checkpoint, starting new"))
         return found
 
+    def how_to_go_on(self) -> str:
+        """What to tell the user of a run that was stopped."""
+        saved = [found[0] for stage in self.stages if (found := checkpoints(self.path / CHECKPOINTS / stage))]
+        newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
+        kept = "no step was saved" if newest is None else f"saved up to {newest}"
+        return f"{kept}. Go on with the same command and resume=auto run_dir={self.path}"
+
     def _check_unused(self) -> None:
         left = [path for folder in (self.path / CHECKPOINTS).glob("*") for path in checkpoints(folder)[:1]]
         if left:
@@ -141,6 +148,8 @@ class RunFolder:
             rank_zero_warn(f"resume={self.resume}: that run was made with another config ({_listed(changed)})")
 
     def _check_config(self, config: Mapping[str, Any]) -> None:
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return  # the first rank looks for all of them, and writes the file anew
         changed = [
             line
             for line in _changes(self.path / CONFIG, config)
