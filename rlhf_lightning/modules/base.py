@@ -200,8 +200,7 @@ class RLHFModule(lightning.LightningModule):
                 f"random streams and a place in the data of its own; use trainer.devices={written_by}, or start a new "
                 "run from the exported model"
             )
-        if self.strict_loading:
-            refuse_other_weights(checkpoint.get("state_dict"), self.state_dict())
+        refuse_other_weights(checkpoint.get("state_dict"), self)
         self._restored = state
 
     def summary(self, totals: Totals) -> dict[str, float]:

@@ -32,7 +32,7 @@ from rlhf_lightning.modules.micro_batches import micro_batches, take
 from rlhf_lightning.modules.settings import PPOSettings, Schedule
 from rlhf_lightning.modules.watched import Watched, of_padding
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
-from rlhf_lightning.rollout.engine import check_context
+from rlhf_lightning.rollout.engine import check_prompts
 from rlhf_lightning.rollout.groups import replaced, undecided
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.types import Experience, PromptBatch, Rollout
@@ -263,15 +263,9 @@ class OnlineModule(RLHFModule):
         self.engine.seed(rank_seed(self.settings.seed, self.global_rank))
 
     def on_train_start(self) -> None:
-        """Train mode for the critic too.
-
-        Raises:
-            ConfigError: the longest prompt of the data leaves no room for an answer.
-        """
+        """Train mode for the critic too; refuse prompts that leave no room for an answer."""
         super().on_train_start()
-        assert self.policy is not None
-        prompts = getattr(getattr(self.trainer, "datamodule", None), "train_items", [])
-        check_context(self.policy, max((len(prompt.ids) for prompt in prompts), default=0), self.sampling)
+        check_prompts(self.policy, getattr(self.trainer, "datamodule", None), self.sampling)
         for module in self.children():
             module.train()
 

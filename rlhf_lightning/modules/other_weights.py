@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import lightning
 from torch import Tensor
 
 from rlhf_lightning.errors import CheckpointError
 
 
-def refuse_other_weights(stored: Mapping[str, Tensor] | None, own: Mapping[str, Tensor]) -> None:
+def refuse_other_weights(stored: Mapping[str, Tensor] | None, module: lightning.LightningModule) -> None:
     """Compare the weights of a checkpoint with those of the model that would take them.
 
     Args:
         stored: by name, any shapes; None where the strategy has loaded them already.
-        own: the same of the model.
+        module: what would take them; one that is not strict takes whatever is there.
 
     Raises:
         CheckpointError: names or shapes differ; names the first of them.
     """
-    if stored is None:
+    if stored is None or not module.strict_loading:
         return
     found = {name: list(tensor.shape) for name, tensor in stored.items()}
-    wanted = {name: list(tensor.shape) for name, tensor in own.items()}
+    wanted = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
     differing = [
         f"{name} is {found.get(name, 'not there')} in the checkpoint and {wanted.get(name, 'not there')} in the model"
         for name in sorted({*found, *wanted})

@@ -118,3 +118,9 @@ def check_context(policy: PreTrainedModel, prompt_length: int, sampling: Samplin
             f"prompt of {prompt_length} tokens + sampling.max_new_tokens={sampling.max_new_tokens} exceeds the model's "
             f"{limit} positions; shorten one of them (data.max_prompt_length)"
         )
+
+
+def check_prompts(policy: Any, data: Any, sampling: Sampling) -> None:
+    """Raises: ConfigError: the longest training prompt of a `PromptData` and its answer do not fit; others pass."""
+    longest = max((len(prompt.ids) for prompt in getattr(data, "train_items", [])), default=0)
+    check_context(policy, longest, sampling)
