@@ -18,6 +18,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
 from rlhf_lightning.modules.finite import StepGuard
+from rlhf_lightning.modules.precision import convert_weights
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
 from rlhf_lightning.modules.splitting import Splitting
 from rlhf_lightning.modules.totals import Totals
@@ -90,6 +91,7 @@ class RLHFModule(lightning.LightningModule):
         if isinstance(self._strategy(), FSDPStrategy):
             raise ConfigError(FSDP1_REFUSED)
         self.build()
+        convert_weights(self, self._strategy())
         mesh = self.device_mesh
         if mesh is not None:
             for module in self.sharded_modules():

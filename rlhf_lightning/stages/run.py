@@ -22,6 +22,7 @@ from rlhf_lightning.data.sources import ROW_FILES
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import FSDP1_REFUSED, RLHFModule
+from rlhf_lightning.modules.precision import HALF, HalfWeights
 from rlhf_lightning.stages.resume import CHECKPOINTS, RunFolder
 
 NEEDED = {
@@ -177,6 +178,8 @@ class Run:
     def _trainer(self, arguments: dict[str, Any]) -> lightning.Trainer:
         given = dict(self.config["trainer"])
         target = given.pop("_target_")
+        if given.get("precision") in HALF:
+            arguments = {**arguments, "plugins": [*arguments.get("plugins", ()), HalfWeights(given.pop("precision"))]}
         strategy = given.get("strategy")
         if isinstance(strategy, Mapping):
             seconds = {"timeout": timedelta(seconds=strategy["timeout"])} if "timeout" in strategy else {}
