@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -63,6 +64,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from rlhf_lightning.explain import explain
+    from rlhf_lightning.hydra_loader import judged
 
     if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
         raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
@@ -72,8 +74,10 @@ def _compose_and_run(arguments: list[str]) -> None:
         return _job(cfg, shown)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with code 1
+    gc.disable()  # nothing becomes garbage in the half second until torch is imported, and looking for it costs a tenth
     try:
-        hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train")(task)()
+        with judged():
+            hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         if shown:
             raise
@@ -89,9 +93,12 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     from hydra.types import RunMode
 
     from rlhf_lightning.config import load_config
+    from rlhf_lightning.precheck import check_complete
 
     try:
         config = load_config(cfg)
+        if "stages" in config:
+            check_complete(config)
         os.environ[HANDOVER_VARIABLE] = json.dumps(config, default=str)
         return _run(config)
     except Exception as error:
@@ -112,6 +119,7 @@ def _run(config: dict[str, Any]) -> Any:
     from rlhf_lightning.console import quiet
 
     quiet()
+    gc.enable()
     from rlhf_lightning.pipeline import run
 
     return run(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -23,7 +23,9 @@ from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.functional.linear_logprobs import CHUNK
 from rlhf_lightning.models.prefix import can_share
 from rlhf_lightning.models.trunk import decoder, freeze_layers
+from rlhf_lightning.ranges import require
 
+DType = Literal["float32", "bfloat16", "float16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,7 +47,7 @@ class Pretrained:
     """
 
     path: str
-    dtype: str = "float32"
+    dtype: DType = "float32"
     attn_implementation: str = "sdpa"
     freeze_below: int = 0
     revision: str | None = None
@@ -54,8 +56,8 @@ class Pretrained:
     share_prefix: bool = True
 
     def __post_init__(self) -> None:
-        if self.head_chunk is not None and self.head_chunk < 0:
-            raise ConfigError(f"model.head_chunk={self.head_chunk}: give a number of tokens, or null for all at once")
+        require("model.freeze_below", self.freeze_below, at_least=0)
+        require("model.head_chunk", self.head_chunk, at_least=0, why="tokens; null computes all at once")
         if self.dtype not in _DTYPES:
             raise ConfigError(f"model.dtype={self.dtype!r}: choose one of {', '.join(_DTYPES)}")
         if self.trust_remote_code and self.revision is None:

@@ -13,6 +13,7 @@ from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.models import Pretrained, ScalarModel
+from rlhf_lightning.ranges import require
 from rlhf_lightning.scoring.scorer import completion_texts
 from rlhf_lightning.types import Rollout
 
@@ -32,6 +33,7 @@ class RewardModelScorer:
     def __init__(
         self, model: Pretrained, name: str = "reward_model", normalise: bool = True, micro_batch_size: int = 16
     ) -> None:
+        require("micro_batch_size", micro_batch_size, at_least=1)
         self.name = name
         self.model = ScalarModel(model.reward_model()).eval().requires_grad_(False)
         self.tokenizer = model.tokenizer()
