@@ -78,7 +78,6 @@ def overrides_of(job: dict[str, Any]) -> list[str]:
         f"ppo.settings.group_size={job['group_size']}", "ppo.settings.max_approx_kl=null",
     ]  # fmt: skip
     if learner == "ppo":
-        words += ["ppo.settings.micro_batch_size=1"]  # a sixteenth of the rollout, as the default is of the default
         words += ["scorer=reward_model", f"scorer.model.path={job['reward_model']}"]
     else:
         words += ["scorer=function", "scorer.function=benchmarks.rewards.brevity"]

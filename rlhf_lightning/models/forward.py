@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from rlhf_lightning.functional.linear_logprobs import CHUNK, TokenScores, linear_logprobs, score_logits
 from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.models.output import call_with_states, is_linear, output_of
-from rlhf_lightning.models.prefix import SharedRows, shared_inputs, worthwhile_rows
+from rlhf_lightning.models.packing import PackedRows, packed_inputs, worthwhile_rows
 from rlhf_lightning.models.trunk import run_upper
 
 
@@ -75,6 +75,11 @@ def response_forward(
     return ResponseForward(out.logits[:, :-1], last)
 
 
+def packs_rows(policy: PreTrainedModel) -> bool:
+    """Whether `token_scores` may put several sequences of this policy into one row."""
+    return getattr(policy, "pack_rows", False) and bool(getattr(policy, "head_chunk", CHUNK)) and is_linear(policy)
+
+
 def token_scores(
     policy: PreTrainedModel,
     input_ids: Tensor,
@@ -109,8 +114,8 @@ def token_scores(
         hidden: output of the frozen lower ``freeze_below`` layers [B, S, D], if it was computed before.
         freeze_below: see `Pretrained`.
         with_states: also return the final hidden states, for a value head on the same trunk.
-        groups: rows of one group begin alike, long [B]; what they begin with is computed once where that pays, see
-            `rlhf_lightning.models.prefix`. Not with ``hidden``, and not without ``head_chunk``.
+        groups: neighbours of one group begin alike, long [B]; what they begin with is computed once. Rows are packed
+            where that pays, see `rlhf_lightning.models.packing`: not with ``hidden``, and not without ``head_chunk``.
 
     Returns:
         One number per token of the mask, [N], row by row.
@@ -127,10 +132,10 @@ def token_scores(
         scores = score_logits(out.logits[counted], targets, **asked)
         return scores if out.states is None else scores._replace(states=out.states[counted])
     output = output_of(policy)
-    shared = None if hidden is not None else worthwhile_rows(policy, input_ids, attention_mask, groups)
+    packed = None if hidden is not None else worthwhile_rows(policy, input_ids, attention_mask, groups)
 
     def compute(states: Tensor) -> TokenScores:
-        chosen = states[:, :-1][mask[:, 1:]] if shared is None else _before(states, shared, mask)
+        chosen = states[:, :-1][mask[:, 1:]] if packed is None else _before(states, packed, mask)
         linear = output.linear
         scores = linear_logprobs(
             chosen, linear.weight, targets,
@@ -140,14 +145,14 @@ def token_scores(
 
     if hidden is not None:
         return compute(run_upper(policy, freeze_below, hidden, attention_mask))
-    inputs = _inputs(input_ids, attention_mask) if shared is None else shared_inputs(policy, shared)
+    inputs = _inputs(input_ids, attention_mask) if packed is None else packed_inputs(policy, packed)
     return call_with_states(policy, output.linear, compute, inputs)
 
 
-def _before(states: Tensor, shared: SharedRows, mask: Tensor) -> Tensor:
-    """The states [N, D] before each token of ``mask`` [B, S], out of those of shared rows."""
+def _before(states: Tensor, packed: PackedRows, mask: Tensor) -> Tensor:
+    """The states [N, D] before each token of ``mask`` [B, S], out of those of packed rows."""
     sequence, place = mask[:, 1:].nonzero(as_tuple=True)
-    return states[shared.row[sequence], shared.column[sequence, place]]
+    return states[packed.row[sequence], packed.column[sequence, place]]
 
 
 def _inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:

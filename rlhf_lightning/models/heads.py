@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_lightning.functional.sequences import last_index
-from rlhf_lightning.models.prefix import shared_states, worthwhile_rows
+from rlhf_lightning.models.packing import packed_states, worthwhile_rows
 from rlhf_lightning.models.trunk import decoder, hidden_states, layers, run_upper
 
 
@@ -35,7 +35,7 @@ class ScalarModel(nn.Module):
             config, dtype=policy.dtype, attn_implementation=config._attn_implementation
         )
         decoder(model).load_state_dict(decoder(policy).state_dict())
-        model.share_prefix = getattr(policy, "share_prefix", False)
+        model.pack_rows = getattr(policy, "pack_rows", False)
         nn.init.zeros_(model.score.weight)
         critic = cls(model.to(policy.device).train(), freeze_below)
         if freeze_below:
@@ -67,17 +67,17 @@ class ScalarModel(nn.Module):
             input_ids: long [B, S].
             attention_mask: bool [B, S].
             hidden: output of the frozen lower layers [B, S, D], if it was computed before.
-            groups: sequences of one group begin alike, long [B], see `rlhf_lightning.models.prefix`; what they begin
-                with is computed once where that pays. None computes every sequence by itself.
+            groups: neighbours of one group begin alike, long [B], see `rlhf_lightning.models.packing`; what they begin
+                with is computed once where that pays.
 
         Returns:
             float32 [B, S].
         """
         head: Any = self.model.score
-        shared = None if hidden is not None else worthwhile_rows(self.model, input_ids, attention_mask, groups)
-        if shared is not None:
-            numbers = linear_fp32(head, shared_states(self.model, shared))
-            return numbers[shared.row[:, None], shared.column]
+        packed = None if hidden is not None else worthwhile_rows(self.model, input_ids, attention_mask, groups)
+        if packed is not None:
+            numbers = linear_fp32(head, packed_states(self.model, packed))
+            return numbers[packed.row[:, None], packed.column]
         if hidden is None or not self.freeze_below:
             states = hidden_states(self.model, input_ids, attention_mask)
         else:

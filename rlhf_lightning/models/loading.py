@@ -21,7 +21,7 @@ from transformers import (
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.functional.linear_logprobs import CHUNK
-from rlhf_lightning.models.prefix import can_share
+from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.trunk import decoder, freeze_layers
 from rlhf_lightning.ranges import require
 
@@ -42,8 +42,8 @@ class Pretrained:
         trust_remote_code: let transformers run code that lies next to the weights; needs a pinned `revision`.
         head_chunk: tokens whose logits exist at a time where a policy scores tokens; None (or 0) computes those of a
             batch at once. Changes memory and speed, and results by rounding at most.
-        share_prefix: compute a prompt once for all its answers in a batch where that pays and the architecture allows
-            it, see `rlhf_lightning.models.prefix`. Changes results by rounding at most.
+        pack_rows: put several sequences into one row, and a prompt only once for all its answers, where that pays and
+            the architecture allows it, see `rlhf_lightning.models.packing`. Changes results by rounding at most.
     """
 
     path: str
@@ -53,7 +53,7 @@ class Pretrained:
     revision: str | None = None
     trust_remote_code: bool = False
     head_chunk: int | None = CHUNK
-    share_prefix: bool = True
+    pack_rows: bool = True
 
     def __post_init__(self) -> None:
         require("model.freeze_below", self.freeze_below, at_least=0)
@@ -153,7 +153,7 @@ class Pretrained:
         if self.freeze_below:
             freeze_layers(model, self.freeze_below)
         decoder(model).config.use_cache = False
-        model.share_prefix = self.share_prefix and can_share(model)  # type: ignore[assignment]
+        model.pack_rows = self.pack_rows and can_pack(model)  # type: ignore[assignment]
         return model.train()
 
 

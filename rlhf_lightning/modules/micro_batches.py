@@ -3,56 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from rlhf_lightning.functional.lengths import cut
-from rlhf_lightning.models.prefix import adjacent_groups
+from rlhf_lightning.models.packing import adjacent_groups, balanced
 from rlhf_lightning.modules.settings import Schedule
 from rlhf_lightning.types import Experience, Rollout
 
 Part = TypeVar("Part", Rollout, Experience)
-SHARED = 0.8  # keep groups together where that leaves at most this share of the tokens
 
 
 def micro_batches(rollout: Rollout, schedule: Schedule) -> list[Tensor]:
-    """Rows of each micro-batch of a minibatch, as many on every rank.
+    """Rows of each micro-batch of a minibatch, as many on every rank, the largest first.
+
+    Rows that will be packed are dealt out so that micro-batches hold about the same number of tokens, and neighbours
+    with the same prompt stay together.
 
     Args:
         rollout: the responses of the minibatch on this rank.
-        schedule: says how many micro-batches there are, and whether they are cut by length or in order.
+        schedule: says how many micro-batches there are, and how they are cut.
     """
     if not schedule.by_length:
         return list(torch.arange(len(rollout)).split(schedule.micro))
-    lengths = torch.stack([rollout.prompt_mask.sum(1), rollout.lengths], dim=1)
-    rows = cut(lengths, schedule.micro_batches)
-    together = _whole_groups(rollout, lengths, schedule)
-    plain = sum(len(some) * int(lengths[some].amax(0).sum()) for some in rows)
-    if together is not None and together.padded < SHARED * plain:
-        rows = together.rows
-    return [torch.tensor(some) for some in rows]
-
-
-class _Groups(NamedTuple):
-    rows: list[list[int]]  # of each micro-batch
-    padded: int  # tokens of all of them
-
-
-def _whole_groups(rollout: Rollout, lengths: Tensor, schedule: Schedule) -> _Groups | None:
-    """As many micro-batches of whole groups, in which a prompt is computed once; None where groups are not whole."""
-    size = schedule.group_size
-    count = len(rollout) // size
-    if size == 1 or len(rollout) % size or count < schedule.micro_batches:
-        return None
-    owner = adjacent_groups(rollout.prompt_ids, rollout.prompt_mask).view(count, size)
-    if (owner != owner[:, :1]).any():
-        return None  # a later pass, whose rows are shuffled
-    width = lengths.view(count, size, 2)[:, 0, 0] + lengths.view(count, size, 2)[..., 1].sum(1)
-    groups = cut(width, schedule.micro_batches)
-    rows = [[group * size + i for group in some for i in range(size)] for some in groups]
-    return _Groups(rows, sum(len(some) * int(width[some].max()) for some in groups))
+    lengths = torch.stack([rollout.prompt_mask.sum(1), rollout.lengths], dim=1).cpu()
+    if not schedule.packed:
+        return [torch.tensor(rows) for rows in cut(lengths, schedule.micro_batches)]
+    owner = adjacent_groups(rollout.prompt_ids, rollout.prompt_mask).cpu()
+    if int(owner[-1]) + 1 < schedule.micro_batches:
+        owner = torch.arange(len(owner))
+    first = torch.cat([owner.new_ones(1), owner.diff()]).bool()
+    widths = lengths[first, 0].index_add(0, owner, lengths[:, 1])
+    place = torch.tensor(balanced(widths.tolist(), schedule.micro_batches).rows)
+    tokens = torch.zeros(schedule.micro_batches, dtype=torch.long).index_add(0, place, widths)
+    return [(place[owner] == number).nonzero().squeeze(1) for number in tokens.argsort(descending=True)]
 
 
 def take(data: Part, rows: Tensor, schedule: Schedule) -> Part:

@@ -24,6 +24,7 @@ from rlhf_lightning.functional.aggregate import Aggregation
 from rlhf_lightning.functional.masking import Moments, masked_moments, merge_moments, whiten_with
 from rlhf_lightning.kl_control import KLController
 from rlhf_lightning.models import FrozenModels, eos_token_ids
+from rlhf_lightning.models.forward import packs_rows
 from rlhf_lightning.models.sharding import gathered, gradient_norm
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.micro_batches import micro_batches, take
@@ -61,6 +62,7 @@ class OnlineModule(RLHFModule):
     aggregation: Aggregation
     sampling: Sampling
     policy: PreTrainedModel | None
+    freeze_below: int = 0  # lowest layers of the policy that do not learn
 
     def __init__(
         self,
@@ -127,7 +129,8 @@ class OnlineModule(RLHFModule):
     def schedule(self, rows: int) -> Schedule:
         """Sizes per rank for a rollout of ``rows`` responses on this rank."""
         schedule = self.settings.schedule(rows * self.world_size, self.world_size)
-        return schedule if getattr(self.policy, "share_prefix", False) else replace(schedule, group_size=1)
+        assert self.policy is not None
+        return replace(schedule, packed=not self.freeze_below and packs_rows(self.policy))
 
     def learn(self, experience: Experience) -> dict[str, float]:
         """Epochs x minibatches of optimizer steps; stops early where the policy has moved too far."""
@@ -136,7 +139,8 @@ class OnlineModule(RLHFModule):
         schedule = self.schedule(rows)
         for order in self._orders(rows):
             for minibatch in order.split(schedule.minibatch):
-                if not self._update(experience.select(minibatch), schedule, totals):
+                neighbours = minibatch.sort().values  # again, where they answer the same prompt
+                if not self._update(experience.select(neighbours), schedule, totals):
                     return totals.summary(self, experience)
         return totals.summary(self, experience)
 

@@ -21,7 +21,7 @@ from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipp
 from rlhf_lightning.kl_control import FixedKL, KLController
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, frozen_copy
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.models.prefix import adjacent_groups
+from rlhf_lightning.models.packing import adjacent_groups
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory, depth_of, load_policy
 from rlhf_lightning.modules.critics import Critic, build_critic
@@ -239,7 +239,7 @@ class PPOModule(OnlineModule):
         out = token_scores(
             self.policy, ids, attention, rollout.sampled, temperature=self.sampling.temperature,
             entropy=entropy, entropy_grad=self.settings.entropy_coef != 0,
-            hidden=hidden, freeze_below=self.freeze_below, with_states=shares, groups=self._groups(rollout),
+            hidden=hidden, freeze_below=self.freeze_below, with_states=shares, groups=_prompts(rollout),
         )  # fmt: skip
         logprobs = spread(out.logprobs, mask)
         if self.critic is None:
@@ -280,16 +280,17 @@ class PPOModule(OnlineModule):
             now = self.forward_policy(rollout, hidden, entropy=False)
         reference = token_scores(
             self.frozen["reference"], ids, attention, rollout.sampled, temperature=self.sampling.temperature,  # type: ignore[arg-type]
-            hidden=hidden, freeze_below=self.freeze_below, groups=self._groups(rollout),
+            hidden=hidden, freeze_below=self.freeze_below, groups=_prompts(rollout),
         )  # fmt: skip
         return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
-
-    def _groups(self, rollout: Rollout) -> Tensor | None:
-        """Neighbours that answer the same prompt, for models that compute it once; None without groups."""
-        return adjacent_groups(rollout.prompt_ids, rollout.prompt_mask) if self.settings.group_size > 1 else None
 
     def _counted(self, rollout: Rollout, scores: Tensor) -> Tensor | None:
         """Responses to learn from, bool [B]: judged, and not cut off where that disqualifies; None means all."""
         judged = ~totals(scores, rollout.mask).isnan()
         counted = judged & rollout.finished if self.settings.mask_truncated else judged
         return None if counted.all() else counted
+
+
+def _prompts(rollout: Rollout) -> Tensor:
+    """Which responses are neighbours that answer the same prompt, long [B], for models that compute it once."""
+    return adjacent_groups(rollout.prompt_ids, rollout.prompt_mask)

@@ -133,7 +133,6 @@ class PPOSettings:
             micro=micro,
             micro_batches=-(-per_rank // micro),
             by_length=self.by_length,
-            group_size=self.group_size,
         )
 
 
@@ -146,4 +145,4 @@ class Schedule:
     micro: int  # of a micro-batch; by length it may hold more that are shorter
     micro_batches: int  # of a minibatch
     by_length: bool
-    group_size: int  # responses to a prompt that a forward can share; 1 where models do not share prompts
+    packed: bool = False  # the rows of a micro-batch need not be of similar length

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from math import prod
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.functional.advantage import dr_grpo
 from rlhf_lightning.functional.lengths import cut
-from rlhf_lightning.models import Pretrained, ScalarModel
+from rlhf_lightning.models import Pretrained, ScalarModel, packing
+from rlhf_lightning.models.packing import balanced, cheapest_plan
 from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
 from rlhf_lightning.modules.micro_batches import evaluated, micro_batches, take
 from rlhf_lightning.modules.settings import PPOSettings
@@ -108,7 +110,13 @@ def test_the_sizes_of_each_stage_leave_almost_no_padding_in_heavy_tailed_lengths
     micro = (section["settings"] if stage == "ppo" else section["data"])["micro_batch_size"]
     for seed in range(20):
         lengths = heavy_tailed(rows, 64, seed)
-        assert 1 - sum(lengths) / sum(padded(cut(lengths, -(-rows // micro)), lengths)) < 0.05
+        if stage == "ppo":
+            places = torch.tensor(balanced(lengths, rows // micro).rows)
+            parts = [torch.tensor(lengths)[places == part].tolist() for part in range(rows // micro)]
+            computed = [prod(cheapest_plan(part, 2048, 576).shape) for part in parts]
+        else:
+            computed = padded(cut(lengths, -(-rows // micro)), lengths)
+        assert 1 - sum(lengths) / sum(computed) < 0.05
 
 
 def ppo(by_length, micro, **parts):
@@ -151,6 +159,44 @@ def test_ppo_learns_the_same_from_micro_batches_cut_by_length(micro, parts):
         if not name.startswith("perf"):
             assert logged[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
     assert logged["perf/padding"] < expected["perf/padding"]
+
+
+@pytest.mark.parametrize("parts", [{}, {"critic": "shared_trunk"}, GROUPS], ids=["critic", "shared trunk", "groups"])
+@pytest.mark.parametrize("micro", [16, 4])
+def test_ppo_learns_the_same_from_packed_micro_batches(monkeypatch, micro, parts):
+    whole, expected = ppo(False, 8, **parts)
+    widths = []
+    pack = packing.pack
+    monkeypatch.setattr(
+        packing, "pack", lambda ids, *rest: widths.append((len(ids), pack(ids, *rest))) or widths[-1][1]
+    )
+    policy = tiny.policy(scale=0.3)
+    policy.pack_rows = packing.can_pack(policy)
+    widths.clear()
+    packed, logged = ppo(True, micro, policy=policy, **parts)
+    assert any(sequences > 2 * len(rows.input_ids) for sequences, rows in widths)
+    way = (phases.flat(whole.policy) - phases.flat(tiny.policy(scale=0.3))).norm()
+    assert (phases.flat(packed.policy) - phases.flat(whole.policy)).norm() <= 1e-5 * way
+    if whole.has_critic:
+        torch.testing.assert_close(phases.flat(packed.critic), phases.flat(whole.critic), rtol=1e-4, atol=1e-6)
+    for name in expected:
+        if not name.startswith("perf"):
+            assert logged[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
+
+
+def test_packed_micro_batches_hold_about_the_same_tokens_and_keep_neighbours_together(experience):
+    rollout = experience.rollout
+    schedule = replace(PPOSettings(micro_batch_size=4).schedule(len(rollout), 1), packed=True)
+    uneven = [0] * 5 + [4] * 3 + [8] * 7 + [12]
+    other = replace(rollout, prompt_ids=rollout.prompt_ids[uneven], prompt_mask=rollout.prompt_mask[uneven])
+    for given, owners in ((rollout, [i // 4 for i in range(16)]), (other, uneven)):
+        groups = micro_batches(given, schedule)
+        assert len(groups) == 4 and torch.equal(torch.cat(groups).sort().values, torch.arange(16))
+        homes = {(owners[row], number) for number, rows in enumerate(groups) for row in rows.tolist()}
+        assert len(homes) == len(set(owners))
+    apart = rollout.select(torch.arange(16).view(4, 4).T.flatten())
+    tokens = [int(apart.attention_mask[rows].sum()) for rows in micro_batches(apart, schedule)]
+    assert tokens == sorted(tokens, reverse=True) and tokens[0] - tokens[-1] <= int(rollout.attention_mask.sum(1).max())
 
 
 @pytest.mark.parametrize("freeze_below", [0, 1])

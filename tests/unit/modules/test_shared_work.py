@@ -8,7 +8,7 @@ import torch
 from rlhf_lightning.functional.advantage import grpo, rloo
 from rlhf_lightning.functional.policy import reinforce_loss
 from rlhf_lightning.functional.ppo import clipped_policy_loss
-from rlhf_lightning.models import prefix
+from rlhf_lightning.models import packing
 from rlhf_lightning.modules import PPOModule
 from rlhf_lightning.modules.settings import PPOSettings
 from rlhf_lightning.rollout import LoopEngine, Sampling
@@ -34,15 +34,15 @@ class Counting:
 
 @pytest.fixture
 def shared(monkeypatch):
-    counting = Counting(prefix.shared_inputs)
-    for name in ("forward", "prefix"):
-        monkeypatch.setattr(f"rlhf_lightning.models.{name}.shared_inputs", counting)
+    counting = Counting(packing.packed_inputs)
+    for name in ("forward", "packing"):
+        monkeypatch.setattr(f"rlhf_lightning.models.{name}.packed_inputs", counting)
     return counting
 
 
 def group_run(share=False, micro=None, critic=None, loss=clipped_policy_loss, advantage=grpo, engine=None, **settings):
     policy = tiny.policy(scale=0.3)
-    policy.share_prefix = share and prefix.can_share(policy)
+    policy.pack_rows = share and packing.can_pack(policy)
     module = PPOModule(
         policy, FunctionScorer(phases.praise), tiny.tokenizer(), optimizer=partial(torch.optim.SGD, lr=0.5),
         critic=critic or "policy", sampling=Sampling(6), advantage=partial(advantage, group_size=GROUP),
@@ -72,7 +72,7 @@ def test_a_group_that_shares_its_prompt_learns_the_same(shared, options, micro):
     expected, plain = group_run(micro=micro, **options)
     assert shared.calls == 0
     after, logged = group_run(share=True, micro=micro, **options)
-    assert shared.calls > 4  # policy and reference, twice each, and what can_share tries
+    assert shared.calls > 4  # policy and reference, twice each, and what can_pack tries
     assert torch.allclose(after, expected, atol=1e-6) and not torch.equal(expected, phases.flat(tiny.policy(scale=0.3)))
     assert logged["policy/approxkl_avg"] == pytest.approx(plain["policy/approxkl_avg"], abs=1e-5)
 
@@ -85,7 +85,7 @@ def test_dpo_pairs_that_share_their_prompt_learn_the_same(tmp_path, shared):
     def after(share):
         module = offline.preference()
         policy = module._sources[0]
-        policy.share_prefix = share and prefix.can_share(policy)
+        policy.pack_rows = share and packing.can_pack(policy)
         offline.fit(module, offline.pairs(file, batch=2))
         return phases.flat(module.policy)
 
