@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,4 +151,10 @@ def _wants_traceback() -> bool:
 
 
 def _complain(message: str) -> None:
-    print(message, file=sys.stderr)  # noqa: T201
+    """One screen: lines of at most 120 characters, at most 24 of them."""
+    lines = [
+        part
+        for line in message.splitlines()
+        for part in textwrap.wrap(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    ]
+    print("\n".join(lines if len(lines) <= 24 else [*lines[:23], "..."]), file=sys.stderr)  # noqa: T201

@@ -14,6 +14,9 @@ _GROUPED = tuple(f"{_ADVANTAGES}.{name}" for name in ("rloo", "grpo", "dr_grpo")
 FSDP1_REFUSED = (
     "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, which shards as well"
 )
+FSDP2_LAYOUT = (
+    "trainer=fsdp2 needs model.freeze_below=0 and, in PPO, a separate critic; use trainer=ddp for the other layouts"
+)
 NOBODY_SCORES = (
     "scorer: nobody scores the answers; add scorer=function scorer.function=my_project.fn, or "
     "scorer=reward_model scorer.model.path=FOLDER"

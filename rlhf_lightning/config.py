@@ -110,7 +110,7 @@ def _plain(cfg: Any) -> Any:
         tree = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         if isinstance(error, (MissingMandatoryValue, InterpolationToMissingValueError)):
-            raise _not_given(sorted(OmegaConf.missing_keys(cfg))) from None
+            raise _not_given(sorted(_missing(OmegaConf.to_container(cfg)))) from None
         hint = " Is the environment variable set?" if "Environment variable" in str(error) else ""
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}.{hint}") from error
     if missing := sorted(_missing(tree)):

@@ -8,6 +8,7 @@ Nothing is listed twice: arguments and their types come from the signatures, ran
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.explain import nearest, shown
 from rlhf_lightning.locations import CONF_DIR
 from rlhf_lightning.ranges import require
-from rlhf_lightning.signatures import Kind, Signature, signature
+from rlhf_lightning.signatures import WORDS, Kind, Signature, is_number, signature
 
 NEEDED = {
     "sft": "add data.demonstrations=FILE with rows of prompt+completion or messages",
@@ -43,10 +44,7 @@ _TRANSLATED = {
 _LEAST = {"max_epochs": 1, "samples_per_prompt": 1, "n": 2}
 _REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
 _RESERVED = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
-_WORDS = {
-    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null",
-    "list": "a list such as [a, b]", "dict": "a mapping such as {a: 1}", "object": "an object with _target_",
-}  # fmt: skip
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -84,7 +82,7 @@ def check_complete(config: Mapping[str, Any]) -> None:
         if section["data"]["train"] is None and not section.get("human_ranks"):
             raise ConfigError(f"{stage}.data.train is not set; {NEEDED[stage]}")
         scorer = config.get("scorer") or {}
-        if stage in ("ppo", "best_of_n") and "judge" in scorer and scorer["judge"] is None:
+        if stage in ("ppo", "best_of_n") and "judge" in scorer and not scorer["judge"]:
             raise ConfigError(combinations.NOBODY_SCORES)
         if stage == "evaluate" and not (config["judge"] or section["proxy"] or section["judges"]):
             raise ConfigError(combinations.NOBODY_JUDGES)
@@ -110,6 +108,10 @@ def _check_defaults(config: Mapping[str, Any], stages: list[str]) -> None:
     _same_types("", config, _file("base"))
     for stage in stages:
         _same_types("", config, {stage: _file(f"stage/{stage}").get(stage, {})})
+    resume = config.get("resume", "none")
+    if resume not in ("none", "auto") and "/" not in str(resume) and not Path(str(resume)).exists():
+        hint = nearest(str(resume), ["none", "auto"])
+        raise ConfigError(f"resume={resume}: must be none, auto or the folder of a checkpoint.{hint}")
     threads = config.get("threads")
     if threads is not None:
         _check_value("threads", threads, (Kind("int"), Kind("None")))
@@ -169,19 +171,19 @@ def _check_node(key: str, node: Mapping[str, Any]) -> None:
                 f"{key}.{name}: {target} takes no {name}.{nearest(name, names)}\nIt takes: {', '.join(names)}"
             )
     for limit in takes.ranges:
-        if _is_number(given.get(limit.parameter)):
+        if is_number(given.get(limit.parameter)):
             require(f"{key}.{limit.parameter}", given[limit.parameter], **limit.bounds)
-    if target.startswith("torch.optim.") and _is_number(given.get("lr")):
+    if target.startswith("torch.optim.") and is_number(given.get("lr")):
         require(f"{key}.lr", given["lr"], above=0)
     if target.startswith(f"{kl_control.__name__}."):
         getattr(kl_control, target.rpartition(".")[2])(**given)  # needs no torch, and knows more
 
 
 def _check_value(key: str, value: Any, kinds: tuple[Kind, ...] | None) -> None:
-    if kinds is None or any(_fits(value, kind) for kind in kinds):
+    if kinds is None or any(kind.fits(value) for kind in kinds):
         return
     choices = [str(choice) for kind in kinds for choice in kind.choices]
-    words = [_WORDS[kind.name] for kind in kinds if kind.name in _WORDS and kind.name != "object"]
+    words = [WORDS[kind.name] for kind in kinds if kind.name in WORDS]
     if "a number" in words and "a whole number" in words:
         words.remove("a whole number")
     allowed = [f"one of {', '.join(dict.fromkeys(choices))}"] if choices else []
@@ -189,22 +191,6 @@ def _check_value(key: str, value: Any, kinds: tuple[Kind, ...] | None) -> None:
         f"{key}={shown(key, value)}: must be {' or '.join(dict.fromkeys(allowed + words))}."
         f"{nearest(str(value), choices)}"
     )
-
-
-def _fits(value: Any, kind: Kind) -> bool:
-    if kind.name == "choice":
-        return any(value == choice and type(value) is type(choice) for choice in kind.choices)
-    if kind.name == "object":
-        return isinstance(value, dict)
-    if kind.name in ("float", "int"):
-        return _is_number(value) and (kind.name == "float" or isinstance(value, int))
-    if isinstance(value, dict) and "_target_" in value:
-        return kind.name not in ("bool", "str", "None")
-    return type(value).__name__ == ("NoneType" if kind.name == "None" else kind.name)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _completed(node: Mapping[str, Any]) -> SimpleNamespace | None:
@@ -226,6 +212,12 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             )
     if str(trainer.get("strategy")).startswith("fsdp"):
         raise ConfigError(combinations.FSDP1_REFUSED)
+    devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
+    if not (isinstance(devices, list) or re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(devices))):
+        raise ConfigError(f"trainer.devices={devices}: must be a number above 0, a list of them, -1 (all), or auto")
+    if isinstance(accelerator, str) and accelerator not in _ACCELERATORS:
+        hint = nearest(accelerator, _ACCELERATORS)
+        raise ConfigError(f"trainer.accelerator={accelerator}: must be one of {', '.join(_ACCELERATORS)}.{hint}")
 
 
 def _world_size(trainer: Mapping[str, Any]) -> int:
@@ -238,7 +230,7 @@ def _world_size(trainer: Mapping[str, Any]) -> int:
 def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     section = config.get(stage) or {}
     for name, least in _LEAST.items():
-        if _is_number(section.get(name)):
+        if is_number(section.get(name)):
             require(f"{stage}.{name}", section[name], at_least=least)
     data = _completed(section.get("data") or {})
     if data is not None:
@@ -247,6 +239,10 @@ def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None
             combinations.check_batch(data.batch_size, data.micro_batch_size, world_size, by_length, f"{stage}.data.")
         if hasattr(data, "max_prompt_length") and section.get("sampling"):
             _check_context(config, section, data.max_prompt_length)
+    shards = "ModelParallelStrategy" in str((config.get("trainer") or {}).get("strategy"))
+    frozen = (config.get("model") or {}).get("freeze_below")
+    if shards and stage in ("ppo", "dpo", "kto") and (frozen or section.get("critic") == "shared_trunk"):
+        raise ConfigError(combinations.FSDP2_LAYOUT)
     if stage == "ppo":
         _check_online(section, world_size)
     reference_free = str((config.get("loss") or {}).get("_target_")).startswith(

@@ -18,11 +18,30 @@ _ROOTS = ("rlhf_lightning", "lightning", "torch")
 _METHOD = re.compile(r"    (?:@|async |def (?!__init__|__post_init__))")  # the beginning of what is not read
 
 
+WORDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null",
+    "list": "a list such as [a, b]", "dict": "a mapping such as {a: 1}",
+}  # fmt: skip
+"""How the kinds that a config can write are called in messages."""
+
+
 class Kind(NamedTuple):
     """One alternative of an annotation."""
 
     name: str  # int, float, bool, str, None, list, dict, choice or object
     choices: tuple[Any, ...] = ()  # of a Literal
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value of a config is of this kind; a node with a target is no plain value."""
+        if self.name == "choice":
+            return any(value == choice and type(value) is type(choice) for choice in self.choices)
+        if self.name == "object":
+            return isinstance(value, dict)
+        if self.name in ("float", "int"):
+            return is_number(value) and (self.name == "float" or isinstance(value, int))
+        if isinstance(value, dict) and "_target_" in value:
+            return self.name in ("list", "dict")
+        return type(value).__name__ == ("NoneType" if self.name == "None" else self.name)
 
 
 class Parameter(NamedTuple):
@@ -57,6 +76,11 @@ class _Module(NamedTuple):
     name: str
     is_package: bool
     names: dict[str, ast.stmt]  # what is defined or imported at the top level
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float; True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @functools.cache

@@ -41,7 +41,7 @@ def as_scorer(judge: Scorer | None) -> Scorer:
     Raises:
         ConfigError: there is no judge.
     """
-    if judge is None:
+    if not judge:
         raise ConfigError(NOBODY_SCORES)
     return judge
 
