@@ -63,12 +63,14 @@ def _compose_and_run(arguments: list[str]) -> None:
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from rlhf_lightning.explain import explain
     from rlhf_lightning.hydra_loader import judged
 
     if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
         raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
+    _refuse_secrets_in_sweeps(arguments)
     shown = _wants_traceback()
 
     def task(cfg: DictConfig) -> Any:
@@ -79,6 +81,8 @@ def _compose_and_run(arguments: list[str]) -> None:
     try:
         with judged():
             hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train")(task)()
+    except YAMLError as error:
+        raise ConfigError(f"a config file is not readable as YAML: {error}") from error
     except (HydraException, OmegaConfBaseException) as error:
         if shown:
             raise
@@ -86,6 +90,19 @@ def _compose_and_run(arguments: list[str]) -> None:
     finally:
         if not shown:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _refuse_secrets_in_sweeps(arguments: list[str]) -> None:
+    """Hydra prints the overrides of a sweep and writes them to ``multirun.yaml``."""
+    from rlhf_lightning.redaction import is_secret
+
+    for argument in arguments if {"-m", "--multirun"} & set(arguments) else ():
+        key, _, value = argument.lstrip("+").partition("=")
+        if is_secret(key) and value and "${" not in value:
+            raise ConfigError(
+                f"{key}: a sweep prints and saves its command line; write {key}='${{oc.env:NAME}}' and put the secret "
+                "into an environment variable"
+            )
 
 
 def _job(cfg: DictConfig, shown: bool) -> Any:

@@ -53,6 +53,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict
         OmegaConf.update(cfg, "run_dir", HydraConfig.get().runtime.output_dir, force_add=True)
     config = _plain(cfg)
     config["trusted_targets"] = _trusted(config.get("trusted_targets") or [], overrides)
+    _check_remote_code(config, overrides)
     check_names(config, config["trusted_targets"])
     check_config(config)
     return config
@@ -144,6 +145,30 @@ def _trusted(configured: Sequence[str], overrides: Sequence[str]) -> list[str]:
         )
     named = [v.strip("'\"") for k, v in pairs if k.split(".")[-1] in IMPORT_PATH_KEYS | {"_target_"}]
     return [str(t) for t in configured] + [name for name in named if re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", name)]
+
+
+def _check_remote_code(tree: Any, overrides: Sequence[str], key: str = "") -> None:
+    """Code beside weights runs only where the command line says so, for one model and one commit of it."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            path = f"{key}.{name}" if key else str(name)
+            if name == "trust_remote_code" and value:
+                if not any(override.lstrip("+").partition("=")[0] in _switches(path) for override in overrides):
+                    raise ConfigError(
+                        f"{path} is set by a config file; it is taken from the command line only: add {path}=true if "
+                        "you have read the code beside the weights"
+                    )
+                if tree.get("revision") is None:
+                    raise ConfigError(f"{path}=true needs a pinned {key}.revision (the commit you have read)")
+            _check_remote_code(value, overrides, path)
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            _check_remote_code(value, overrides, f"{key}[{index}]")
+
+
+def _switches(path: str) -> set[str]:
+    """Keys of the command line that set ``path``: itself, or that of the judge a scorer repeats."""
+    return {path, path.removeprefix("scorer.")}
 
 
 def _refuse_interpolations(tree: Any, key: str = "") -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from traceback import walk_tb
 from typing import Any
 
 from rlhf_lightning.locations import CONF_DIR
-from rlhf_lightning.redaction import HIDDEN, is_secret
+from rlhf_lightning.redaction import redact
 
 _MOST = 20  # names that are listed
 
@@ -35,8 +36,8 @@ def nearest(name: str, candidates: Sequence[str]) -> str:
 
 def shown(key: str, value: Any) -> str:
     """``value`` as it would be written on the command line, unless the key is one of a secret."""
-    words = {None: "null", True: "true", False: "false"}
-    return HIDDEN if is_secret(key) else words.get(value, str(value)) if value in (None, True, False) else str(value)
+    told = redact({key.rpartition(".")[2]: value}).popitem()[1]
+    return json.dumps(told) if told is None or isinstance(told, bool) else str(told)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from rlhf_lightning.callbacks import History
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
-from rlhf_lightning.config import safe_instantiate
+from rlhf_lightning.config import redact, safe_instantiate
 from rlhf_lightning.data.sources import ROW_FILES
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.models import Pretrained
@@ -116,7 +116,7 @@ class Run:
         return {
             "stage": stage,
             "parents": {name: _identity(path) for name, path in parents.items() if path},
-            "config": self.section(stage),
+            "config": redact(self.section(stage)),
             "metrics": dict(metrics),
         }
 

@@ -53,7 +53,7 @@ MISTAKES = [
     ("trainer.precision=16-mixd", "trainer.precision=16-mixd: must be one of|bf16-mixed|Did you mean 16-mixed?"),
     ("trainer.accelerator=gpuu", "trainer.accelerator=gpuu: must be one of auto, cpu|Did you mean gpu?"),
     ("stage=sft sft.data.on_long=dropp", "must be one of drop, truncate|Did you mean drop?"),
-    ("judge=function judge.function=a.b judge.on_error=abstian", "judge.on_error=abstian: must be one of raise, abstain or a number"),
+    ("judge=function judge.function=a.b judge.on_error=abstian", "must be one of raise, abstain or a number"),
     ("stage=ppo ppo.critic=shard_trunk", "choose policy, shared_trunk or the folder|Did you mean shared_trunk?"),
     ("resume=atuo", "resume=atuo: must be none, auto or the folder|Did you mean auto?"),
     # ranges
