@@ -116,7 +116,7 @@ class Run:
         return {
             "stage": stage,
             "parents": {name: _identity(path) for name, path in parents.items() if path},
-            "config": redact(self.section(stage)),
+            "config": redact(dict(self.config))[stage],  # a secret of one section may stand in another
             "metrics": dict(metrics),
         }
 
