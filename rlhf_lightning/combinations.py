@@ -93,16 +93,22 @@ def check_batch(
         )
 
 
-def check_context(prompt_length: int, max_new_tokens: int, positions: int) -> None:
+def check_context(prompt_length: int, max_new_tokens: int, positions: int, where: str = "") -> None:
     """Judge whether the longest prompt and answer fit a model.
+
+    Args:
+        prompt_length: tokens of the longest prompt.
+        max_new_tokens: tokens of the longest answer.
+        positions: of the model.
+        where: key of the stage with a dot, for the message.
 
     Raises:
         ConfigError: prompt and answer together have more tokens than the model has positions.
     """
     if prompt_length + max_new_tokens > positions:
         raise ConfigError(
-            f"prompt of {prompt_length} tokens + sampling.max_new_tokens={max_new_tokens} exceeds the model's "
-            f"{positions} positions; shorten one of them (data.max_prompt_length)"
+            f"prompt of {prompt_length} tokens + {where}sampling.max_new_tokens={max_new_tokens} exceeds the model's "
+            f"{positions} positions; shorten one of them ({where}data.max_prompt_length)"
         )
 
 

@@ -238,7 +238,7 @@ def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None
             by_length = bool(data.length_window)
             combinations.check_batch(data.batch_size, data.micro_batch_size, world_size, by_length, f"{stage}.data.")
         if hasattr(data, "max_prompt_length") and section.get("sampling"):
-            _check_context(config, section, data.max_prompt_length)
+            _check_context(config, stage, data.max_prompt_length)
     shards = "ModelParallelStrategy" in str((config.get("trainer") or {}).get("strategy"))
     frozen = (config.get("model") or {}).get("freeze_below")
     if shards and stage in ("ppo", "dpo", "kto") and (frozen or section.get("critic") == "shared_trunk"):
@@ -273,8 +273,9 @@ def _check_online(section: Mapping[str, Any], world_size: int) -> None:
         raise ConfigError(combinations.WHICH_CRITIC.format(critic) + nearest(critic, names))
 
 
-def _check_context(config: Mapping[str, Any], section: Mapping[str, Any], prompt_length: int) -> None:
+def _check_context(config: Mapping[str, Any], stage: str, prompt_length: int) -> None:
     """The longest prompt and answer against the positions of the policy, or of the model it will be trained from."""
+    section = config[stage]
     folders = [section.get("policy"), (config.get("model") or {}).get("path")]
     file = next((path for folder in folders if folder and (path := Path(folder) / "config.json").is_file()), None)
     try:
@@ -284,4 +285,4 @@ def _check_context(config: Mapping[str, Any], section: Mapping[str, Any], prompt
     positions = model.get("max_position_embeddings", model.get("n_positions")) if isinstance(model, dict) else None
     sampling = _completed(section["sampling"])
     if isinstance(positions, int) and sampling is not None:
-        combinations.check_context(prompt_length, sampling.max_new_tokens, positions)
+        combinations.check_context(prompt_length, sampling.max_new_tokens, positions, f"{stage}.")

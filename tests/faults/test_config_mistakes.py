@@ -82,7 +82,7 @@ MISTAKES = [
     ("stage=ppo algorithm=reinforce_pp ppo.settings.critic_warmup=3", "critic_warmup=3: there is no critic"),
     ("stage=ppo ppo.settings.kl_placement=loss", "kl_placement=loss with kl_estimator=k1|use k2 in the loss"),
     ("stage=ppo ppo.sampling.top_p=0.9", "sampling.top_p=0.9|use top_k=0, top_p=1"),
-    ("stage=ppo model.path=MODEL ppo.data.max_prompt_length=50", "prompt of 50 tokens|max_new_tokens=24|64 positions"),
+    ("stage=ppo model.path=MODEL ppo.data.max_prompt_length=50", "prompt of 50 tokens|max_new_tokens=24|64 pos"),
     ("stage=sft +trainer.gradient_clip_val=1", "trainer.gradient_clip_val: set max_grad_norm"),
     ("stage=ppo trainer.strategy=fsdp", "trainer.strategy=fsdp|use trainer=fsdp2"),
     ("stage=ppo trainer=fsdp2 model.freeze_below=2", "trainer=fsdp2 needs model.freeze_below=0"),
