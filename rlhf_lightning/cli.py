@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import sys
 import textwrap
@@ -12,18 +11,17 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning import __version__
+from rlhf_lightning import __version__, signals
 from rlhf_lightning.errors import ConfigError, RLHFError
+from rlhf_lightning.launch import HANDOVER_VARIABLE, RankError, count, launch, serve
 from rlhf_lightning.locations import CONF_DIR, help_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-HANDOVER_VARIABLE = "RLHF_LIGHTNING_RANK_CONFIG"
-
 
 def main() -> None:
-    """Entry point. Ends the process with the exit code of ``errors.py``; 130 when interrupted."""
+    """Entry point. Ends the process with the exit code of ``errors.py``; 143 or 130 when a signal stopped it."""
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
         print(help_text(), end="")  # noqa: T201
@@ -39,10 +37,13 @@ def _guard(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
+    except signals.Stopped as stop:
+        _complain(str(stop))
+        return int(stop.code or 0)
     except RLHFError as error:
         if _wants_traceback():
             traceback.print_exc()
-        _complain(f"{type(error).__name__}: {error}")
+        _complain(_told(error))
         return error.exit_code
     return 0
 
@@ -52,9 +53,8 @@ def _dispatch(arguments: list[str]) -> None:
         _prepare(arguments[1:])
     elif arguments[:1] == ["data"]:
         _data(arguments[1:])
-    elif HANDOVER_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
-        # Another rank of a run whose first process has composed already: one config and one folder for all of them.
-        _run(json.loads(os.environ[HANDOVER_VARIABLE]))
+    elif HANDOVER_VARIABLE in os.environ:
+        serve(_run)  # a rank of a run whose command has composed already: one config and one folder for all of them
     else:
         _compose_and_run(arguments)
 
@@ -79,7 +79,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with code 1
     gc.disable()  # nothing becomes garbage in the half second until torch is imported, and looking for it costs a tenth
     try:
-        with judged():
+        with signals.watched(), judged():
             hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train")(task)()
     except YAMLError as error:
         raise ConfigError(f"a config file is not readable as YAML: {error}") from error
@@ -88,6 +88,7 @@ def _compose_and_run(arguments: list[str]) -> None:
             raise
         raise ConfigError(explain(error, [a for a in arguments if "=" in a and not a.startswith("-")])) from None
     finally:
+        gc.enable()
         if not shown:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
@@ -109,28 +110,31 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     """One Hydra job. A single run leaves through SystemExit, which keeps Hydra's frames out of the traceback."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     from rlhf_lightning.config import load_config
     from rlhf_lightning.precheck import check_complete
 
     try:
+        signals.poll()
         config = load_config(cfg)
         if "stages" in config:
             check_complete(config)
-        os.environ[HANDOVER_VARIABLE] = json.dumps(config, default=str)
-        return _run(config)
+        processes = count(config.get("trainer") or {})
+        if processes == 1:
+            return _run(config)
+        logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+        return launch(config, processes, logging)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the sweeper decides what a failed job means
         if shown or not isinstance(error, RLHFError):
             traceback.print_exc()
         if isinstance(error, RLHFError):
-            _complain(f"{type(error).__name__}: {error}")
+            _complain(_told(error))
         with contextlib.suppress(OSError):
             Path(HydraConfig.get().runtime.output_dir).rmdir()  # only succeeds where nothing was written yet
         raise SystemExit(getattr(error, "exit_code", 1)) from None
-    finally:
-        os.environ.pop(HANDOVER_VARIABLE, None)
 
 
 def _run(config: dict[str, Any]) -> Any:
@@ -161,6 +165,10 @@ def _data(words: list[str]) -> None:
     from rlhf_lightning.data.check import check
 
     print(check(words[1:]))  # noqa: T201
+
+
+def _told(error: RLHFError) -> str:
+    return str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
 
 
 def _wants_traceback() -> bool:

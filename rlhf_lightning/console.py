@@ -18,6 +18,8 @@ _LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
     "lightning.fabric.utilities.seed",
+    "lightning.fabric.utilities.distributed",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
 )
 _WARNINGS = (
     r".*does not have many workers.*",  # our loaders read from memory

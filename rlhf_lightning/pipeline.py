@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rlhf_lightning import signals
 from rlhf_lightning.config import save_config
 from rlhf_lightning.precheck import check_complete, check_config
 from rlhf_lightning.stages import (
@@ -23,6 +24,7 @@ from rlhf_lightning.stages import (
     run_reward,
     run_sft,
 )
+from rlhf_lightning.stages.ranks import join, stop_if_asked
 
 STAGES: dict[str, Callable[[Run], dict[str, float]]] = {
     "sft": run_sft,
@@ -52,7 +54,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         the last metrics of all stages.
 
     Raises:
-        ConfigError: an unknown stage, or a config that a stage cannot work with.
+        ConfigError: an unknown stage, a config that a stage cannot work with, or ranks with different ones.
+        signals.Stopped: inside of `signals.watched`, a signal has come; says what was saved and how to go on.
     """
     check_config(config)
     check_complete(config)
@@ -60,7 +63,14 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         torch.set_num_threads(int(config["threads"]))
     this = Run(config)
     with this.files.claimed() if this.is_first else nullcontext():
-        return _run_stages(this)
+        try:
+            join(this.predictor(), config)
+            return _run_stages(this)
+        except SystemExit as stop:  # `signals.Stopped`, or what a Trainer of somebody else makes of SIGTERM
+            if not signals.received():
+                raise
+            notes = [getattr(stop, "note", ""), this.files.how_to_go_on()]
+            raise signals.Stopped(signals.received(), "; ".join(filter(None, notes))) from stop
 
 
 def _run_stages(run: Run) -> dict[str, float]:
@@ -73,6 +83,7 @@ def _run_stages(run: Run) -> dict[str, float]:
     run.prepare()
     metrics: dict[str, float] = {}
     for stage in stages:
+        stop_if_asked()
         done = run.files.finished(stage, run.section(stage).get("output"))
         metrics |= STAGES[stage](run) if done is None else done
     return metrics

@@ -6,6 +6,7 @@ from rlhf_lightning.callbacks.guard import RewardHackingGuard
 from rlhf_lightning.callbacks.history import History
 from rlhf_lightning.callbacks.progress import ProgressLine
 from rlhf_lightning.callbacks.score_monitor import ScoreMonitor
+from rlhf_lightning.callbacks.stop import StopAtBoundary
 from rlhf_lightning.callbacks.tensorboard import TensorBoardExtras
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "ProgressLine",
     "RewardHackingGuard",
     "ScoreMonitor",
+    "StopAtBoundary",
     "TensorBoardExtras",
 ]

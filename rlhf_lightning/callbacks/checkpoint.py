@@ -26,6 +26,8 @@ class DurableCheckpoint(Checkpoint):
         every_n_steps: save each time this many steps are done; None leaves it to the minutes.
         every_n_minutes: save at the first boundary after so many minutes; None leaves it to the steps.
         keep: how many to keep, at least 2, so that a damaged one does not cost the run.
+        patience_seconds: how long a step may still take to be saved after the run was told to stop; a longer one is
+            given up. Below the time your scheduler leaves between SIGTERM and SIGKILL.
 
     Raises:
         ConfigError: numbers that cannot work.
@@ -37,6 +39,7 @@ class DurableCheckpoint(Checkpoint):
         every_n_steps: int | None = None,
         every_n_minutes: float | None = 10.0,
         keep: int = 2,
+        patience_seconds: float = 5.0,
     ) -> None:
         if keep < 2:
             raise ConfigError(f"checkpoint.keep={keep}: at least 2, so that a damaged one does not cost the run")
@@ -47,6 +50,7 @@ class DurableCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.keep = keep
+        self.patience_seconds = patience_seconds
         self._saved = 0
         self._since = time.monotonic()
 
@@ -65,6 +69,11 @@ class DurableCheckpoint(Checkpoint):
         if not due and self.every_n_minutes is not None:
             due = trainer.strategy.broadcast(time.monotonic() - self._since >= 60 * self.every_n_minutes)
         if due:
+            self.save(trainer)
+
+    def save_new(self, trainer: pl.Trainer) -> None:
+        """`save`, unless this moment is saved already."""
+        if self._saved != steps_done(trainer):
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> Path:

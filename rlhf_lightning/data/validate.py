@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlhf_lightning import signals
 from rlhf_lightning.data.fields import CHECKS, clipped
 from rlhf_lightning.data.problems import Problems
 from rlhf_lightning.data.sources import LocatedRow, iter_rows
@@ -85,6 +86,7 @@ def validate_rows(
     sound = []
     with _no_garbage_collection():  # nothing here refers to itself, and looking for it would double the time
         for row in rows:
+            signals.poll()
             complaint = _complaint(row.row, stage_kind)
             if complaint:
                 found.add(row.where, complaint)

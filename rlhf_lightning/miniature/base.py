@@ -16,6 +16,7 @@ def train_with_sft(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
     import torch
 
     from rlhf_lightning import schedules
+    from rlhf_lightning.callbacks import StopAtBoundary
     from rlhf_lightning.data.demonstrations import DemonstrationData
     from rlhf_lightning.modules import SFTModule
 
@@ -36,5 +37,6 @@ def train_with_sft(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
         enable_model_summary=False,
         enable_progress_bar=False,
         use_distributed_sampler=False,
+        callbacks=[StopAtBoundary()],
     )
     trainer.fit(module, datamodule=data)

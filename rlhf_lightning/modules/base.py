@@ -116,8 +116,7 @@ class RLHFModule(lightning.LightningModule):
         if self._restored is not None:
             state, self._restored = self._restored, None
             self.load_progress(state)
-            if len(state["ranks"]) == self.world_size:
-                self.load_rank_state(state["ranks"][self.global_rank])
+            self.load_rank_state(state["ranks"][self.global_rank])
 
     def progress(self) -> dict[str, Any]:
         """Plain state of the whole run for its checkpoint, beside weights and optimizer."""
@@ -146,13 +145,20 @@ class RLHFModule(lightning.LightningModule):
         """Keep the state until training starts.
 
         Raises:
-            ConfigError: the checkpoint is of another phase, or of another library.
+            ConfigError: the checkpoint is of another phase, of another library, or of another number of processes.
         """
         state = checkpoint.get("rlhf") or {}
         if state.get("phase") != type(self).__name__:
             raise ConfigError(
                 f"this checkpoint was written by {state.get('phase', 'another library')}, not by "
                 f"{type(self).__name__}; give the right one"
+            )
+        written_by = len(state["ranks"])
+        if written_by != self.world_size:
+            raise ConfigError(
+                f"this checkpoint was written by {written_by} processes, and this run has {self.world_size}: each has "
+                f"random streams and a place in the data of its own; use trainer.devices={written_by}, or start a new "
+                "run from the exported model"
             )
         self._restored = state
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from rlhf_lightning import signals
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.models.packing import adjacent_groups, balanced
 from rlhf_lightning.modules.settings import Schedule
@@ -42,7 +43,8 @@ def micro_batches(rollout: Rollout, schedule: Schedule) -> list[Tensor]:
 
 
 def take(data: Part, rows: Tensor, schedule: Schedule) -> Part:
-    """These rows, by length without the columns that are padding in all of them."""
+    """These rows, by length without the columns that are padding in all of them; a place to stop."""
+    signals.poll()
     part = data.select(rows)
     return part.trimmed() if schedule.by_length else part
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
+from rlhf_lightning import signals
 from rlhf_lightning.functional.masking import response_mask
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
 from rlhf_lightning.rollout.stop import StopStrings
@@ -63,7 +64,7 @@ class HFGenerateEngine:
                 input_ids=prompts.input_ids,
                 attention_mask=prompts.attention_mask.long(),
                 generation_config=generation_config(sampling, self._eos, self._pad),
-                stopping_criteria=[stopped] if sampling.stop else None,
+                stopping_criteria=[stopped],
             )
         self._calls += 1
         response = ids[:, prompts.input_ids.shape[1] :]
@@ -98,13 +99,17 @@ def generation_config(sampling: Sampling, eos_token_ids: Sequence[int], pad_toke
 
 
 class _StopAt(StoppingCriteria):
-    """`StopStrings` for `generate`; ``lengths``, long [B], are those of the responses that a string has ended."""
+    """`StopStrings` for `generate`; ``lengths``, long [B], are those of the responses that a string has ended.
+
+    It is asked after every token, and so also the place where a run that is told to stop does.
+    """
 
     def __init__(self, stop: StopStrings, prompts: PromptBatch) -> None:
         self._stop, self._prompt_length = stop, prompts.input_ids.shape[1]
         self.lengths = torch.full_like(prompts.input_ids[:, 0], torch.iinfo(torch.long).max)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        signals.poll()
         response = input_ids[:, self._prompt_length :]
         now = self._stop(response)
         self.lengths = torch.where(now, self.lengths.clamp(max=response.shape[1]), self.lengths)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning import signals
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.ranges import require
@@ -152,6 +153,7 @@ class LoopEngine:
         logits, cache = self._prefill(input_ids, attention)
         positions = attention.sum(1, keepdim=True)  # of the next token
         for step in range(steps):
+            signals.poll()
             token, logprob = sample(
                 logits, uniforms[running, step], sampling, eos if step < sampling.min_new_tokens else None
             )

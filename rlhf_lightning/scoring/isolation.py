@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from rlhf_lightning import signals
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.scoring import worker
 
 START_SECONDS = 300.0  # to start Python and import the function's module
+LOOK_SECONDS = 0.25  # between two looks whether the run is to stop
 END_SECONDS = 1.0  # to end by itself before it is killed
 
 
@@ -108,6 +110,7 @@ class IsolatedFunction:
         deadline = time.monotonic() + seconds
         try:
             worker.send(self._channel, message, deadline)
+            _await(self._channel, deadline)
             answer: dict[str, Any] = worker.receive(self._channel, deadline)
         except TimeoutError:
             self._process.send_signal(signal.SIGABRT)  # faulthandler shows on stderr where it was
@@ -116,7 +119,7 @@ class IsolatedFunction:
         except (EOFError, OSError):
             self.close()
             raise CallFailed(f"ended its process ({_how(self._process.returncode)})") from None
-        except BaseException:  # Ctrl-C: an answer still to come would be taken for that of the next call
+        except BaseException:  # stopped: an answer still to come would be taken for that of the next call
             self.close()
             raise
         if "says" in answer:
@@ -124,6 +127,14 @@ class IsolatedFunction:
             failed.add_note(f"In the worker:\n{answer['traceback']}")
             raise failed
         return answer
+
+
+def _await(channel: socket.socket, deadline: float) -> None:
+    """Return when something has come or the deadline is over; a place to stop."""
+    while (left := deadline - time.monotonic()) > 0 and not select.select([channel], [], [], min(left, LOOK_SECONDS))[
+        0
+    ]:
+        signals.poll()
 
 
 def _encoded(arguments: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning import signals
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.functional.sequences import right_pad
@@ -54,6 +55,7 @@ class RewardModelScorer:
         scores = []
         with torch.inference_mode():
             for rows in groups:
+                signals.poll()
                 width = int(lengths[rows].max())
                 scores.append(self.model.score(ids[rows, :width].to(device), mask[rows, :width].to(device)))
         back = torch.cat(groups).argsort()  # outside of inference mode, so that a loss may use the scores

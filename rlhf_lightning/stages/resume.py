@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf import OmegaConf
 
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
-from rlhf_lightning.checkpoint.io import is_checkpoint, newest_checkpoint
+from rlhf_lightning.checkpoint.io import checkpoints, is_checkpoint, newest_checkpoint
 from rlhf_lightning.config import redact
 from rlhf_lightning.errors import CheckpointError, ConfigError
 
@@ -100,6 +100,13 @@ class RunFolder:
         rank_zero_info(f"stage {stage}: " + (f"goes on from {found}" if found else "no checkpoint, starting new"))
         return found
 
+    def how_to_go_on(self) -> str:
+        """What to tell the user of a run that was stopped."""
+        saved = [found[0] for stage in self.stages if (found := checkpoints(self.path / CHECKPOINTS / stage))]
+        newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
+        kept = "no step was saved" if newest is None else f"saved up to {newest}"
+        return f"{kept}. Go on with the same command and resume=auto run_dir={self.path}"
+
     def _check_path(self) -> None:
         if not is_checkpoint(self.resume):
             raise CheckpointError(
@@ -114,11 +121,11 @@ class RunFolder:
 
     def _check_config(self, config: Mapping[str, Any]) -> None:
         file = self.path / CONFIG
-        if not file.is_file():
-            return
+        if rank_zero_only.rank or not file.is_file():  # type: ignore[attr-defined]
+            return  # the first rank looks for all of them, and writes the file anew
         before = OmegaConf.to_container(OmegaConf.load(file))
         now = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(redact(dict(config))))))
-        changed = [line for line in _differences(before, now) if line.partition(".")[0].partition(":")[0] not in FREE]
+        changed = [line for line in differences(before, now) if line.partition(".")[0].partition(":")[0] not in FREE]
         if changed:
             more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise ConfigError(
@@ -127,10 +134,10 @@ class RunFolder:
             )
 
 
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+def differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
     """``key: old -> new`` of every leaf that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted({*before, *now}, key=str):
-            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+            yield from differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
     elif before != now:
         yield f"{key}: {json.dumps(before, default=str)} -> {json.dumps(now, default=str)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from rlhf_lightning.callbacks import History
+from rlhf_lightning import signals
+from rlhf_lightning.callbacks import DurableCheckpoint, History, StopAtBoundary
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
@@ -37,10 +39,17 @@ class Run:
         self.files = RunFolder(config)
 
     def prepare(self) -> None:
-        """Make the task's files and model, if it has any to make: one node, or several under names."""
+        """Make the task's files and model, if it has any to make: one node, or several under names.
+
+        The first rank makes them, the others find them made.
+        """
         task = self.config["task"] or {}
+        if not self.is_first:
+            self.wait()
         for node in [task] if "_target_" in task else task.values():
             self.build(node)
+        if self.is_first:
+            self.wait()
 
     @property
     def is_first(self) -> bool:
@@ -62,8 +71,10 @@ class Run:
         """
         checkpoint = self.files.checkpoint(stage)
         watch = _StepCount()
-        trainer.callbacks.append(watch)  # type: ignore[attr-defined]
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.callbacks += [watch, StopAtBoundary()]  # type: ignore[attr-defined]
+        savers = [part for part in trainer.checkpoint_callbacks if isinstance(part, DurableCheckpoint)]
+        with signals.patience(max((saver.patience_seconds for saver in savers), default=0.0)):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if not watch.steps:
             raise CheckpointError(
                 f"{stage}: no step was left to train after {checkpoint}; its model was exported by that run, or raise "
@@ -104,10 +115,10 @@ class Run:
         return self._trainer(defaults | limits)
 
     def predictor(self) -> lightning.Trainer:
-        """A Trainer that only samples: no logger, no callbacks."""
+        """A Trainer that only samples: no logger, none of the run's callbacks."""
         lightning.seed_everything(self.seed, verbose=False)
         silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
-        return self._trainer(silent)
+        return self._trainer({**silent, "callbacks": [StopAtBoundary()]})
 
     def provenance(
         self, stage: str, metrics: Mapping[str, Any], **parents: str | Sequence[str] | None
@@ -127,9 +138,14 @@ class Run:
     def _trainer(self, arguments: dict[str, Any]) -> lightning.Trainer:
         given = dict(self.config["trainer"])
         target = given.pop("_target_")
-        if isinstance(given.get("strategy"), Mapping):
-            given["strategy"] = self.build(given["strategy"])
-        return self.build({"_target_": target}, **{**arguments, **given})
+        strategy = given.get("strategy")
+        if isinstance(strategy, Mapping):
+            seconds = {"timeout": timedelta(seconds=strategy["timeout"])} if "timeout" in strategy else {}
+            given["strategy"] = self.build(strategy, **seconds)
+        trainer: lightning.Trainer = self.build({"_target_": target}, **{**arguments, **given})
+        # Lightning's own handler of SIGTERM talks to the other ranks at any moment; ours is there already.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        return trainer
 
 
 class _StepCount(Callback):

@@ -15,6 +15,16 @@ def words(prompts, completions, **columns):
     return [float(len(completion.split())) for completion in completions]
 
 
+def tells_and_waits(prompts, completions, **columns):
+    """Leaves a file for every call; those from number WAIT_FROM on take WAIT_SECONDS."""
+    folder = Path(os.environ["CALLS"])
+    number = len(list(folder.iterdir()))
+    (folder / f"{number}.{os.getpid()}").touch()
+    if number >= int(os.environ.get("WAIT_FROM", "0")):
+        time.sleep(float(os.environ.get("WAIT_SECONDS", "0")))
+    return [float(len(completion)) for completion in completions]
+
+
 def raises(prompts, completions, **columns):
     return [{"good": 1.0, "bad": -1.0}.get(c, 0.0) if c != "odd" else {}[c] for c in completions]
 

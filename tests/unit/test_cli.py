@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,19 +31,16 @@ defaults:
     "experiment/trusting": "# @package _global_\ntrusted_targets: [os]",
 }
 DRIVER = """
-import os, subprocess, sys, types
+import os, sys, types
 from pathlib import Path
 import rlhf_lightning.locations as locations
 locations.CONF_DIR = Path("conf").resolve()
 from rlhf_lightning import cli, errors
 def run(config):
-    print("RUN", config["run_dir"], config["seed"], flush=True)
+    os.write(1, f"RUN {config['run_dir']} {config['seed']}\\n".encode())  # ranks write at once
     if config["seed"] == 2: raise errors.DataError("rows.jsonl:3: prompt: is empty")
     if config["seed"] == 3: raise RuntimeError("a bug")
     if config["seed"] == 4: raise KeyboardInterrupt
-    if config["seed"] == 5 and "LOCAL_RANK" not in os.environ:
-        rank = subprocess.run([sys.executable, "driver.py", "nonsense"], env={**os.environ, "LOCAL_RANK": "1"})
-        assert rank.returncode == 0
 pipeline = types.ModuleType("rlhf_lightning.pipeline")
 pipeline.run = run
 sys.modules["rlhf_lightning.pipeline"] = pipeline
@@ -85,8 +83,8 @@ def test_the_run_folder_can_be_named(app):
     assert done.stdout.split()[:2] == ["RUN", str(app.folder / "mine")]
 
 
-def test_another_rank_gets_the_config_and_folder_of_the_first(app):
-    done = app("stage=ppo", "data.train=x", "seed=5")
+def test_all_ranks_get_one_config_and_one_folder(app):
+    done = app("stage=ppo", "data.train=x", "+trainer.devices=2")
     first, second = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
     assert first == second
@@ -129,6 +127,29 @@ def test_a_wrong_command_ends_with_code_2_and_says_what_was_meant(app, arguments
 def test_wrong_commands_leave_no_empty_run_folders(app):
     app("stage=ppo", "output_root=empty")
     assert not list(app.folder.glob("empty/*/*"))
+
+
+def test_case_54_the_ranks_of_each_job_of_a_sweep_share_its_config_and_folder(app):
+    done = app("-m", "stage=ppo", "data.train=x", "seed=0,1", "+trainer.devices=2")
+    runs = [tuple(line.split()[1:]) for line in done.stdout.splitlines() if line.startswith("RUN")]
+    assert done.returncode == 0, done.stderr
+    assert [seed for _, seed in runs] == ["0", "0", "1", "1"]
+    assert len(set(runs)) == 2
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_failed_job_gives_the_command_its_code(app, sweep, devices):
+    done = app(*sweep, "stage=ppo", "data.train=x", "seed=2", f"+trainer.devices={devices}")
+    assert done.returncode == 3
+    rank = "" if devices == 1 else r"rank [01]: "
+    assert re.fullmatch(f"{rank}DataError: rows.jsonl:3: prompt: is empty", done.stderr.splitlines()[-1])
+
+
+def test_a_sweep_with_one_failed_job_fails_after_the_others_have_run(app):
+    done = app("-m", "stage=ppo", "data.train=x", "seed=0,2,1")
+    assert done.returncode == 3
+    assert [line.split()[2] for line in done.stdout.splitlines() if line.startswith("RUN")] == ["0", "2", "1"]
 
 
 def test_own_errors_end_with_their_code_and_without_traceback(app):

@@ -1,0 +1,70 @@
+"""Stop a run that was told to, where it can go on later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from rlhf_lightning import signals
+from rlhf_lightning.callbacks.checkpoint import DurableCheckpoint
+from rlhf_lightning.callbacks.steps import steps_done, steps_planned
+
+
+class StopAtBoundary(pl.Callback):
+    """Saves and stops at the end of the step in which a signal comes; a signal to one rank stops all of them.
+
+    A step that takes longer than ``patience_seconds`` of `DurableCheckpoint` after the signal is given up at the next
+    `signals.poll`; what was saved before stays. After the last step nothing is saved: the stage exports its model.
+    Other callbacks see the step end as usual, so it must be the last one of the Trainer.
+
+    Raises:
+        signals.Stopped: before the next step begins.
+    """
+
+    def __init__(self) -> None:
+        self._seen = -1
+        self._signum = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count from where the run stands."""
+        self._seen = steps_done(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Agree over ranks, and save."""
+        step = steps_done(trainer)
+        if step == self._seen:  # inside gradient accumulation
+            return
+        self._seen = step
+        signals.adopt(agreed(trainer))
+        if signals.received() and step != steps_planned(trainer):
+            self._signum = signals.received()
+            for saver in trainer.checkpoint_callbacks:
+                if isinstance(saver, DurableCheckpoint):
+                    saver.save_new(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop, once everybody has seen the step before."""
+        if self._signum:
+            raise signals.Stopped(self._signum)
+
+    def on_validation_batch_end(self, *given: Any) -> None:
+        """Nothing is lost where validation ends early."""
+        signals.poll()
+
+    def on_predict_batch_start(self, *given: Any) -> None:
+        """Nothing is saved while sampling."""
+        signals.poll()
+
+
+def agreed(trainer: pl.Trainer) -> int:
+    """The signal that any rank received, the same on every rank; 0 if none has."""
+    if trainer.world_size == 1:
+        return signals.received()
+    signum = torch.tensor(signals.received(), device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(signum, reduce_op="max"))

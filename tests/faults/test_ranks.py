@@ -1,0 +1,287 @@
+"""Several ranks: one raises, dies, hangs or is told to stop (case 53), sweeps (54), locks and folders (11, 15, 17)."""
+
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from rlhf_lightning import launch
+from rlhf_lightning.checkpoint.handover import verify_folder
+from rlhf_lightning.checkpoint.io import checkpoints
+from rlhf_lightning.config import compose
+from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.stages import ranks
+from rlhf_lightning.stages.resume import LOCK, RunFolder
+from tests.faults import small_run
+
+pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
+TIMEOUT = 6  # seconds in which a rank must answer
+TWO_RANKS = [*small_run.TWO_RANKS, f"trainer.strategy.timeout={TIMEOUT}"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return small_run.prepare(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def calls(tmp_path, monkeypatch):
+    (tmp_path / "calls").mkdir()
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+
+
+# A command whose ranks do no training: what is tested is how they are started, watched and ended.
+PROGRAM = """
+    import os, signal, sys, time
+    from pathlib import Path
+    from rlhf_lightning import signals
+    from rlhf_lightning.errors import DataError
+    from rlhf_lightning.launch import HANDOVER_VARIABLE, RankError, launch, serve
+
+    def work(config):
+        rank = int(os.environ["RANK"])
+        Path(str(os.getpid())).touch()
+        if rank == config["rank"]:
+            if config["how"] == "raise": raise DataError("rows.jsonl:3: is empty")
+            if config["how"] == "bug": raise KeyError("a bug")
+            if config["how"] == "exit": os._exit(9)
+            if config["how"] == "kill": os.kill(os.getpid(), signal.SIGKILL)
+            if config["how"] == "hang": time.sleep(1e6)
+            if config["how"] == "SIGINT": os.kill(os.getpid(), signal.SIGINT)
+            if config["how"] == "none": return {"rank": rank, "config": config}
+        if config["how"] == "hang":
+            time.sleep(0.2)
+            raise RuntimeError("[gloo/transport/tcp/pair.cc] Timed out waiting 200ms for recv")
+        if config["how"] == "deaf":
+            time.sleep(1e6)
+        if config["how"] == "none":
+            return None
+        while True:
+            time.sleep(0.01)
+            signals.poll()
+
+    if HANDOVER_VARIABLE in os.environ:
+        serve(work)
+    try:
+        with signals.watched():
+            print(launch({"how": sys.argv[1], "rank": int(sys.argv[2]), "trainer": {}}, 2), flush=True)
+    except RankError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(PROGRAM))
+    folder = tmp_path / "pids"
+    folder.mkdir()
+    started = []
+
+    def start(how, rank):
+        environment = {**os.environ, "PYTHONPATH": str(small_run.ROOT)}
+        process = subprocess.Popen(
+            [sys.executable, str(program), how, str(rank)], cwd=folder, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+    assert not [int(path.name) for path in folder.iterdir() if runs(int(path.name))]
+
+
+def runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_for_ranks(tmp_path):
+    limit = time.monotonic() + 20
+    while len(list((tmp_path / "pids").iterdir())) < 2 and time.monotonic() < limit:
+        time.sleep(0.01)
+
+
+FAULTS = {
+    "raise": (3, "DataError: rows.jsonl:3: is empty"),
+    "bug": (1, "KeyError: 'a bug'"),
+    "exit": (1, "ended with exit code 9 and without a word"),
+    "kill": (1, "was ended by SIGKILL, perhaps for lack of memory"),
+}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("how", FAULTS)
+def test_case_53_the_first_error_is_shown_last_and_gives_the_exit_code(command, how, rank):
+    process = command(how, rank)
+    _, errors = process.communicate(timeout=40)
+    code, says = FAULTS[how]
+    assert process.returncode == code
+    assert errors.splitlines()[-1] == f"rank {rank}: {says}"
+    assert ("Traceback" in errors) is (how == "bug")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_case_53_a_rank_that_hangs_is_killed_and_named_by_the_one_that_waited(command, rank):
+    process = command("hang", rank)
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == 1
+    last = errors.splitlines()[-1]
+    assert last.startswith(f"rank {1 - rank}: RuntimeError: [gloo")
+    assert last.endswith(f"(rank {rank} gave no answer and was killed)")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_case_52_a_signal_to_one_rank_stops_the_others_too(command, rank):
+    process = command("SIGINT", rank)
+    process.communicate(timeout=40)
+    assert process.returncode == 130
+
+
+def test_case_52_the_command_tells_its_ranks_and_ends_with_the_code_of_the_signal(command, tmp_path):
+    process = command("", 0)
+    wait_for_ranks(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=40)
+    assert process.returncode == 143
+
+
+def test_case_53_ranks_end_with_the_command_even_when_it_is_killed(command, tmp_path):
+    process = command("deaf", 0)
+    wait_for_ranks(tmp_path)
+    process.kill()
+    process.communicate()
+    limit = time.monotonic() + 5
+    while any(runs(int(path.name)) for path in (tmp_path / "pids").iterdir()) and time.monotonic() < limit:
+        time.sleep(0.01)  # the check itself is at the end of `command`
+
+
+def test_the_first_rank_returns_what_its_work_returned(command):
+    output, errors = command("none", 0).communicate(timeout=40)
+    assert output == "{'rank': 0, 'config': {'how': 'none', 'rank': 0, 'trainer': {}}}\n", errors
+
+
+@pytest.mark.parametrize(
+    ("trainer", "variable", "processes"),
+    [
+        ({"devices": 2, "strategy": "ddp"}, None, 2),
+        ({"devices": 1, "strategy": "auto"}, None, 1),
+        ({"devices": "auto", "accelerator": "cpu"}, None, 1),
+        ({"devices": 2}, "LOCAL_RANK", 1),
+        ({"devices": 2}, "TORCHELASTIC_RUN_ID", 1),
+        ({"devices": 2}, "SLURM_PROCID", 1),
+    ],
+)
+def test_as_many_processes_are_started_as_nobody_else_has(monkeypatch, trainer, variable, processes):
+    if variable:
+        monkeypatch.setenv(variable, "0")
+    assert launch.count(trainer) == processes
+
+
+def test_strategies_that_copy_processes_are_refused():
+    with pytest.raises(ConfigError, match="use trainer=ddp"):
+        launch.count({"strategy": "ddp_spawn", "devices": 2})
+
+
+def test_case_54_ranks_with_different_configs_are_refused_with_the_keys(monkeypatch):
+    def meet(mine, theirs):
+        texts = iter([[1, 2], [mine, theirs]])
+        monkeypatch.setattr(ranks, "_everywhere", lambda value: next(texts))
+        ranks.compare(mine)
+
+    with pytest.raises(ConfigError, match=r"rank 1 has another config than rank 0 \(ppo\.lr: 1 -> 2\)"):
+        meet({"ppo": {"lr": 1}, "seed": 0}, {"ppo": {"lr": 2}, "seed": 0})
+    with pytest.raises(ConfigError, match="a key that holds a secret"):
+        meet({"hub_token": "***"}, {"hub_token": "***"})
+    monkeypatch.setattr(ranks, "_everywhere", lambda value: [value, value])
+    ranks.compare({"seed": 0})
+
+
+def ended(process, seconds):
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    finally:
+        process.kill()  # and its ranks with it
+        process.wait()
+    return process.returncode, output.splitlines()
+
+
+FAST = ["hang 0"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(f"{how} {rank}", marks=[] if f"{how} {rank}" in FAST else pytest.mark.soak)
+        for how in ("raise", "exit", "kill", "hang")
+        for rank in (0, 1)
+    ],
+)
+def test_case_53_every_fault_of_a_rank_ends_the_run_within_the_time_out_and_ten_seconds(words, tmp_path, fault):
+    how, rank = fault.split()
+    bad = small_run.misbehave(how, rank)
+    process = small_run.start(words, *TWO_RANKS, bad, f"run_dir={tmp_path / 'run'}")
+    code, lines = ended(process, 120)
+    limit = TIMEOUT + 10
+    rollouts = [line for line in lines if line.startswith("rollout 1/4")]
+    assert code == 1, lines
+    assert rollouts and not [line for line in lines if line.startswith("rollout 3")]
+    written = (tmp_path / "run" / "history" / "ppo.csv").stat().st_mtime  # at the start of the step that failed
+    assert time.time() - written < limit
+    first = 1 - int(rank) if how == "hang" else rank
+    assert lines[-1].startswith(f"rank {first}: "), lines[-1]
+
+
+def test_case_52_and_15_a_signal_to_one_rank_saves_and_another_number_of_ranks_cannot_go_on(words, tmp_path):
+    process = small_run.start(words, *TWO_RANKS, small_run.misbehave("SIGTERM", 1), f"run_dir={tmp_path / 'run'}")
+    code, lines = ended(process, 120)
+    assert code == 143, lines
+    assert re.match(r"stopped by SIGTERM; saved up to .*step-000002\. Go on with", lines[-1])
+    [saved] = checkpoints(tmp_path / "run" / "checkpoints" / "ppo")
+    assert verify_folder(saved)["stage"] == "checkpoint"
+    with pytest.raises(ConfigError, match=r"written by 2 processes, and this run has 1.*trainer\.devices=2"):
+        small_run.go(words, tmp_path / "run", "resume=auto")
+
+
+@pytest.mark.slow  # tests/unit/test_cli.py has the same without training
+def test_case_54_every_job_of_a_sweep_has_its_own_ranks_folder_and_values(words, tmp_path):
+    sweep = ["seed=0,1", "ppo.rollouts=1", f"output_root={tmp_path}"]
+    code, lines = ended(small_run.start(words, *TWO_RANKS, *sweep, sweep=True), 120)
+    assert code == 0, lines
+    [folder] = (tmp_path / "multirun").iterdir()
+    jobs = sorted(path for path in folder.iterdir() if path.is_dir())
+    assert [path.name for path in jobs] == ["0", "1"]
+    assert ["seed: 0" in (job / "config.yaml").read_text().splitlines() for job in jobs] == [True, False]
+    first, second = (verify_folder(job / "ppo") for job in jobs)
+    assert first["config"]["settings"]["seed"] == 0 and second["config"]["settings"]["seed"] == 1
+    assert first["files"]["model.safetensors"] != second["files"]["model.safetensors"]
+    assert len([line for line in lines if line.startswith("rollout 1")]) == 2  # each of them trained once
+
+
+def test_case_11_a_second_process_is_refused_and_a_stale_lock_is_taken_over(tmp_path):
+    config = {"run_dir": str(tmp_path), "resume": "none", "stages": []}
+    (tmp_path / LOCK).write_text("process 1 on elsewhere\n")  # left by a run that is gone
+    with RunFolder(config).claimed():
+        owner = f"in use by process {os.getpid()} on {platform.node()}"
+        with pytest.raises(CheckpointError, match=re.escape(owner)), RunFolder(config).claimed():
+            pass
+    with RunFolder(config).claimed():
+        pass
+
+
+def test_case_17_runs_of_the_same_second_have_folders_of_their_own():
+    folders = {compose(["stage=sft"])["run_dir"] for _ in range(3)}
+    assert len(folders) == 3

@@ -1,0 +1,266 @@
+"""SIGTERM and Ctrl-C, at every moment of a run (cases 18 and 52)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlhf_lightning import signals
+from rlhf_lightning.callbacks import stop
+from rlhf_lightning.checkpoint import io, verify_folder
+from rlhf_lightning.checkpoint.io import checkpoints
+from rlhf_lightning.rollout import LoopEngine
+from rlhf_lightning.scoring.isolation import IsolatedFunction
+from tests.faults import small_run
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),
+    pytest.mark.filterwarnings("ignore:predict returned None"),
+]
+TELLS = "tests.faults.hostile_rewards.tells_and_waits"
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return small_run.prepare(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def calls(tmp_path, monkeypatch):
+    """Where the reward function leaves a file for every call."""
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    monkeypatch.setenv("CALLS", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory):
+    """Checksums of the policies that uninterrupted runs end with."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "calls").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CALLS", str(folder / "calls"))
+        sft = small_run.go(words, folder / "sft", "stages=[sft]", "sft.max_epochs=3")
+        return {"ppo": small_run.go(words, folder / "ppo"), "sft": sft}
+
+
+@pytest.fixture
+def go(words, tmp_path):
+    def run(*more):
+        with signals.watched(tells=False):
+            return small_run.go([*words, "sft.max_epochs=3"], tmp_path / "run", *more)
+
+    return run
+
+
+def steps(tmp_path, stage):
+    return [path.name for path in checkpoints(tmp_path / "run" / "checkpoints" / stage)]
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_case_52_a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_bit_for_bit(go, whole, tmp_path, stage, how):
+    at = {"sft": 0, "ppo": 1}[stage]  # SFT: the first of two micro-batches of the first step
+    with pytest.raises(signals.Stopped, match=f"stopped by {how}; saved up to .*step-00000[12]. Go on with") as stopped:
+        go(f"stages=[{stage}]", small_run.misbehave(how, step=at))
+    assert stopped.value.code == {"SIGTERM": 143, "SIGINT": 130}[how]
+    assert steps(tmp_path, stage) == ["step-000001" if stage == "sft" else "step-000002"]
+    assert go(f"stages=[{stage}]", "resume=auto") == whole[stage]
+    rows = (tmp_path / "run" / "history" / f"{stage}.csv").read_text().splitlines()
+    assert len([row for row in rows if ",train," in row]) == {"sft": 3, "ppo": 4}[stage]
+
+
+def test_case_52_without_checkpoints_a_run_stops_and_says_that_nothing_was_saved(go):
+    with pytest.raises(signals.Stopped, match="stopped by SIGTERM; no step was saved"):
+        go("checkpoint=null", small_run.misbehave("SIGTERM"))
+
+
+def test_case_52_a_rollout_that_takes_too_long_is_given_up_and_the_last_checkpoint_stays(
+    go, whole, tmp_path, monkeypatch
+):
+    forward = LoopEngine._forward
+    signalled = []
+
+    def slow(self, *given):
+        if len(checkpoints(tmp_path / "run" / "checkpoints" / "ppo")) == 2:
+            signalled or os.kill(os.getpid(), signal.SIGTERM)
+            signalled.append(time.monotonic())
+            time.sleep(0.1)
+        return forward(self, *given)
+
+    monkeypatch.setattr(LoopEngine, "_forward", slow)
+    with pytest.raises(signals.Stopped, match=r"the step in progress was given up; saved up to .*step-000002"):
+        go("+checkpoint.every_n_steps=1", "+checkpoint.patience_seconds=0.2")
+    assert time.monotonic() - signalled[0] < 5
+    monkeypatch.undo()
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    assert steps(tmp_path, "ppo") == ["step-000002", "step-000001"]
+    assert go("+checkpoint.every_n_steps=1", "resume=auto") == whole["ppo"]
+
+
+def test_case_52_a_reward_function_that_takes_too_long_is_given_up_with_its_process(go, calls, monkeypatch):
+    monkeypatch.setenv("WAIT_SECONDS", "60")
+    exchange = IsolatedFunction._exchange
+
+    def told(self, message, seconds, too_late):
+        if self.pid is not None and b"prompts" in message:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+        return exchange(self, message, seconds, too_late)
+
+    monkeypatch.setattr(IsolatedFunction, "_exchange", told)
+    before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        start = time.monotonic()
+        with pytest.raises(signals.Stopped):
+            go("scorer.isolate=true", "+checkpoint.patience_seconds=0.1")
+        assert time.monotonic() - start < 20
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    [call] = calls.iterdir()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(call.suffix[1:]), 0)
+
+
+def test_case_18_a_save_that_was_begun_is_completed(go, whole, tmp_path, monkeypatch):
+    write = io.write_state
+
+    def slow(folder, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        write(folder, state)
+
+    monkeypatch.setattr(io, "write_state", slow)
+    with pytest.raises(signals.Stopped):
+        go("+checkpoint.every_n_steps=1")
+    monkeypatch.setattr(io, "write_state", write)
+    saved = checkpoints(tmp_path / "run" / "checkpoints" / "ppo")
+    assert [verify_folder(path)["stage"] for path in saved] == ["checkpoint"] * len(saved)
+    assert not [path for path in saved[0].parent.iterdir() if path not in saved]
+    assert go("resume=auto", "+checkpoint.every_n_steps=1") == whole["ppo"]
+
+
+def test_case_52_a_signal_in_the_last_step_stops_after_the_stage(go, tmp_path):
+    stages = "stages=[sft,ppo]"
+    with pytest.raises(signals.Stopped):
+        go(stages, small_run.misbehave("SIGTERM", step=1), "sft.max_epochs=1")
+    assert verify_folder(tmp_path / "run" / "sft")["stage"] == "sft"
+    assert steps(tmp_path, "sft") == [] and not (tmp_path / "run" / "ppo").exists()
+    written = (tmp_path / "run" / "sft" / "model.safetensors").stat().st_mtime_ns
+    go(stages, "resume=auto", "sft.max_epochs=1")
+    assert (tmp_path / "run" / "sft" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_case_52_stages_that_only_sample_stop_at_once(go, tmp_path, monkeypatch):
+    forward, forwards = LoopEngine._forward, []
+
+    def told(self, *given):
+        forwards.append(1)
+        if len(forwards) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, *given)
+
+    monkeypatch.setattr(LoopEngine, "_forward", told)
+    with pytest.raises(signals.Stopped, match="no step was saved") as stopped:
+        go(
+            "stages=[rank]",
+            "rank.policy=${model.path}",
+            "rank.sampling.max_new_tokens=6",
+            "judge=function",
+            f"judge.function={TELLS}",
+        )
+    assert stopped.value.code == 130
+    assert len(forwards) <= 4 and not (tmp_path / "run" / "rankings").exists()
+
+
+def test_handlers_are_as_they_were_after_a_run_and_ours_within(go, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stop.StopAtBoundary, "on_validation_batch_end", lambda *_: seen.append(handlers()))
+
+    def handlers():
+        return [signal.getsignal(number) for number in signals.SIGNALS]
+
+    before = handlers()
+    go("stages=[sft]")
+    assert handlers() == before
+    assert seen and all(handler is signals._handle for found in seen for handler in found)  # not Lightning's
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals.watched(tells=False):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.received() == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_work_within_its_patience_goes_on():
+    with signals.watched(tells=False):
+        signals.poll()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with signals.patience(60):
+            signals.poll()
+        with pytest.raises(signals.Stopped):
+            signals.poll()
+    signals.poll()
+
+
+WAIT = """
+import time
+from rlhf_lightning import signals
+with signals.watched():
+    print("ready", flush=True)
+    while True:
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("pause", "ends"), [(0.1, False), (1.2, True)], ids=["the same one", "another"])
+def test_case_52_a_second_signal_ends_the_process_at_once(pause, ends):
+    process = subprocess.Popen([sys.executable, "-c", WAIT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(pause)
+        process.send_signal(signal.SIGTERM)
+        if ends:
+            assert process.wait(timeout=2) == 143
+        else:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+    finally:
+        process.kill()
+        _, errors = process.communicate()
+    assert errors.count("a second signal ends the run at once") == 1
+
+
+def test_case_52_ctrl_c_in_a_terminal_ends_the_command_with_130_and_its_worker_with_it(words, calls, tmp_path):
+    process = small_run.start(
+        words,
+        f"run_dir={tmp_path / 'run'}",
+        "scorer.isolate=true",
+        "ppo.rollouts=1000",
+        WAIT_FROM="2",
+        WAIT_SECONDS="1",
+    )
+    try:
+        limit = time.monotonic() + 60
+        while len(list(calls.iterdir())) < 3 and time.monotonic() < limit and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everybody in the foreground
+        start = time.monotonic()
+        output, _ = process.communicate(timeout=40)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, output
+    assert time.monotonic() - start < 10
+    assert output.splitlines()[-1].startswith("stopped by SIGINT; saved up to")
+    for call in calls.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(call.suffix[1:]), 0)
