@@ -168,7 +168,8 @@ def _data(words: list[str]) -> None:
 
 
 def _told(error: RLHFError) -> str:
-    return str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
+    told = str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
+    return _one_screen(told) if isinstance(error, ConfigError) else told
 
 
 def _wants_traceback() -> bool:
@@ -176,10 +177,14 @@ def _wants_traceback() -> bool:
 
 
 def _complain(message: str) -> None:
-    """One screen: lines of at most 120 characters, at most 24 of them."""
+    print(message, file=sys.stderr)  # noqa: T201
+
+
+def _one_screen(message: str) -> str:
+    """Lines of at most 120 characters, at most 24 of them."""
     lines = [
         part
         for line in message.splitlines()
         for part in textwrap.wrap(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     ]
-    print("\n".join(lines if len(lines) <= 24 else [*lines[:23], "..."]), file=sys.stderr)  # noqa: T201
+    return "\n".join(lines if len(lines) <= 24 else [*lines[:23], "..."])

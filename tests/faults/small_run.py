@@ -27,7 +27,8 @@ def prepare(folder):
         "scorer=function", "scorer.function=tests.faults.hostile_rewards.tells_and_waits", "scorer.isolate=false",
         "~scorer.model", "ppo.policy=${model.path}", "ppo.critic=policy", "ppo.monitor=false", "ppo.rollouts=4",
         "ppo.data.batch_size=4", "ppo.sampling.max_new_tokens=6", "ppo.data.max_prompt_length=32",
-        "sft.max_epochs=2", "sft.data.batch_size=4", "sft.data.micro_batch_size=2", "sft.data.validation_fraction=0.25", "sft.policy=${model.path}",
+        "sft.max_epochs=2", "sft.data.batch_size=4", "sft.data.micro_batch_size=2", "sft.data.validation_fraction=0.25",
+        "sft.policy=${model.path}",
         "trusted_targets=[tests]",
     ]  # fmt: skip
 
