@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from rlhf_lightning.callbacks.steps import logged_scalars, steps_done
+from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done
 from rlhf_lightning.data import PromptData
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import PROXY, Alarm, HackingDetector, Limits
@@ -112,7 +112,7 @@ class RewardHackingGuard(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         metrics = logged_scalars(trainer)
-        if PROXY not in metrics:
+        if PROXY not in metrics or gave_up(pl_module):
             return
         rollout = steps_done(trainer)
         gold = self._ask(pl_module, rollout) if self.gold is not None else self._monitored(trainer)

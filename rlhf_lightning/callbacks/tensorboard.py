@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from rlhf_lightning.callbacks.steps import steps_done
+from rlhf_lightning.callbacks.steps import gave_up, steps_done
 from rlhf_lightning.ranges import require
 from rlhf_lightning.types import Experience, Rollout
 
@@ -93,7 +93,7 @@ class TensorBoardExtras(pl.Callback):
             self._laid_out = True
         experience = getattr(pl_module, "last_experience", None)
         rollout = steps_done(trainer)
-        if experience is None or (rollout - 1) % self.every_n_rollouts:
+        if experience is None or gave_up(pl_module) or (rollout - 1) % self.every_n_rollouts:
             return
         # Lightning puts the scalars of the first rollout at step 0 unless the module logs `step`
         step = int(trainer.callback_metrics.get("step", rollout - 1))

@@ -37,6 +37,7 @@ class OfflineModule(RLHFModule):
         reference: a loading recipe or a model to stay near; None takes a frozen copy of the policy as it starts.
         has_reference: False loads no reference at all.
         max_grad_norm: see `RLHFModule`.
+        max_skipped_steps: see `RLHFModule`.
     """
 
     trains = "policy"
@@ -50,8 +51,9 @@ class OfflineModule(RLHFModule):
         reference: Pretrained | PreTrainedModel | None,
         has_reference: bool,
         max_grad_norm: float,
+        max_skipped_steps: int,
     ) -> None:
-        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm)
+        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
         self._sources = (policy, reference)  # a tuple: Lightning would register bare models
         self.has_reference = has_reference
         self.freeze_below = depth_of(policy)

@@ -26,6 +26,7 @@ from rlhf_lightning.models.packing import adjacent_groups
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory, depth_of, load_policy
 from rlhf_lightning.modules.critics import Critic, build_critic
+from rlhf_lightning.modules.iteration import checked, fitting, guarded
 from rlhf_lightning.modules.micro_batches import evaluated
 from rlhf_lightning.modules.objective import engine_gap, objective
 from rlhf_lightning.modules.online import Denominators, OnlineModule
@@ -72,7 +73,8 @@ class PPOModule(OnlineModule):
         ConfigError: the combination is void, see `rlhf_lightning.modules.void`.
     """
 
-    trains = "policy"
+    stage, trains = "ppo", "policy"
+    skips_key = "settings.max_skipped_steps"
 
     def __init__(
         self,
@@ -123,22 +125,23 @@ class PPOModule(OnlineModule):
         self.policy = policy
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """One PPO iteration."""
-        batch = batch.repeat_interleave(self.settings.group_size)
-        with self.phase("generate"):
-            rollout = self.generate(batch)
-        with self.phase("score"):
-            scores = self.score(rollout)
-        rollout, scores = self.resample(batch, rollout, scores)
-        with self.phase("evaluate"):
-            experience = self.evaluate(rollout, scores)
-        with self.phase("learn"):
-            updates = self.learn(experience)
-        achieved = objective(self, experience, self.settings.group_size) | self.price()
-        if not self.reuses_logprobs(rollout):
-            achieved |= engine_gap(self, experience)
-        self.kl_controller.update(achieved["objective/kl"], num_sequences=int(achieved["episodes"]))
-        self.finish(experience, achieved | updates)
+        """One PPO iteration; given up where a number is not finite."""
+        with guarded(self):
+            batch = batch.repeat_interleave(self.settings.group_size)
+            with self.phase("generate"):
+                rollout = self.generate(batch)
+            with self.phase("score"):
+                scores = self.score(rollout)
+            rollout, scores = self.resample(batch, rollout, scores)
+            with self.phase("evaluate"):
+                experience = checked(self, self.evaluate(rollout, scores))
+            with self.phase("learn"):
+                updates = self.learn(experience)
+            achieved = objective(self, experience, self.settings.group_size) | self.price()
+            if not self.reuses_logprobs(rollout):
+                achieved |= engine_gap(self, experience)
+            self.kl_controller.update(achieved["objective/kl"], num_sequences=int(achieved["episodes"]))
+            self.finish(experience, achieved | updates)
 
     def price(self) -> dict[str, float]:
         """What a nat of KL costs in this iteration, and the KL that is steered to."""
@@ -153,7 +156,8 @@ class PPOModule(OnlineModule):
 
         The forward runs in the very micro-batches of the first learning pass, so that its first ratio is exactly 1.
         """
-        now, ref_logprobs, hidden = evaluated(self._evaluate_rows, rollout, self.schedule(len(rollout)))
+        rows = partial(evaluated, self._evaluate_rows, rollout)
+        now, ref_logprobs, hidden = fitting(self, rows, self.schedule(len(rollout)))
         assert now is not None and ref_logprobs is not None
         logprobs, values = now[..., 0], now[..., 1]
         if self.settings.baseline == "greedy":

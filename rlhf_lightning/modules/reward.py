@@ -34,9 +34,10 @@ class RewardModule(RLHFModule):
         head_std: see `Pretrained.reward_model`.
         num_layers: see `Pretrained.reward_model`.
         max_grad_norm: see `RLHFModule`.
+        max_skipped_steps: see `RLHFModule`.
     """
 
-    trains = "model"
+    stage, trains = "reward", "model"
 
     def __init__(
         self,
@@ -49,8 +50,9 @@ class RewardModule(RLHFModule):
         head_std: float | None = None,
         num_layers: int | None = None,
         max_grad_norm: float = 1.0,
+        max_skipped_steps: int = 3,
     ) -> None:
-        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm)
+        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
         self._source = (model,)  # a tuple: Lightning would register a bare model
         self.ranking_loss = ranking_loss
         require("head_std", head_std, at_least=0)
@@ -85,12 +87,11 @@ class RewardModule(RLHFModule):
             scores, batch.ranks, batch.prompt_index, margins=batch.margins, denominator=batch.denominator
         )
 
-    def training_step(self, batch: ComparisonBatch, batch_idx: int) -> Tensor:
-        """One micro-batch of whole rankings."""
+    def training_loss(self, batch: ComparisonBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of whole rankings."""
         scores = self.score(batch)
         loss = self.loss(scores, batch)
-        self.train_totals.add(self._sums(loss, scores, batch))
-        return loss
+        return loss, self._sums(loss, scores, batch)
 
     def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
         """Add one batch to the totals and keep its scores for what needs them all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -52,6 +52,7 @@ class PPOSettings:
         max_resamples: sample the groups again whose responses all score the same, at most so often.
         critic_warmup: rollouts during which only the critic learns.
         max_grad_norm: clip the global gradient norm to this; 0 does not clip.
+        max_skipped_steps: end the run when so many rollouts in a row met numbers that are not finite.
         seed: of sampling and of the minibatch order.
         by_length: cut a minibatch into micro-batches of responses of similar length (prompt included) and drop the
             padding that none of them needs; False cuts in order and keeps the width of the rollout.
@@ -78,6 +79,7 @@ class PPOSettings:
     max_resamples: int = 0
     critic_warmup: int = 0
     max_grad_norm: float = 1.0
+    max_skipped_steps: int = 3
     seed: int = 0
     by_length: bool = True
 
@@ -146,3 +148,8 @@ class Schedule:
     micro_batches: int  # of a minibatch
     by_length: bool
     packed: bool = False  # the rows of a micro-batch need not be of similar length
+
+    def at_most(self, micro: int) -> Schedule:
+        """The same with micro-batches of at most ``micro`` responses."""
+        micro = min(micro, self.micro)
+        return replace(self, micro=micro, micro_batches=max(self.micro_batches, -(-self.minibatch // micro)))

@@ -18,7 +18,7 @@ from rlhf_lightning.errors import ConfigError, RewardFunctionError
 from rlhf_lightning.ranges import require
 from rlhf_lightning.scoring.isolation import CallFailed, IsolatedFunction
 from rlhf_lightning.scoring.scorer import Details, Remembered, completion_ids, completion_texts, on_last_token
-from rlhf_lightning.scoring.verdicts import Checked, checked
+from rlhf_lightning.scoring.verdicts import Checked, checked, error_policy
 from rlhf_lightning.scoring.worker import describe, load, plain
 from rlhf_lightning.types import Rollout
 
@@ -79,7 +79,7 @@ class FunctionScorer:
         self.abstain_value = math.nan if abstain_value is None else abstain_value
         require("timeout", timeout, above=0, at_most=1e9, why="seconds")
         require("retries", retries, at_least=0)
-        self.timeout, self.retries, self.on_error = timeout, retries, _policy(on_error)
+        self.timeout, self.retries, self.on_error = timeout, retries, error_policy(on_error)
         self._isolated = IsolatedFunction(_path(self.function, function)) if isolate else None
         self._wants_ids = _names(self.function, "completion_ids")
         self._remembered = Remembered()
@@ -235,14 +235,6 @@ def _details(judged: _Judged, device: torch.device) -> Details:
         "retries": torch.full_like(lost, judged.tries - 1),
         "failed_answers": lost,
     }
-
-
-def _policy(on_error: str | float) -> str | float:
-    if on_error in ("raise", "abstain"):
-        return on_error
-    if isinstance(on_error, (str, bool)) or not math.isfinite(on_error):
-        raise ConfigError(f"on_error={on_error}: must be raise, abstain or a finite number")
-    return float(on_error)
 
 
 def _columns(rows: Sequence[Any]) -> dict[str, list[Any]]:

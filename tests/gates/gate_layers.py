@@ -12,6 +12,7 @@ LAYERS = {
     "signals": 0,
     "models": 1,
     "kl_control": 1,
+    "memory": 1,
     "metrics": 1,
     "checkpoint": 1,
     "schedules": 1,
