@@ -118,7 +118,7 @@ def call(place, *command, text=None):
 def answers(place):
     """What each mistake is answered with."""
     commands = [command.split() for command, _ in MISTAKES]
-    done = call(place, str(Path(__file__).with_name("commands.py")), text=json.dumps(commands))
+    done = call(place, "-P", str(Path(__file__).with_name("commands.py")), text=json.dumps(commands))
     assert done.returncode == 0, done.stderr
     return {command: found for (command, _), found in zip(MISTAKES, json.loads(done.stdout), strict=True)}
 

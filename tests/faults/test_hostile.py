@@ -57,7 +57,7 @@ def answers(place):
     environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{inside}", "EVIL": "os.system"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("commands.py"))], cwd=inside, env=environment, text=True,
+        [sys.executable, "-P", str(Path(__file__).with_name("commands.py"))], cwd=inside, env=environment, text=True,
         input=json.dumps(list(commands.values())), capture_output=True, check=False, timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
