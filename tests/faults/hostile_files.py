@@ -263,4 +263,4 @@ REFUSED = [
     header_of_python, header_bomb, shard_above, shard_absolute, shard_pickled, index_bomb, config_bomb,
     provenance_above, provenance_absolute, provenance_bomb, linked_weights, linked_folder,
 ]  # fmt: skip
-IGNORED = [known_auto_map, generation_code, kernel_in_config, adapter]
+IGNORED = [known_auto_map, generation_code, kernel_in_config]

@@ -1,5 +1,6 @@
 """Configs and folders of an attacker are refused: nothing of them runs, and no file is written."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from rlhf_lightning.errors import CheckpointError, DataError, RLHFError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.redaction import redact
 from tests import tiny
-from tests.faults.hostile_files import CONFIGS, IGNORED, REFUSED, Evil, pickle
+from tests.faults.hostile_files import CONFIGS, IGNORED, REFUSED, Evil, adapter, pickle
 from tests.gates.gate_sources import ROOT
 
 SECRET = "s3cret-Zq81xw"
@@ -125,6 +126,13 @@ def test_case_55_code_beside_a_known_model_never_runs(attack, spoil):
     policy = load(attack)
     assert type(policy).__module__.startswith("transformers.")
     policy.generate(**tiny.tokenizer()("the food", return_tensors="pt"), max_new_tokens=1, use_cache=False)
+    assert not Path("MARKER").exists()
+
+
+def test_case_55_an_adapter_brings_no_code(attack):
+    adapter(attack)
+    with contextlib.suppress(CheckpointError):  # where peft is installed; ignored where it is not
+        assert type(load(attack)).__module__.startswith("transformers.")
     assert not Path("MARKER").exists()
 
 
