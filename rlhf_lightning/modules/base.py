@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.checkpoint import write_folder
+from rlhf_lightning.combinations import FSDP1_REFUSED
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
@@ -22,13 +23,10 @@ from rlhf_lightning.modules.precision import convert_weights
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
 from rlhf_lightning.modules.splitting import Splitting
 from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.ranges import require
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[..., Any]
-
-FSDP1_REFUSED = (
-    "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, which shards as well"
-)
 
 
 class RLHFModule(lightning.LightningModule):
@@ -59,6 +57,7 @@ class RLHFModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        require("max_grad_norm", max_grad_norm, at_least=0)
         self.max_grad_norm = max_grad_norm
         self._optimizer = optimizer
         self._scheduler = scheduler
