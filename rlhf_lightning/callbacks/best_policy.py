@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done, steps_planned
 from rlhf_lightning.checkpoint.finite import first_nonfinite
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.ranges import require
 
 KL, KL_TARGET = "objective/kl", "objective/kl_target"
 TARGET_SLACK = 1.2  # without `max_kl`, this many controller targets are allowed
@@ -57,8 +58,9 @@ class BestPolicy(pl.Callback):
         every_n_rollouts: int = 1,
         restore_best: bool = True,
     ) -> None:
-        if window < 1 or every_n_rollouts < 1:
-            raise ConfigError(f"BestPolicy: window={window} and every_n_rollouts={every_n_rollouts} must be at least 1")
+        require("window", window, at_least=1)
+        require("every_n_rollouts", every_n_rollouts, at_least=1)
+        require("max_kl", max_kl, above=0)
         self.folder = None if folder is None else Path(folder)
         self.monitor = monitor
         self.max_kl = max_kl

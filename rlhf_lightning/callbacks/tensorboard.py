@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from rlhf_lightning.callbacks.steps import gave_up, steps_done
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import Experience, Rollout
 
 Layout = dict[str, dict[str, list[Any]]]
@@ -70,11 +70,9 @@ class TensorBoardExtras(pl.Callback):
     """
 
     def __init__(self, every_n_rollouts: int = 10, samples: int = 8, max_characters: int = 600) -> None:
-        if min(every_n_rollouts, samples, max_characters) < 1:
-            raise ConfigError(
-                f"TensorBoardExtras: every_n_rollouts={every_n_rollouts}, samples={samples} and "
-                f"max_characters={max_characters} must be at least 1"
-            )
+        require("every_n_rollouts", every_n_rollouts, at_least=1)
+        require("samples", samples, at_least=1)
+        require("max_characters", max_characters, at_least=1)
         self.every_n_rollouts = every_n_rollouts
         self.samples = samples
         self.max_characters = max_characters

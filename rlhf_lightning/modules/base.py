@@ -14,21 +14,20 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.checkpoint import write_folder
+from rlhf_lightning.combinations import FSDP1_REFUSED
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
 from rlhf_lightning.modules.finite import StepGuard
 from rlhf_lightning.modules.other_weights import refuse_other_weights
+from rlhf_lightning.modules.precision import convert_weights
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
 from rlhf_lightning.modules.splitting import Splitting
 from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.ranges import require
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[..., Any]
-
-FSDP1_REFUSED = (
-    "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, which shards as well"
-)
 
 
 class RLHFModule(lightning.LightningModule):
@@ -59,6 +58,7 @@ class RLHFModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        require("max_grad_norm", max_grad_norm, at_least=0)
         self.max_grad_norm = max_grad_norm
         self._optimizer = optimizer
         self._scheduler = scheduler
@@ -91,6 +91,7 @@ class RLHFModule(lightning.LightningModule):
         if isinstance(self._strategy(), FSDPStrategy):
             raise ConfigError(FSDP1_REFUSED)
         self.build()
+        convert_weights(self, self._strategy())
         mesh = self.device_mesh
         if mesh is not None:
             for module in self.sharded_modules():
@@ -193,8 +194,7 @@ class RLHFModule(lightning.LightningModule):
                 f"this checkpoint was written by {state.get('phase', 'another library')}, not by "
                 f"{type(self).__name__}; give the right one"
             )
-        written_by = len(state["ranks"])
-        if written_by != self.world_size:
+        if (written_by := len(state["ranks"])) != self.world_size:
             raise ConfigError(
                 f"this checkpoint was written by {written_by} processes, and this run has {self.world_size}: each has "
                 f"random streams and a place in the data of its own; use trainer.devices={written_by}, or start a new "

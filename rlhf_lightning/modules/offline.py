@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.combinations import FSDP2_LAYOUT
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import FrozenModels, Pretrained, frozen_copy
@@ -70,7 +71,7 @@ class OfflineModule(RLHFModule):
     def sharded_modules(self) -> list[nn.Module]:
         """Policy and reference."""
         if self.freeze_below:
-            raise ConfigError("trainer=fsdp2 needs model.freeze_below=0; use trainer=ddp for frozen lower layers")
+            raise ConfigError(FSDP2_LAYOUT)
         return [self.policy, *([self.frozen["reference"]] if self.has_reference else [])]  # type: ignore[list-item]
 
     def on_fit_start(self) -> None:

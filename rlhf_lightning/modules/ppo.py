@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.combinations import FSDP2_LAYOUT
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.functional.aggregate import aggregation, token_mean
@@ -258,7 +259,7 @@ class PPOModule(OnlineModule):
         """Whether the policy need not be run on a rollout before it is learned from, see `PPOSettings`."""
         settings = self.settings
         once = settings.ppo_epochs == 1 and settings.minibatch_size is None and not self.has_critic
-        exact = getattr(self.engine, "is_exact", False) and str(self.trainer.precision).endswith("-true")
+        exact = getattr(self.engine, "is_exact", False) and self.trainer.precision in ("32-true", "64-true")
         wanted = settings.reuse_logprobs and settings.correction is None
         return wanted and once and exact and rollout.rollout_logprobs is not None
 
@@ -270,9 +271,7 @@ class PPOModule(OnlineModule):
     def sharded_modules(self) -> list[nn.Module]:
         """Policy, critic if there is one, and reference."""
         if self.freeze_below or isinstance(self.critic, ValueHead):
-            raise ConfigError(
-                "trainer=fsdp2 needs model.freeze_below=0 and a separate critic; use trainer=ddp for the other layouts"
-            )
+            raise ConfigError(FSDP2_LAYOUT)
         return [m for m in (self.policy, self.critic, self.frozen["reference"]) if m is not None]
 
     def _evaluate_rows(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -16,6 +16,7 @@ from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
 from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import ComparisonBatch
 
 PairLoss = Callable[..., PreferenceLoss]
@@ -63,8 +64,10 @@ class PreferenceModule(OfflineModule):
         has_reference = needs_reference(loss)
         if reference is not None and not has_reference:
             raise ConfigError(f"{_name(loss)} compares answers without a reference; leave `reference` out (null)")
-        if min(loss_coef, nll_coef) < 0 or max(loss_coef, nll_coef) == 0:
-            raise ConfigError(f"loss_coef={loss_coef}, nll_coef={nll_coef}: both at least 0, and one of them above 0")
+        require("loss_coef", loss_coef, at_least=0)
+        require("nll_coef", nll_coef, at_least=0)
+        if loss_coef == nll_coef == 0:
+            raise ConfigError("loss_coef=0, nll_coef=0: set one of them above 0")
         super().__init__(
             policy, tokenizer, optimizer, scheduler, reference, has_reference, max_grad_norm, max_skipped_steps
         )

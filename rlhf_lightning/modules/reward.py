@@ -14,6 +14,7 @@ from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, depth_of
 from rlhf_lightning.modules.held_out import HeldOut
 from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import ComparisonBatch
 
 RankingLoss = Callable[..., Tensor]
@@ -54,6 +55,8 @@ class RewardModule(RLHFModule):
         super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
         self._source = (model,)  # a tuple: Lightning would register a bare model
         self.ranking_loss = ranking_loss
+        require("head_std", head_std, at_least=0)
+        require("num_layers", num_layers, at_least=1)
         self.init_head, self.head_std, self.num_layers = init_head, head_std, num_layers
         self.model: ScalarModel | None = None
         self._seen = HeldOut()

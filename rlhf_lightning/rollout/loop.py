@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from rlhf_lightning import signals
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.memory import halved
+from rlhf_lightning.ranges import require
 from rlhf_lightning.rollout.cache import Pack, empty_cache, is_plain, joined
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
 from rlhf_lightning.rollout.finite import broken_logits
@@ -27,7 +28,7 @@ from rlhf_lightning.rollout.sample import sample
 from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.types import PromptBatch, Rollout
 
-DTYPES = ("float32", "bfloat16", "float16")
+DType = Literal["float32", "bfloat16", "float16"]
 
 
 class LoopEngine:
@@ -55,13 +56,15 @@ class LoopEngine:
         self,
         compact_below: float = 0.75,
         micro_batch_size: int | None = None,
-        dtype: str | None = None,
+        dtype: DType | None = None,
         share_prefill: bool = True,
     ) -> None:
-        if dtype is not None and dtype not in DTYPES:
+        if dtype is not None and dtype not in get_args(DType):
             raise ConfigError(
-                f"rollout.dtype={dtype!r}: choose one of {', '.join(DTYPES)}, or null for the policy's own"
+                f"rollout.dtype={dtype!r}: choose one of {', '.join(get_args(DType))}, or null for the policy's own"
             )
+        require("rollout.compact_below", compact_below, at_least=0, at_most=1)
+        require("rollout.micro_batch_size", micro_batch_size, at_least=1)
         self.compact_below = compact_below
         self.micro_batch_size = micro_batch_size
         self.dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)

@@ -8,13 +8,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError, RewardFunctionError
+from rlhf_lightning.ranges import require
 from rlhf_lightning.scoring.isolation import CallFailed, IsolatedFunction
 from rlhf_lightning.scoring.scorer import Details, Remembered, completion_ids, completion_texts, on_last_token
 from rlhf_lightning.scoring.verdicts import Checked, checked, error_policy
@@ -71,15 +72,13 @@ class FunctionScorer:
         isolate: bool = False,
         timeout: float = 60.0,
         retries: int = 0,
-        on_error: str | float = "raise",
+        on_error: Literal["raise", "abstain"] | float = "raise",
     ) -> None:
         self.function = _import(function) if isinstance(function, str) else function
         self.name = name or getattr(self.function, "__name__", type(self.function).__name__)
         self.abstain_value = math.nan if abstain_value is None else abstain_value
-        if not 0 < timeout < math.inf:
-            raise ConfigError(f"timeout={timeout}: must be a number of seconds above 0")
-        if retries < 0:
-            raise ConfigError(f"retries={retries}: must be at least 0")
+        require("timeout", timeout, above=0, at_most=1e9, why="seconds")
+        require("retries", retries, at_least=0)
         self.timeout, self.retries, self.on_error = timeout, retries, error_policy(on_error)
         self._isolated = IsolatedFunction(_path(self.function, function)) if isolate else None
         self._wants_ids = _names(self.function, "completion_ids")

@@ -19,6 +19,7 @@ from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.memory import halved
 from rlhf_lightning.models import Pretrained, ScalarModel
+from rlhf_lightning.ranges import require
 from rlhf_lightning.scoring.scorer import completion_texts
 from rlhf_lightning.scoring.verdicts import error_policy
 from rlhf_lightning.types import Rollout
@@ -52,6 +53,7 @@ class RewardModelScorer:
         micro_batch_size: int = 16,
         on_error: str | float = "raise",
     ) -> None:
+        require("micro_batch_size", micro_batch_size, at_least=1)
         self.name = name
         self.model = ScalarModel(model.reward_model()).eval().requires_grad_(False)
         self.tokenizer = model.tokenizer()

@@ -126,7 +126,7 @@ def test_critics_start_at_zero_and_there_is_one_group_each():
 
 
 def test_sizes_that_do_not_divide_are_refused_with_the_whole_chain():
-    with pytest.raises(ConfigError, match="rollout of 8 responses in groups of 1 -> minibatches of 3"):
+    with pytest.raises(ConfigError, match=r"minibatches of 3 do not divide a rollout of 8(.|\n)*-> micro +3"):
         fit(module(minibatch_size=3))
 
 
