@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
+from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
 from rlhf_lightning.modules.totals import Totals
@@ -219,6 +220,8 @@ class RLHFModule(lightning.LightningModule):
     def export(self, folder: str | Path, provenance: Mapping[str, Any]) -> Path:
         """Write the trained model as a Hugging Face folder with tokenizer and provenance. Call on every rank.
 
+        Adapters are merged into its weights; alone they are in its folder ``adapter``, in peft's format.
+
         Args:
             folder: where to; replaced whole if it exists.
             provenance: plain data for `provenance.json`; see `rlhf_lightning.checkpoint.write_folder`.
@@ -235,7 +238,9 @@ class RLHFModule(lightning.LightningModule):
         return self.trained  # type: ignore[return-value]
 
     def _save(self, path: Path, weights: dict[str, Tensor]) -> None:
-        self.export_model().save_pretrained(path, state_dict=weights)
+        model = self.export_model()
+        model.save_pretrained(path, state_dict=merged(model, weights))
+        save_adapter(model, path / "adapter")
         self.tokenizer.save_pretrained(path)
 
     def _strategy(self) -> Any:
@@ -245,6 +250,11 @@ class RLHFModule(lightning.LightningModule):
 def load_policy(source: Pretrained | PreTrainedModel) -> PreTrainedModel:
     """A causal language model from a recipe, or the model itself."""
     return source.causal_lm() if isinstance(source, Pretrained) else source
+
+
+def load_trained(source: Pretrained | PreTrainedModel) -> PreTrainedModel:
+    """`load_policy` for training: with the adapters of the recipe, if it has any."""
+    return source.adapted(source.causal_lm()) if isinstance(source, Pretrained) else source
 
 
 def depth_of(source: Pretrained | nn.Module) -> int:

@@ -29,7 +29,9 @@ def build_critic(source: Critic, policy: PreTrainedModel, freeze_below: int) -> 
         return ValueHead(policy.config.get_text_config().hidden_size)
     if source == "policy":
         return ScalarModel.from_policy(policy, freeze_below)
-    critic = ScalarModel(source.reward_model(), freeze_below) if isinstance(source, Pretrained) else source
+    critic = source
+    if isinstance(source, Pretrained):
+        critic = ScalarModel(source.adapted(source.reward_model()), freeze_below)
     if not isinstance(critic, ScalarModel):
         raise ConfigError(f"ppo.critic={critic!r}: choose policy, shared_trunk or the folder of a reward model")
     if freeze_below:

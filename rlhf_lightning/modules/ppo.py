@@ -20,10 +20,11 @@ from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.kl_control import FixedKL, KLController
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, frozen_copy
+from rlhf_lightning.models.adapters import refuse_dropout
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.packing import adjacent_groups
 from rlhf_lightning.models.trunk import run_lower
-from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory, depth_of, load_policy
+from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory, depth_of, load_trained
 from rlhf_lightning.modules.critics import Critic, build_critic
 from rlhf_lightning.modules.micro_batches import evaluated
 from rlhf_lightning.modules.objective import engine_gap, objective
@@ -115,7 +116,8 @@ class PPOModule(OnlineModule):
 
     def build(self) -> None:
         """Load the policy, copy it as the reference, and build the critic."""
-        policy = load_policy(self._sources[0])
+        policy = load_trained(self._sources[0])
+        refuse_dropout(policy)
         self.frozen.add("reference", frozen_copy(policy))
         if self.has_critic:
             self.critic = build_critic(self._sources[1], policy, self.freeze_below)

@@ -64,7 +64,8 @@ class RewardModule(RLHFModule):
         self.model = ScalarModel(inner, depth_of(source))
 
     def _load(self, source: Pretrained) -> PreTrainedModel:
-        return source.reward_model(init_head=self.init_head, head_std=self.head_std, num_layers=self.num_layers)
+        model = source.reward_model(init_head=self.init_head, head_std=self.head_std, num_layers=self.num_layers)
+        return source.adapted(model)
 
     def export_model(self) -> PreTrainedModel:
         """The sequence-classification model that any other tool reads."""
