@@ -46,7 +46,8 @@ def frozen_copy(model: ModuleT) -> ModuleT:
     The copy of a model with adapters is the model that it was without them, and shares all its weights.
     """
     shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
-    shared |= {id(layer): layer.base_layer for layer in adapted_layers(model).values()}
+    for layer in adapted_layers(model).values():
+        shared[id(layer)] = copy.deepcopy(layer.base_layer, shared)
     copied = copy.deepcopy(model, shared).eval().requires_grad_(False)
     vars(copied).pop("lora", None)
     return copied

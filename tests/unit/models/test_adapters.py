@@ -147,7 +147,9 @@ def test_models_with_transposed_weights_merge_as_well(tmp_path):
 
 
 def test_a_config_gives_a_mapping():
-    assert Pretrained("x", lora={"r": 4, "target_modules": ["q_proj"]}).at("y").lora == Lora(4, target_modules=["q_proj"])
+    assert Pretrained("x", lora={"r": 4, "target_modules": ["q_proj"]}).at("y").lora == Lora(
+        4, target_modules=["q_proj"]
+    )
     assert Pretrained("x").lora is None
 
 
