@@ -119,6 +119,9 @@ def test_merged_weights_compute_the_same_and_peft_reads_the_adapter(tmp_path):
     model.save_pretrained(tmp_path, state_dict=merged(model, model.state_dict()))
     save_adapter(model, tmp_path / "adapter")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    layer = model.model.layers[1].mlp.up_proj
+    product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    torch.testing.assert_close(plain.model.layers[1].mlp.up_proj.weight, layer.base_layer.weight + 10 / 4 * product)
     assert [name for name, _ in plain.named_parameters()] == [name for name, _ in tiny.policy().named_parameters()]
     torch.testing.assert_close(logits(plain), logits(model), atol=1e-5, rtol=1e-5)
     read = peft.PeftModel.from_pretrained(tiny.policy(scale=0.3), tmp_path / "adapter").eval()
