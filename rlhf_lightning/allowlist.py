@@ -23,7 +23,10 @@ TRUSTED_VARIABLE = "RLHF_LIGHTNING_TRUSTED_TARGETS"
 IMPORT_PATH_KEYS = frozenset({"function"})
 
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
-_NOT_COMPONENTS = ("cli", "config", "pipeline", "allowlist", "console", "locations", "explain")
+_NOT_COMPONENTS = (
+    "cli", "config", "pipeline", "allowlist", "console", "locations", "explain", "hydra_loader", "precheck",
+    "signatures", "redaction", "ranges", "combinations",
+)  # fmt: skip
 
 
 class _Rule(NamedTuple):

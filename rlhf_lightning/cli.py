@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,27 +63,47 @@ def _compose_and_run(arguments: list[str]) -> None:
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from rlhf_lightning.explain import explain
+    from rlhf_lightning.hydra_loader import judged
 
     if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
         raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
+    _refuse_secrets_in_sweeps(arguments)
     shown = _wants_traceback()
 
     def task(cfg: DictConfig) -> Any:
         return _job(cfg, shown)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with code 1
+    gc.disable()  # nothing becomes garbage in the half second until torch is imported, and looking for it costs a tenth
     try:
-        with signals.watched():
+        with signals.watched(), judged():
             hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train")(task)()
+    except YAMLError as error:
+        raise ConfigError(f"a config file is not readable as YAML: {error}") from error
     except (HydraException, OmegaConfBaseException) as error:
         if shown:
             raise
         raise ConfigError(explain(error, [a for a in arguments if "=" in a and not a.startswith("-")])) from None
     finally:
+        gc.enable()
         if not shown:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _refuse_secrets_in_sweeps(arguments: list[str]) -> None:
+    """Hydra prints the overrides of a sweep and writes them to ``multirun.yaml``."""
+    from rlhf_lightning.redaction import is_secret
+
+    for argument in arguments if {"-m", "--multirun"} & set(arguments) else ():
+        key, _, value = argument.lstrip("+").partition("=")
+        if is_secret(key) and value and "${" not in value:
+            raise ConfigError(
+                f"{key}: a sweep prints and saves its command line; write {key}='${{oc.env:NAME}}' and put the secret "
+                "into an environment variable"
+            )
 
 
 def _job(cfg: DictConfig, shown: bool) -> Any:
@@ -91,10 +113,13 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     from omegaconf import OmegaConf
 
     from rlhf_lightning.config import load_config
+    from rlhf_lightning.precheck import check_complete
 
     try:
         signals.poll()
         config = load_config(cfg)
+        if "stages" in config:
+            check_complete(config)
         processes = count(config.get("trainer") or {})
         if processes == 1:
             return _run(config)
@@ -116,6 +141,7 @@ def _run(config: dict[str, Any]) -> Any:
     from rlhf_lightning.console import quiet
 
     quiet()
+    gc.enable()
     from rlhf_lightning.pipeline import run
 
     return run(config)
@@ -142,7 +168,8 @@ def _data(words: list[str]) -> None:
 
 
 def _told(error: RLHFError) -> str:
-    return str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
+    told = str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
+    return _one_screen(told) if isinstance(error, ConfigError) else told
 
 
 def _wants_traceback() -> bool:
@@ -151,3 +178,13 @@ def _wants_traceback() -> bool:
 
 def _complain(message: str) -> None:
     print(message, file=sys.stderr)  # noqa: T201
+
+
+def _one_screen(message: str) -> str:
+    """Lines of at most 120 characters, at most 24 of them."""
+    lines = [
+        part
+        for line in message.splitlines()
+        for part in textwrap.wrap(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    ]
+    return "\n".join(lines if len(lines) <= 24 else [*lines[:23], "..."])

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from rlhf_lightning.allowlist import IMPORT_PATH_KEYS, check_names, check_objects
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.locations import CONF_DIR
-
-_SECRET = re.compile(
-    r"(^|_)(secret|password|passwd|credentials?|(api|access|private|secret)_key|(api|auth|access|hf|hub|bearer)_token)$|^token$"
-)
+from rlhf_lightning.precheck import check_config
+from rlhf_lightning.redaction import redact as redact
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[str, Any]:
@@ -41,7 +39,8 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict
             the environment) may trust targets: ``trusted_targets=[...]``, or a ``_target_`` or ``function`` set there.
 
     Raises:
-        ConfigError: a required value is missing, an interpolation leads nowhere, or a target is not allowed.
+        ConfigError: a required value is missing, an interpolation leads nowhere, a target is not allowed, or one of the
+            mistakes of `rlhf_lightning.precheck`.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -54,7 +53,9 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict
         OmegaConf.update(cfg, "run_dir", HydraConfig.get().runtime.output_dir, force_add=True)
     config = _plain(cfg)
     config["trusted_targets"] = _trusted(config.get("trusted_targets") or [], overrides)
+    _check_remote_code(config, overrides)
     check_names(config, config["trusted_targets"])
+    check_config(config)
     return config
 
 
@@ -105,29 +106,34 @@ def save_config(config: dict[str, Any], run_dir: str | Path) -> Path:
     return path
 
 
-def redact(tree: Any) -> Any:
-    """A copy of ``tree`` in which values of keys such as ``api_key`` or ``hub_token`` are ``***``.
-
-    >>> redact({"logger": {"api_key": "abc", "pad_token": "<pad>"}})
-    {'logger': {'api_key': '***', 'pad_token': '<pad>'}}
-    """
-    if isinstance(tree, dict):
-        return {k: "***" if v and _SECRET.search(str(k).lower()) else redact(v) for k, v in tree.items()}
-    return [redact(v) for v in tree] if isinstance(tree, list) else tree
-
-
 def _plain(cfg: Any) -> Any:
     try:
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=not missing)
+        tree = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
+        if isinstance(error, (MissingMandatoryValue, InterpolationToMissingValueError)):
+            raise _not_given(sorted(_missing(OmegaConf.to_container(cfg)))) from None
         hint = " Is the environment variable set?" if "Environment variable" in str(error) else ""
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}.{hint}") from error
-    if missing:
-        key = missing[0]
-        others = f" Also missing: {', '.join(missing[1:])}." if missing[1:] else ""
-        raise ConfigError(f"{key} has no default and must be given: add {key}=VALUE to the command.{others}")
+    if missing := sorted(_missing(tree)):
+        raise _not_given(missing)
     return tree
+
+
+def _not_given(missing: list[str]) -> ConfigError:
+    key = missing[0]
+    others = f" Also missing: {', '.join(missing[1:])}." if missing[1:] else ""
+    return ConfigError(f"{key} has no default and must be given: add {key}=VALUE to the command.{others}")
+
+
+def _missing(tree: Any, key: str = "") -> Iterator[str]:
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _missing(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from _missing(value, f"{key}[{index}]")
+    elif tree == "???":
+        yield key
 
 
 def _trusted(configured: Sequence[str], overrides: Sequence[str]) -> list[str]:
@@ -139,6 +145,30 @@ def _trusted(configured: Sequence[str], overrides: Sequence[str]) -> list[str]:
         )
     named = [v.strip("'\"") for k, v in pairs if k.split(".")[-1] in IMPORT_PATH_KEYS | {"_target_"}]
     return [str(t) for t in configured] + [name for name in named if re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", name)]
+
+
+def _check_remote_code(tree: Any, overrides: Sequence[str], key: str = "") -> None:
+    """Code beside weights runs only where the command line says so, for one model and one commit of it."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            path = f"{key}.{name}" if key else str(name)
+            if name == "trust_remote_code" and value:
+                if not any(override.lstrip("+").partition("=")[0] in _switches(path) for override in overrides):
+                    raise ConfigError(
+                        f"{path} is set by a config file; it is taken from the command line only: add {path}=true if "
+                        "you have read the code beside the weights"
+                    )
+                if tree.get("revision") is None:
+                    raise ConfigError(f"{path}=true needs a pinned {key}.revision (the commit you have read)")
+            _check_remote_code(value, overrides, path)
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            _check_remote_code(value, overrides, f"{key}[{index}]")
+
+
+def _switches(path: str) -> set[str]:
+    """Keys of the command line that set ``path``: itself, or that of the judge a scorer repeats."""
+    return {path, path.removeprefix("scorer.")}
 
 
 def _refuse_interpolations(tree: Any, key: str = "") -> None:

@@ -7,6 +7,10 @@ class RLHFError(Exception):
     exit_code = 1
 
 
+class OutOfMemory(RLHFError):
+    """Not even the smallest piece of the work fits into memory."""
+
+
 class ConfigError(RLHFError):
     """A configuration key or combination of keys that cannot work."""
 

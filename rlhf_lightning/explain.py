@@ -1,13 +1,18 @@
-"""Hydra's complaints in one or two lines, with the name that was probably meant."""
+"""Hydra's complaints in a few lines, with the name that was probably meant and what there is to choose from."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Sequence
+from traceback import walk_tb
 from typing import Any
 
 from rlhf_lightning.locations import CONF_DIR
+from rlhf_lightning.redaction import redact
+
+_MOST = 20  # names that are listed
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
@@ -16,30 +21,71 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         return _unknown_option(*option.groups())
     if group := re.search(r"Could not override '([^']+)'\. ?No match in the defaults list", text):
-        return _unknown_group(group.group(1))
+        return _unused_group(group.group(1), overrides)
     if key := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(key.group(1), overrides)
+        return _unknown_key(key.group(1), error)
     cause = f"\n{error.__cause__}" if error.__cause__ is not None else ""
     return text + cause
 
 
+def nearest(name: str, candidates: Sequence[str]) -> str:
+    """`` Did you mean NAME?`` with the most similar of ``candidates``, or nothing."""
+    near = difflib.get_close_matches(name, candidates, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def shown(key: str, value: Any) -> str:
+    """``value`` as it would be written on the command line, unless the key is one of a secret."""
+    told = redact({key.rpartition(".")[2]: value}).popitem()[1]
+    return json.dumps(told) if told is None or isinstance(told, bool) else str(told)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of many, and how many more there are."""
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return ", ".join(names[:_MOST]) + more
+
+
 def _unknown_option(group: str, option: str) -> str:
-    options = sorted(p.stem for p in (CONF_DIR / group).glob("*.yaml"))
-    hint = _nearest(option, options)
-    return f"{group}={option}: there is no such option.{hint}\nOptions of {group}: {', '.join(options) or 'none'}"
+    options = _options(group)
+    return (
+        f"{group}={option}: there is no such option.{nearest(option, options)}\nOptions of {group}: {listed(options)}"
+    )
 
 
-def _unknown_group(key: str) -> str:
-    groups = _groups()
-    hint = _nearest(key.split("@")[0], [*groups, *_keys(_compose([]))])
-    return f"{key}: no part of this config has that name.{hint}\nGroups: {', '.join(groups)}"
+def _unused_group(key: str, overrides: Sequence[str]) -> str:
+    group = key.split("@")[0]
+    if not (CONF_DIR / group).is_dir():
+        return f"{key}: there is no such group.{nearest(group, _groups())}\nGroups: {listed(_groups())}"
+    stages = [stage for stage in _options("stage") if re.search(rf"/{group}\b", _text(f"stage/{stage}"))]
+    stage = next((o.partition("=")[2] for o in overrides if o.startswith("stage=")), "pipeline")
+    used = f"It is used by stage={', '.join(stages)}. " if stages else ""
+    return f"{key}: stage={stage} has no part {group}.\n{used}To have it all the same, write +{key}=OPTION"
 
 
-def _unknown_key(key: str, overrides: Sequence[str]) -> str:
-    keys = list(_keys(_compose([o for o in overrides if _is_choice(o)])))
+def _unknown_key(key: str, error: Exception) -> str:
+    keys = list(_keys(_composed(error)))
+    *outer, last = key.split(".")
     longer = [k for k in keys if k.endswith("." + key)]
-    hint = f" Did you mean {' or '.join(longer[:3])}?" if longer else _nearest(key, [*keys, *_groups()])
-    return f"{key}: there is no such key.{hint}\nTo add a new key on purpose, write +{key}=VALUE"
+    hint = f" Did you mean {' or '.join(longer[:3])}?" if longer else nearest(key, [*keys, *_groups()])
+    depth = next((n for n in range(len(outer), 0, -1) if ".".join(outer[:n]) in keys), 0)
+    parent = ".".join(outer[:depth])
+    there = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    there = [name for name in there if not name.startswith("_")]
+    lines = [f"{key}: there is no such key.{hint}"]
+    if there:
+        lines.append(f"{f'Keys of {parent}' if parent else 'Keys'}: {listed(there)}")
+    if outer and (options := [o for o in _options(outer[0]) if re.search(rf"(?m)^{last}:", _text(f"{outer[0]}/{o}"))]):
+        lines.append(f"Options that have it: {', '.join(f'{outer[0]}={option}' for option in options)}")
+    return "\n".join([*lines, f"To add a new key on purpose, write +{key}=VALUE"])
+
+
+def _composed(error: Exception) -> Any:
+    """The config that Hydra had composed when it met the key it does not know: it lies in the frame that raised."""
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_apply_overrides_to_config":
+            return frame.f_locals.get("cfg")
+    return None
 
 
 def _groups() -> list[str]:
@@ -47,32 +93,18 @@ def _groups() -> list[str]:
     return sorted(str(p) for p in folders if p.parts[0] != "hydra")
 
 
-def _is_choice(override: str) -> bool:
-    name = override.partition("=")[0].lstrip("+~").split("@")[0]
-    return (CONF_DIR / name).is_dir()
+def _options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF_DIR / group).glob("*.yaml"))
 
 
-def _compose(overrides: Sequence[str]) -> Any:
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(CONF_DIR), version_base=None):
-            return OmegaConf.to_container(hydra.compose("train", list(overrides)), resolve=False)
-    except HydraException:
-        return {}
+def _text(name: str) -> str:
+    return (CONF_DIR / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(tree, dict):
-        for name, value in tree.items():
+    """Dotted keys of a DictConfig, interpolations and missing values as they stand."""
+    items = getattr(tree, "items_ex", None)
+    for name, value in items(resolve=False) if items is not None and not tree._is_none() else ():
+        if not (prefix == "" and name == "hydra"):
             yield f"{prefix}{name}"
             yield from _keys(value, f"{prefix}{name}.")
-
-
-def _nearest(name: str, candidates: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, candidates, n=1)
-    return f" Did you mean {near[0]}?" if near else ""

@@ -7,6 +7,7 @@ copied from a library that averages over tokens is too small by the response len
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Protocol, runtime_checkable
 
 from rlhf_lightning.errors import ConfigError, NumericalError
@@ -43,6 +44,16 @@ def _checked(kl: float) -> float:
     if math.isnan(kl):
         raise NumericalError("kl: the measured KL is NaN; look at the log-probabilities of the last rollout")
     return kl
+
+
+def _warn_at(ceiling: float, coef: float) -> None:
+    """Say that the controller can do no more; Python shows each such line once."""
+    if coef >= ceiling:
+        warnings.warn(
+            f"kl: kl_coef is at its ceiling of {ceiling:.3g} and KL is still above its target: the policy is running "
+            "away; lower the learning rate",
+            stacklevel=3,
+        )
 
 
 class FixedKL:
@@ -101,7 +112,7 @@ class AdaptiveKL:
         horizon: float = 10000,
         clip: float = 0.2,
         min_coef: float = 0.0,
-        max_coef: float = math.inf,
+        max_coef: float = 1000.0,
     ) -> None:
         _require(target > 0, f"kl.target: must be above 0 nats per response, not {target}")
         _require(horizon > 0, f"kl.horizon: must be above 0 responses, not {horizon}")
@@ -124,6 +135,7 @@ class AdaptiveKL:
         # a rollout much larger than the horizon must not bring beta to 0, from where no factor leads back
         factor = max(1 + error * num_sequences / self.horizon, 0.1)
         self.coef = min(max(self.coef * factor, self.min_coef), self.max_coef)
+        _warn_at(self.max_coef, self.coef)
 
     def state_dict(self) -> dict[str, float]:
         """``{"coef": beta}``."""
@@ -197,6 +209,7 @@ class LogSpaceKL:
         step = self.change_gain * change + (self.raise_gain if error > 0 else self.lower_gain) * error
         moved = self.coef * math.exp(min(max(step, -self.max_step), self.max_step))
         self.coef = min(max(moved, self.min_coef), self.max_coef)
+        _warn_at(self.max_coef, self.coef)
 
     def state_dict(self) -> dict[str, float]:
         """``{"coef": beta}`` and, after the first update, ``"last_error"``."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 
 from rlhf_lightning import signals
 from rlhf_lightning.config import save_config
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.precheck import check_complete, check_config
 from rlhf_lightning.stages import (
     Run,
-    check_best_of_n,
     check_dpo,
     check_kto,
     run_best_of_n,
@@ -38,10 +36,9 @@ STAGES: dict[str, Callable[[Run], dict[str, float]]] = {
     "best_of_n": run_best_of_n,
     "evaluate": run_evaluate,
 }
-CHECKS: dict[str, Callable[[Run], None]] = {  # stages that look at more than `Run.check` before anything runs
+CHECKS: dict[str, Callable[[Run], None]] = {  # what stages look at with torch before anything runs
     "dpo": check_dpo,
     "kto": check_kto,
-    "best_of_n": check_best_of_n,
 }
 
 
@@ -60,9 +57,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         ConfigError: an unknown stage, a config that a stage cannot work with, or ranks with different ones.
         signals.Stopped: inside of `signals.watched`, a signal has come; says what was saved and how to go on.
     """
-    unknown = [stage for stage in config["stages"] if stage not in STAGES]
-    if unknown or not config["stages"]:
-        raise ConfigError(f"stages: {unknown or 'none given'}; choose from {', '.join(STAGES)}")
+    check_config(config)
+    check_complete(config)
     if config["threads"]:
         torch.set_num_threads(int(config["threads"]))
     this = Run(config)
@@ -82,7 +78,8 @@ def _run_stages(run: Run) -> dict[str, float]:
     if run.is_first:
         save_config(dict(run.config), run.folder)
     for stage in stages:
-        CHECKS.get(stage, partial(Run.check, stage=stage))(run)
+        if stage in CHECKS:
+            CHECKS[stage](run)
     run.prepare()
     metrics: dict[str, float] = {}
     for stage in stages:

@@ -7,6 +7,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from rlhf_lightning.ranges import require
+
 
 def linear(optimizer: Optimizer, total_steps: int, *, warmup_ratio: float = 0.0, final: float = 0.0) -> LambdaLR:
     """Rise linearly from 0 over the first steps, then fall linearly to ``final``.
@@ -17,6 +19,8 @@ def linear(optimizer: Optimizer, total_steps: int, *, warmup_ratio: float = 0.0,
         warmup_ratio: share of the steps spent rising.
         final: learning rate at the end, as a share of the peak.
     """
+    require("warmup_ratio", warmup_ratio, at_least=0, at_most=1)
+    require("final", final, at_least=0)
     return LambdaLR(
         optimizer,
         lambda step: (
@@ -27,6 +31,8 @@ def linear(optimizer: Optimizer, total_steps: int, *, warmup_ratio: float = 0.0,
 
 def cosine(optimizer: Optimizer, total_steps: int, *, warmup_ratio: float = 0.0, final: float = 0.0) -> LambdaLR:
     """Rise linearly, then fall along half a cosine to ``final``; arguments as for `linear`."""
+    require("warmup_ratio", warmup_ratio, at_least=0, at_most=1)
+    require("final", final, at_least=0)
 
     def factor(step: int) -> float:
         fall = 0.5 * (1 + math.cos(math.pi * _done(step, total_steps, warmup_ratio)))
@@ -37,6 +43,7 @@ def cosine(optimizer: Optimizer, total_steps: int, *, warmup_ratio: float = 0.0,
 
 def constant(optimizer: Optimizer, total_steps: int, *, warmup_ratio: float = 0.0) -> LambdaLR:
     """Rise linearly, then stay; arguments as for `linear`."""
+    require("warmup_ratio", warmup_ratio, at_least=0, at_most=1)
     return LambdaLR(optimizer, lambda step: _warmup(step, total_steps, warmup_ratio))
 
 

@@ -12,8 +12,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from rlhf_lightning.callbacks.steps import logged_scalars, steps_done, steps_planned
+from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done, steps_planned
+from rlhf_lightning.checkpoint.finite import first_nonfinite
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.ranges import require
 
 KL, KL_TARGET = "objective/kl", "objective/kl_target"
 TARGET_SLACK = 1.2  # without `max_kl`, this many controller targets are allowed
@@ -56,8 +58,9 @@ class BestPolicy(pl.Callback):
         every_n_rollouts: int = 1,
         restore_best: bool = True,
     ) -> None:
-        if window < 1 or every_n_rollouts < 1:
-            raise ConfigError(f"BestPolicy: window={window} and every_n_rollouts={every_n_rollouts} must be at least 1")
+        require("window", window, at_least=1)
+        require("every_n_rollouts", every_n_rollouts, at_least=1)
+        require("max_kl", max_kl, above=0)
         self.folder = None if folder is None else Path(folder)
         self.monitor = monitor
         self.max_kl = max_kl
@@ -75,6 +78,8 @@ class BestPolicy(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if gave_up(pl_module):
+            return
         metrics = logged_scalars(trainer)
         missing = [tag for tag in (self.monitor, KL) if tag not in metrics]
         if missing:
@@ -86,10 +91,10 @@ class BestPolicy(pl.Callback):
         if len(self._recent) < self._full or rollout % self.every_n_rollouts:
             return
         score, kl = (math.fsum(column) / len(self._recent) for column in zip(*self._recent, strict=True))
-        wins = self._wins(score, kl, self._limit(metrics))
+        policy: Any = pl_module.policy
+        wins = self._wins(score, kl, self._limit(metrics)) and first_nonfinite(policy.named_parameters()) is None
         if trainer.strategy.broadcast(wins):  # rank 0 decides for all
             self.best = {"rollout": rollout, "score": score, "kl": kl}
-            policy: Any = pl_module.policy
             self._weights = _copy(policy.state_dict())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -10,11 +10,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from rlhf_lightning.callbacks.steps import logged_scalars, steps_done
+from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done
 from rlhf_lightning.data import PromptData
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import PROXY, Alarm, HackingDetector, Limits
 from rlhf_lightning.functional.kl import totals
+from rlhf_lightning.ranges import require
 from rlhf_lightning.rollout import rank_seed
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.types import PromptBatch, Rollout
@@ -73,11 +74,9 @@ class RewardHackingGuard(pl.Callback):
     ) -> None:
         if action not in ("warn", "stop"):
             raise ConfigError(f"guard.action={action}: choose warn or stop")
-        if min(every_n_rollouts, max_rows, samples_per_prompt) < 1:
-            raise ConfigError(
-                f"guard: every_n_rollouts={every_n_rollouts}, max_rows={max_rows} and "
-                f"samples_per_prompt={samples_per_prompt} must be at least 1"
-            )
+        require("every_n_rollouts", every_n_rollouts, at_least=1)
+        require("max_rows", max_rows, at_least=1)
+        require("samples_per_prompt", samples_per_prompt, at_least=1)
         if held_out is not None and gold is None:
             raise ConfigError(
                 "guard.held_out needs somebody who judges the answers; add +judge@callbacks.guard.gold=function "
@@ -113,7 +112,7 @@ class RewardHackingGuard(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         metrics = logged_scalars(trainer)
-        if PROXY not in metrics:
+        if PROXY not in metrics or gave_up(pl_module):
             return
         rollout = steps_done(trainer)
         gold = self._ask(pl_module, rollout) if self.gold is not None else self._monitored(trainer)

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from rlhf_lightning.callbacks.steps import gave_up
 from rlhf_lightning.scoring import Scorer
 
 
@@ -28,7 +29,7 @@ class ScoreMonitor(pl.Callback):
         self.scorer.to(pl_module.device)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if pl_module.rollouts % self.every_n_rollouts:
+        if pl_module.rollouts % self.every_n_rollouts or gave_up(pl_module):
             return
         rollout = pl_module.last_experience.rollout
         scores = self.scorer.score(rollout, pl_module.tokenizer)

@@ -27,6 +27,11 @@ def steps_planned(trainer: pl.Trainer) -> int | None:
     return None if planned <= 0 or planned == float("inf") else int(planned)
 
 
+def gave_up(module: Any) -> bool:
+    """Whether the step just ended had to be given up before there was anything to look at."""
+    return getattr(module, "gave_up", False)
+
+
 def logged_scalars(trainer: pl.Trainer) -> dict[str, float]:
     """Everything the module has logged so far, as floats. Call it on every rank: reading may reduce over ranks."""
     return {tag: float(value) for tag, value in trainer.callback_metrics.items()}

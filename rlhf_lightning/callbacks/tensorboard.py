@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from rlhf_lightning.callbacks.steps import steps_done
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.callbacks.steps import gave_up, steps_done
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import Experience, Rollout
 
 Layout = dict[str, dict[str, list[Any]]]
@@ -70,11 +70,9 @@ class TensorBoardExtras(pl.Callback):
     """
 
     def __init__(self, every_n_rollouts: int = 10, samples: int = 8, max_characters: int = 600) -> None:
-        if min(every_n_rollouts, samples, max_characters) < 1:
-            raise ConfigError(
-                f"TensorBoardExtras: every_n_rollouts={every_n_rollouts}, samples={samples} and "
-                f"max_characters={max_characters} must be at least 1"
-            )
+        require("every_n_rollouts", every_n_rollouts, at_least=1)
+        require("samples", samples, at_least=1)
+        require("max_characters", max_characters, at_least=1)
         self.every_n_rollouts = every_n_rollouts
         self.samples = samples
         self.max_characters = max_characters
@@ -95,7 +93,7 @@ class TensorBoardExtras(pl.Callback):
             self._laid_out = True
         experience = getattr(pl_module, "last_experience", None)
         rollout = steps_done(trainer)
-        if experience is None or (rollout - 1) % self.every_n_rollouts:
+        if experience is None or gave_up(pl_module) or (rollout - 1) % self.every_n_rollouts:
             return
         # Lightning puts the scalars of the first rollout at step 0 unless the module logs `step`
         step = int(trainer.callback_metrics.get("step", rollout - 1))

@@ -50,7 +50,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         with safe_open(folder / TENSORS, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         return _decode(tree, tensors)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: not readable as a checkpoint of this library ({error})") from error
 
 

@@ -74,7 +74,7 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file}: not readable as JSON ({error}); the folder is damaged, write it again"
         ) from error
@@ -104,6 +104,8 @@ def verify_folder(path: str | Path, expect_stage: str | None = None) -> dict[str
         raise CheckpointError(f"{path}: written by stage {record.get('stage')!r}, expected {expect_stage!r}")
     for name, want in record["files"].items():
         file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise CheckpointError(f"{file}: leads out of its folder, though {PROVENANCE} lists it; do not use it")
         if not file.is_file():
             raise CheckpointError(f"{file}: missing, though {PROVENANCE} lists it; run the stage again")
         if file.stat().st_size != want["bytes"]:

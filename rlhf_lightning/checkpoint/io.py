@@ -11,10 +11,12 @@ from typing import Any
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from rlhf_lightning.checkpoint.codec import read_state, write_state
+from rlhf_lightning.checkpoint.finite import first_nonfinite, named_tensors
 from rlhf_lightning.checkpoint.handover import read_provenance, verify_folder, write_folder
-from rlhf_lightning.errors import CheckpointError
+from rlhf_lightning.errors import CheckpointError, NumericalError
 
 STAGE = "checkpoint"
+LEARNED = ("state_dict", "optimizer_states")
 _NUMBERED = re.compile(r"step-(\d+)")
 
 
@@ -31,7 +33,14 @@ class DurableCheckpointIO(CheckpointIO):
 
         Raises:
             CheckpointError: the place cannot be written to, or the state holds what cannot be stored.
+            NumericalError: weights or optimizer state are not finite; nothing is written.
         """
+        learned = {part: checkpoint[part] for part in LEARNED if part in checkpoint}
+        if (name := first_nonfinite(named_tensors(learned))) is not None:
+            raise NumericalError(
+                f"{path}: not saved, since {name} is not finite; older checkpoints are kept: go on from the newest "
+                "(resume=auto) with a lower learning rate"
+            )
         progress = {"epoch": checkpoint.get("epoch"), "global_step": checkpoint.get("global_step")}
         write_folder(path, lambda folder: write_state(folder, checkpoint), {"stage": STAGE, **progress})
 

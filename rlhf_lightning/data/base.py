@@ -21,6 +21,7 @@ from rlhf_lightning.data.loader import Item, ShardedLoader, split_batch
 from rlhf_lightning.data.sources import LocatedRow
 from rlhf_lightning.data.validate import StageKind, canonical, count_repeated, identity, load_rows, prompt_identity
 from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.ranges import require
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +79,11 @@ class RowDataModule(LightningDataModule, Generic[T]):
         max_bad_rows: int,
     ) -> None:
         super().__init__()
-        if not 0 <= validation_fraction < 1:
-            raise ConfigError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1.")
-        if max_bad_rows < 0:
-            raise ConfigError(f"max_bad_rows is {max_bad_rows}; it must be at least 0.")
+        require("batch_size", batch_size, at_least=1)
+        require("micro_batch_size", micro_batch_size, at_least=1)
+        require("validation_fraction", validation_fraction, at_least=0, below=1)
+        require("length_window", length_window, at_least=0)
+        require("max_bad_rows", max_bad_rows, at_least=0)
         self.max_bad_rows = max_bad_rows
         self.train, self.validation = _as_paths(train), _as_paths(validation)
         self.tokenizer = tokenizer

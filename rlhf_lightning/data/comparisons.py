@@ -16,6 +16,7 @@ from rlhf_lightning.data.implicit import split_shared_prompt
 from rlhf_lightning.data.sources import LocatedRow, located
 from rlhf_lightning.data.validate import StageKind, row_type
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import ComparisonBatch
 
 
@@ -96,8 +97,7 @@ class ComparisonData(RowDataModule[Comparison]):
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
-        if max_length < 2:
-            raise ConfigError(f"max_length is {max_length}; one token of prompt and one of answer make 2.")
+        require("max_length", max_length, at_least=2, why="one token of prompt and one of answer")
         self.max_length = max_length
         self.on_long = on_long
 

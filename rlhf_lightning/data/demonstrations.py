@@ -15,6 +15,7 @@ from rlhf_lightning.data.collate import pad, pad_id
 from rlhf_lightning.data.sources import LocatedRow
 from rlhf_lightning.data.validate import StageKind, narrowed
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import SFTBatch
 
 
@@ -93,8 +94,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
-        if max_length < 2:
-            raise ConfigError(f"max_length is {max_length}; one token of prompt and one to learn make 2.")
+        require("max_length", max_length, at_least=2, why="one token of prompt and one to learn")
         self.max_length = max_length
         self.completion_only = completion_only
         self.on_long = on_long

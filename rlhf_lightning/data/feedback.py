@@ -19,6 +19,7 @@ from rlhf_lightning.data.loader import ShardedLoader
 from rlhf_lightning.data.sources import LocatedRow, located
 from rlhf_lightning.data.validate import StageKind, row_type
 from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import AnswerBatch, FeedbackBatch
 
 
@@ -98,15 +99,10 @@ class FeedbackData(RowDataModule[Feedback]):
             length_window=length_window,
             max_bad_rows=max_bad_rows,
         )
-        if batch_size < 2:
-            raise ConfigError(
-                f"batch_size is {batch_size}: KTO measures from the answers that other prompts of the batch got, so a"
-                " batch has at least 2 answers."
-            )
+        require("batch_size", batch_size, at_least=2, why="KTO measures from the answers that other prompts got")
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
-        if max_length < 2:
-            raise ConfigError(f"max_length is {max_length}; one token of prompt and one of answer make 2.")
+        require("max_length", max_length, at_least=2, why="one token of prompt and one of answer")
         self.max_length = max_length
         self.on_long = on_long
 

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 
+from rlhf_lightning.combinations import check_batch
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.functional.lengths import cut
 
@@ -53,13 +54,9 @@ def split_batch(
     >>> split_batch(9, 2, 1, by_length=True)
     (2, 5)
     """
+    check_batch(batch_size, micro_batch_size, world_size, by_length)
     share = batch_size // world_size
     micro = share if micro_batch_size is None else min(micro_batch_size, share) if by_length else micro_batch_size
-    if micro < 1 or batch_size < 1 or batch_size % (world_size if by_length else micro * world_size):
-        raise ConfigError(
-            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size} x {world_size}"
-            " processes; choose sizes that divide."
-        )
     return micro, -(-share // micro)
 
 

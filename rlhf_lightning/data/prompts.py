@@ -16,6 +16,7 @@ from rlhf_lightning.data.loader import ShardedLoader
 from rlhf_lightning.data.sources import LocatedRow
 from rlhf_lightning.data.validate import StageKind
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import PromptBatch, Row
 
 
@@ -81,6 +82,10 @@ class PromptData(RowDataModule[Prompt]):
         max_rows: int | None = None,
         group_size: int = 1,
     ) -> None:
+        require("group_size", group_size, at_least=1)
+        require("max_prompt_length", max_prompt_length, at_least=1)
+        require("rollouts", rollouts, at_least=1)
+        require("max_rows", max_rows, at_least=1)
         if batch_size % group_size:
             raise ConfigError(f"batch_size is {batch_size} responses; group_size={group_size} does not divide it.")
         super().__init__(
@@ -96,8 +101,6 @@ class PromptData(RowDataModule[Prompt]):
         )
         if on_long not in ("truncate_left", "drop"):
             raise ConfigError(f"on_long is '{on_long}'; choose truncate_left or drop.")
-        if max_prompt_length < 1:
-            raise ConfigError(f"max_prompt_length is {max_prompt_length}; a prompt has at least 1 token.")
         self.max_prompt_length = max_prompt_length
         self.rollouts = rollouts
         self.max_rows = max_rows

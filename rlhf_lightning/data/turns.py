@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.implicit import shared_length
@@ -35,7 +34,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gene
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
         )
-    except TemplateError as error:
+    except Exception as error:  # a template is a program: it can fail in any way
         raise DataError(f"the chat template of tokenizer {name_of(tokenizer)} refuses the messages: {error}") from error
     assert isinstance(text, str)
     return text

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlhf_lightning.ranges import require
+
 
 def gae(
     rewards: Tensor,
@@ -44,6 +46,9 @@ def gae(
     >>> gae(rewards, values, torch.ones(1, 2, dtype=torch.bool), lam=1.0)
     (tensor([[0.5000, 0.5000]]), tensor([[1., 1.]]))
     """
+    require("gamma", gamma, at_least=0, at_most=1)
+    require("lam", lam, at_least=0, at_most=1)
+    require("lam_critic", lam_critic, at_least=0, at_most=1)
     advantages = _gae(rewards, values, mask, gamma, lam, bootstrap)
     other = lam_critic is not None and lam_critic != lam
     towards = _gae(rewards, values, mask, gamma, lam_critic, bootstrap) if other else advantages  # type: ignore[arg-type]

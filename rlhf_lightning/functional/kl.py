@@ -1,7 +1,8 @@
 """Divergence between a policy and its reference, and the rewards that charge for it.
 
 The estimators look at sampled tokens only; ``d = logprobs - ref_logprobs`` with tokens drawn from the policy. All are
-elementwise, nats per token; sum them over a response for nats per response. None of them is clamped.
+elementwise, nats per token; sum them over a response for nats per response. None of them is clamped,
+but k3 goes on as a straight line where d is below -20, before its exponential overflows.
 
 As a *price in the reward*, k1 gives the exact gradient of the sequence KL. As a *loss* k1 has zero expected gradient,
 k3 follows the forward KL, and every per-token loss ignores that early tokens decide which later KL is paid. Sources:
@@ -10,6 +11,7 @@ Schulman 2020, "Approximating KL divergence"; arXiv:2510.01555.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +20,8 @@ from torch import Tensor
 
 from rlhf_lightning.functional.logprobs import log_softmax
 from rlhf_lightning.functional.sequences import last_index
+
+STRAIGHT_FROM = 20.0
 
 
 class ShapedRewards(NamedTuple):
@@ -51,8 +55,10 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     >>> k3(torch.tensor(0.5).log(), torch.tensor(1.0).log())  # 2 - 1 - log 2
     tensor(0.3069)
     """
-    d = logprobs - ref_logprobs
-    return torch.expm1(-d) + d
+    gap = ref_logprobs - logprobs
+    curve = torch.expm1(gap.clamp(max=STRAIGHT_FROM))
+    line = math.exp(STRAIGHT_FROM) * (gap - STRAIGHT_FROM) + math.expm1(STRAIGHT_FROM)
+    return torch.where(gap > STRAIGHT_FROM, line, curve) - gap
 
 
 def absolute(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

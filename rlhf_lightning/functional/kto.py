@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import divide_by_count, masked_mean
-from rlhf_lightning.functional.preference import implicit_rewards, require_positive
+from rlhf_lightning.functional.preference import implicit_rewards
+from rlhf_lightning.ranges import require
 
 
 class KTOLoss(NamedTuple):
@@ -78,11 +78,9 @@ def kto_loss(
     >>> kto_loss(same, same, good, torch.tensor(0.0), undesirable_weight=3.0).per_sample
     tensor([0.5000, 1.5000])
     """
-    require_positive(beta)
-    if desirable_weight < 0 or undesirable_weight < 0:
-        raise ConfigError(
-            f"desirable_weight={desirable_weight}, undesirable_weight={undesirable_weight}: must be at least 0"
-        )
+    require("beta", beta, above=0)
+    require("desirable_weight", desirable_weight, at_least=0)
+    require("undesirable_weight", undesirable_weight, at_least=0)
     rewards = implicit_rewards(logprobs, ref_logprobs, beta=beta)
     gain = rewards - beta * reference_point.detach()
     # 1 - sigmoid(x) = sigmoid(-x), which keeps its digits where sigmoid(x) rounds to 1

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf_lightning.functional.aggregate import seq_mean_token_mean, token_mean
 from rlhf_lightning.functional.ppo import PolicyLoss, masked_log_ratio, watched
+from rlhf_lightning.ranges import require
 
 
 def reinforce_loss(
@@ -61,6 +62,8 @@ def cispo_loss(
     >>> cispo_loss(half, half, torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)).loss  # log 2
     tensor(0.6931)
     """
+    require("clip_range", clip_range, above=0)
+    require("clip_range_high", clip_range_high, above=0)
     log_ratio = masked_log_ratio(logprobs, old_logprobs, mask).detach()
     ratio = log_ratio.exp()
     inside = ratio.clamp(1 - clip_range, 1 + clip_range_high)
@@ -95,6 +98,8 @@ def gspo_loss(
     >>> gspo_loss(new, torch.zeros(1, 2), -ones, ones.bool()).loss  # sqrt(4 * 1)
     tensor(2.)
     """
+    require("clip_range", clip_range, above=0)
+    require("clip_range_high", clip_range_high, above=0)
     log_ratio = masked_log_ratio(logprobs, old_logprobs, mask)
     ratio = (log_ratio.sum(1) / mask.sum(1).clamp(min=1)).exp().unsqueeze(1)
     gain = _counted(advantages, mask)

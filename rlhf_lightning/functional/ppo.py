@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_lightning.functional.aggregate import token_mean
 from rlhf_lightning.functional.masking import masked_mean, masked_moments
+from rlhf_lightning.ranges import require
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to +-this before ``exp``: e^20 is far outside any clip range and finite in float32."""
@@ -93,6 +94,9 @@ def clipped_policy_loss(
     >>> clipped_policy_loss(new, torch.zeros(1, 2), ones, ones.bool()).loss
     tensor(-1.1000)
     """
+    require("clip_range", clip_range, above=0)
+    require("clip_range_high", clip_range_high, above=0)
+    require("dual_clip", dual_clip, above=1)
     log_ratio = masked_log_ratio(logprobs, old_logprobs, mask)
     ratio = log_ratio.exp()
     gain = torch.where(mask, advantages, 0)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.reward import pair_mean, verdicts
+from rlhf_lightning.ranges import require
 
 
 class PreferenceLoss(NamedTuple):
@@ -36,20 +36,6 @@ class PreferenceLoss(NamedTuple):
     accuracy: Tensor  # [], share of pairs with the chosen reward strictly above the rejected one
     tie_rate: Tensor  # [], share of pairs with equal rewards: 1 at the start, where policy and reference agree
     margin: Tensor  # [], mean of chosen - rejected reward
-
-
-def require_positive(beta: float) -> None:
-    """Refuse a beta that is not above 0 with a ConfigError."""
-    if not beta > 0:
-        raise ConfigError(f"beta={beta}: must be above 0")
-
-
-def _require_smoothing(label_smoothing: float) -> None:
-    if not 0 <= label_smoothing < 0.5:
-        raise ConfigError(
-            f"label_smoothing={label_smoothing}: must be at least 0 and below 0.5, "
-            "where a label says nothing about which answer is better"
-        )
 
 
 def implicit_rewards(logprobs: Tensor, ref_logprobs: Tensor, *, beta: float) -> Tensor:
@@ -114,8 +100,8 @@ def dpo_loss(
     >>> dpo_loss(even, even, even, even).loss  # log 2
     tensor(0.6931)
     """
-    require_positive(beta)
-    _require_smoothing(label_smoothing)
+    require("beta", beta, above=0)
+    require("label_smoothing", label_smoothing, at_least=0, below=0.5, why="at a half a label says nothing")
     better = implicit_rewards(chosen, ref_chosen, beta=beta)
     worse = implicit_rewards(rejected, ref_rejected, beta=beta)
     gap = better - worse
@@ -151,8 +137,8 @@ def robust_dpo_loss(
     >>> robust_dpo_loss(even, even, even, even).loss  # log 2 at any s
     tensor(0.6931)
     """
-    require_positive(beta)
-    _require_smoothing(label_smoothing)
+    require("beta", beta, above=0)
+    require("label_smoothing", label_smoothing, at_least=0, below=0.5, why="at a half a label says nothing")
     better = implicit_rewards(chosen, ref_chosen, beta=beta)
     worse = implicit_rewards(rejected, ref_rejected, beta=beta)
     gap = better - worse
@@ -183,7 +169,7 @@ def hinge_loss(
     >>> hinge_loss(even, even, even, even).loss
     tensor(1.)
     """
-    require_positive(beta)
+    require("beta", beta, above=0)
     better = implicit_rewards(chosen, ref_chosen, beta=beta)
     worse = implicit_rewards(rejected, ref_rejected, beta=beta)
     return preference_loss(torch.relu(1 - (better - worse)), better, worse, weights, denominator)
@@ -212,7 +198,7 @@ def ipo_loss(
     >>> ipo_loss(even, even, even, even, beta=0.25).loss
     tensor(4.)
     """
-    require_positive(beta)
+    require("beta", beta, above=0)
     better, worse = chosen - ref_chosen, rejected - ref_rejected
     per_pair = (better - worse - 1 / (2 * beta)).square()
     return preference_loss(per_pair, beta * better, beta * worse, weights, denominator)
@@ -245,7 +231,7 @@ def ipo_per_token_loss(
     >>> ipo_per_token_loss(even + 4, even, even, even, length, length, beta=0.25).loss  # (4 / 2 - 2)^2
     tensor(0.)
     """
-    require_positive(beta)
+    require("beta", beta, above=0)
     better, worse = chosen - ref_chosen, rejected - ref_rejected
     gap = better / chosen_lengths.clamp(min=1) - worse / rejected_lengths.clamp(min=1)
     return preference_loss((gap - 1 / (2 * beta)).square(), beta * better, beta * worse, weights, denominator)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.functional.preference import PreferenceLoss, preference_loss, require_positive
+from rlhf_lightning.functional.preference import PreferenceLoss, preference_loss
+from rlhf_lightning.ranges import require
 
 
 def simpo_loss(
@@ -40,9 +40,8 @@ def simpo_loss(
     >>> simpo_loss(torch.tensor([-4.0]), torch.tensor([-2.0]), None, None, four, two, gamma=0.0).loss  # log 2
     tensor(0.6931)
     """
-    require_positive(beta)
-    if gamma < 0:
-        raise ConfigError(f"gamma={gamma}: must be at least 0, the margin by which the chosen answer should win")
+    require("beta", beta, above=0)
+    require("gamma", gamma, at_least=0, why="it is the margin by which the chosen answer should win")
     better = beta * chosen / chosen_lengths.clamp(min=1)
     worse = beta * rejected / rejected_lengths.clamp(min=1)
     return preference_loss(softplus(gamma - (better - worse)), better, worse, weights, denominator)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from rlhf_lightning.functional.masking import divide_by_count
+from rlhf_lightning.ranges import require
 
 
 class PairwiseLoss(NamedTuple):
@@ -196,6 +197,8 @@ def kwise_logistic_loss(
     >>> kwise_logistic_loss(torch.zeros(3), torch.tensor([1, 2, 3]), torch.zeros(3).long())  # log 2
     tensor(0.6931)
     """
+    require("center_coef", center_coef, at_least=0)
+    require("label_smoothing", label_smoothing, at_least=0, below=0.5, why="at a half a label says nothing")
     per_prompt = kwise_prompt_losses(
         scores, ranks, prompt_index, margins=margins, center_coef=center_coef, label_smoothing=label_smoothing
     )

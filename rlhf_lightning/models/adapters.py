@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.trunk import layers
+from rlhf_lightning.ranges import require
 
 ALL_LINEAR = "all-linear"
 NAME = "default"  # peft's own name for the only adapter of a model
@@ -47,11 +48,10 @@ class Lora:
     target_modules: str | Sequence[str] = ALL_LINEAR
 
     def __post_init__(self) -> None:
+        require("model.lora.r", self.r, at_least=1)
+        require("model.lora.lora_alpha", self.lora_alpha, above=0)
+        require("model.lora.lora_dropout", self.lora_dropout, at_least=0, below=1)
         _peft()
-        if self.r < 1 or self.lora_alpha <= 0:
-            raise ConfigError(f"model.lora: r={self.r} must be at least 1 and lora_alpha={self.lora_alpha} above 0")
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"model.lora.lora_dropout={self.lora_dropout}: must be at least 0 and below 1")
         if self.target_modules != ALL_LINEAR and (isinstance(self.target_modules, str) or not self.target_modules):
             raise ConfigError(
                 f"model.lora.target_modules={self.target_modules!r}: give {ALL_LINEAR} or a list of names, for example "
@@ -133,20 +133,6 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
         return {}
     kind = _peft().tuners.lora.LoraLayer
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, kind)}
-
-
-def refuse_dropout(model: nn.Module) -> None:
-    """Refuse adapters with dropout where a model is compared with itself.
-
-    Raises:
-        ConfigError: the adapters have dropout.
-    """
-    found = lora_of(model)
-    if found is not None and found.lora_dropout:
-        raise ConfigError(
-            f"model.lora.lora_dropout={found.lora_dropout}: PPO compares the policy with itself, which has to give the "
-            "same numbers twice; set it to 0"
-        )
 
 
 @torch.no_grad()

@@ -33,10 +33,10 @@ class FrozenModels:
     def __contains__(self, name: str) -> bool:
         return name in self._models
 
-    def to(self, device: torch.device | str) -> FrozenModels:
-        """Move every model; returns self."""
+    def to(self, where: torch.device | torch.dtype | str) -> FrozenModels:
+        """Move every model to a device or dtype; returns self."""
         for model in self._models.values():
-            model.to(device)
+            model.to(where)
         return self
 
 

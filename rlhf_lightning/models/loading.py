@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -24,7 +26,11 @@ from rlhf_lightning.functional.linear_logprobs import CHUNK
 from rlhf_lightning.models.adapters import Lora, lora
 from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.trunk import decoder, freeze_layers
+from rlhf_lightning.ranges import require
 
+DType = Literal["float32", "bfloat16", "float16"]
+# Other names transformers looks up on the hub, to download a kernel and run it.
+Attention = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,8 +54,8 @@ class Pretrained:
     """
 
     path: str
-    dtype: str = "float32"
-    attn_implementation: str = "sdpa"
+    dtype: DType = "float32"
+    attn_implementation: Attention = "sdpa"
     freeze_below: int = 0
     revision: str | None = None
     trust_remote_code: bool = False
@@ -58,11 +64,14 @@ class Pretrained:
     lora: Lora | None = None
 
     def __post_init__(self) -> None:
+        require("model.freeze_below", self.freeze_below, at_least=0)
+        require("model.head_chunk", self.head_chunk, at_least=0, why="tokens; null computes all at once")
         object.__setattr__(self, "lora", lora(self.lora))  # a config gives a mapping
-        if self.head_chunk is not None and self.head_chunk < 0:
-            raise ConfigError(f"model.head_chunk={self.head_chunk}: give a number of tokens, or null for all at once")
         if self.dtype not in _DTYPES:
             raise ConfigError(f"model.dtype={self.dtype!r}: choose one of {', '.join(_DTYPES)}")
+        if self.attn_implementation not in get_args(Attention):
+            known = ", ".join(get_args(Attention))
+            raise ConfigError(f"model.attn_implementation={self.attn_implementation!r}: choose one of {known}")
         if self.trust_remote_code and self.revision is None:
             raise ConfigError("model.trust_remote_code=true needs a pinned model.revision (the commit you have read)")
 
@@ -135,7 +144,7 @@ class Pretrained:
         _check_folder(self.path)
         try:
             config = AutoConfig.from_pretrained(self.path, **self._source(), **overrides)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, RecursionError) as error:
             raise CheckpointError(f"{self.path}: no model to load there ({_first_line(error)})") from error
         for name, value in config.to_dict().items():
             if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
@@ -150,9 +159,10 @@ class Pretrained:
                 dtype=_DTYPES[self.dtype],
                 attn_implementation=self.attn_implementation,
                 output_loading_info=True,
+                use_safetensors=True,  # never a pickle
                 **self._source(),
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(f"{self.path}: cannot load the weights ({_first_line(error)})") from error
         return model, set(report["missing_keys"])
 
@@ -181,7 +191,7 @@ def load_tokenizer(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path}: no tokenizer to load there ({_first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
@@ -199,8 +209,21 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 def _check_folder(path: str) -> None:
     folder = Path(path)
+    for index in folder.glob("*.index.json"):
+        _check_shards(index)
     if folder.is_dir() and read_provenance(folder) is not None:
         verify_folder(folder)
+
+
+def _check_shards(index: Path) -> None:
+    """An index names files of its own folder, and nothing else on the disk."""
+    try:
+        shards = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not readable as an index of shards ({_first_line(error)})") from error
+    for name in sorted(shards):
+        if name != Path(name).name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: names {name!r}; a shard is a .safetensors file beside it")
 
 
 def _keep_lowest(config: PretrainedConfig, num_layers: int) -> None:

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from rlhf_lightning.combinations import FSDP2_ADAPTERS
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.models.heads import ScalarModel
@@ -26,7 +27,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """
     inner = model.model if isinstance(model, ScalarModel) else model
     if lora_of(inner) is not None:
-        raise ConfigError("trainer=fsdp2 cannot shard weights that a reference shares; use trainer=ddp with model.lora")
+        raise ConfigError(FSDP2_ADAPTERS)
     for layer in layers(inner):  # type: ignore[arg-type]
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)

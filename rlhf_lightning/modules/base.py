@@ -14,19 +14,19 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.checkpoint import write_folder
+from rlhf_lightning.combinations import FSDP1_REFUSED
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
+from rlhf_lightning.modules.finite import StepGuard
+from rlhf_lightning.modules.precision import convert_weights
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
+from rlhf_lightning.modules.splitting import Splitting
 from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.ranges import require
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[..., Any]
-
-FSDP1_REFUSED = (
-    "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, which shards as well"
-)
 
 
 class RLHFModule(lightning.LightningModule):
@@ -40,9 +40,12 @@ class RLHFModule(lightning.LightningModule):
         optimizer: called with parameter groups, for example ``partial(torch.optim.AdamW, lr=1e-5)``.
         scheduler: called with the optimizer and ``total_steps=``; None keeps the learning rate.
         max_grad_norm: clip the global gradient norm to this; 0 does not clip.
+        max_skipped_steps: end the run when so many steps in a row, at least 1, had numbers that were not finite.
     """
 
+    stage = "train"  # name of the phase in configs and messages, set by each phase
     trains: str  # attribute name of the model in training, set by each phase
+    skips_key = "module.max_skipped_steps"  # where it is set, below the stage
 
     def __init__(
         self,
@@ -50,9 +53,11 @@ class RLHFModule(lightning.LightningModule):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None,
         max_grad_norm: float,
+        max_skipped_steps: int,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        require("max_grad_norm", max_grad_norm, at_least=0)
         self.max_grad_norm = max_grad_norm
         self._optimizer = optimizer
         self._scheduler = scheduler
@@ -62,6 +67,8 @@ class RLHFModule(lightning.LightningModule):
         self.train_totals = Totals()
         self.val_totals = Totals()
         self._positions = Totals()
+        self.guard = StepGuard(max_skipped_steps, f"{self.stage}.{self.skips_key}")
+        self.splitting = Splitting()
 
     def build(self) -> None:
         """Create the models; called once, before sharding. Each phase implements it."""
@@ -83,6 +90,7 @@ class RLHFModule(lightning.LightningModule):
         if isinstance(self._strategy(), FSDPStrategy):
             raise ConfigError(FSDP1_REFUSED)
         self.build()
+        convert_weights(self, self._strategy())
         mesh = self.device_mesh
         if mesh is not None:
             for module in self.sharded_modules():
@@ -104,9 +112,35 @@ class RLHFModule(lightning.LightningModule):
         """Optimizer steps of the whole run."""
         return max(int(self.trainer.estimated_stepping_batches), 1)
 
+    def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-batch [], a sum over its ``denominator``, and sums for the log."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """One micro-batch, see `training_loss`; in parts where memory does not suffice for the whole."""
+        if self._trainer is None:
+            return self.training_loss(batch)[0]
+        return self.splitting.forward(self, batch, first=batch_idx % self.trainer.accumulate_grad_batches == 0)
+
+    def backward(self, loss: Tensor, *args: Any) -> None:
+        """See `Splitting`; manual optimisation takes care of its memory by itself."""
+        if self.automatic_optimization:
+            self.splitting.backward(self, loss)
+        else:
+            loss.backward(*args)
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip here: after a loss scaler has unscaled the gradients, which clipping before the step would miss."""
         self._grad_norm = clip_gradients(self, self.max_grad_norm)
+        if self.automatic_optimization:
+            self.guard.begin()
+        if not self.guard.passes(self, self._grad_norm):
+            optimizer.zero_grad()  # without gradients it changes neither weights nor its own state
+
+    @property
+    def step_number(self) -> int:
+        """The step at hand, as checkpoints count them; the first is 1."""
+        return self.trainer.global_step + 1
 
     def on_train_start(self) -> None:
         """Train mode (`from_pretrained` returns models in eval mode), and random numbers where a checkpoint left them.
@@ -117,6 +151,7 @@ class RLHFModule(lightning.LightningModule):
         self._logged_step = self.trainer.global_step  # a resumed run must not log in the middle of its first step
         if self._restored is not None:
             state, self._restored = self._restored, None
+            self.guard.load_state_dict(state.get("guard", {}))
             self.load_progress(state)
             self.load_rank_state(state["ranks"][self.global_rank])
 
@@ -136,12 +171,14 @@ class RLHFModule(lightning.LightningModule):
         restore_random_state(state, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """`progress`, and `rank_state` of every rank, under the key ``rlhf``."""
+        """`progress`, and `rank_state` of every rank, under ``rlhf``. Raises: NumericalError: a weight is broken."""
+        self.guard.require_weights(self, "not saved")
         ranks: list[Any] = [self.rank_state()]
         if self.world_size > 1:
             local, ranks = ranks[0], [None] * self.world_size
             torch.distributed.all_gather_object(ranks, local)
-        checkpoint["rlhf"] = {"schema": 1, "phase": type(self).__name__, **self.progress(), "ranks": ranks}
+        own = {"guard": self.guard.state_dict(), **self.progress(), "ranks": ranks}
+        checkpoint["rlhf"] = {"schema": 1, "phase": type(self).__name__} | own
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state until training starts.
@@ -177,10 +214,14 @@ class RLHFModule(lightning.LightningModule):
         )
         if self.trainer.global_step != self._logged_step:
             self._logged_step = self.trainer.global_step
+            if self.guard.failed:  # its numbers would spoil every mean
+                self.train_totals, self._positions = Totals(), Totals()
+                self.log_dict(self.guard.logged())
+                return
             logged = {f"train/{name}": value for name, value in self.summary(self.train_totals).items()}
             logged["train/padding"] = self._positions.means(self, "count")["padding"]
             logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
-            self.log_dict(logged)
+            self.log_dict(logged | self.guard.logged() | self.splitting.logged())
 
     def on_validation_epoch_start(self) -> None:
         """Start from zero."""
@@ -225,7 +266,11 @@ class RLHFModule(lightning.LightningModule):
         Args:
             folder: where to; replaced whole if it exists.
             provenance: plain data for `provenance.json`; see `rlhf_lightning.checkpoint.write_folder`.
+
+        Raises:
+            NumericalError: a weight is not finite; nothing is written.
         """
+        self.guard.require_weights(self, f"not exported to {folder}")
         weights = full_state_dict(self.export_model())
         if self.global_rank == 0:
             write_folder(folder, lambda path: self._save(path, weights), provenance)
@@ -245,18 +290,3 @@ class RLHFModule(lightning.LightningModule):
 
     def _strategy(self) -> Any:
         return None if self._trainer is None else self.trainer.strategy
-
-
-def load_policy(source: Pretrained | PreTrainedModel) -> PreTrainedModel:
-    """A causal language model from a recipe, or the model itself."""
-    return source.causal_lm() if isinstance(source, Pretrained) else source
-
-
-def load_trained(source: Pretrained | PreTrainedModel) -> PreTrainedModel:
-    """`load_policy` for training: with the adapters of the recipe, if it has any."""
-    return source.adapted(source.causal_lm()) if isinstance(source, Pretrained) else source
-
-
-def depth_of(source: Pretrained | nn.Module) -> int:
-    """Number of frozen lower layers of a recipe; 0 for a plain model."""
-    return source.freeze_below if isinstance(source, Pretrained) else 0

@@ -6,6 +6,7 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
+from rlhf_lightning.combinations import WHICH_CRITIC
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained, ScalarModel, ValueHead
 
@@ -33,7 +34,7 @@ def build_critic(source: Critic, policy: PreTrainedModel, freeze_below: int) -> 
     if isinstance(source, Pretrained):
         critic = ScalarModel(source.adapted(source.reward_model()), freeze_below)
     if not isinstance(critic, ScalarModel):
-        raise ConfigError(f"ppo.critic={critic!r}: choose policy, shared_trunk or the folder of a reward model")
+        raise ConfigError(WHICH_CRITIC.format(critic))
     if freeze_below:
         critic.share_lower(policy)
     return critic

@@ -9,19 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.combinations import FSDP2_LAYOUT
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import FrozenModels, Pretrained, frozen_copy
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.trunk import run_lower
-from rlhf_lightning.modules.base import (
-    OptimizerFactory,
-    RLHFModule,
-    SchedulerFactory,
-    depth_of,
-    load_policy,
-    load_trained,
-)
+from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.sources import depth_of, load_policy, load_trained
 from rlhf_lightning.types import AnswerBatch, ComparisonBatch
 
 
@@ -43,6 +38,7 @@ class OfflineModule(RLHFModule):
         reference: a loading recipe or a model to stay near; None takes a frozen copy of the policy as it starts.
         has_reference: False loads no reference at all.
         max_grad_norm: see `RLHFModule`.
+        max_skipped_steps: see `RLHFModule`.
     """
 
     trains = "policy"
@@ -56,8 +52,9 @@ class OfflineModule(RLHFModule):
         reference: Pretrained | PreTrainedModel | None,
         has_reference: bool,
         max_grad_norm: float,
+        max_skipped_steps: int,
     ) -> None:
-        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm)
+        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
         self._sources = (policy, reference)  # a tuple: Lightning would register bare models
         self.has_reference = has_reference
         self.freeze_below = depth_of(policy)
@@ -75,7 +72,7 @@ class OfflineModule(RLHFModule):
     def sharded_modules(self) -> list[nn.Module]:
         """Policy and reference."""
         if self.freeze_below:
-            raise ConfigError("trainer=fsdp2 needs model.freeze_below=0; use trainer=ddp for frozen lower layers")
+            raise ConfigError(FSDP2_LAYOUT)
         return [self.policy, *([self.frozen["reference"]] if self.has_reference else [])]  # type: ignore[list-item]
 
     def on_fit_start(self) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lightning.errors import NumericalError
 from rlhf_lightning.functional.aggregate import Aggregation
 from rlhf_lightning.functional.masking import Moments, masked_moments, merge_moments, whiten_with
 from rlhf_lightning.kl_control import KLController
@@ -27,6 +27,7 @@ from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.forward import packs_rows
 from rlhf_lightning.models.sharding import gathered, gradient_norm
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.iteration import fitting, on_all_ranks
 from rlhf_lightning.modules.micro_batches import micro_batches, take
 from rlhf_lightning.modules.settings import PPOSettings, Schedule
 from rlhf_lightning.modules.watched import Watched, of_padding
@@ -71,7 +72,7 @@ class OnlineModule(RLHFModule):
         scheduler: SchedulerFactory | None,
         settings: PPOSettings,
     ) -> None:
-        super().__init__(tokenizer, optimizer, scheduler, settings.max_grad_norm)
+        super().__init__(tokenizer, optimizer, scheduler, settings.max_grad_norm, settings.max_skipped_steps)
         self.automatic_optimization = False
         self.settings = settings
         self.rollouts = self.optimizer_steps = self.episodes = self.tokens = 0
@@ -80,6 +81,8 @@ class OnlineModule(RLHFModule):
         self._seconds: dict[str, float] = {}
         self._sampled = Sampled(0, 0.0)
         self._group_norms: dict[str, Tensor] = {}
+        self.most_rows: int | None = None  # in a micro-batch, since memory ran out
+        self.gave_up = False  # whether the last iteration ended before there was anything to learn from
 
     def generate(self, prompts: PromptBatch, sampling: Sampling | None = None) -> Rollout:
         """Sample one answer per row from the current policy."""
@@ -87,15 +90,16 @@ class OnlineModule(RLHFModule):
         ends = eos_token_ids(self.policy, self.tokenizer)
         self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
         start = time.perf_counter()
+        answer = partial(self.engine.generate, prompts, sampling or self.sampling, self.tokenizer)
         with gathered(self.policy):
-            rollout = self.engine.generate(prompts, sampling or self.sampling, self.tokenizer)
+            rollout = on_all_ranks(self, "a logit in generation", answer, prompts)
         seconds = time.perf_counter() - start
         self._sampled = Sampled(self._sampled.tokens + int(rollout.mask.sum()), self._sampled.seconds + seconds)
         return rollout
 
     def score(self, rollout: Rollout) -> Tensor:
         """The scorer's verdicts, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
-        return self.scorer.score(rollout, self.tokenizer)
+        return on_all_ranks(self, "a score", partial(self.scorer.score, rollout, self.tokenizer), rollout)
 
     def resample(self, prompts: PromptBatch, rollout: Rollout, scores: Tensor) -> tuple[Rollout, Tensor]:
         """Sample groups again while all their responses score the same, as often as ``max_resamples`` allows.
@@ -151,24 +155,12 @@ class OnlineModule(RLHFModule):
             yield torch.randperm(rows, generator=self._order)
 
     def _update(self, minibatch: Experience, schedule: Schedule, totals: Watched) -> bool:
-        """One optimizer step on a minibatch; False, and no step, once KL(old || new) exceeds its limit."""
+        """One optimizer step on a minibatch; False, and no step, where KL(old || new) or a broken number forbids it."""
         optimizer: Any = self.optimizers()
         counts = torch.stack([self.aggregation.count(minibatch.mask), minibatch.mask.sum()]).double()
         denominators = Denominators(*self.reduce_sum(counts).float())
-        groups = micro_batches(minibatch.rollout, schedule)
-        step = Watched()
-        for number, rows in enumerate(groups):
-            micro_batch = take(minibatch, rows, schedule)
-            with self._accumulating(last=number == len(groups) - 1):
-                loss, stats = self.loss(micro_batch, denominators)
-                self.manual_backward(loss * self.world_size)  # ranks are averaged, and the denominator is global
-            step.add(stats | {"loss": loss.detach()} | of_padding(micro_batch.rollout))
-        loss_sum, approx_kl = self.sum_over_ranks(step.sums["loss"], step.sums["approxkl"])
-        if not _finite(loss_sum):
-            raise NumericalError(
-                f"rollout {self.rollouts}: the loss is {loss_sum}; lower ppo.optimizer.lr or set "
-                "ppo.settings.max_grad_norm"
-            )
+        step = fitting(self, partial(self._accumulate, minibatch, denominators), schedule)
+        approx_kl = self.sum_over_ranks(step.sums["approxkl"])[0]
         limit = self.settings.max_approx_kl
         if limit is not None and approx_kl / max(float(denominators.tokens), 1.0) > limit:
             optimizer.zero_grad()
@@ -179,10 +171,31 @@ class OnlineModule(RLHFModule):
         if scheduler is not None:
             scheduler.step()
         self.optimizer_steps += 1
+        if self.guard.failed:
+            return False
         norms = {"grad_norm": self._grad_norm, **self._group_norms}
         totals.add(step.sums | {name: norm / self.world_size for name, norm in norms.items()}, step.highest)
         totals.steps += 1
         return True
+
+    def _accumulate(self, minibatch: Experience, denominators: Denominators, schedule: Schedule) -> Watched:
+        """The gradient of a minibatch, summed over its micro-batches."""
+        step = Watched()
+        self.guard.restart()
+        groups = micro_batches(minibatch.rollout, schedule)
+        for number, rows in enumerate(groups):
+            micro_batch = take(minibatch, rows, schedule)
+            with self._accumulating(last=number == len(groups) - 1):
+                loss, stats = self.loss(micro_batch, denominators)
+                self.manual_backward(loss * self.world_size)  # ranks are averaged, and the denominator is global
+            self.guard.saw(micro_batch, loss)
+            step.add(stats | {"loss": loss.detach()} | of_padding(micro_batch.rollout))
+        return step
+
+    @property
+    def step_number(self) -> int:
+        """The rollout at hand; the first is 1."""
+        return self.rollouts + 1
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Measure the gradient of each parameter group, then clip them all together."""
@@ -232,11 +245,13 @@ class OnlineModule(RLHFModule):
         total = sum(self._seconds.values())
         sampled, seconds = self.sum_over_ranks(*self._sampled)
         self._sampled = Sampled(0, 0.0)
-        counters = {
+        counters = self.guard.logged() | {
             "episode": float(self.episodes),
             "perf/tokens_per_second": tokens / max(total, 1e-9),
             "perf/tokens_per_second_generate": self.world_size * sampled / max(seconds, 1e-9),
         }
+        if self.most_rows is not None:
+            counters["perf/micro_batch_size"] = float(self.most_rows)
         shown = {name: value for name, value in metrics.items() if name not in ("episodes", "tokens")}
         self.log_dict(shown | counters | self._seconds)
 
@@ -279,7 +294,3 @@ class OnlineModule(RLHFModule):
 def _state_of(scorer: Any) -> dict[str, Any]:
     """What a scorer wants to keep; a network among the children of the module is saved with them."""
     return scorer.state_dict() if hasattr(scorer, "state_dict") and not isinstance(scorer, nn.Module) else {}
-
-
-def _finite(number: float) -> bool:
-    return number == number and abs(number) != float("inf")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.combinations import FSDP2_LAYOUT
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.functional.aggregate import aggregation, token_mean
@@ -20,16 +21,17 @@ from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.kl_control import FixedKL, KLController
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, frozen_copy
-from rlhf_lightning.models.adapters import refuse_dropout
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.packing import adjacent_groups
 from rlhf_lightning.models.trunk import run_lower
-from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory, depth_of, load_trained
+from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.critics import Critic, build_critic
+from rlhf_lightning.modules.iteration import checked, fitting, guarded
 from rlhf_lightning.modules.micro_batches import evaluated
 from rlhf_lightning.modules.objective import engine_gap, objective
 from rlhf_lightning.modules.online import Denominators, OnlineModule
 from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.sources import depth_of, load_trained
 from rlhf_lightning.modules.void import refuse_void
 from rlhf_lightning.modules.watched import of_policy, of_value
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
@@ -72,7 +74,8 @@ class PPOModule(OnlineModule):
         ConfigError: the combination is void, see `rlhf_lightning.modules.void`.
     """
 
-    trains = "policy"
+    stage, trains = "ppo", "policy"
+    skips_key = "settings.max_skipped_steps"
 
     def __init__(
         self,
@@ -116,30 +119,30 @@ class PPOModule(OnlineModule):
 
     def build(self) -> None:
         """Load the policy, copy it as the reference, and build the critic."""
-        policy = load_trained(self._sources[0])
-        refuse_dropout(policy)
+        policy = load_trained(self._sources[0], dropout=False)
         self.frozen.add("reference", frozen_copy(policy))
         if self.has_critic:
             self.critic = build_critic(self._sources[1], policy, self.freeze_below)
         self.policy = policy
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """One PPO iteration."""
-        batch = batch.repeat_interleave(self.settings.group_size)
-        with self.phase("generate"):
-            rollout = self.generate(batch)
-        with self.phase("score"):
-            scores = self.score(rollout)
-        rollout, scores = self.resample(batch, rollout, scores)
-        with self.phase("evaluate"):
-            experience = self.evaluate(rollout, scores)
-        with self.phase("learn"):
-            updates = self.learn(experience)
-        achieved = objective(self, experience, self.settings.group_size) | self.price()
-        if not self.reuses_logprobs(rollout):
-            achieved |= engine_gap(self, experience)
-        self.kl_controller.update(achieved["objective/kl"], num_sequences=int(achieved["episodes"]))
-        self.finish(experience, achieved | updates)
+        """One PPO iteration; given up where a number is not finite."""
+        with guarded(self):
+            batch = batch.repeat_interleave(self.settings.group_size)
+            with self.phase("generate"):
+                rollout = self.generate(batch)
+            with self.phase("score"):
+                scores = self.score(rollout)
+            rollout, scores = self.resample(batch, rollout, scores)
+            with self.phase("evaluate"):
+                experience = checked(self, self.evaluate(rollout, scores))
+            with self.phase("learn"):
+                updates = self.learn(experience)
+            achieved = objective(self, experience, self.settings.group_size) | self.price()
+            if not self.reuses_logprobs(rollout):
+                achieved |= engine_gap(self, experience)
+            self.kl_controller.update(achieved["objective/kl"], num_sequences=int(achieved["episodes"]))
+            self.finish(experience, achieved | updates)
 
     def price(self) -> dict[str, float]:
         """What a nat of KL costs in this iteration, and the KL that is steered to."""
@@ -154,7 +157,8 @@ class PPOModule(OnlineModule):
 
         The forward runs in the very micro-batches of the first learning pass, so that its first ratio is exactly 1.
         """
-        now, ref_logprobs, hidden = evaluated(self._evaluate_rows, rollout, self.schedule(len(rollout)))
+        rows = partial(evaluated, self._evaluate_rows, rollout)
+        now, ref_logprobs, hidden = fitting(self, rows, self.schedule(len(rollout)))
         assert now is not None and ref_logprobs is not None
         logprobs, values = now[..., 0], now[..., 1]
         if self.settings.baseline == "greedy":
@@ -256,7 +260,7 @@ class PPOModule(OnlineModule):
         """Whether the policy need not be run on a rollout before it is learned from, see `PPOSettings`."""
         settings = self.settings
         once = settings.ppo_epochs == 1 and settings.minibatch_size is None and not self.has_critic
-        exact = getattr(self.engine, "is_exact", False) and str(self.trainer.precision).endswith("-true")
+        exact = getattr(self.engine, "is_exact", False) and self.trainer.precision in ("32-true", "64-true")
         wanted = settings.reuse_logprobs and settings.correction is None
         return wanted and once and exact and rollout.rollout_logprobs is not None
 
@@ -268,9 +272,7 @@ class PPOModule(OnlineModule):
     def sharded_modules(self) -> list[nn.Module]:
         """Policy, critic if there is one, and reference."""
         if self.freeze_below or isinstance(self.critic, ValueHead):
-            raise ConfigError(
-                "trainer=fsdp2 needs model.freeze_below=0 and a separate critic; use trainer=ddp for the other layouts"
-            )
+            raise ConfigError(FSDP2_LAYOUT)
         return [m for m in (self.policy, self.critic, self.frozen["reference"]) if m is not None]
 
     def _evaluate_rows(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor | None]:

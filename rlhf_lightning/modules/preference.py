@@ -16,6 +16,7 @@ from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
 from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import ComparisonBatch
 
 PairLoss = Callable[..., PreferenceLoss]
@@ -39,10 +40,13 @@ class PreferenceModule(OfflineModule):
         loss_coef: factor of the comparing part.
         nll_coef: factor of the NLL, which keeps the good answers likely; 1 in ORPO, 0 in DPO.
         max_grad_norm: see `RLHFModule`.
+        max_skipped_steps: see `RLHFModule`.
 
     Raises:
         ConfigError: the loss refuses its own numbers, is called otherwise, or has no use for the reference given.
     """
+
+    stage = "dpo"
 
     def __init__(
         self,
@@ -55,13 +59,18 @@ class PreferenceModule(OfflineModule):
         loss_coef: float = 1.0,
         nll_coef: float = 0.0,
         max_grad_norm: float = 1.0,
+        max_skipped_steps: int = 3,
     ) -> None:
         has_reference = needs_reference(loss)
         if reference is not None and not has_reference:
             raise ConfigError(f"{_name(loss)} compares answers without a reference; leave `reference` out (null)")
-        if min(loss_coef, nll_coef) < 0 or max(loss_coef, nll_coef) == 0:
-            raise ConfigError(f"loss_coef={loss_coef}, nll_coef={nll_coef}: both at least 0, and one of them above 0")
-        super().__init__(policy, tokenizer, optimizer, scheduler, reference, has_reference, max_grad_norm)
+        require("loss_coef", loss_coef, at_least=0)
+        require("nll_coef", nll_coef, at_least=0)
+        if loss_coef == nll_coef == 0:
+            raise ConfigError("loss_coef=0, nll_coef=0: set one of them above 0")
+        super().__init__(
+            policy, tokenizer, optimizer, scheduler, reference, has_reference, max_grad_norm, max_skipped_steps
+        )
         self.loss = loss
         self.loss_coef, self.nll_coef = loss_coef, nll_coef
 
@@ -104,11 +113,9 @@ class PreferenceModule(OfflineModule):
                 sums[f"drift/{name}"] = (side.policy - side.reference).sum()
         return total, sums
 
-    def training_step(self, batch: ComparisonBatch, batch_idx: int) -> Tensor:
-        """One micro-batch of whole rankings."""
-        total, sums = self.terms(batch)
-        self.train_totals.add(sums)
-        return total
+    def training_loss(self, batch: ComparisonBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of whole rankings."""
+        return self.terms(batch)
 
     def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
         """Add one batch to the totals of the whole validation set."""

@@ -11,9 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.reward import kwise_logistic_loss, kwise_pairs
 from rlhf_lightning.models import Pretrained, ScalarModel
-from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, depth_of
+from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.held_out import HeldOut
+from rlhf_lightning.modules.sources import depth_of
 from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import ComparisonBatch
 
 RankingLoss = Callable[..., Tensor]
@@ -33,9 +35,10 @@ class RewardModule(RLHFModule):
         head_std: see `Pretrained.reward_model`.
         num_layers: see `Pretrained.reward_model`.
         max_grad_norm: see `RLHFModule`.
+        max_skipped_steps: see `RLHFModule`.
     """
 
-    trains = "model"
+    stage, trains = "reward", "model"
 
     def __init__(
         self,
@@ -48,10 +51,13 @@ class RewardModule(RLHFModule):
         head_std: float | None = None,
         num_layers: int | None = None,
         max_grad_norm: float = 1.0,
+        max_skipped_steps: int = 3,
     ) -> None:
-        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm)
+        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
         self._source = (model,)  # a tuple: Lightning would register a bare model
         self.ranking_loss = ranking_loss
+        require("head_std", head_std, at_least=0)
+        require("num_layers", num_layers, at_least=1)
         self.init_head, self.head_std, self.num_layers = init_head, head_std, num_layers
         self.model: ScalarModel | None = None
         self._seen = HeldOut()
@@ -83,12 +89,11 @@ class RewardModule(RLHFModule):
             scores, batch.ranks, batch.prompt_index, margins=batch.margins, denominator=batch.denominator
         )
 
-    def training_step(self, batch: ComparisonBatch, batch_idx: int) -> Tensor:
-        """One micro-batch of whole rankings."""
+    def training_loss(self, batch: ComparisonBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of whole rankings."""
         scores = self.score(batch)
         loss = self.loss(scores, batch)
-        self.train_totals.add(self._sums(loss, scores, batch))
-        return loss
+        return loss, self._sums(loss, scores, batch)
 
     def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
         """Add one batch to the totals and keep its scores for what needs them all."""

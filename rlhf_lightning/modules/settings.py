@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from torch import Tensor
 
+from rlhf_lightning.combinations import check_schedule
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.ratios import CORRECTIONS
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import Rollout
 
 Aggregate = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"]
@@ -50,6 +52,7 @@ class PPOSettings:
         max_resamples: sample the groups again whose responses all score the same, at most so often.
         critic_warmup: rollouts during which only the critic learns.
         max_grad_norm: clip the global gradient norm to this; 0 does not clip.
+        max_skipped_steps: end the run when so many rollouts in a row met numbers that are not finite.
         seed: of sampling and of the minibatch order.
         by_length: cut a minibatch into micro-batches of responses of similar length (prompt included) and drop the
             padding that none of them needs; False cuts in order and keeps the width of the rollout.
@@ -76,17 +79,23 @@ class PPOSettings:
     max_resamples: int = 0
     critic_warmup: int = 0
     max_grad_norm: float = 1.0
+    max_skipped_steps: int = 3
     seed: int = 0
     by_length: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("ppo_epochs", "group_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"ppo.settings.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("max_approx_kl", "score_clip"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"ppo.settings.{name}={value}: must be above 0, or null to switch it off")
+        require("ppo.settings.group_size", self.group_size, at_least=1)
+        require("ppo.settings.ppo_epochs", self.ppo_epochs, at_least=1)
+        require("ppo.settings.minibatch_size", self.minibatch_size, at_least=1)
+        require("ppo.settings.micro_batch_size", self.micro_batch_size, at_least=1)
+        require("ppo.settings.entropy_coef", self.entropy_coef, at_least=0)
+        require("ppo.settings.max_approx_kl", self.max_approx_kl, above=0, why="null switches it off")
+        require("ppo.settings.value_coef", self.value_coef, at_least=0)
+        require("ppo.settings.value_clip_range", self.value_clip_range, above=0)
+        require("ppo.settings.score_clip", self.score_clip, above=0, why="null switches it off")
+        require("ppo.settings.max_resamples", self.max_resamples, at_least=0)
+        require("ppo.settings.critic_warmup", self.critic_warmup, at_least=0)
+        require("ppo.settings.max_grad_norm", self.max_grad_norm, at_least=0)
         choices = {"aggregation": Aggregate, "baseline": Baseline, "kl_placement": Placement, "kl_estimator": Estimator}
         if self.correction is not None:
             choices["correction"] = Correction
@@ -119,15 +128,7 @@ class PPOSettings:
         per_rank = minibatch // world_size
         micro = self.micro_batch_size or per_rank
         micro = max(min(micro, per_rank), 1) if self.by_length else micro
-        divides = self.by_length or per_rank % micro == 0
-        whole_groups = rollout % (world_size * self.group_size) == 0
-        if rollout % minibatch or minibatch % world_size or not divides or not whole_groups:
-            raise ConfigError(
-                f"rollout of {rollout} responses in groups of {self.group_size} -> minibatches of {minibatch} -> "
-                f"{world_size} rank(s) -> micro-batches of {micro}: each must divide the one before, and each rank "
-                "needs whole groups; change ppo.data.batch_size, ppo.settings.group_size, "
-                "ppo.settings.minibatch_size or ppo.settings.micro_batch_size"
-            )
+        check_schedule(self, rollout, world_size)
         return Schedule(
             rows=rollout // world_size,
             minibatch=per_rank,
@@ -147,3 +148,8 @@ class Schedule:
     micro_batches: int  # of a minibatch
     by_length: bool
     packed: bool = False  # the rows of a micro-batch need not be of similar length
+
+    def at_most(self, micro: int) -> Schedule:
+        """The same with micro-batches of at most ``micro`` responses."""
+        micro = min(micro, self.micro)
+        return replace(self, micro=micro, micro_batches=max(self.micro_batches, -(-self.minibatch // micro)))

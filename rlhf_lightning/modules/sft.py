@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, load_trained
+from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.sources import load_trained
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.types import SFTBatch
 
@@ -25,9 +26,10 @@ class SFTModule(RLHFModule):
         optimizer: see `RLHFModule`.
         scheduler: see `RLHFModule`.
         max_grad_norm: see `RLHFModule`.
+        max_skipped_steps: see `RLHFModule`.
     """
 
-    trains = "policy"
+    stage, trains = "sft", "policy"
 
     def __init__(
         self,
@@ -36,8 +38,9 @@ class SFTModule(RLHFModule):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
         max_grad_norm: float = 1.0,
+        max_skipped_steps: int = 3,
     ) -> None:
-        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm)
+        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
         self._source = (policy,)  # a tuple: Lightning would register a bare model
         self.policy: PreTrainedModel | None = None
 
@@ -65,11 +68,10 @@ class SFTModule(RLHFModule):
         }
         return nll, sums
 
-    def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:
-        """One micro-batch; the denominator makes accumulation and ranks average to the global token mean."""
+    def training_loss(self, batch: SFTBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The denominator makes accumulation and ranks average to the global token mean."""
         total, sums = self.loss(batch)
-        self.train_totals.add(sums)
-        return total / batch.denominator
+        return total / batch.denominator, sums
 
     def validation_step(self, batch: SFTBatch, batch_idx: int) -> None:
         """Add one batch to the totals of the whole validation set."""

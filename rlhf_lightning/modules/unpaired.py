@@ -34,10 +34,13 @@ class UnpairedPreferenceModule(OfflineModule):
         loss: ``f(logprobs [N], ref_logprobs [N], desirable [N], reference_point [], *, denominator) -> KTOLoss``.
         reference: see `OfflineModule`.
         max_grad_norm: see `RLHFModule`.
+        max_skipped_steps: see `RLHFModule`.
 
     Raises:
         ConfigError: the loss refuses its own numbers, or is called otherwise.
     """
+
+    stage = "kto"
 
     def __init__(
         self,
@@ -48,9 +51,10 @@ class UnpairedPreferenceModule(OfflineModule):
         loss: AnswerLoss = kto_loss,
         reference: Pretrained | PreTrainedModel | None = None,
         max_grad_norm: float = 1.0,
+        max_skipped_steps: int = 3,
     ) -> None:
         try_loss(loss)
-        super().__init__(policy, tokenizer, optimizer, scheduler, reference, True, max_grad_norm)
+        super().__init__(policy, tokenizer, optimizer, scheduler, reference, True, max_grad_norm, max_skipped_steps)
         self.loss = loss
         self._point = torch.zeros(())  # of the optimizer step that is being accumulated
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -89,14 +93,13 @@ class UnpairedPreferenceModule(OfflineModule):
             }
         return verdict.loss, sums
 
-    def training_step(self, batch: FeedbackBatch, batch_idx: int) -> Tensor:
-        """One micro-batch; the first of an optimizer step also measures the reference point."""
+    def training_loss(self, batch: FeedbackBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The first micro-batch of an optimizer step also measures the reference point."""
         if batch.mismatched is not None:
-            strange = self._without_grad(batch.mismatched, self.trainer.accumulate_grad_batches)
+            pieces = self.splitting.pieces(batch.mismatched, self.trainer.accumulate_grad_batches)
+            strange = self._without_grad(batch.mismatched, pieces)
             self._point = kto_reference_point(*(self.over_ranks(part).flatten() for part in strange))  # type: ignore[arg-type]
-        loss, sums = self.terms(self.logprobs(batch), batch.desirable, self._point, batch.denominator)
-        self.train_totals.add(sums)
-        return loss
+        return self.terms(self.logprobs(batch), batch.desirable, self._point, batch.denominator)
 
     def on_validation_epoch_start(self) -> None:
         """Start from zero."""

@@ -33,6 +33,8 @@ class Watched:
                 self.sums[name] = self.sums.get(name, 0) + value.detach().double()
         for name, value in (highest or {}).items():
             self._raise(name, value)
+        if highest and not self.steps:
+            self._raise("max_first_gap", torch.maximum(highest["max_ratio"] - 1, highest["max_minus_ratio"] + 1))
 
     def _raise(self, name: str, value: Tensor) -> None:
         known = self.highest.get(name)
@@ -61,6 +63,7 @@ class Watched:
             "val/ratio_var": max(mean["ratio_square"] - mean["ratio"] ** 2, 0.0),
             "val/ratio_max": largest["max_ratio"],
             "val/ratio_min": -largest["max_minus_ratio"],
+            "val/ratio_first_gap": largest["max_first_gap"],
             "train/learning_rate": module.learning_rate,
             "perf/padding": padding,
         }

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning import combinations
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.forward import contiguous_head
+from rlhf_lightning.ranges import require
 from rlhf_lightning.types import PromptBatch, Rollout
 
 
@@ -49,12 +51,11 @@ class Sampling:
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"sampling.stop={self.stop!r}: give a list of texts, for example ['###']")
         object.__setattr__(self, "stop", tuple(self.stop))  # a config gives a list
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"sampling.max_new_tokens={self.max_new_tokens}: at least 1 token is needed")
-        if self.temperature <= 0:
-            raise ConfigError(f"sampling.temperature={self.temperature}: must be above 0 (sampling, not greedy search)")
-        if not 0 < self.top_p <= 1 or self.top_k < 0 or self.min_new_tokens < 0:
-            raise ConfigError("sampling: top_p must be in (0, 1], top_k and min_new_tokens at least 0")
+        require("sampling.max_new_tokens", self.max_new_tokens, at_least=1)
+        require("sampling.temperature", self.temperature, above=0, why="answers are sampled, not searched for")
+        require("sampling.top_k", self.top_k, at_least=0)
+        require("sampling.top_p", self.top_p, above=0, at_most=1)
+        require("sampling.min_new_tokens", self.min_new_tokens, at_least=0)
 
     def require_scorable(self) -> None:
         """Refuse what training cannot score.
@@ -65,15 +66,7 @@ class Sampling:
         Raises:
             ConfigError: top_k, top_p or min_new_tokens is active.
         """
-        active = [f"sampling.top_k={self.top_k}"] * (self.top_k > 0)
-        active += [f"sampling.top_p={self.top_p}"] * (self.top_p < 1)
-        active += [f"sampling.min_new_tokens={self.min_new_tokens}"] * (self.min_new_tokens > 0)
-        if active:
-            raise ConfigError(
-                f"{', '.join(active)}: PPO scores tokens under the untruncated distribution, so it must "
-                "sample from it; "
-                "use top_k=0, top_p=1, min_new_tokens=0 (temperature is applied in both)"
-            )
+        combinations.check_sampling(self.top_k, self.top_p, self.min_new_tokens)
 
 
 class RolloutEngine(Protocol):
@@ -113,8 +106,5 @@ def decoding(policy: nn.Module) -> Iterator[None]:
 def check_context(policy: PreTrainedModel, prompt_length: int, sampling: Sampling) -> None:
     """Raises: ConfigError: the longest prompt and answer together do not fit the model's positions."""
     limit = getattr(policy.config, "max_position_embeddings", None)
-    if limit is not None and prompt_length + sampling.max_new_tokens > limit:
-        raise ConfigError(
-            f"prompt of {prompt_length} tokens + sampling.max_new_tokens={sampling.max_new_tokens} exceeds the model's "
-            f"{limit} positions; shorten one of them (data.max_prompt_length)"
-        )
+    if limit is not None:
+        combinations.check_context(prompt_length, sampling.max_new_tokens, limit)

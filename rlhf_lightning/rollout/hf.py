@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rlhf_lightning import signals
 from rlhf_lightning.functional.masking import response_mask
+from rlhf_lightning.memory import halved
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
+from rlhf_lightning.rollout.finite import FiniteLogits
 from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.types import PromptBatch, Rollout
 
@@ -51,6 +54,8 @@ class HFGenerateEngine:
         Raises:
             ConfigError: prompt and answer do not fit the model's positions, or stop strings come without a tokenizer.
             RuntimeError: `sync` was not called.
+            NumericalError: the policy gave logits that are not finite.
+            OutOfMemory: the batch does not fit.
         """
         if self._policy is None:
             raise RuntimeError("HFGenerateEngine.generate before sync(policy)")
@@ -60,12 +65,16 @@ class HFGenerateEngine:
         with decoding(self._policy), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self._seed + self._calls)
             generate: Any = self._policy.generate
-            ids = generate(
+            sample = partial(
+                generate,
                 input_ids=prompts.input_ids,
                 attention_mask=prompts.attention_mask.long(),
                 generation_config=generation_config(sampling, self._eos, self._pad),
                 stopping_criteria=[stopped],
+                logits_processor=[FiniteLogits(self._policy, prompts.input_ids, prompts.attention_mask)],
             )
+            advice = "use rollout=loop, which decodes fewer at a time by itself, or lower ppo.data.batch_size"
+            ids, _ = halved(lambda rows: sample(), rows := len(prompts), "sampling", advice, smallest=rows)
         self._calls += 1
         response = ids[:, prompts.input_ids.shape[1] :]
         columns = torch.arange(response.shape[1], device=device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,13 +19,16 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lightning import signals
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import position_ids
+from rlhf_lightning.memory import halved
+from rlhf_lightning.ranges import require
 from rlhf_lightning.rollout.cache import Pack, empty_cache, is_plain, joined
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
+from rlhf_lightning.rollout.finite import broken_logits
 from rlhf_lightning.rollout.sample import sample
 from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.types import PromptBatch, Rollout
 
-DTYPES = ("float32", "bfloat16", "float16")
+DType = Literal["float32", "bfloat16", "float16"]
 
 
 class LoopEngine:
@@ -53,13 +56,15 @@ class LoopEngine:
         self,
         compact_below: float = 0.75,
         micro_batch_size: int | None = None,
-        dtype: str | None = None,
+        dtype: DType | None = None,
         share_prefill: bool = True,
     ) -> None:
-        if dtype is not None and dtype not in DTYPES:
+        if dtype is not None and dtype not in get_args(DType):
             raise ConfigError(
-                f"rollout.dtype={dtype!r}: choose one of {', '.join(DTYPES)}, or null for the policy's own"
+                f"rollout.dtype={dtype!r}: choose one of {', '.join(get_args(DType))}, or null for the policy's own"
             )
+        require("rollout.compact_below", compact_below, at_least=0, at_most=1)
+        require("rollout.micro_batch_size", micro_batch_size, at_least=1)
         self.compact_below = compact_below
         self.micro_batch_size = micro_batch_size
         self.dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
@@ -70,6 +75,7 @@ class LoopEngine:
         self._eos: tuple[int, ...] = ()
         self._pad = 0
         self._version = 0
+        self._most_rows: int | None = None  # decoded at once, since memory ran out
 
     @property
     def is_exact(self) -> bool:
@@ -106,6 +112,8 @@ class LoopEngine:
         Raises:
             ConfigError: prompt and answer do not fit the model's positions, or stop strings come without a tokenizer.
             RuntimeError: `sync` was not called.
+            NumericalError: the policy gave logits that are not finite.
+            OutOfMemory: not even one row fits.
         """
         if self._policy is None:
             raise RuntimeError("LoopEngine.generate before sync(policy)")
@@ -113,13 +121,22 @@ class LoopEngine:
         stop = StopStrings(sampling.stop, tokenizer)
         uniforms = torch.rand(len(prompts), sampling.max_new_tokens, generator=self._generator, dtype=torch.float64)
         order = longest_first(prompts.attention_mask) if self.share_prefill else torch.arange(len(prompts))
-        parts = []
-        with decoding(self._policy):
-            for rows in order.split(self.micro_batch_size or len(prompts)):
+
+        def decode(size: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+            parts = []
+            for rows in order.split(size):
                 part = prompts.select(rows)
                 used = slice(int(first_column(part.attention_mask).min()), None)
                 ids, attention = part.input_ids[:, used], part.attention_mask[:, used]
                 parts.append(self._decode(ids, attention, uniforms[rows], sampling, stop))
+            return parts
+
+        size = min(self.micro_batch_size or len(prompts), self._most_rows or len(prompts), len(prompts))
+        with decoding(self._policy):
+            advice = "lower sampling.max_new_tokens or data.max_prompt_length"
+            parts, fitted = halved(decode, size, "sampling", advice)
+        if fitted < size:
+            self._most_rows = fitted
         back = order.argsort().to(prompts.input_ids.device)
         ids, logprobs, mask, finished = (torch.cat(column)[back] for column in zip(*parts, strict=True))
         width = int(mask.sum(1).max())
@@ -139,6 +156,7 @@ class LoopEngine:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Response ids, log-probabilities and mask, each [B, max_new_tokens], and which answers ended, [B]."""
         rows, steps, device = len(input_ids), sampling.max_new_tokens, input_ids.device
+        prompt_attention = attention
         ids = torch.full((rows, steps), self._pad, dtype=torch.long, device=device)
         logprobs = torch.zeros(rows, steps, device=device)
         mask = torch.zeros(rows, steps, dtype=torch.bool, device=device)
@@ -169,6 +187,9 @@ class LoopEngine:
             attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
             logits = self._forward(token[:, None], attention, positions, cache)
             positions = positions + 1
+        if (bad := logprobs.isnan()).any():  # looked for once, since each look waits for the device
+            assert self._policy is not None
+            raise broken_logits(self._policy, input_ids, prompt_attention, bad)
         return ids, logprobs, mask, finished
 
     def _prefill(self, input_ids: Tensor, attention: Tensor) -> tuple[Tensor, DynamicCache]:

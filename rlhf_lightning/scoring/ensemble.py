@@ -14,6 +14,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.functional.scores import ensemble_mean, uncertainty_weighted, worst_case
 from rlhf_lightning.models import Pretrained
+from rlhf_lightning.models.loading import Attention, DType
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
 from rlhf_lightning.scoring.scorer import Details, Remembered, Scorer, on_last_token
 from rlhf_lightning.types import Rollout
@@ -91,8 +92,8 @@ class EnsembleScorer:
 
 def reward_models(
     folders: Sequence[str],
-    dtype: str = "float32",
-    attn_implementation: str = "sdpa",
+    dtype: DType = "float32",
+    attn_implementation: Attention = "sdpa",
     normalise: bool = True,
     micro_batch_size: int = 16,
 ) -> list[RewardModelScorer]:

@@ -8,16 +8,17 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError, RewardFunctionError
+from rlhf_lightning.ranges import require
 from rlhf_lightning.scoring.isolation import CallFailed, IsolatedFunction
 from rlhf_lightning.scoring.scorer import Details, Remembered, completion_ids, completion_texts, on_last_token
-from rlhf_lightning.scoring.verdicts import Checked, checked
+from rlhf_lightning.scoring.verdicts import Checked, checked, error_policy
 from rlhf_lightning.scoring.worker import describe, load, plain
 from rlhf_lightning.types import Rollout
 
@@ -71,16 +72,14 @@ class FunctionScorer:
         isolate: bool = False,
         timeout: float = 60.0,
         retries: int = 0,
-        on_error: str | float = "raise",
+        on_error: Literal["raise", "abstain"] | float = "raise",
     ) -> None:
         self.function = _import(function) if isinstance(function, str) else function
         self.name = name or getattr(self.function, "__name__", type(self.function).__name__)
         self.abstain_value = math.nan if abstain_value is None else abstain_value
-        if not 0 < timeout < math.inf:
-            raise ConfigError(f"timeout={timeout}: must be a number of seconds above 0")
-        if retries < 0:
-            raise ConfigError(f"retries={retries}: must be at least 0")
-        self.timeout, self.retries, self.on_error = timeout, retries, _policy(on_error)
+        require("timeout", timeout, above=0, at_most=1e9, why="seconds")
+        require("retries", retries, at_least=0)
+        self.timeout, self.retries, self.on_error = timeout, retries, error_policy(on_error)
         self._isolated = IsolatedFunction(_path(self.function, function)) if isolate else None
         self._wants_ids = _names(self.function, "completion_ids")
         self._remembered = Remembered()
@@ -236,14 +235,6 @@ def _details(judged: _Judged, device: torch.device) -> Details:
         "retries": torch.full_like(lost, judged.tries - 1),
         "failed_answers": lost,
     }
-
-
-def _policy(on_error: str | float) -> str | float:
-    if on_error in ("raise", "abstain"):
-        return on_error
-    if isinstance(on_error, (str, bool)) or not math.isfinite(on_error):
-        raise ConfigError(f"on_error={on_error}: must be raise, abstain or a finite number")
-    return float(on_error)
 
 
 def _columns(rows: Sequence[Any]) -> dict[str, list[Any]]:

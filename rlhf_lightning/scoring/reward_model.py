@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,18 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning import signals
 from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.checkpoint.finite import first_nonfinite
+from rlhf_lightning.errors import NumericalError
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.functional.sequences import right_pad
+from rlhf_lightning.memory import halved
 from rlhf_lightning.models import Pretrained, ScalarModel
+from rlhf_lightning.ranges import require
 from rlhf_lightning.scoring.scorer import completion_texts
+from rlhf_lightning.scoring.verdicts import error_policy
 from rlhf_lightning.types import Rollout
+
+log = logging.getLogger(__name__)
 
 
 class RewardModelScorer:
@@ -27,17 +36,29 @@ class RewardModelScorer:
         normalise: standardise with the mean and standard deviation stored in the folder's provenance, so that held-out
             reference answers score 0 on average with standard deviation 1 (Ziegler et al. 2019, section 2.2). A
             folder from another tool has none: scores stay raw.
-        micro_batch_size: responses scored at once, those of similar length together.
+        micro_batch_size: responses scored at once, those of similar length together; halved for good when memory runs
+            out.
+        on_error: what happens when a score is NaN or infinite. ``raise`` lets training skip the rollout and end after
+            several; ``abstain`` leaves those answers unjudged (NaN); a number is their score.
+
+    Raises:
+        ConfigError: ``on_error`` is none of these.
     """
 
     def __init__(
-        self, model: Pretrained, name: str = "reward_model", normalise: bool = True, micro_batch_size: int = 16
+        self,
+        model: Pretrained,
+        name: str = "reward_model",
+        normalise: bool = True,
+        micro_batch_size: int = 16,
+        on_error: str | float = "raise",
     ) -> None:
+        require("micro_batch_size", micro_batch_size, at_least=1)
         self.name = name
         self.model = ScalarModel(model.reward_model()).eval().requires_grad_(False)
         self.tokenizer = model.tokenizer()
         self.mean, self.std = (statistics(model.path) or (0.0, 1.0)) if normalise else (0.0, 1.0)
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size, self.on_error = micro_batch_size, error_policy(on_error)
         self._same_ids: bool | None = None
 
     def to(self, device: torch.device | str) -> RewardModelScorer:
@@ -46,10 +67,22 @@ class RewardModelScorer:
         return self
 
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        """Standardised scores at the last token of each answer, float32 [B]."""
+        """Standardised scores at the last token of each answer, float32 [B].
+
+        Raises:
+            NumericalError: a score is not finite and ``on_error`` is ``raise``.
+            OutOfMemory: not even one answer fits.
+        """
         ids, mask = pads_last(*self._encode(rollout, tokenizer))
+        size, what = min(self.micro_batch_size, len(ids)), f"scorer {self.name}"
+        scores, fitted = halved(partial(self._score, ids, mask), size, what, "use a smaller reward model")
+        if fitted < size:
+            self.micro_batch_size = fitted
+        return self._judged((scores.to(rollout.response_ids.device) - self.mean) / self.std)
+
+    def _score(self, ids: Tensor, mask: Tensor, micro_batch_size: int) -> Tensor:
         device, lengths = next(self.model.parameters()).device, mask.sum(1)
-        groups = [torch.tensor(rows) for rows in cut(lengths, -(-len(ids) // self.micro_batch_size))]
+        groups = [torch.tensor(rows) for rows in cut(lengths, -(-len(ids) // micro_batch_size))]
         scores = []
         with torch.inference_mode():
             for rows in groups:
@@ -57,7 +90,19 @@ class RewardModelScorer:
                 width = int(lengths[rows].max())
                 scores.append(self.model.score(ids[rows, :width].to(device), mask[rows, :width].to(device)))
         back = torch.cat(groups).argsort()  # outside of inference mode, so that a loss may use the scores
-        return (torch.cat(scores).cpu()[back].to(rollout.response_ids.device) - self.mean) / self.std
+        return torch.cat(scores).cpu()[back]
+
+    def _judged(self, scores: Tensor) -> Tensor:
+        broken = ~scores.isfinite()
+        if not broken.any():
+            return scores
+        says = f"scorer {self.name}: {int(broken.sum())} of {len(scores)} scores are NaN or infinite"
+        if self.on_error == "raise":
+            weight = first_nonfinite(self.model.named_parameters())
+            why = f"as is its weight {weight}" if weight else "though its weights are not; try model.dtype=float32"
+            raise NumericalError(f"{says}, {why}. scorer.on_error=abstain learns nothing from such answers")
+        log.warning("%s; on_error=%s for them", says, self.on_error)
+        return scores.masked_fill(broken, self.on_error if isinstance(self.on_error, float) else torch.nan)
 
     def _encode(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
         if self._same_ids is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning.combinations import NOBODY_SCORES
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import last_index
 from rlhf_lightning.types import Rollout
@@ -40,11 +41,8 @@ def as_scorer(judge: Scorer | None) -> Scorer:
     Raises:
         ConfigError: there is no judge.
     """
-    if judge is None:
-        raise ConfigError(
-            "scorer: nobody scores the answers; add scorer=function scorer.function=my_project.fn, or "
-            "scorer=reward_model scorer.model.path=FOLDER"
-        )
+    if not judge:
+        raise ConfigError(NOBODY_SCORES)
     return judge
 
 

@@ -123,7 +123,7 @@ class RunningNormalise(Normalise):
         return super().__call__(scores, rollout)
 
     def _learn(self, scores: Tensor) -> None:
-        known = ~scores.isnan()
+        known = scores.isfinite()
         local = torch.stack(masked_moments(torch.where(known, scores, 0), known))
         before = local.new_tensor([self._count, self._mean, self._var])
         parts = torch.cat([before[None], _over_ranks(local)])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.scoring.isolation import CallFailed
 
 Checked = list[float | list[float] | str]
@@ -63,3 +64,16 @@ def _per_token(verdict: list[Any], length: int | None, width: int | None) -> lis
 
 def _shown(value: Any) -> str:
     return f"{value['repr']} ({value['type']})" if isinstance(value, dict) else repr(value)
+
+
+def error_policy(on_error: str | float) -> str | float:
+    """What to do without a verdict: ``raise``, ``abstain``, or the score to give instead as a float.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    if on_error in ("raise", "abstain"):
+        return on_error
+    if isinstance(on_error, (str, bool)) or not math.isfinite(on_error):
+        raise ConfigError(f"on_error={on_error}: must be raise, abstain or a finite number")
+    return float(on_error)

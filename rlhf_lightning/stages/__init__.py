@@ -1,6 +1,6 @@
 """The stages of a run, each a function from the run to the metrics it ends with."""
 
-from rlhf_lightning.stages.best_of_n import check_best_of_n, run_best_of_n
+from rlhf_lightning.stages.best_of_n import run_best_of_n
 from rlhf_lightning.stages.dpo import check_dpo, run_dpo
 from rlhf_lightning.stages.evaluate import run_evaluate
 from rlhf_lightning.stages.kto import check_kto, run_kto
@@ -12,7 +12,6 @@ from rlhf_lightning.stages.sft import run_sft
 
 __all__ = [
     "Run",
-    "check_best_of_n",
     "check_dpo",
     "check_kto",
     "run_best_of_n",

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf_lightning.checkpoint import write_folder
-from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.errors import DataError
 from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.labelling.ranking import write_rows
 from rlhf_lightning.labelling.selection import best_rows, selection_metrics
-from rlhf_lightning.scoring.scorer import as_scorer
 from rlhf_lightning.stages.run import Run
 from rlhf_lightning.stages.sft import run_sft
 
@@ -23,20 +22,6 @@ def run_best_of_n(run: Run) -> dict[str, float]:
     """Write `demonstrations.jsonl`, run the SFT stage on it; returns the metrics of both."""
     metrics = _select(run)
     return metrics | run_sft(Run({**run.config, "sft": run.section("best_of_n")["sft"]}), stage="best_of_n")
-
-
-def check_best_of_n(run: Run) -> None:
-    """Refuse what cannot work before any stage runs.
-
-    Raises:
-        ConfigError: no data, nothing to choose from, or nobody who scores.
-    """
-    run.check("best_of_n")
-    section = run.section("best_of_n")
-    if section["n"] < 2:
-        raise ConfigError(f"best_of_n.n={section['n']}: the best of fewer than 2 answers is no choice; take 2 or more")
-    if "judge" in run.config["scorer"]:
-        as_scorer(run.config["scorer"]["judge"])
 
 
 def _select(run: Run) -> dict[str, float]:

@@ -17,9 +17,8 @@ def check_dpo(run: Run) -> None:
     """Refuse what cannot work before any stage runs.
 
     Raises:
-        ConfigError: no data, a loss with impossible numbers, or a reference that the loss would not look at.
+        ConfigError: a loss with impossible numbers, or a reference that the loss would not look at.
     """
-    run.check("dpo")
     section = run.section("dpo")
     name = run.config["loss"]["_target_"].rpartition(".")[2]
     if not needs_reference(run.build(run.config["loss"])) and section["reference"]:

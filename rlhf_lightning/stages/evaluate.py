@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.combinations import NOBODY_JUDGES
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation import compare, print_table, write_report
 from rlhf_lightning.labelling import SamplingModule
@@ -57,10 +58,7 @@ def _scorers(run: Run) -> list[Scorer]:
         scorers.append(RewardModelScorer(Pretrained(section["proxy"], dtype=run.config["model"]["dtype"]), name=PROXY))
     scorers += [run.build(node) for node in section["judges"]]
     if not scorers:
-        raise ConfigError(
-            "evaluate: nobody judges; add judge=function judge.function=my_project.fn, or "
-            "evaluate.proxy=REWARD_MODEL_FOLDER"
-        )
+        raise ConfigError(NOBODY_JUDGES)
     return scorers
 
 

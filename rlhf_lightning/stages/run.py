@@ -17,30 +17,13 @@ from rlhf_lightning.callbacks import DurableCheckpoint, History, StopAtBoundary
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
-from rlhf_lightning.config import safe_instantiate
+from rlhf_lightning.config import redact, safe_instantiate
 from rlhf_lightning.data.sources import ROW_FILES
-from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.models import Pretrained
-from rlhf_lightning.modules.base import FSDP1_REFUSED, RLHFModule
+from rlhf_lightning.modules.base import RLHFModule
+from rlhf_lightning.modules.precision import HALF, HalfWeights
 from rlhf_lightning.stages.resume import CHECKPOINTS, RunFolder
-
-NEEDED = {
-    "sft": "add data.demonstrations=FILE with rows of prompt+completion or messages",
-    "rank": "add data.prompts=FILE with rows that have a prompt, or rank.human_ranks=FILE",
-    "reward": "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks",
-    "ppo": "add data.prompts=FILE with rows that have a prompt",
-    "dpo": (
-        "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks, for example a "
-        "rankings.jsonl of the rank stage"
-    ),
-    "kto": "add data.feedback=FILE with rows of prompt+completion+label, or data.comparisons=FILE with comparisons",
-    "best_of_n": "add data.prompts=FILE with rows that have a prompt",
-    "evaluate": "add data.prompts_validation=FILE with held-out prompts",
-}
-TRANSLATED = {
-    "gradient_clip_val": "max_grad_norm of the stage's module (for PPO ppo.settings.max_grad_norm)",
-    "accumulate_grad_batches": "micro_batch_size of the stage's data (for PPO ppo.settings.micro_batch_size)",
-}
 
 
 class Run:
@@ -48,9 +31,6 @@ class Run:
 
     Args:
         config: plain dict, as `rlhf_lightning.config.compose` returns it.
-
-    Raises:
-        ConfigError: `trainer` sets what a stage decides by itself.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -58,14 +38,6 @@ class Run:
         self.folder = Path(config["run_dir"])
         self.seed = int(config["seed"])
         self.files = RunFolder(config)
-        for key, instead in TRANSLATED.items():
-            if key in config["trainer"]:
-                raise ConfigError(
-                    f"trainer.{key}: set {instead} instead, which keeps the loss exact for every split of the batch"
-                )
-
-        if str(config["trainer"].get("strategy")).startswith("fsdp"):
-            raise ConfigError(FSDP1_REFUSED)
 
     def prepare(self) -> None:
         """Make the task's files and model, if it has any to make: one node, or several under names.
@@ -89,16 +61,6 @@ class Run:
         """Go on when every rank is here."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
-
-    def check(self, stage: str) -> None:
-        """Refuse to start a stage that has no data.
-
-        Raises:
-            ConfigError: the file was not given; the message says what to add to the command.
-        """
-        section = self.section(stage)
-        if section["data"]["train"] is None and not section.get("human_ranks"):
-            raise ConfigError(f"{stage}.data.train is not set; {NEEDED[stage]}")
 
     def fit(
         self, stage: str, trainer: lightning.Trainer, module: RLHFModule, data: lightning.LightningDataModule
@@ -166,7 +128,7 @@ class Run:
         return {
             "stage": stage,
             "parents": {name: _identity(path) for name, path in parents.items() if path},
-            "config": self.section(stage),
+            "config": redact(dict(self.config))[stage],  # a secret of one section may stand in another
             "metrics": dict(metrics),
         }
 
@@ -177,6 +139,8 @@ class Run:
     def _trainer(self, arguments: dict[str, Any]) -> lightning.Trainer:
         given = dict(self.config["trainer"])
         target = given.pop("_target_")
+        if given.get("precision") in HALF:
+            arguments = {**arguments, "plugins": [*arguments.get("plugins", ()), HalfWeights(given.pop("precision"))]}
         strategy = given.get("strategy")
         if isinstance(strategy, Mapping):
             seconds = {"timeout": timedelta(seconds=strategy["timeout"])} if "timeout" in strategy else {}

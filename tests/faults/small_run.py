@@ -26,8 +26,9 @@ def prepare(folder):
         f"reward.data.train={folder / 'rankings.jsonl'}", f"data.prompts={folder / 'prompts.jsonl'}",
         "scorer=function", "scorer.function=tests.faults.hostile_rewards.tells_and_waits", "scorer.isolate=false",
         "~scorer.model", "ppo.policy=${model.path}", "ppo.critic=policy", "ppo.monitor=false", "ppo.rollouts=4",
-        "ppo.data.batch_size=4", "ppo.sampling.max_new_tokens=6", "sft.max_epochs=2", "sft.data.batch_size=4",
-        "sft.data.micro_batch_size=2", "sft.data.validation_fraction=0.25", "sft.policy=${model.path}",
+        "ppo.data.batch_size=4", "ppo.sampling.max_new_tokens=6", "ppo.data.max_prompt_length=32",
+        "sft.max_epochs=2", "sft.data.batch_size=4", "sft.data.micro_batch_size=2", "sft.data.validation_fraction=0.25",
+        "sft.policy=${model.path}",
         "trusted_targets=[tests]",
     ]  # fmt: skip
 

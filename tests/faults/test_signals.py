@@ -169,6 +169,7 @@ def test_case_52_stages_that_only_sample_stop_at_once(go, tmp_path, monkeypatch)
             "stages=[rank]",
             "rank.policy=${model.path}",
             "rank.sampling.max_new_tokens=6",
+            "rank.data.max_prompt_length=32",
             "judge=function",
             f"judge.function={TELLS}",
         )

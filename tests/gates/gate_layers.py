@@ -7,9 +7,12 @@ LAYERS = {
     "types": 0,
     "functional": 0,
     "errors": 0,
+    "ranges": 0,
+    "combinations": 1,
     "signals": 0,
     "models": 1,
     "kl_control": 1,
+    "memory": 1,
     "metrics": 1,
     "checkpoint": 1,
     "schedules": 1,
@@ -31,6 +34,10 @@ LAYERS = {
     "allowlist": 6,
     "console": 6,
     "explain": 6,
+    "hydra_loader": 6,
+    "precheck": 6,
+    "redaction": 6,
+    "signatures": 6,
     "locations": 6,
 }
 TORCH_ONLY = {"types", "functional"}  # usable in any notebook without the rest of the stack

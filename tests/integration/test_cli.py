@@ -23,6 +23,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 SECONDS = 120
 SIZES = {"demonstrations": 64, "texts": 40, "prompts": 48, "heldout_prompts": 16}
+SECRET = "s3cret-Zq81xw"
 SMALL = [
     "trainer=cpu",
     "sft.max_epochs=1", "sft.data.batch_size=32",
@@ -111,7 +112,8 @@ def command(tmp_path_factory, assets):
 def pipeline(tmp_path_factory, command):
     """The folder of a whole run."""
     folder = tmp_path_factory.mktemp("pipeline") / "run"
-    process, output = command(*SMALL, f"run_dir={folder}")
+    given = [f"+sft.api_key={SECRET}", f"+ppo.notes.url=https://{SECRET}@host", "+notes=${oc.env:MY_API_KEY}"]
+    process, output = command(*SMALL, *given, f"run_dir={folder}", MY_API_KEY=f"environment-{SECRET}")
     assert process.returncode == 0, output
     return folder, output
 
@@ -151,6 +153,14 @@ def test_the_pipeline_leaves_a_report_and_a_chain_of_verified_folders(pipeline):
         assert (folder / "history" / f"{stage}.csv").read_text().count("\n") > 1
         assert list((folder / "tensorboard" / stage).rglob("events.*"))
     assert (folder / "config.yaml").is_file()
+
+
+def test_case_55_a_secret_of_the_config_is_in_no_file_of_the_run_and_not_on_the_console(pipeline):
+    folder, output = pipeline
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert [str(path) for path in files if SECRET.encode() in path.read_bytes()] == []
+    assert SECRET not in output
+    assert "***" in (folder / "config.yaml").read_text() and "***" in (folder / "sft" / "provenance.json").read_text()
 
 
 def test_the_console_of_the_pipeline_shows_no_warnings_of_other_libraries(pipeline):

@@ -41,6 +41,7 @@ def words(tmp_path_factory):
         f"data.comparisons={folder / 'rankings.jsonl'}", f"data.prompts={folder / 'prompts.jsonl'}",
         f"reward.data.train={folder / 'rankings.jsonl'}", "sft.max_epochs=2", "sft.data.batch_size=2",
         "reward.data.batch_size=2", "ppo.rollouts=3", "ppo.data.batch_size=4", "ppo.sampling.max_new_tokens=6",
+        "ppo.data.max_prompt_length=32",
         "+checkpoint.every_n_minutes=null", "+checkpoint.every_n_steps=1",
     ]  # fmt: skip
 

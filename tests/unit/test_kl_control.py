@@ -71,6 +71,7 @@ def test_one_rollout_moves_beta_by_a_bounded_factor(kl):
         assert abs(math.log(controller.coef / before)) <= 0.5 + 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:kl. kl_coef is at its ceiling")
 def test_beta_never_leaves_its_bounds():
     controller = LogSpaceKL(init_coef=0.1, floor=0.5, ceiling=3.0)
     for kl, bound in ((0.0, 0.05), (100.0, 0.3)):

@@ -86,7 +86,7 @@ def test_one_label_only_is_refused(tokenizer, write):
 
 
 def test_a_batch_of_one_is_refused(tokenizer, write):
-    with pytest.raises(ConfigError, match="batch_size is 1: KTO measures"):
+    with pytest.raises(ConfigError, match="batch_size=1: must be at least 2: KTO measures"):
         feedback(tokenizer, write(ROWS), batch_size=1)
 
 

@@ -282,7 +282,7 @@ def test_accumulation_follows_from_the_sizes(tokenizer, write):
     data = demonstrations(tokenizer, write([{"text": "p"}]), batch_size=8, micro_batch_size=2)
     assert [data.accumulate_for(n) for n in (1, 2, 4)] == [4, 2, 1]
     assert place(data, 0, 2).accumulate == 2
-    with pytest.raises(ConfigError, match=r"batch_size 8 .* 2 x 3"):
+    with pytest.raises(ConfigError, match=r"batch_size 8 .* 3 processes"):
         data.accumulate_for(3)
 
 

@@ -161,8 +161,8 @@ def test_a_config_gives_a_mapping():
     [
         ({"rank": 8}, r"model.lora=\{'rank': 8\}: .* keys r, lora_alpha, lora_dropout, target_modules"),
         (8, "model.lora=8: give null or a mapping"),
-        ({"r": 0}, "r=0 must be at least 1"),
-        ({"lora_alpha": 0}, "lora_alpha=0 above 0"),
+        ({"r": 0}, "model.lora.r=0: must be at least 1"),
+        ({"lora_alpha": 0}, "model.lora.lora_alpha=0: must be above 0"),
         ({"lora_dropout": 1.0}, "lora_dropout=1.0: must be at least 0 and below 1"),
         ({"target_modules": "q_proj"}, "target_modules='q_proj': give all-linear or a list"),
         ({"target_modules": []}, "give all-linear or a list"),

@@ -7,7 +7,7 @@ import lightning
 import pytest
 import torch
 
-from rlhf_lightning.errors import ConfigError, NumericalError
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.kl_control import FixedKL
 from rlhf_lightning.models import ScalarModel, ValueHead
@@ -126,17 +126,8 @@ def test_critics_start_at_zero_and_there_is_one_group_each():
 
 
 def test_sizes_that_do_not_divide_are_refused_with_the_whole_chain():
-    with pytest.raises(ConfigError, match="rollout of 8 responses in groups of 1 -> minibatches of 3"):
+    with pytest.raises(ConfigError, match=r"minibatches of 3 do not divide a rollout of 8(.|\n)*-> micro +3"):
         fit(module(minibatch_size=3))
-
-
-def test_a_loss_that_is_not_finite_stops_the_run():
-    class Broken(PPOModule):
-        def compute_advantages(self, rewards, values, mask):
-            return rewards * float("nan"), values
-
-    with pytest.raises(NumericalError, match="rollout 0: the loss is nan"):
-        fit(module(cls=Broken))
 
 
 def test_a_hook_can_be_overridden_without_touching_another():

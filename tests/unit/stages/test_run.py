@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_lightning.config import compose
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.pipeline import run
 from rlhf_lightning.stages import Run
 
 
@@ -28,9 +29,9 @@ def test_provenance_names_the_rows_in_a_folder_by_their_checksums(tmp_path):
 
 
 def test_a_stage_without_data_is_refused_before_anything_runs():
-    run = Run(compose(["stage=sft", "task=custom", "model.path=m"]))
+    config = compose(["stage=sft", "task=custom", "model.path=m"])
     with pytest.raises(ConfigError, match=r"sft\.data\.train is not set; add data\.demonstrations=FILE"):
-        run.check("sft")
+        run(config)
 
 
 @pytest.mark.parametrize(
@@ -39,4 +40,4 @@ def test_a_stage_without_data_is_refused_before_anything_runs():
 )
 def test_trainer_arguments_that_would_mislead_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
-        Run(compose(["stage=ppo", override]))
+        compose(["stage=ppo", override])

@@ -1,0 +1,206 @@
+"""Numbers that only make sense together, judged without torch: by the command line at once, and by the parts again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_lightning.errors import ConfigError
+
+_ADVANTAGES = "rlhf_lightning.functional.advantage"
+_GROUPED = tuple(f"{_ADVANTAGES}.{name}" for name in ("rloo", "grpo", "dr_grpo"))
+
+
+FSDP1_REFUSED = (
+    "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, which shards as well"
+)
+FSDP2_LAYOUT = (
+    "trainer=fsdp2 needs model.freeze_below=0 and, in PPO, a separate critic; use trainer=ddp for the other layouts"
+)
+FSDP2_ADAPTERS = "trainer=fsdp2 cannot shard weights that a reference shares; use trainer=ddp with model.lora"
+NOBODY_SCORES = (
+    "scorer: nobody scores the answers; add scorer=function scorer.function=my_project.fn, or "
+    "scorer=reward_model scorer.model.path=FOLDER"
+)
+NOBODY_JUDGES = (
+    "evaluate: nobody judges; add judge=function judge.function=my_project.fn, or evaluate.proxy=REWARD_MODEL_FOLDER"
+)
+WHICH_CRITIC = "ppo.critic={!r}: choose policy, shared_trunk or the folder of a reward model."
+
+
+def check_schedule(settings: Any, rollout: int, world_size: int) -> None:
+    """Judge whether a rollout can be cut as the settings say.
+
+    Args:
+        settings: `PPOSettings`, or an object with the same numbers.
+        rollout: responses of a rollout, over all ranks.
+        world_size: ranks.
+
+    Raises:
+        ConfigError: sizes do not divide; the message shows the whole chain.
+    """
+    minibatch = settings.minibatch_size or rollout
+    per_rank = minibatch // world_size
+    micro = settings.micro_batch_size or per_rank
+    faults = [
+        (rollout % minibatch, f"minibatches of {minibatch} do not divide a rollout of {rollout}"),
+        (minibatch % world_size, f"{world_size} ranks do not divide a minibatch of {minibatch}"),
+        (
+            rollout % (world_size * settings.group_size),
+            f"{world_size} rank(s) x groups of {settings.group_size} do not divide a rollout of {rollout}",
+        ),
+        (
+            not settings.by_length and per_rank % max(micro, 1),
+            f"micro-batches of {micro} do not divide the {per_rank} responses of a rank",
+        ),
+    ]
+    found = [text for fault, text in faults if fault]
+    if found:
+        raise ConfigError(
+            f"ppo: {found[0]}.\n"
+            f"  rollout       {rollout} responses in groups of {settings.group_size}   "
+            "ppo.data.batch_size, ppo.settings.group_size\n"
+            f"  -> epochs     {settings.ppo_epochs} over each rollout   ppo.settings.ppo_epochs\n"
+            f"  -> minibatch  {minibatch} responses per optimizer step   ppo.settings.minibatch_size\n"
+            f"  -> rank       {minibatch / world_size:g} responses on each of {world_size}   trainer.devices\n"
+            f"  -> micro      {micro} responses per forward   ppo.settings.micro_batch_size\n"
+            "Each must divide the one before, and each rank needs whole groups."
+        )
+
+
+def check_batch(
+    batch_size: int, micro_batch_size: int | None, world_size: int, by_length: bool, where: str = ""
+) -> None:
+    """Judge whether a batch of rows can be cut into micro-batches.
+
+    Args:
+        batch_size: rows per optimizer step, over all ranks.
+        micro_batch_size: rows a rank holds at once; None takes its whole share.
+        world_size: ranks.
+        by_length: micro-batches are cut by length and need no equal number of rows; the ranks still do.
+        where: key of the data with a dot, for the message.
+
+    Raises:
+        ConfigError: the sizes do not divide.
+    """
+    share = batch_size // world_size
+    micro = share if micro_batch_size is None else min(micro_batch_size, share) if by_length else micro_batch_size
+    if micro < 1 or batch_size < 1 or batch_size % (world_size if by_length else micro * world_size):
+        divisor = "" if by_length else f"micro_batch_size {micro_batch_size} x "
+        raise ConfigError(
+            f"{where}batch_size {batch_size} is not a multiple of {divisor}{world_size} processes; choose sizes that "
+            f"divide: batch of {batch_size} -> {world_size} rank(s) of {batch_size / world_size:g} -> micro-batches of "
+            f"{micro_batch_size or micro} ({where}batch_size, trainer.devices, {where}micro_batch_size)"
+        )
+
+
+def check_context(prompt_length: int, max_new_tokens: int, positions: int, where: str = "") -> None:
+    """Judge whether the longest prompt and answer fit a model.
+
+    Args:
+        prompt_length: tokens of the longest prompt.
+        max_new_tokens: tokens of the longest answer.
+        positions: of the model.
+        where: key of the stage with a dot, for the message.
+
+    Raises:
+        ConfigError: prompt and answer together have more tokens than the model has positions.
+    """
+    if prompt_length + max_new_tokens > positions:
+        raise ConfigError(
+            f"prompt of {prompt_length} tokens + {where}sampling.max_new_tokens={max_new_tokens} exceeds the model's "
+            f"{positions} positions; shorten one of them ({where}data.max_prompt_length)"
+        )
+
+
+def check_sampling(top_k: int, top_p: float, min_new_tokens: int) -> None:
+    """Refuse what training cannot score, see `Sampling.require_scorable`.
+
+    Raises:
+        ConfigError: top_k, top_p or min_new_tokens is active.
+    """
+    active = [f"sampling.top_k={top_k}"] * (top_k > 0)
+    active += [f"sampling.top_p={top_p}"] * (top_p < 1)
+    active += [f"sampling.min_new_tokens={min_new_tokens}"] * (min_new_tokens > 0)
+    if active:
+        raise ConfigError(
+            f"{', '.join(active)}: PPO scores tokens under the untruncated distribution, so it must sample from it; "
+            "use top_k=0, top_p=1, min_new_tokens=0 (temperature is applied in both)"
+        )
+
+
+def check_adapter_dropout(dropout: float) -> None:
+    """Refuse adapters with dropout in PPO.
+
+    Args:
+        dropout: probability, `rlhf_lightning.models.adapters.Lora.lora_dropout`.
+
+    Raises:
+        ConfigError: it is not 0.
+    """
+    if dropout:
+        raise ConfigError(
+            f"model.lora.lora_dropout={dropout}: PPO compares the policy with itself, which has to give the same "
+            "numbers twice; set it to 0"
+        )
+
+
+def check_algorithm(settings: Any, advantage: str, bound: Mapping[str, Any], policy_loss: str) -> None:
+    """Refuse combinations that are mathematically void; functions of one's own pass.
+
+    Args:
+        settings: `PPOSettings`, or an object with the same numbers.
+        advantage: import path of the advantage function.
+        bound: the arguments it is given.
+        policy_loss: import path of the policy loss.
+
+    Raises:
+        ConfigError: the combination cannot learn what it says it learns.
+    """
+    has_critic = settings.baseline == "critic"
+    _check_groups(settings, advantage, bound)
+    if settings.kl_placement == "loss" and settings.kl_estimator == "k1":
+        raise ConfigError(
+            "ppo.settings.kl_placement=loss with kl_estimator=k1: the expected gradient of k1 as a loss is zero, so "
+            "nothing would hold the policy near the reference; put it in the reward, or use k2 in the loss"
+        )
+    lam = bound.get("lam", 0.95)
+    if advantage == f"{_ADVANTAGES}.gae" and not has_critic and lam != 1:
+        raise ConfigError(
+            f"ppo.settings.baseline={settings.baseline} with advantage gae at lam={lam}: lambda mixes in a critic's "
+            "values, and without a critic it only fades the score out; set ppo.advantage.lam=1.0 or baseline=critic"
+        )
+    if settings.critic_warmup and not has_critic:
+        raise ConfigError(f"ppo.settings.critic_warmup={settings.critic_warmup}: there is no critic to warm up")
+    if settings.ppo_epochs > 1 and policy_loss == "rlhf_lightning.functional.policy.reinforce_loss":
+        raise ConfigError(
+            f"ppo.settings.ppo_epochs={settings.ppo_epochs} with reinforce_loss: its gradient holds only for the "
+            "policy that sampled, which it no longer is after one pass; set ppo_epochs=1 or use clipped_policy_loss"
+        )
+
+
+def _check_groups(settings: Any, advantage: str, bound: Mapping[str, Any]) -> None:
+    size, name = settings.group_size, advantage.rpartition(".")[2]
+    if settings.max_resamples and size == 1:
+        raise ConfigError("ppo.settings.max_resamples: a group of one always scores the same; raise group_size")
+    if advantage not in _GROUPED:
+        return
+    if size == 1:
+        raise ConfigError(
+            f"ppo.settings.group_size=1 with advantage {name}: a response alone in its group is its own baseline, so "
+            "every advantage is 0; set group_size to 2 or more"
+        )
+    if bound.get("group_size", size) != size:
+        raise ConfigError(
+            f"ppo.advantage.group_size={bound['group_size']} but ppo.settings.group_size={size}: they must agree"
+        )
+    if settings.baseline != "none":
+        raise ConfigError(
+            f"ppo.settings.baseline={settings.baseline} with advantage {name}: it compares responses with each other "
+            "and never looks at another baseline; set baseline=none"
+        )
+    if name == "grpo" and settings.whiten_advantages:
+        raise ConfigError(
+            "ppo.settings.whiten_advantages=true with advantage grpo: each group is already standardised, and "
+            "whitening again would rescale it by how the groups happened to turn out; set whiten_advantages=false"
+        )

@@ -1,0 +1,160 @@
+"""Hydra's config loader with two changes: it composes once where Hydra composes twice, and judges ``hydra.*``.
+
+Hydra acts upon its own part of the config (log handlers, callbacks, launchers, environment variables, folders) before
+the task function sees anything, so that part is judged while it is composed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+from hydra._internal import hydra as internal
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.locations import CONF_DIR
+
+# What Hydra may call: its own and its plug-ins' launchers and sweepers, and handlers that write where we say.
+_PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
+_HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler")
+_LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
+_REFERENCE = re.compile(r"(ext|cfg)://(?!sys\.std(out|err)$)")  # how the settings of logging name an object
+# Settings by which Hydra writes files, changes the environment or calls what it finds, and what they are without ours.
+_ACTS: dict[str, Any] = {
+    "hydra.run.dir": None, "hydra.sweep.dir": None, "hydra.sweep.subdir": None, "hydra.job.name": None,
+    "hydra.job.chdir": None, "hydra.job.env_set": {}, "hydra.job.env_copy": [], "hydra.callbacks": {},
+}  # fmt: skip
+
+
+@contextmanager
+def judged() -> Iterator[None]:
+    """Inside, Hydra composes with `JudgedLoader` and reads YAML with libyaml, where that is installed."""
+    patched: Any = internal
+    before = patched.ConfigLoaderImpl, yaml.SafeLoader
+    patched.ConfigLoaderImpl = JudgedLoader
+    yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        yield
+    finally:
+        patched.ConfigLoaderImpl, yaml.SafeLoader = before
+
+
+class JudgedLoader(ConfigLoaderImpl):
+    """See the module. Hydra composes once only to ask for ``hydra.mode``: what came of it is kept for the run."""
+
+    _kept: tuple[list[str], DictConfig | Exception] | None = None
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """As in Hydra.
+
+        Raises:
+            ConfigError: a file sets what of ``hydra.*`` only a command line may set.
+        """
+        if self._kept is not None and run_mode == RunMode.RUN and overrides == [*self._kept[0], "hydra.mode=RUN"]:
+            return self._take()
+        if validate_sweep_overrides:
+            return self._load(config_name, overrides, run_mode, from_shell)
+        try:
+            cfg = self._load(config_name, list(overrides), RunMode.RUN, from_shell)
+        except Exception as error:
+            self._kept = (list(overrides), error)
+            raise
+        self._kept = (list(overrides), cfg)
+        return cfg
+
+    def _load(self, config_name: str | None, overrides: list[str], run_mode: RunMode, from_shell: bool) -> DictConfig:
+        cfg = super().load_configuration(config_name, overrides, run_mode, from_shell)
+        check_hydra(cfg.hydra, overrides)
+        return cfg
+
+    def _take(self) -> DictConfig:
+        assert self._kept is not None
+        found, self._kept = self._kept[1], None
+        if isinstance(found, Exception):
+            raise found
+        found.hydra.mode = RunMode.RUN
+        found.hydra.overrides.hydra.append("hydra.mode=RUN")
+        return found
+
+    def _process_config_searchpath(self, config_name: str | None, parsed_overrides: Any, repo: Any) -> None:
+        """As in Hydra, except that a file cannot name more places to read from: one on a ``pkg://`` is imported."""
+        loaded = repo.load_config(config_path=config_name) if config_name is not None else None
+        if loaded is not None and OmegaConf.select(loaded.config, "hydra.searchpath") is not None:
+            raise _from_file("hydra.searchpath", OmegaConf.select(loaded.config, "hydra.searchpath"))
+        super()._process_config_searchpath(config_name, parsed_overrides, repo)
+
+
+def check_hydra(node: DictConfig, overrides: list[str]) -> None:
+    """Judge the composed ``hydra`` node before Hydra acts upon it.
+
+    Args:
+        node: not resolved.
+        overrides: the command line, which may set all but ``hydra.output_subdir``.
+
+    Raises:
+        ConfigError: another value than ours that did not come from the command line.
+    """
+    tree: Any = {"hydra": OmegaConf.to_container(node, resolve=False)}
+    own: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "base.yaml"), resolve=False)
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if tree["hydra"].get("output_subdir") is not None:
+        raise ConfigError(
+            "hydra.output_subdir: passwords and tokens would be written to its files as they are; leave it null, the "
+            "config of a run is in run_dir/config.yaml"
+        )
+    expected = [(key, _at(tree, key), _at(own, key) or default) for key, default in _ACTS.items()]
+    for section in ("job_logging", "hydra_logging"):
+        handlers = _at(tree, f"hydra.{section}.handlers") or {}
+        expected += [
+            (f"hydra.{section}.handlers.{name}.filename", handler["filename"], _LOG_FILE)
+            for name, handler in handlers.items()
+            if "filename" in handler
+        ]
+    for key, value, ours in expected:
+        by_hand = any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in given)
+        if (value or None) != (ours or None) and not by_hand:
+            raise _from_file(key, value)
+    for key, name in _called(tree):
+        if not str(name).startswith(_PLUGINS) and name not in _HANDLERS and key not in given:
+            raise _from_file(key, name)
+
+
+def _from_file(key: str, value: Any) -> ConfigError:
+    return ConfigError(
+        f"{key}={value}: set by a config file; what Hydra itself does is taken from the command line only.\n"
+        f"Remove it from the file, or add {key}=VALUE to the command if you trust it."
+    )
+
+
+def _at(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def _called(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, name) of all that names something to be called."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            path = f"{key}.{name}" if key else str(name)
+            if (value is not None and name in ("_target_", "()", "class")) or (
+                isinstance(value, str) and _REFERENCE.match(value)
+            ):
+                yield path, value
+            yield from _called(value, path)
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from _called(value, f"{key}[{index}]")

@@ -1,0 +1,181 @@
+"""Skip a step whose numbers are not finite, keep its batch, and end the run when that goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from rlhf_lightning.checkpoint.codec import write_state
+from rlhf_lightning.checkpoint.finite import first_nonfinite
+from rlhf_lightning.errors import CheckpointError, ConfigError, NumericalError
+from rlhf_lightning.types import TensorData
+
+if TYPE_CHECKING:
+    from rlhf_lightning.modules.base import RLHFModule
+
+BAD_BATCHES = "bad_batches"
+DUMPS = 5  # kept by one process
+MIN_LOSS_SCALE = 1.0  # a loss scaler that is down here no longer searches for its scale
+
+
+class NotFinite(NumericalError):
+    """An iteration met numbers that nothing can be learned from; raised on every rank alike.
+
+    Args:
+        what: the quantity, for example ``score``.
+        batches: where it was met, on this rank.
+        detail: more about it, if anything is known.
+    """
+
+    def __init__(self, what: str, batches: Sequence[TensorData] = (), detail: str = "") -> None:
+        super().__init__(detail or f"{what} is not finite")
+        self.what, self.batches, self.detail = what, batches, detail
+
+
+class StepGuard:
+    """Judges every optimizer step before it is taken; all ranks decide together.
+
+    A step is skipped by dropping its gradients: weights and optimizer state stay as they are, while the learning rate,
+    the counters and the data go on, as a step does that a loss scaler skips. What a loss scaler skips while it looks
+    for its scale is not counted. If a weight itself is not finite, the run ends at once, since no step can mend it.
+
+    Args:
+        max_skipped: this many steps in a row end the run.
+        key: where that number is set, for messages.
+
+    Attributes:
+        skipped: steps skipped so far.
+        in_row: of them the last ones, without a good one since.
+        equal: rollouts so far whose scores were all the same.
+        failed: whether the step at hand was skipped.
+
+    Raises:
+        ConfigError: ``max_skipped`` is below 1.
+    """
+
+    def __init__(self, max_skipped: int, key: str) -> None:
+        if max_skipped < 1:
+            raise ConfigError(f"{key}={max_skipped}: must be at least 1, which ends the run at the first skipped step")
+        self.max_skipped, self.key = max_skipped, key
+        self.skipped = self.in_row = self.equal = self._dumps = 0
+        self.failed = False
+        self._seen: list[tuple[TensorData, Tensor]] = []
+
+    def saw(self, batch: TensorData, loss: Tensor) -> None:
+        """Note a micro-batch of the step and its loss []."""
+        self._seen.append((batch, loss.detach()))
+
+    def restart(self) -> None:
+        """Forget the micro-batches of the step: it begins, or is done again."""
+        self._seen.clear()
+
+    def begin(self) -> None:
+        """A new step (in PPO an iteration, which takes several optimizer steps)."""
+        self.in_row = self.in_row if self.failed else 0
+        self.failed = False
+
+    def passes(self, module: RLHFModule, norm: Tensor) -> bool:
+        """Whether the losses seen and the gradient norm [] are finite on all ranks; if not, the step counts as skipped.
+
+        Raises:
+            NumericalError: see `fail`.
+        """
+        seen, self._seen = self._seen, []
+        finite = torch.stack([loss for _, loss in seen]).isfinite().tolist() if seen else []
+        overflow = not math.isfinite(float(norm)) and not _searches_scale(module)
+        what = self.agree(module, {"loss": not all(finite), "gradient norm": overflow})
+        if what is not None:
+            bad = [batch for (batch, _), good in zip(seen, finite, strict=True) if not good]
+            self.fail(module, NotFinite(what, bad or [batch for batch, _ in seen]))
+        return what is None
+
+    def agree(self, module: RLHFModule, faults: Mapping[str, bool]) -> str | None:
+        """The first fault that any rank has, the same on every rank; None if there is none."""
+        counts = module.sum_over_ranks(*map(float, faults.values()))
+        return next((name for name, count in zip(faults, counts, strict=True) if count), None)
+
+    def fail(self, module: RLHFModule, fault: NotFinite) -> None:
+        """Count a skipped step and keep what it was made of. Collective.
+
+        Raises:
+            NumericalError: a weight is not finite, or it was the last of ``max_skipped`` in a row.
+        """
+        self.failed = True
+        self.skipped += 1
+        self.in_row += 1
+        where = f"step {module.step_number}: {fault.what} is not finite"
+        where += f" ({fault.detail})" if fault.detail else ""
+        dump = self._dump(module, fault)
+        self.require_weights(module, f"{where}. {dump}No step can be taken from here")
+        if self.in_row >= self.max_skipped:
+            raise NumericalError(
+                f"{module.stage}: {where}; {self.in_row} in a row were skipped ({self.key}). {dump}Look at those rows, "
+                "lower the learning rate, or compute in more bits (trainer.precision); saved checkpoints are unharmed"
+            )
+        rank_zero_warn(
+            f"{module.stage}: {where}: skipped, {self.in_row} of {self.max_skipped} in a row that end the run. {dump}"
+        )
+
+    def require_weights(self, module: RLHFModule, then: str) -> None:
+        """Refuse to go on if a weight of any rank is NaN or infinite; ``then`` begins the message. Collective.
+
+        Raises:
+            NumericalError: names the weight.
+        """
+        name = first_nonfinite(module.named_parameters())
+        if self.agree(module, {"weight": name is not None}):
+            raise NumericalError(
+                f"{module.stage}: {then}, since the weight {name or 'of another rank'} is not finite; go on from the "
+                "last checkpoint (resume=auto) with a lower learning rate"
+            )
+
+    def logged(self) -> dict[str, float]:
+        """The counts as tags, each from the first time on."""
+        counts = {"skipped_steps": self.skipped, "equal_scores": self.equal}
+        return {f"guard/{name}": float(count) for name, count in counts.items() if count}
+
+    def state_dict(self) -> dict[str, int]:
+        """Counts that survive a resume."""
+        return {"skipped": self.skipped, "equal": self.equal, "in_row": self.in_row if self.failed else 0}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Restore `state_dict`; what is missing is 0."""
+        self.skipped, self.equal, self.in_row = (state.get(name, 0) for name in ("skipped", "equal", "in_row"))
+        self.failed = self.in_row > 0
+
+    def _dump(self, module: RLHFModule, fault: NotFinite) -> str:
+        """Write the batches of this rank and say where; nothing once there are `DUMPS` of them."""
+        folder = Path(module.trainer.default_root_dir) / BAD_BATCHES / module.stage / f"step-{module.step_number:06d}"
+        if self._dumps >= DUMPS or not fault.batches:
+            return ""
+        self._dumps += 1
+        rank = folder / f"rank-{module.global_rank}"
+        content = {"what": fault.what, "detail": fault.detail, "batches": [_plain(batch) for batch in fault.batches]}
+        try:
+            rank.mkdir(parents=True, exist_ok=True)
+            write_state(rank, content)
+        except (OSError, CheckpointError) as error:
+            return f"The batch could not be written to {folder} ({error}). "
+        return f"The batch is in {folder}. "
+
+
+def _searches_scale(module: RLHFModule) -> bool:
+    """Whether a loss scaler (fp16) takes care of the overflow by itself."""
+    scaler: Any = getattr(module.trainer.precision_plugin, "scaler", None)
+    return scaler is not None and scaler.get_scale() > MIN_LOSS_SCALE
+
+
+def _plain(data: Any) -> Any:
+    """Dataclasses of tensors as dicts; rows as JSON can write them; hidden states, which are large, left out."""
+    if isinstance(data, TensorData):
+        named = {f.name: getattr(data, f.name) for f in fields(data) if f.name != "hidden"}  # type: ignore[arg-type]
+        return {name: _plain(value) for name, value in named.items()}
+    return data if isinstance(data, (Tensor, float)) else json.loads(json.dumps(data, default=str))

@@ -1,0 +1,51 @@
+"""Weights in half precision, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from lightning.pytorch.plugins.precision import HalfPrecision
+from torch import nn
+
+from rlhf_lightning.models import FrozenModels
+
+HALF = ("bf16-true", "16-true")
+
+
+class HalfWeights(HalfPrecision):
+    """``precision=bf16-true`` or ``16-true`` for the phases: `HalfPrecision` that keeps to the weights.
+
+    Lightning's own would also convert batches, which are frozen dataclasses and hold counts that must stay exact, and
+    make half precision the default of every tensor that a step creates; losses and advantages are computed in float32.
+
+    Args:
+        precision: see above.
+    """
+
+    def tensor_init_context(self) -> AbstractContextManager[None]:
+        """Tensors are created in float32."""
+        return nullcontext()
+
+    @contextmanager
+    def forward_context(self) -> Generator[None, None, None]:
+        """See `tensor_init_context`."""
+        yield
+
+    def convert_input(self, data: Any) -> Any:
+        """Batches stay as they are."""
+        return data
+
+
+def convert_weights(module: nn.Module, strategy: Any) -> None:
+    """Bring all models of a phase to half precision if its strategy wants that, the frozen ones as well.
+
+    Lightning would do so later and to its children only: a reference would begin with other weights than the policy.
+    """
+    precision = getattr(strategy, "precision_plugin", None)
+    if isinstance(precision, HalfPrecision):
+        precision.convert_module(module)
+        frozen = getattr(module, "frozen", None)
+        if isinstance(frozen, FrozenModels):
+            frozen.to(next(module.parameters()).dtype)

@@ -1,0 +1,161 @@
+"""A wrong command line is answered on one screen, with the key, what is allowed and the nearest name, before torch."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gates.gate_sources import ROOT
+
+# (command, what the answer says); MODEL is a folder whose config.json allows 64 positions
+MISTAKES = [
+    # names: groups, options, stages, keys at any depth
+    ("stage=poo", "Did you mean ppo?|Options of stage: best_of_n, dpo, evaluate, kto, pipeline, ppo"),
+    ("stage=ppo algorithm=ppoo", "algorithm=ppoo|Did you mean ppo?|Options of algorithm: cispo, dapo"),
+    ("stage=ppo kl=adaptve", "kl=adaptve|Did you mean adaptive?|Options of kl: adaptive, fixed, none, ziegler"),
+    ("trainer=dpp", "trainer=dpp|Did you mean ddp?|Options of trainer: cpu, ddp"),
+    ("stage=ppo scorer=reward_modl", "Did you mean reward_model?|Options of scorer"),
+    ("stag=ppo", "stag: there is no such key|Did you mean stage?|Keys: seed, threads"),
+    ("ppo.settings.clip=1", "ppo.settings.clip|Did you mean|Keys of ppo.settings: group_size, baseline"),
+    ("stage=ppo ppo.setings.ppo_epochs=2", "Did you mean ppo.settings.ppo_epochs?|Keys of ppo: policy, output"),
+    ("stage=sft max_epochs=2", "max_epochs|Did you mean sft.max_epochs?"),
+    ("stage=sft sft.optimiser.lr=1", "Did you mean sft.optimizer.lr?|Keys of sft: policy, output, max_epochs"),
+    ("stage=ppo kl=fixed kl.target=6", "kl.target|Keys of kl: coef|kl=adaptive, kl=ziegler"),
+    ("stage=sft kl=fixed", "stage=sft has no part kl|used by stage=ppo"),
+    ("stages=[sftt]", "no stage sftt|Did you mean sft?|Stages: sft, rank, reward, ppo, dpo, kto"),
+    ("stage=ppo +ppo.settings.epochs=2", "PPOSettings takes no epochs|It takes: group_size, baseline, ppo_epochs"),
+    ("stage=sft +sft.optimizer.beta=0.9", "torch.optim.AdamW takes no beta|Did you mean betas?|It takes: params, lr"),
+    ("stage=sft +model.dtyp=float16", "Pretrained takes no dtyp|Did you mean dtype?|It takes: path, dtype"),
+    ("stage=sft +trainer.precison=32", "Trainer takes no precison|Did you mean precision?|It takes: accelerator"),
+    ("stage=sft +model.lora={rank:8}", "model.lora.rank|Lora takes no rank|It takes: r, lora_alpha, lora_dropout"),
+    # types
+    ("stage=sft sft.max_epochs=ten", "sft.max_epochs=ten: must be a whole number"),
+    ("stage=sft sft.max_epochs=1.5", "sft.max_epochs=1.5: must be a whole number"),
+    ("stage=ppo ppo.settings.ppo_epochs=abc", "ppo.settings.ppo_epochs=abc: must be a whole number"),
+    ("stage=ppo ppo.settings.whiten_advantages=2", "ppo.settings.whiten_advantages=2: must be true or false"),
+    ("stage=ppo ppo.policy_loss.clip_range=abc", "ppo.policy_loss.clip_range=abc: must be a number"),
+    ("stage=evaluate evaluate.sampling.stop=END", "evaluate.sampling.stop=END: must be a list"),
+    ("stages=sft", "stages=sft: must be a list"),
+    ("seed=1.5", "seed=1.5: must be a whole number"),
+    ("threads=two", "threads=two: must be a whole number or null"),
+    ("model.revision=1234567", "model.revision=1234567: must be text or null"),
+    ("stage=sft trainer.devices=two", "trainer.devices=two: must be a number above 0"),
+    ("stage=sft sft.data.batch_size=null", "sft.data.batch_size=null: must be a whole number"),
+    ("seed=1,2", "Ambiguous value|--multirun"),
+    ("stage=ppo seed", "missing EQUAL"),
+    # choices
+    ("stage=ppo ppo.settings.aggregation=token_men", "must be one of token_mean, seq_mean|Did you mean token_mean?"),
+    ("stage=ppo ppo.settings.baseline=critc", "must be one of critic, greedy, none|Did you mean critic?"),
+    ("model.dtype=float17", "model.dtype=float17: must be one of float32, bfloat16, float16|Did you mean float16?"),
+    ("trainer.precision=16-mixd", "trainer.precision=16-mixd: must be one of|bf16-mixed|Did you mean 16-mixed?"),
+    ("trainer.accelerator=gpuu", "trainer.accelerator=gpuu: must be one of auto, cpu|Did you mean gpu?"),
+    ("stage=sft sft.data.on_long=dropp", "must be one of drop, truncate|Did you mean drop?"),
+    ("judge=function judge.function=a.b judge.on_error=abstian", "must be one of raise, abstain or a number"),
+    ("stage=ppo ppo.critic=shard_trunk", "choose policy, shared_trunk or the folder|Did you mean shared_trunk?"),
+    ("resume=atuo", "resume=atuo: must be none, auto or the folder|Did you mean auto?"),
+    # ranges
+    ("stage=ppo ppo.policy_loss.clip_range=-1", "ppo.policy_loss.clip_range=-1: must be above 0"),
+    ("stage=sft sft.optimizer.lr=0", "sft.optimizer.lr=0: must be above 0"),
+    ("stage=reward reward.optimizer.lr=-1e-4 data.comparisons=x", "reward.optimizer.lr=-0.0001: must be above 0"),
+    ("stage=ppo ppo.sampling.temperature=0", "ppo.sampling.temperature=0: must be above 0"),
+    ("stage=sft sft.data.validation_fraction=1", "sft.data.validation_fraction=1: must be at least 0 and below 1"),
+    ("stage=ppo ppo.advantage.gamma=1.5", "ppo.advantage.gamma=1.5: must be at least 0 and at most 1"),
+    ("stage=ppo kl.target=-3", "kl.target: must be above 0 nats per response"),
+    ("stage=sft sft.scheduler.warmup_ratio=3", "sft.scheduler.warmup_ratio=3: must be at least 0 and at most 1"),
+    ("stage=sft sft.data.max_length=1", "sft.data.max_length=1: must be at least 2"),
+    ("stage=dpo loss.beta=0 data.comparisons=x", "loss.beta=0: must be above 0"),
+    ("stage=dpo loss.label_smoothing=0.6 data.comparisons=x", "loss.label_smoothing=0.6: must be at least 0 and below"),
+    ("stage=kto kto.data.batch_size=1 data.feedback=x", "kto.data.batch_size=1: must be at least 2"),
+    ("stage=best_of_n best_of_n.n=1", "best_of_n.n=1: must be at least 2"),
+    ("stage=ppo ppo.rollouts=0", "ppo.data.rollouts=0: must be at least 1"),
+    ("stage=sft +model.lora={r:0}", "model.lora.r=0: must be at least 1"),
+    # combinations
+    ("stage=ppo ppo.data.batch_size=60", "minibatches of 32 do not divide a rollout of 60|-> epochs|-> rank|-> micro"),
+    ("stage=ppo trainer.devices=3", "3 ranks do not divide a minibatch of 32|ppo.settings.minibatch_size"),
+    ("stage=ppo algorithm=grpo ppo.settings.group_size=5", "groups of 5 do not divide a rollout of 64"),
+    ("stage=sft trainer.devices=3", "sft.data.batch_size 32 is not a multiple of 3 processes|trainer.devices"),
+    ("stage=sft sft.data.length_window=0 sft.data.micro_batch_size=5", "multiple of micro_batch_size 5 x 1 processes"),
+    ("stage=ppo algorithm=grpo ppo.settings.group_size=1", "group_size=1 with advantage grpo|2 or more"),
+    ("stage=ppo algorithm=rloo ppo.settings.baseline=critic", "baseline=critic with advantage rloo|baseline=none"),
+    ("stage=ppo algorithm=reinforce_pp ppo.settings.critic_warmup=3", "critic_warmup=3: there is no critic"),
+    ("stage=ppo ppo.settings.kl_placement=loss", "kl_placement=loss with kl_estimator=k1|use k2 in the loss"),
+    ("stage=ppo ppo.sampling.top_p=0.9", "sampling.top_p=0.9|use top_k=0, top_p=1"),
+    ("stage=ppo model.path=MODEL ppo.data.max_prompt_length=50", "prompt of 50 tokens|max_new_tokens=24|64 pos"),
+    ("stage=sft +trainer.gradient_clip_val=1", "trainer.gradient_clip_val: set max_grad_norm"),
+    ("stage=ppo trainer.strategy=fsdp", "trainer.strategy=fsdp|use trainer=fsdp2"),
+    ("stage=ppo trainer=fsdp2 model.freeze_below=2", "trainer=fsdp2 needs model.freeze_below=0"),
+    ("stage=ppo trainer=fsdp2 +model.lora={r:8}", "trainer=fsdp2 cannot shard weights that a reference shares"),
+    ("stage=ppo +model.lora={lora_dropout:0.1}", "model.lora.lora_dropout=0.1: PPO compares the policy with itself"),
+    ("stage=dpo loss=simpo dpo.reference=m data.comparisons=x", "dpo.reference=m: simpo_loss|set it to null"),
+    # something is missing
+    ("stage=sft task=custom", "model.path has no default|add model.path=VALUE"),
+    ("stage=sft task=custom model.path=m", "sft.data.train is not set; add data.demonstrations=FILE"),
+    ("stage=evaluate judge=none", "evaluate: nobody judges; add judge=function"),
+    ("stage=ppo judge=none", "scorer: nobody scores the answers; add scorer=function"),
+    ("stage=sft sft.data.train=${oc.env:SURELY_NOT_SET}", "Is the environment variable set?"),
+]  # fmt: skip
+CPU = 0.5  # seconds of one command, user and system
+SLACK = 2.0  # for slower and busier machines
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mistakes")
+    (folder / "MODEL").mkdir()
+    (folder / "MODEL" / "config.json").write_text('{"max_position_embeddings": 64}')
+    return folder
+
+
+def call(place, *command, text=None):
+    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=place, env={**environment, "PYTHONPATH": str(ROOT)}, input=text,
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def answers(place):
+    """What each mistake is answered with."""
+    commands = [command.split() for command, _ in MISTAKES]
+    done = call(place, "-P", str(Path(__file__).with_name("commands.py")), text=json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    return {command: found for (command, _), found in zip(MISTAKES, json.loads(done.stdout), strict=True)}
+
+
+@pytest.mark.parametrize(("command", "says"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_a_config_mistake_is_answered_on_one_screen_without_torch(answers, command, says):
+    answer = answers[command]
+    lines = answer["err"].splitlines()
+    assert answer["code"] == 2, answer["err"]
+    assert [part for part in says.split("|") if part not in " ".join(answer["err"].split())] == [], answer["err"]
+    assert answer["err"].startswith("ConfigError: ") and "Traceback" not in answer["err"]
+    assert len(lines) <= 24 and max(map(len, lines)) <= 122, answer["err"]
+    assert answer["heavy"] == [] and answer["out"] == ""
+
+
+def test_forty_mistakes_are_seeded():
+    assert len({command for command, _ in MISTAKES}) >= 40
+
+
+def test_mistakes_leave_no_files(answers, place):
+    assert [path.name for path in place.rglob("*") if path.is_file()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "--cfg job", "stage=ppo algorithm=ppoo", "ppo.settings.clip=1", "ppo.policy_loss.clip_range=-1"],
+)
+def test_an_answer_takes_half_a_second_of_cpu(place, command):
+    def once():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = call(place, str(ROOT / "train.py"), *command.split())
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == (0 if command.startswith("--") else 2), done.stderr
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(once() for _ in range(3)) < CPU * SLACK

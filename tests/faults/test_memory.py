@@ -1,0 +1,239 @@
+"""Memory that runs out: the same work in smaller pieces, with the same gradient (case 29)."""
+
+import math
+import weakref
+
+import lightning
+import pytest
+import torch
+
+from rlhf_lightning.errors import OutOfMemory
+from rlhf_lightning.memory import halved
+from rlhf_lightning.models import ScalarModel
+from rlhf_lightning.modules.splitting import parts
+from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
+from rlhf_lightning.scoring.reward_model import RewardModelScorer
+from tests import tiny
+from tests.faults.numbers import STAGES, data_of, fit, module_of, write
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),
+    pytest.mark.filterwarnings("ignore:.*out of memory.*:UserWarning"),
+]
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried ...")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data"))
+
+
+class Small(lightning.Callback):
+    """A memory for so many sequences: the model refuses more, while it computes or while it is differentiated."""
+
+    def __init__(self, sequences, when, error=CUDA):
+        self.sequences, self.when, self.error = sequences, when, error
+        self.refused, self.passed = 0, []
+        self.failed, self.alive = [], 0
+
+    def setup(self, trainer, module, stage):
+        module.configure_model()
+        layers = [part for name, part in module.trained.named_modules() if name.endswith("layers.0")]
+        layers[0].register_forward_hook(self._look)
+
+    def _look(self, layer, args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        if not hidden.requires_grad:
+            return
+        self.alive += sum(ref() is not None for ref in self.failed)
+        if len(hidden) <= self.sequences:
+            self.passed.append(len(hidden))
+            return
+        self.failed.append(weakref.ref(hidden))
+        if self.when == "forward":
+            self._refuse()
+        else:
+            hidden.register_hook(self._refuse)
+
+    def _refuse(self, grad=None):
+        self.refused += 1
+        raise type(self.error)(*self.error.args)  # a fresh one, whose traceback dies with it
+
+
+class Gradients(lightning.Callback):
+    """The gradient of every optimizer step, before it is clipped."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.seen.append(torch.cat(grads).clone())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("when", "error", "micro"), [("forward", CPU, 4), ("backward", CUDA, 4), ("backward", CPU, 2)])
+def test_case_29_the_step_is_done_again_in_parts_with_the_same_gradient(stage, when, error, micro, files, tmp_path):
+    settings = {"micro_batch_size": micro} if stage == "ppo" else {}
+    whole, again = Gradients(), Gradients()
+    memory = Small({"reward": 3, "dpo": 3}.get(stage, 1), when, error)
+    plain, before = fit(stage, tmp_path / "a", 2, module_of(stage, **settings), [whole], micro, data=files)
+    module, trainer = fit(stage, tmp_path / "b", 2, module_of(stage, **settings), [memory, again], micro, data=files)
+    assert memory.refused == {4: 2, 2: 1}[micro] or stage in ("reward", "dpo")  # remembered for the second step
+    assert 1 <= memory.refused <= 2 and memory.passed
+    assert (
+        len(memory.failed) == memory.refused and not memory.alive
+    )  # the graph of a failed try is gone before the next
+    torch.testing.assert_close(again.seen[0], whole.seen[0], atol=1e-6, rtol=1e-6)
+    assert len(again.seen) == len(whole.seen)
+    for (name, mine), theirs in zip(module.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+    for metric in ("train/loss", "train/num_tokens", "train/num_pairs", "train/num_answers"):
+        if metric in before.callback_metrics:  # of the second step
+            torch.testing.assert_close(
+                trainer.callback_metrics[metric], before.callback_metrics[metric], atol=1e-3, rtol=1e-3
+            )
+    tag = "perf/micro_batch_size" if stage == "ppo" else "perf/micro_batch_tokens"
+    assert float(trainer.callback_metrics[tag]) >= 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_case_29_where_a_single_row_does_not_fit_the_error_says_what_to_lower(stage, files, tmp_path):
+    key = rf"{stage}\.settings\.micro_batch_size" if stage == "ppo" else rf"{stage}\.data\.max_length"
+    with pytest.raises(OutOfMemory, match=f"{stage}: out of memory with 1 row.*lower.*{key}") as error:
+        fit(stage, tmp_path, 2, callbacks=[Small(0, "backward")], data=files)
+    assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_case_29_another_error_is_not_taken_for_it(stage, files, tmp_path):
+    with pytest.raises(RuntimeError, match="shapes"):
+        fit(
+            stage,
+            tmp_path,
+            2,
+            callbacks=[Small(0, "backward", RuntimeError("shapes cannot be multiplied"))],
+            data=files,
+        )
+
+
+def test_case_29_random_numbers_start_where_the_step_started(files, tmp_path):
+    drawn = []
+
+    class Dropping(Small):
+        def setup(self, trainer, module, stage):
+            original = module.training_loss
+
+            def noisy(batch):
+                drawn.append((len(batch.input_ids), float(torch.rand(()))))
+                return original(batch)
+
+            module.training_loss = noisy
+            super().setup(trainer, module, stage)
+
+    _, trainer = fit("sft", tmp_path, 1, callbacks=[Dropping(2, "backward")], micro=4, data=files)
+    data = data_of("sft", files, micro=4)
+    data.setup()
+    counted = next(iter(data.train_dataloader())).mask.sum()
+    assert trainer.callback_metrics["train/num_tokens"] == counted  # the failed try left nothing in the sums
+    assert [rows for rows, _ in drawn] == [4, 2, 2] and drawn[0][1] == drawn[1][1]
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto"])
+@pytest.mark.parametrize("limit", [1, 20, 10**6])
+def test_parts_hold_every_row_once(stage, limit, files):
+    data = data_of(stage, files, micro=4)
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    cut = list(parts(batch, limit))
+    rows = torch.cat([part.input_ids for part in cut])
+    assert torch.equal(rows, batch.input_ids)
+    assert len(cut) == min(4, math.ceil(batch.input_ids.numel() / limit)) or len(cut) == 2
+    strange = [getattr(some, "mismatched", None) is not None for some in (batch, *cut)]
+    assert sum(strange) == 2 * strange[0] and strange[0] is (stage == "kto")
+    if hasattr(batch, "prompt_index"):
+        assert sum(part.num_prompts for part in cut) == batch.num_prompts
+        assert all(int(part.prompt_index.min()) == 0 for part in cut)
+
+
+def refusing(model, most, error=CUDA):
+    """The model refuses more than ``most`` rows."""
+
+    def look(module, args, kwargs):
+        if len(kwargs["input_ids"]) > most:
+            raise error
+
+    return model.register_forward_pre_hook(look, with_kwargs=True)
+
+
+def test_case_29_sampling_goes_on_with_fewer_rows_and_draws_the_same():
+    prompts = tiny.prompts(
+        "the food was", "we", "good food and", "bad", "kind service", "very slow food and bad .", "the"
+    )
+    engines = [LoopEngine(), LoopEngine()]
+    policy = tiny.policy()
+    rollouts = []
+    for engine, most in zip(engines, (99, 2), strict=True):
+        engine.sync(policy, (1,), 0, 0)
+        engine.seed(3)
+        hook = refusing(policy, most)
+        rollouts.append(engine.generate(prompts, Sampling(6)))
+        hook.remove()
+    assert torch.equal(rollouts[0].response_ids, rollouts[1].response_ids)
+    torch.testing.assert_close(rollouts[0].rollout_logprobs, rollouts[1].rollout_logprobs)
+    assert engines[1]._most_rows in (1, 2)
+
+
+@pytest.mark.parametrize(("engine", "advice"), [(LoopEngine(), "max_new_tokens"), (HFGenerateEngine(), "rollout=loop")])
+def test_case_29_sampling_that_does_not_fit_says_what_to_do(engine, advice):
+    policy = tiny.policy()
+    engine.sync(policy, (1,), 0, 0)
+    refusing(policy, 0)
+    with pytest.raises(OutOfMemory, match=f"sampling: out of memory.*{advice}"):
+        engine.generate(tiny.prompts("the food was", "we"), Sampling(6))
+
+
+class Scorer(RewardModelScorer):
+    """A reward model without a folder."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.name, self.tokenizer, self.mean, self.std = "reward_model", tiny.tokenizer(), 0.0, 1.0
+        self.model = ScalarModel.from_policy(tiny.policy()).eval()
+        torch.nn.init.normal_(self.model.model.score.weight)
+        self.micro_batch_size, self.on_error, self._same_ids = 16, "raise", True
+
+
+def test_case_29_scoring_goes_on_with_fewer_answers():
+    engine = LoopEngine()
+    engine.sync(tiny.policy(), (1,), 0, 0)
+    engine.seed(0)
+    rollout = engine.generate(tiny.prompts("the food was", "we", "good", "bad and slow", "kind"), Sampling(4))
+    scorer = Scorer()
+    expected = scorer.score(rollout, tiny.tokenizer())
+    inner, asked = scorer.model.score, []
+
+    def small(ids, mask):
+        asked.append(len(ids))
+        if len(ids) > 2:
+            raise CPU
+        return inner(ids, mask)
+
+    scorer.model.score = small
+    torch.testing.assert_close(scorer.score(rollout, tiny.tokenizer()), expected)
+    assert scorer.micro_batch_size == 2 and asked[0] == 5
+    torch.testing.assert_close(scorer.score(rollout, tiny.tokenizer()), expected)
+    assert max(asked[-3:]) <= 2
+
+
+def test_halving_warns_each_time_and_gives_up_at_the_smallest():
+    def attempt(rows):
+        if rows > 3:
+            raise CUDA
+        return rows
+
+    with pytest.warns(UserWarning, match="at most"):
+        assert halved(attempt, 13, "work", "advice") == (3, 3)
+    with pytest.raises(OutOfMemory, match="work: out of memory with 8 rows at once; advice"):
+        halved(attempt, 8, "work", "advice", smallest=8)
