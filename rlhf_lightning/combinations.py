@@ -17,6 +17,7 @@ FSDP1_REFUSED = (
 FSDP2_LAYOUT = (
     "trainer=fsdp2 needs model.freeze_below=0 and, in PPO, a separate critic; use trainer=ddp for the other layouts"
 )
+FSDP2_ADAPTERS = "trainer=fsdp2 cannot shard weights that a reference shares; use trainer=ddp with model.lora"
 NOBODY_SCORES = (
     "scorer: nobody scores the answers; add scorer=function scorer.function=my_project.fn, or "
     "scorer=reward_model scorer.model.path=FOLDER"
@@ -125,6 +126,22 @@ def check_sampling(top_k: int, top_p: float, min_new_tokens: int) -> None:
         raise ConfigError(
             f"{', '.join(active)}: PPO scores tokens under the untruncated distribution, so it must sample from it; "
             "use top_k=0, top_p=1, min_new_tokens=0 (temperature is applied in both)"
+        )
+
+
+def check_adapter_dropout(dropout: float) -> None:
+    """Refuse adapters with dropout in PPO.
+
+    Args:
+        dropout: probability, `rlhf_lightning.models.adapters.Lora.lora_dropout`.
+
+    Raises:
+        ConfigError: it is not 0.
+    """
+    if dropout:
+        raise ConfigError(
+            f"model.lora.lora_dropout={dropout}: PPO compares the policy with itself, which has to give the same "
+            "numbers twice; set it to 0"
         )
 
 

@@ -62,6 +62,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_defaults(config, stages)
     for key, node in _nodes(config):
         _check_node(key, node)
+    lora = _lora(config)
+    if lora is not None:
+        _check_node("model.lora", lora)
     trainer = config.get("trainer") or {}
     _check_trainer(trainer)
     for stage in stages:
@@ -193,6 +196,12 @@ def _check_value(key: str, value: Any, kinds: tuple[Kind, ...] | None) -> None:
     )
 
 
+def _lora(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What stands under ``model.lora``, as a node."""
+    given = (config.get("model") or {}).get("lora")
+    return {"_target_": "rlhf_lightning.models.adapters.Lora", **given} if isinstance(given, Mapping) else None
+
+
 def _completed(node: Mapping[str, Any]) -> SimpleNamespace | None:
     """The arguments of a node with the defaults of those it leaves out; None for parts that are not ours."""
     takes: Signature | None = signature(str(node.get("_target_")))
@@ -243,6 +252,11 @@ def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None
     frozen = (config.get("model") or {}).get("freeze_below")
     if shards and stage in ("ppo", "dpo", "kto") and (frozen or section.get("critic") == "shared_trunk"):
         raise ConfigError(combinations.FSDP2_LAYOUT)
+    lora = _lora(config)
+    if lora is not None and shards and stage not in ("rank", "best_of_n", "evaluate"):
+        raise ConfigError(combinations.FSDP2_ADAPTERS)
+    if lora is not None and stage == "ppo":
+        combinations.check_adapter_dropout(lora.get("lora_dropout", 0.0))
     if stage == "ppo":
         _check_online(section, world_size)
     reference_free = str((config.get("loss") or {}).get("_target_")).startswith(_REFERENCE_FREE)

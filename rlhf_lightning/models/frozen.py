@@ -7,10 +7,12 @@ switch them to train mode. A holder that is no `nn.Module` keeps them out; it mo
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from rlhf_lightning.models.adapters import adapted_layers
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -39,6 +41,13 @@ class FrozenModels:
 
 
 def frozen_copy(model: ModuleT) -> ModuleT:
-    """A copy in eval mode without gradients. Parameters that are already frozen are shared, not copied."""
-    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
-    return copy.deepcopy(model, shared).eval().requires_grad_(False)
+    """A copy in eval mode without gradients. Parameters that are already frozen are shared, not copied.
+
+    The copy of a model with adapters is the model that it was without them, and shares all its weights.
+    """
+    shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    for layer in adapted_layers(model).values():
+        shared[id(layer)] = copy.deepcopy(layer.base_layer, shared)
+    copied = copy.deepcopy(model, shared).eval().requires_grad_(False)
+    vars(copied).pop("lora", None)
+    return copied

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_lightning.functional.sequences import last_index
+from rlhf_lightning.models.adapters import lora_of
+from rlhf_lightning.models.frozen import frozen_copy
 from rlhf_lightning.models.packing import packed_states, worthwhile_rows
 from rlhf_lightning.models.trunk import decoder, hidden_states, layers, run_upper
 
@@ -28,13 +30,20 @@ class ScalarModel(nn.Module):
 
     @classmethod
     def from_policy(cls, policy: PreTrainedModel, freeze_below: int = 0) -> ScalarModel:
-        """A critic that starts from a copy of the policy's trunk and a zero head."""
+        """A critic that starts from a copy of the policy's trunk and a zero head.
+
+        Where the policy has adapters, the critic has adapters of its own on the same weights, not copied.
+        """
         config = copy.deepcopy(policy.config)
         config.num_labels = 1
         model = AutoModelForSequenceClassification.from_config(
             config, dtype=policy.dtype, attn_implementation=config._attn_implementation
         )
-        decoder(model).load_state_dict(decoder(policy).state_dict())
+        if (lora := lora_of(policy)) is None:
+            decoder(model).load_state_dict(decoder(policy).state_dict())
+        else:
+            setattr(model, model.base_model_prefix, decoder(frozen_copy(policy)))
+            lora.put_into(model, freeze_below)
         model.pack_rows = getattr(policy, "pack_rows", False)
         nn.init.zeros_(model.score.weight)
         critic = cls(model.to(policy.device).train(), freeze_below)

@@ -23,6 +23,7 @@ from transformers import (
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.functional.linear_logprobs import CHUNK
+from rlhf_lightning.models.adapters import Lora, lora
 from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.trunk import decoder, freeze_layers
 from rlhf_lightning.ranges import require
@@ -48,6 +49,8 @@ class Pretrained:
             batch at once. Changes memory and speed, and results by rounding at most.
         pack_rows: put several sequences into one row, and a prompt only once for all its answers, where that pays and
             the architecture allows it, see `rlhf_lightning.models.packing`. Changes results by rounding at most.
+        lora: adapters that learn in place of the weights where the model is trained, a `Lora` or a mapping of its
+            arguments; None trains the weights.
     """
 
     path: str
@@ -58,10 +61,12 @@ class Pretrained:
     trust_remote_code: bool = False
     head_chunk: int | None = CHUNK
     pack_rows: bool = True
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         require("model.freeze_below", self.freeze_below, at_least=0)
         require("model.head_chunk", self.head_chunk, at_least=0, why="tokens; null computes all at once")
+        object.__setattr__(self, "lora", lora(self.lora))  # a config gives a mapping
         if self.dtype not in _DTYPES:
             raise ConfigError(f"model.dtype={self.dtype!r}: choose one of {', '.join(_DTYPES)}")
         if self.attn_implementation not in get_args(Attention):
@@ -125,6 +130,15 @@ class Pretrained:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the folder; see `load_tokenizer`."""
         return load_tokenizer(self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def adapted(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A model that was loaded to be trained, with its adapters put in, if there are to be any; see `Lora.put_into`.
+
+        Models that only sample or judge are left as they are.
+        """
+        if self.lora is not None:
+            self.lora.put_into(model, self.freeze_below)
+        return model
 
     def _config(self, **overrides: Any) -> PretrainedConfig:
         _check_folder(self.path)

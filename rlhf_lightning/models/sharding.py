@@ -12,13 +12,22 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from rlhf_lightning.combinations import FSDP2_ADAPTERS
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.models.heads import ScalarModel
 from rlhf_lightning.models.trunk import layers
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard each decoder layer, then the whole model, in place."""
+    """Shard each decoder layer, then the whole model, in place.
+
+    Raises:
+        ConfigError: the model has adapters.
+    """
     inner = model.model if isinstance(model, ScalarModel) else model
+    if lora_of(inner) is not None:
+        raise ConfigError(FSDP2_ADAPTERS)
     for layer in layers(inner):  # type: ignore[arg-type]
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)

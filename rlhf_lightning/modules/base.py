@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.combinations import FSDP1_REFUSED
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.models import Pretrained
+from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
 from rlhf_lightning.modules.finite import StepGuard
 from rlhf_lightning.modules.other_weights import refuse_other_weights
@@ -263,6 +263,8 @@ class RLHFModule(lightning.LightningModule):
     def export(self, folder: str | Path, provenance: Mapping[str, Any]) -> Path:
         """Write the trained model as a Hugging Face folder with tokenizer and provenance. Call on every rank.
 
+        Adapters are merged into its weights; alone they are in its folder ``adapter``, in peft's format.
+
         Args:
             folder: where to; replaced whole if it exists.
             provenance: plain data for `provenance.json`; see `rlhf_lightning.checkpoint.write_folder`.
@@ -283,18 +285,10 @@ class RLHFModule(lightning.LightningModule):
         return self.trained  # type: ignore[return-value]
 
     def _save(self, path: Path, weights: dict[str, Tensor]) -> None:
-        self.export_model().save_pretrained(path, state_dict=weights)
+        model = self.export_model()
+        model.save_pretrained(path, state_dict=merged(model, weights))
+        save_adapter(model, path / "adapter")
         self.tokenizer.save_pretrained(path)
 
     def _strategy(self) -> Any:
         return None if self._trainer is None else self.trainer.strategy
-
-
-def load_policy(source: Pretrained | PreTrainedModel) -> PreTrainedModel:
-    """A causal language model from a recipe, or the model itself."""
-    return source.causal_lm() if isinstance(source, Pretrained) else source
-
-
-def depth_of(source: Pretrained | nn.Module) -> int:
-    """Number of frozen lower layers of a recipe; 0 for a plain model."""
-    return source.freeze_below if isinstance(source, Pretrained) else 0

@@ -30,7 +30,9 @@ def build_critic(source: Critic, policy: PreTrainedModel, freeze_below: int) -> 
         return ValueHead(policy.config.get_text_config().hidden_size)
     if source == "policy":
         return ScalarModel.from_policy(policy, freeze_below)
-    critic = ScalarModel(source.reward_model(), freeze_below) if isinstance(source, Pretrained) else source
+    critic = source
+    if isinstance(source, Pretrained):
+        critic = ScalarModel(source.adapted(source.reward_model()), freeze_below)
     if not isinstance(critic, ScalarModel):
         raise ConfigError(WHICH_CRITIC.format(critic))
     if freeze_below:

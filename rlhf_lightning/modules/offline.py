@@ -15,7 +15,8 @@ from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import FrozenModels, Pretrained, frozen_copy
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.trunk import run_lower
-from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, depth_of, load_policy
+from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.sources import depth_of, load_policy, load_trained
 from rlhf_lightning.types import AnswerBatch, ComparisonBatch
 
 
@@ -63,7 +64,7 @@ class OfflineModule(RLHFModule):
     def build(self) -> None:
         """Load the policy, and its reference if the loss looks at one."""
         source, reference = self._sources
-        policy = load_policy(source)
+        policy = load_trained(source)
         if self.has_reference:
             self.frozen.add("reference", frozen_copy(policy) if reference is None else load_policy(reference))
         self.policy = policy

@@ -24,13 +24,14 @@ from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHe
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.packing import adjacent_groups
 from rlhf_lightning.models.trunk import run_lower
-from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory, depth_of, load_policy
+from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.critics import Critic, build_critic
 from rlhf_lightning.modules.iteration import checked, fitting, guarded
 from rlhf_lightning.modules.micro_batches import evaluated
 from rlhf_lightning.modules.objective import engine_gap, objective
 from rlhf_lightning.modules.online import Denominators, OnlineModule
 from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.sources import depth_of, load_trained
 from rlhf_lightning.modules.void import refuse_void
 from rlhf_lightning.modules.watched import of_policy, of_value
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
@@ -118,7 +119,7 @@ class PPOModule(OnlineModule):
 
     def build(self) -> None:
         """Load the policy, copy it as the reference, and build the critic."""
-        policy = load_policy(self._sources[0])
+        policy = load_trained(self._sources[0], dropout=False)
         self.frozen.add("reference", frozen_copy(policy))
         if self.has_critic:
             self.critic = build_critic(self._sources[1], policy, self.freeze_below)

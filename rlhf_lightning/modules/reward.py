@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.reward import kwise_logistic_loss, kwise_pairs
 from rlhf_lightning.models import Pretrained, ScalarModel
-from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, depth_of
+from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.held_out import HeldOut
+from rlhf_lightning.modules.sources import depth_of
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.ranges import require
 from rlhf_lightning.types import ComparisonBatch
@@ -69,7 +70,8 @@ class RewardModule(RLHFModule):
         self.model = ScalarModel(inner, depth_of(source))
 
     def _load(self, source: Pretrained) -> PreTrainedModel:
-        return source.reward_model(init_head=self.init_head, head_std=self.head_std, num_layers=self.num_layers)
+        model = source.reward_model(init_head=self.init_head, head_std=self.head_std, num_layers=self.num_layers)
+        return source.adapted(model)
 
     def export_model(self) -> PreTrainedModel:
         """The sequence-classification model that any other tool reads."""

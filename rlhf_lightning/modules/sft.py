@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory, load_policy
+from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.sources import load_trained
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.types import SFTBatch
 
@@ -45,7 +46,7 @@ class SFTModule(RLHFModule):
 
     def build(self) -> None:
         """Load the policy."""
-        self.policy = load_policy(self._source[0])
+        self.policy = load_trained(self._source[0])
 
     def loss(self, batch: SFTBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Override to change the objective.

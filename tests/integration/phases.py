@@ -14,6 +14,7 @@ from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.functional.advantage import dr_grpo, gae
 from rlhf_lightning.kl_control import LogSpaceKL
 from rlhf_lightning.models import ScalarModel
+from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
 from rlhf_lightning.modules.settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
@@ -99,10 +100,14 @@ def praise(prompts, completions, **columns):
     return [float(completion.split().count("good")) for completion in completions]
 
 
-def ppo_module(cls=PPOModule, optimizer=None, advantage=gae, **settings):
+def ppo_module(cls=PPOModule, optimizer=None, advantage=gae, lora=False, **settings):
     given = {"ppo_epochs": 2, "minibatch_size": 4, "micro_batch_size": 1, "max_approx_kl": None, **settings}
+    policy = tiny.policy(scale=0.3)
+    if lora:
+        torch.manual_seed(0)
+        Lora().put_into(policy)
     return cls(
-        tiny.policy(scale=0.3),
+        policy,
         FunctionScorer(praise),
         tiny.tokenizer(),
         optimizer=optimizer or sgd(0.1),
@@ -154,11 +159,12 @@ GROUPED = {
 }  # fmt: skip
 
 
-def replay(folder, grouped=False, **options):
+def replay(folder, grouped=False, lora=False, **options):
     """One optimizer step of plain gradient descent on ``experience.pt``, with a critic or as groups."""
     settings = {"ppo_epochs": 1, "minibatch_size": None, "micro_batch_size": 2, "max_grad_norm": 0}
     advantage = partial(dr_grpo, group_size=2) if grouped else gae
-    module = ppo_module(Replay, partial(torch.optim.SGD, lr=1.0), advantage, **settings, **(GROUPED if grouped else {}))
+    given = settings | (GROUPED if grouped else {})
+    module = ppo_module(Replay, partial(torch.optim.SGD, lr=1.0), advantage, lora, **given)
     module.stored = folder / "experience.pt"
     module._scheduler = None
     return ppo(folder, module, rollouts=1, **options)

@@ -125,6 +125,16 @@ def test_the_gradient_of_one_experience_is_the_same_on_one_and_on_two_ranks(fold
     assert_same_step(first["critic"], phases.flat(alone.critic), phases.flat(start.critic))
 
 
+def test_adapters_get_the_same_gradient_on_one_and_on_two_ranks(folder, ranks):
+    pytest.importorskip("peft")
+    first, second = ranks("lora_ddp")
+    alone, _ = phases.replay(folder, lora=True)
+    start = phases.ppo_module(lora=True)
+    start.configure_model()
+    assert torch.equal(first["weights"], second["weights"])
+    assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(start.policy))
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_groups_without_a_critic_give_the_same_gradient_on_one_and_on_two_ranks(folder, ranks, strategy):
     first, second = ranks(f"grouped_{strategy}")

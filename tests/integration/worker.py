@@ -37,9 +37,9 @@ def supervised(phase, where):
     return run
 
 
-def replay(where, grouped=False):
+def replay(where, grouped=False, lora=False):
     def run(folder):
-        module, _ = phases.replay(folder, grouped, **where())
+        module, _ = phases.replay(folder, grouped, lora, **where())
         return {"weights": phases.flat(module.policy)} | ({} if grouped else {"critic": phases.flat(module.critic)})
 
     return run
@@ -103,6 +103,7 @@ CASES = {
     "ppo_ddp": ppo(ddp, "ppo_ddp"),
     "same_prompts": same_prompts,
     "replay_ddp": replay(ddp),
+    "lora_ddp": replay(ddp, lora=True),
     "grouped_ddp": replay(ddp, grouped=True),
     "grouped_fsdp2": replay(fsdp2, grouped=True),
     "resume_ddp": resume(ddp, "resume_ddp"),

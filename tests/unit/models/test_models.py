@@ -41,6 +41,12 @@ def test_freezing_leaves_the_upper_layers_and_the_head_to_train():
         freeze_layers(tiny.policy(layers=4), 4)
 
 
+def test_the_lower_layers_of_a_reward_model_can_be_frozen(folder):
+    model = Pretrained(str(folder), freeze_below=1).reward_model(init_head=True)
+    assert not any(p.requires_grad for p in layers(model)[0].parameters())
+    assert all(p.requires_grad for p in (*layers(model)[1].parameters(), model.score.weight))
+
+
 def test_an_architecture_that_cannot_be_split_is_refused():
     model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=20, n_positions=16))
     with pytest.raises(ConfigError, match="GPT2LMHeadModel cannot be run in two parts"):
