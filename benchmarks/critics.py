@@ -24,9 +24,9 @@ import lightning.pytorch as pl
 from benchmarks.learning import train
 
 LAYOUTS = {
-    "reward model": ["ppo.critic={reward}"],
-    "copy of the policy": ["ppo.critic=policy"],
-    "shared trunk": ["ppo.critic=shared_trunk"],
+    "reward model": ["ppo.critic={reward}", "ppo.settings.value_coef=1.0"],
+    "copy of the policy": ["ppo.critic=policy", "ppo.settings.value_coef=1.0"],
+    "shared trunk": ["ppo.critic=shared_trunk", "ppo.settings.value_coef=1.0"],
     "shared trunk, value_coef 0.1": ["ppo.critic=shared_trunk", "ppo.settings.value_coef=0.1"],
 }
 TASKS = {

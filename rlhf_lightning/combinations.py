@@ -14,9 +14,7 @@ _GROUPED = tuple(f"{_ADVANTAGES}.{name}" for name in ("rloo", "grpo", "dr_grpo")
 FSDP1_REFUSED = (
     "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, which shards as well"
 )
-FSDP2_LAYOUT = (
-    "trainer=fsdp2 needs model.freeze_below=0 and, in PPO, a separate critic; use trainer=ddp for the other layouts"
-)
+FSDP2_LAYOUT = "trainer=fsdp2 needs model.freeze_below=0; use trainer=ddp with frozen layers"
 FSDP2_ADAPTERS = "trainer=fsdp2 cannot shard weights that a reference shares; use trainer=ddp with model.lora"
 NOBODY_SCORES = (
     "scorer: nobody scores the answers; add scorer=function scorer.function=my_project.fn, or "
@@ -145,7 +143,9 @@ def check_adapter_dropout(dropout: float) -> None:
         )
 
 
-def check_algorithm(settings: Any, advantage: str, bound: Mapping[str, Any], policy_loss: str) -> None:
+def check_algorithm(
+    settings: Any, advantage: str, bound: Mapping[str, Any], policy_loss: str, critic: Any = "policy"
+) -> None:
     """Refuse combinations that are mathematically void; functions of one's own pass.
 
     Args:
@@ -153,6 +153,7 @@ def check_algorithm(settings: Any, advantage: str, bound: Mapping[str, Any], pol
         advantage: import path of the advantage function.
         bound: the arguments it is given.
         policy_loss: import path of the policy loss.
+        critic: what the critic starts from.
 
     Raises:
         ConfigError: the combination cannot learn what it says it learns.
@@ -172,6 +173,11 @@ def check_algorithm(settings: Any, advantage: str, bound: Mapping[str, Any], pol
         )
     if settings.critic_warmup and not has_critic:
         raise ConfigError(f"ppo.settings.critic_warmup={settings.critic_warmup}: there is no critic to warm up")
+    if settings.critic_warmup and isinstance(critic, str) and critic == "shared_trunk":
+        raise ConfigError(
+            f"ppo.settings.critic_warmup={settings.critic_warmup}: a head on the policy would move the policy with it; "
+            "set ppo.critic=policy, a copy of its own"
+        )
     if settings.ppo_epochs > 1 and policy_loss == "rlhf_lightning.functional.policy.reinforce_loss":
         raise ConfigError(
             f"ppo.settings.ppo_epochs={settings.ppo_epochs} with reinforce_loss: its gradient holds only for the "

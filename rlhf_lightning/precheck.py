@@ -250,7 +250,7 @@ def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None
             _check_context(config, stage, data.max_prompt_length)
     shards = "ModelParallelStrategy" in str((config.get("trainer") or {}).get("strategy"))
     frozen = (config.get("model") or {}).get("freeze_below")
-    if shards and stage in ("ppo", "dpo", "kto") and (frozen or section.get("critic") == "shared_trunk"):
+    if shards and stage in ("ppo", "dpo", "kto") and frozen:
         raise ConfigError(combinations.FSDP2_LAYOUT)
     lora = _lora(config)
     if lora is not None and shards and stage not in ("rank", "best_of_n", "evaluate"):
@@ -276,7 +276,9 @@ def _check_online(section: Mapping[str, Any], world_size: int) -> None:
     if settings is not None:
         advantage = section.get("advantage") or {}
         loss = section.get("policy_loss") or {}
-        combinations.check_algorithm(settings, str(advantage.get("_target_")), advantage, str(loss.get("_target_")))
+        combinations.check_algorithm(
+            settings, str(advantage.get("_target_")), advantage, str(loss.get("_target_")), section.get("critic")
+        )
         if data is not None:
             combinations.check_schedule(settings, data.batch_size, world_size)
     critic = section.get("critic")

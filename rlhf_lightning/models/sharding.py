@@ -15,12 +15,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from rlhf_lightning.combinations import FSDP2_ADAPTERS
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.adapters import lora_of
-from rlhf_lightning.models.heads import ScalarModel
+from rlhf_lightning.models.heads import ScalarModel, ValueHead
 from rlhf_lightning.models.trunk import layers
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard each decoder layer, then the whole model, in place.
+    """Shard each decoder layer, then the whole model, in place; a value head as it is.
 
     Raises:
         ConfigError: the model has adapters.
@@ -28,7 +28,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     inner = model.model if isinstance(model, ScalarModel) else model
     if lora_of(inner) is not None:
         raise ConfigError(FSDP2_ADAPTERS)
-    for layer in layers(inner):  # type: ignore[arg-type]
+    for layer in () if isinstance(model, ValueHead) else layers(inner):  # type: ignore[arg-type]
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 

@@ -84,7 +84,7 @@ class PPOModule(OnlineModule):
         tokenizer: PreTrainedTokenizerBase | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
-        critic: Critic = "policy",
+        critic: Critic = "shared_trunk",
         engine: RolloutEngine | None = None,
         sampling: Sampling | None = None,
         kl_controller: KLController | None = None,
@@ -93,7 +93,7 @@ class PPOModule(OnlineModule):
         settings: PPOSettings | None = None,
     ) -> None:
         settings, sampling = settings or PPOSettings(), sampling or Sampling()
-        refuse_void(settings, sampling, advantage, policy_loss)
+        refuse_void(settings, sampling, advantage, policy_loss, critic)
         if tokenizer is None and not isinstance(policy, Pretrained):
             raise ConfigError(
                 "PPOModule(policy=<model>) also needs tokenizer=, since a plain model does not know its own"
@@ -271,7 +271,7 @@ class PPOModule(OnlineModule):
 
     def sharded_modules(self) -> list[nn.Module]:
         """Policy, critic if there is one, and reference."""
-        if self.freeze_below or isinstance(self.critic, ValueHead):
+        if self.freeze_below:
             raise ConfigError(FSDP2_LAYOUT)
         return [m for m in (self.policy, self.critic, self.frozen["reference"]) if m is not None]
 

@@ -16,6 +16,7 @@ def refuse_void(
     sampling: Sampling,
     advantage: Callable[..., Any],
     policy_loss: Callable[..., Any],
+    critic: Any = "policy",
 ) -> None:
     """Check what only makes sense together; functions of one's own pass.
 
@@ -24,13 +25,14 @@ def refuse_void(
         sampling: how answers are drawn.
         advantage: the advantage function, with or without arguments bound by ``functools.partial``.
         policy_loss: the same for the policy loss.
+        critic: what the critic starts from.
 
     Raises:
         ConfigError: the combination cannot learn what it says it learns.
     """
     sampling.require_scorable()
     function, bound = _unwrap(advantage)
-    check_algorithm(settings, _path(function), bound, _path(_unwrap(policy_loss)[0]))
+    check_algorithm(settings, _path(function), bound, _path(_unwrap(policy_loss)[0]), critic)
 
 
 def _unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:

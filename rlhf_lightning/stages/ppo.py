@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from rlhf_lightning.callbacks import ScoreMonitor
-from rlhf_lightning.modules.void import refuse_void
 from rlhf_lightning.stages.run import Run, scalars
 
 PARTS = ("sampling", "advantage", "policy_loss", "settings", "optimizer", "scheduler")
@@ -17,7 +16,6 @@ def run_ppo(run: Run) -> dict[str, float]:
     """Train, keep the best policy within the KL limit, and export it; returns the last metrics."""
     section = run.section("ppo")
     parts = {part: run.build(section[part]) for part in PARTS}
-    refuse_void(parts["settings"], parts["sampling"], parts["advantage"], parts["policy_loss"])
     policy = run.model(section["policy"])
     tokenizer = policy.tokenizer()
     module = run.build(

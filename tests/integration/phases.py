@@ -100,7 +100,7 @@ def praise(prompts, completions, **columns):
     return [float(completion.split().count("good")) for completion in completions]
 
 
-def ppo_module(cls=PPOModule, optimizer=None, advantage=gae, lora=False, **settings):
+def ppo_module(cls=PPOModule, optimizer=None, advantage=gae, lora=False, critic="policy", **settings):
     given = {"ppo_epochs": 2, "minibatch_size": 4, "micro_batch_size": 1, "max_approx_kl": None, **settings}
     policy = tiny.policy(scale=0.3)
     if lora:
@@ -112,6 +112,7 @@ def ppo_module(cls=PPOModule, optimizer=None, advantage=gae, lora=False, **setti
         tiny.tokenizer(),
         optimizer=optimizer or sgd(0.1),
         scheduler=linear,
+        critic=critic,
         sampling=Sampling(max_new_tokens=8),
         kl_controller=LogSpaceKL(init_coef=0.1, target=0.5),
         advantage=advantage,
@@ -159,12 +160,12 @@ GROUPED = {
 }  # fmt: skip
 
 
-def replay(folder, grouped=False, lora=False, **options):
+def replay(folder, grouped=False, lora=False, critic="policy", **options):
     """One optimizer step of plain gradient descent on ``experience.pt``, with a critic or as groups."""
     settings = {"ppo_epochs": 1, "minibatch_size": None, "micro_batch_size": 2, "max_grad_norm": 0}
     advantage = partial(dr_grpo, group_size=2) if grouped else gae
     given = settings | (GROUPED if grouped else {})
-    module = ppo_module(Replay, partial(torch.optim.SGD, lr=1.0), advantage, lora, **given)
+    module = ppo_module(Replay, partial(torch.optim.SGD, lr=1.0), advantage, lora, critic, **given)
     module.stored = folder / "experience.pt"
     module._scheduler = None
     return ppo(folder, module, rollouts=1, **options)

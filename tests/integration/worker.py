@@ -37,9 +37,9 @@ def supervised(phase, where):
     return run
 
 
-def replay(where, grouped=False, lora=False):
+def replay(where, grouped=False, lora=False, critic="policy"):
     def run(folder):
-        module, _ = phases.replay(folder, grouped, lora, **where())
+        module, _ = phases.replay(folder, grouped, lora, critic, **where())
         return {"weights": phases.flat(module.policy)} | ({} if grouped else {"critic": phases.flat(module.critic)})
 
     return run
@@ -111,6 +111,8 @@ CASES = {
     "reward_fsdp2": supervised(phases.reward, fsdp2),
     "ppo_fsdp2": ppo(fsdp2, "ppo_fsdp2"),
     "replay_fsdp2": replay(fsdp2),
+    "shared_ddp": replay(ddp, critic="shared_trunk"),
+    "shared_fsdp2": replay(fsdp2, critic="shared_trunk"),
     "resume_fsdp2": resume(fsdp2, "resume_fsdp2"),
 }
 

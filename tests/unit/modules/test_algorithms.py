@@ -40,7 +40,16 @@ def fit(module, steps=1):
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def build(scorer=praise, sampling=None, kl=0.1, lr=1e-3, policy_loss=clipped_policy_loss, advantage=gae, **settings):
+def build(
+    scorer=praise,
+    sampling=None,
+    kl=0.1,
+    lr=1e-3,
+    policy_loss=clipped_policy_loss,
+    advantage=gae,
+    critic="policy",
+    **settings,
+):
     """A module of one's own choice over the tiny policy."""
     return PPOModule(
         tiny.policy(scale=0.3),
@@ -48,6 +57,7 @@ def build(scorer=praise, sampling=None, kl=0.1, lr=1e-3, policy_loss=clipped_pol
         tiny.tokenizer(),
         optimizer=partial(torch.optim.SGD, lr=lr),
         sampling=sampling or Sampling(max_new_tokens=10),
+        critic=critic,
         kl_controller=FixedKL(kl),
         advantage=advantage,
         policy_loss=policy_loss,
@@ -59,7 +69,11 @@ def composed(name, **settings):
     """The module that `stage=ppo algorithm=<name>` makes, over the tiny policy."""
     section = compose(["stage=ppo", f"algorithm={name}", "ppo.settings.minibatch_size=null"])["ppo"]
     parts = {part: safe_instantiate(section[part]) for part in ("advantage", "policy_loss")}
-    return build(**parts, **{k: v for k, v in section["settings"].items() if k != "_target_"} | settings)
+    return build(
+        critic=section["critic"],
+        **parts,
+        **{k: v for k, v in section["settings"].items() if k != "_target_"} | settings,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -202,13 +216,14 @@ GROUPED = {"advantage": partial(rloo, group_size=4), "group_size": 4, "baseline"
         ({**GROUPED, "advantage": partial(grpo, group_size=4)}, "already standardised"),
         ({"baseline": "none"}, "it only fades the score out"),
         ({"baseline": "none", "advantage": partial(gae, lam=1.0), "critic_warmup": 2}, "no critic to warm up"),
+        ({"critic_warmup": 2, "critic": "shared_trunk"}, "a head on the policy would move the policy with it"),
         ({"policy_loss": reinforce_loss, "ppo_epochs": 4}, "holds only for the policy that sampled"),
         ({"max_resamples": 1}, "a group of one always scores the same"),
         ({"sampling": Sampling(top_k=5)}, "sampling.top_k=5"),
     ],
 )
 def test_void_combinations_are_refused_with_the_reason(parts, says):
-    slots = {"advantage": gae, "policy_loss": clipped_policy_loss, "sampling": Sampling()}
+    slots = {"advantage": gae, "policy_loss": clipped_policy_loss, "sampling": Sampling(), "critic": "policy"}
     settings = {k: v for k, v in parts.items() if k not in slots}
     chosen = {**slots, **{k: v for k, v in parts.items() if k in slots}}
     with pytest.raises(ConfigError, match=says):

@@ -58,7 +58,7 @@ PHASES = {
     "sft": sft,
     "dpo": partial(given_answers, offline.preference, lambda folder: offline.pairs(offline.rankings(folder), 4, 4)),
     "kto": partial(given_answers, offline.unpaired, lambda folder: offline.answers(offline.feedback(folder), 4, 4)),
-    "ppo": ppo,
+    "ppo, a critic of its own": partial(ppo, parts={"critic": "policy"}),
     "ppo, shared trunk and entropy bonus": partial(ppo, parts={"critic": "shared_trunk"}, entropy_coef=0.1),
 }
 
