@@ -60,7 +60,7 @@ SIZES = {
         Lengths(40, 0.7, 8, 152), Lengths(60, 1.0, 4, 350), 60, Lengths(20, 0.9, 2, 96),
     ),
     "tiny": Size(
-        512, 32, 2, 2, 2, 64, 256, torch.float32, 300, dict.fromkeys(ROWS, 40),
+        512, 32, 2, 2, 2, 64, 1024, torch.float32, 300, dict.fromkeys(ROWS, 40),
         Lengths(8, 0.6, 3, 16), Lengths(10, 0.8, 2, 40), 2, Lengths(4, 0.5, 1, 8),
     ),
     # 1.1 billion parameters, random: for GPUs

@@ -270,18 +270,15 @@ def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None
 def _check_online(section: Mapping[str, Any], world_size: int) -> None:
     settings = _completed(section.get("settings") or {})
     sampling = _completed(section.get("sampling") or {})
-    data = _completed(section.get("data") or {})
+    data, critic = _completed(section.get("data") or {}), section.get("critic")
     if sampling is not None:
         combinations.check_sampling(sampling.top_k, sampling.top_p, sampling.min_new_tokens)
     if settings is not None:
-        advantage = section.get("advantage") or {}
-        loss = section.get("policy_loss") or {}
-        combinations.check_algorithm(
-            settings, str(advantage.get("_target_")), advantage, str(loss.get("_target_")), section.get("critic")
-        )
+        advantage, loss = (section.get(part) or {} for part in ("advantage", "policy_loss"))
+        targets = str(advantage.get("_target_")), str(loss.get("_target_"))
+        combinations.check_algorithm(settings, targets[0], advantage, targets[1], critic)
         if data is not None:
             combinations.check_schedule(settings, data.batch_size, world_size)
-    critic = section.get("critic")
     names = ["policy", "shared_trunk"]
     if isinstance(critic, str) and critic not in names and "/" not in critic and not Path(critic).exists():
         raise ConfigError(combinations.WHICH_CRITIC.format(critic) + nearest(critic, names))

@@ -133,7 +133,7 @@ def test_a_config_mistake_is_answered_on_one_screen_without_torch(answers, comma
     lines = answer["err"].splitlines()
     assert answer["code"] == 2, answer["err"]
     assert [part for part in says.split("|") if part not in " ".join(answer["err"].split())] == [], answer["err"]
-    assert answer["err"].startswith("ConfigError: ") and "Traceback" not in answer["err"]
+    assert answer["err"].startswith("ConfigError:") and "Traceback" not in answer["err"]
     assert len(lines) <= 24 and max(map(len, lines)) <= 122, answer["err"]
     assert answer["heavy"] == [] and answer["out"] == ""
 

@@ -70,7 +70,7 @@ def answers(place):
 def test_case_55_a_hostile_config_is_refused(answers, name):
     answer = answers[0][name]
     assert answer["code"] == 2, answer["err"]
-    assert answer["err"].startswith("ConfigError: ") and "Traceback" not in answer["err"]
+    assert answer["err"].startswith("ConfigError:") and "Traceback" not in answer["err"]
     assert len(answer["err"].splitlines()) <= 24
     assert answer["heavy"] == []
 

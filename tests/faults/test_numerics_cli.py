@@ -31,8 +31,8 @@ def words(tmp_path_factory):
 OWN = {
     "sft": ["sft.max_epochs=4", "sft.data.batch_size=2", "sft.data.validation_fraction=0.0"],
     "ppo": [
-        "ppo.rollouts=6", "ppo.data.batch_size=4", "ppo.sampling.max_new_tokens=6", "scorer=function",
-        "scorer.function=tests.integration.phases.praise",
+        "ppo.rollouts=6", "ppo.data.batch_size=4", "ppo.data.max_prompt_length=32", "ppo.sampling.max_new_tokens=6",
+        "scorer=function", "scorer.function=tests.integration.phases.praise",
     ],
 }  # fmt: skip
 

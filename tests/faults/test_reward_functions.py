@@ -353,7 +353,8 @@ def test_case_51_the_command_ends_with_code_six(tmp_path):
     command = [
         sys.executable, "train.py", "stage=ppo", "task=custom", f"model.path={tmp_path / 'model'}", "trainer=cpu",
         f"data.prompts={tmp_path / 'prompts.jsonl'}", "judge=function", f"judge.function={HERE}.killed", "threads=1",
-        "ppo.rollouts=1", "ppo.data.batch_size=2", "ppo.sampling.max_new_tokens=4", f"run_dir={tmp_path / 'run'}",
+        "ppo.rollouts=1", "ppo.data.batch_size=2", "ppo.data.max_prompt_length=32", "ppo.sampling.max_new_tokens=4",
+        f"run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
