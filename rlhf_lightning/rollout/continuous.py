@@ -22,6 +22,9 @@ class ContinuousEngine(HFGenerateEngine):
     alike. Tested with a stand-in for `generate_batch` only: no test of this library has run it on CUDA.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def generate(
         self, prompts: PromptBatch, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Rollout:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from rlhf_lightning import signals
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import response_mask
 from rlhf_lightning.memory import halved
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
@@ -20,9 +21,20 @@ from rlhf_lightning.types import PromptBatch, Rollout
 
 
 class HFGenerateEngine:
-    """Sample with `PreTrainedModel.generate`; log-probabilities are left to the training forward."""
+    """Sample with `PreTrainedModel.generate`; log-probabilities are left to the training forward.
 
-    def __init__(self) -> None:
+    Args:
+        cache: of keys and values. ``static`` makes room for the longest answer at once, and on CUDA transformers
+            compiles the decoding step for it; ``dynamic`` grows with every token.
+
+    Raises:
+        ConfigError: there is no such cache.
+    """
+
+    def __init__(self, cache: Literal["dynamic", "static"] = "dynamic") -> None:
+        if cache not in ("dynamic", "static"):
+            raise ConfigError(f"rollout.cache={cache}: choose dynamic or static")
+        self.cache = cache
         self._seed = 0
         self._calls = 0
         self._policy: PreTrainedModel | None = None
@@ -64,12 +76,14 @@ class HFGenerateEngine:
         device = prompts.input_ids.device
         with decoding(self._policy), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self._seed + self._calls)
+            config = generation_config(sampling, self._eos, self._pad)
+            config.cache_implementation = "static" if self.cache == "static" else None
             generate: Any = self._policy.generate
             sample = partial(
                 generate,
                 input_ids=prompts.input_ids,
                 attention_mask=prompts.attention_mask.long(),
-                generation_config=generation_config(sampling, self._eos, self._pad),
+                generation_config=config,
                 stopping_criteria=[stopped],
                 logits_processor=[FiniteLogits(self._policy, prompts.input_ids, prompts.attention_mask)],
             )

@@ -5,6 +5,7 @@ import weakref
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, StaticCache
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.logprobs import gather_logprobs
@@ -185,3 +186,18 @@ def test_autocast_is_off_while_decoding():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         other = engine(model).generate(batch, sampling)
     assert torch.equal(plain.rollout_logprobs, other.rollout_logprobs)
+
+
+def test_a_static_cache_draws_the_same_answers():
+    drawn, used = [], []
+    policy = tiny.policy(scale=0.1)
+    policy.register_forward_pre_hook(lambda _, __, given: used.append(type(given["past_key_values"])), with_kwargs=True)
+    for cache in ("dynamic", "static"):
+        engine = HFGenerateEngine(cache)
+        engine.sync(policy, (1,), 0, version=0)
+        engine.seed(2)
+        drawn.append(engine.generate(tiny.prompts(*PROMPTS, repeats=3), Sampling(max_new_tokens=12)))
+    assert torch.equal(drawn[0].response_ids, drawn[1].response_ids) and len(drawn[0].response_ids.unique()) > 4
+    assert set(used) == {DynamicCache, StaticCache}
+    with pytest.raises(ConfigError, match="choose dynamic or static"):
+        HFGenerateEngine("offloaded")
