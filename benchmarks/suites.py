@@ -66,6 +66,7 @@ class Suite:
 
 
 OURS, TRL = Entry("ours", "ours"), Entry("trl", "trl")
+OWN = Entry("ours", "ours", overrides=("ppo.critic=policy",))
 SHARED = Entry("ours shared", "ours", overrides=("ppo.critic=shared_trunk",))
 SFT_PEERS = tuple(
     Entry(f"trl {variant}", "trl", variant) for variant in ("padded", "shuffled", "grouped", "padding_free", "packed")
@@ -82,7 +83,7 @@ SUITES = {
         Suite("grpo4", "grpo", "prompts", "episodes", (OURS, TRL), (Bar("ours", "trl", 1.8),), group_size=4),
         Suite("grpo8", "grpo", "prompts", "episodes", (OURS, TRL), (Bar("ours", "trl", 1.8),), group_size=8),
         Suite("rloo", "rloo", "prompts", "episodes", (OURS, TRL), (Bar("ours", "trl", 1.8),), group_size=4),
-        Suite("ppo", "ppo", "prompts", "episodes", (OURS, SHARED, TRL),
+        Suite("ppo", "ppo", "prompts", "episodes", (OWN, SHARED, TRL),
               (Bar("ours", "trl", 2.0), Bar("ours shared", "trl", 3.5, memory=0.6)), epochs=4),
         Suite("overhead", "sft", "sft", "tokens", (OURS, Entry("bare", "bare")), (Bar("ours", "bare", 1 / 1.05),)),
         Suite("scaling", "sft", "sft", "tokens",
