@@ -1,18 +1,12 @@
 """A number that breaks on one of two ranks: both skip the step, or both end the run (cases 19 to 21)."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.faults import pair
 from tests.faults.numbers import write
 from tests.faults.ranks import CASES
-from tests.integration.test_strategies import free_port
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 170
 
 
@@ -20,21 +14,7 @@ SECONDS = 170
 def folder(tmp_path_factory):
     """The results of both ranks."""
     folder = write(tmp_path_factory.mktemp("ranks"))
-    port = str(free_port())
-    ranks = []
-    for rank in ("0", "1"):
-        own = {"LOCAL_RANK": rank, "RANK": rank, "WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_PORT": port}
-        environment = {**os.environ, **own, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        with (folder / f"rank{rank}.log").open("w") as log:
-            command = [sys.executable, "-m", "tests.faults.ranks", folder]
-            ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
-    try:
-        for process in ranks:
-            process.wait(timeout=SECONDS)
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
+    pair.launch("tests.faults.ranks", str(folder), log=folder, seconds=SECONDS)
     return folder
 
 

@@ -1,16 +1,13 @@
 """Learning from given answers in two processes: the same steps as in one."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
+from tests.faults import pair
 from tests.integration import offline_worker, phases
-from tests.integration.test_strategies import ROOT, SECONDS, assert_same_step, free_port
+from tests.integration.test_strategies import SECONDS, assert_same_step
 from tests.unit.modules import offline
 
 
@@ -24,23 +21,7 @@ def folder(tmp_path_factory):
     offline.write(folder / "three_answers.jsonl", rows)
     rows = [{"prompt": p, "completions": c, "ranks": r} for p, c, r in offline.RANKINGS[:3]]
     offline.write(folder / "three_rankings.jsonl", rows)
-    surroundings = {
-        **os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2", "NODE_RANK": "0",
-    }  # fmt: skip
-    ranks = []
-    for rank in range(2):
-        command = [sys.executable, "-m", "tests.integration.offline_worker", folder]
-        environment = {**surroundings, "LOCAL_RANK": str(rank), "RANK": str(rank)}
-        with (folder / f"rank{rank}.log").open("w") as log:
-            ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
-    try:
-        for process in ranks:
-            process.wait(timeout=SECONDS)
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
+    pair.launch("tests.integration.offline_worker", str(folder), log=folder, seconds=SECONDS)
     return folder
 
 

@@ -1,11 +1,5 @@
 """DDP, FSDP2 and mixed precision: more processes or fewer bits, the same learning."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
@@ -15,38 +9,11 @@ from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.errors import ConfigError
 from tests import tiny
+from tests.faults import pair
 from tests.integration import phases
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
-ROOT = Path(__file__).parents[2]
 SECONDS = 300
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def launch(folder):
-    """Both ranks of `tests.integration.worker`, gone after `SECONDS` at the latest."""
-    surroundings = {
-        **os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2", "NODE_RANK": "0",
-    }  # fmt: skip
-    ranks = []
-    for rank in range(2):
-        command = [sys.executable, "-m", "tests.integration.worker", folder]
-        environment = {**surroundings, "LOCAL_RANK": str(rank), "RANK": str(rank)}
-        with (folder / f"rank{rank}.log").open("w") as log:
-            ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
-    try:
-        for process in ranks:
-            process.wait(timeout=SECONDS)
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +22,7 @@ def folder(tmp_path_factory):
     folder = phases.write(tmp_path_factory.mktemp("strategies"))
     module, _ = phases.ppo(folder, phases.ppo_module(minibatch_size=8, ppo_epochs=1), rollouts=3)
     torch.save(module.last_experience, folder / "experience.pt")
-    launch(folder)
+    pair.launch("tests.integration.worker", str(folder), log=folder, seconds=SECONDS)
     return folder
 
 
