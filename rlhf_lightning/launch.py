@@ -60,7 +60,9 @@ class _Rank:
 
     @property
     def code(self) -> int:
-        return self.process.returncode or 0
+        """As a shell says it for a signal that asks to stop, which also ends a rank before it listens to any."""
+        code = self.process.returncode or 0
+        return 128 - code if -code in signals.SIGNALS else code
 
     @property
     def stopped(self) -> bool:
@@ -163,6 +165,8 @@ def serve(work: Callable[[dict[str, Any]], Any]) -> NoReturn:
             report = {"returned": work(given["config"])}
     except signals.Stopped as stop:
         code, report = 128 + stop.signum, {"note": stop.note}
+    except KeyboardInterrupt:  # before anybody listened
+        code, report = 128 + signal.SIGINT, {}
     except BaseException as error:
         code, report = getattr(error, "exit_code", 1), _failure(error)
     sys.stdout.flush()

@@ -8,11 +8,14 @@ import sys
 from tests.gates.gate_sources import ROOT
 
 
-def launch(module: str, *words: str, log, seconds: float = 300) -> None:
+def launch(module: str, *words: str, log, seconds: float = 300) -> list[int]:
     """Run ``python -m module words`` as ranks 0 and 1; both are gone after ``seconds`` at the latest.
 
     Args:
         log: a folder for ``rank0.log`` and ``rank1.log``.
+
+    Returns:
+        the exit codes.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -34,3 +37,4 @@ def launch(module: str, *words: str, log, seconds: float = 300) -> None:
         for process in ranks:
             process.kill()
             process.wait()
+    return [process.returncode for process in ranks]

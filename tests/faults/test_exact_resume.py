@@ -12,7 +12,7 @@ from rlhf_lightning import pipeline
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.modules.base import RLHFModule
-from tests.faults import jobs, pair
+from tests.faults import jobs, pair, pipeline_worker
 from tests.gates.gate_sources import ROOT
 from tests.integration import phases, test_resume_cli
 
@@ -95,6 +95,13 @@ class Stops:
         return stopped
 
 
+def assert_same_histories(folder):
+    """The metrics of the whole run and of the one that was stopped."""
+    for stage in ("sft", "reward", "ppo"):
+        rows = [jobs.history(folder / run / "history" / f"{stage}.csv") for run in ("whole", "stopped")]
+        assert rows[0] == rows[1] and len(rows[0]) > 2
+
+
 def test_case_16_a_pipeline_stopped_between_its_stages_ends_the_same(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     words = test_resume_cli.pipeline(tmp_path / "data")
@@ -115,9 +122,33 @@ def test_case_16_a_pipeline_stopped_between_its_stages_ends_the_same(tmp_path, m
             continue
     assert [place.split()[0] for place in stops.seen] == ["before", "export", "after"] * 3
     assert test_resume_cli.exported(tmp_path / "stopped") == test_resume_cli.exported(tmp_path / "whole")
-    for stage in ("sft", "reward", "ppo"):
-        rows = [jobs.history(tmp_path / run / "history" / f"{stage}.csv") for run in ("whole", "stopped")]
-        assert rows[0] == rows[1] and len(rows[0]) > 2
+    assert_same_histories(tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_case_16_two_processes_of_a_pipeline_die_at_every_place_of_it_and_end_the_same(trainer, tmp_path):
+    (tmp_path / "data").mkdir()
+    words = test_resume_cli.pipeline(tmp_path / "data")
+    words[words.index("trainer=cpu")] = f"trainer={trainer}"
+    words += ["trainer.accelerator=cpu", "trainer.devices=2", "resume=auto"]
+
+    def go(name, place):
+        log, run = tmp_path / f"{name}.", f"run_dir={tmp_path / name}"
+        codes = pair.launch("tests.faults.pipeline_worker", str(log), place, *words, run, log=tmp_path)
+        return codes, (tmp_path / "rank0.log").read_text()[-3000:]
+
+    codes, told = go("whole", "none")
+    assert codes == [0, 0], told
+    places = (tmp_path / "whole.0").read_text().splitlines()
+    for place in places:
+        codes, told = go("stopped", place)
+        assert pipeline_worker.DIED in codes, f"{place}: {told}"
+    codes, told = go("stopped", "none")
+    assert codes == [0, 0], told
+    assert len([place for place in places if place.startswith("step")]) == len(places) - 9 > 9
+    assert test_resume_cli.exported(tmp_path / "stopped") == test_resume_cli.exported(tmp_path / "whole")
+    assert_same_histories(tmp_path)
 
 
 class Places(DurableCheckpointIO):

@@ -53,7 +53,7 @@ PROGRAM = """
             if config["how"] == "exit": os._exit(9)
             if config["how"] == "kill": os.kill(os.getpid(), signal.SIGKILL)
             if config["how"] == "hang": time.sleep(1e6)
-            if config["how"] == "SIGINT": os.kill(os.getpid(), signal.SIGINT)
+            if config["how"] in ("SIGINT", "early"): os.kill(os.getpid(), signal.SIGINT)
             if config["how"] == "none": return {"rank": rank, "config": config}
         if config["how"] == "hang":
             time.sleep(0.2)
@@ -67,6 +67,8 @@ PROGRAM = """
             signals.poll()
 
     if HANDOVER_VARIABLE in os.environ:
+        if sys.argv[1] == "early" and os.environ["RANK"] != sys.argv[2]:
+            time.sleep(1e6)  # starting up, without a handler yet
         serve(work)
     try:
         with signals.watched():
@@ -145,8 +147,9 @@ def test_case_53_a_rank_that_hangs_is_killed_and_named_by_the_one_that_waited(co
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_case_52_a_signal_to_one_rank_stops_the_others_too(command, rank):
-    process = command("SIGINT", rank)
+@pytest.mark.parametrize("how", ["SIGINT", "early"])
+def test_case_52_a_signal_to_one_rank_stops_the_others_too(command, how, rank):
+    process = command(how, rank)
     process.communicate(timeout=40)
     assert process.returncode == 130
 
