@@ -96,6 +96,7 @@ def _compose_and_run(arguments: list[str]) -> None:
             raise
         raise DiskError(f"cannot write the run's folder ({error}); choose another run_dir or free the disk") from error
     finally:
+        gc.freeze()  # all of this stays to the end, where the interpreter would look through it once more
         gc.enable()
         if not shown:
             os.environ.pop("HYDRA_FULL_ERROR", None)
