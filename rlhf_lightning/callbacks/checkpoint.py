@@ -11,6 +11,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rlhf_lightning.callbacks.history import History
+from rlhf_lightning.callbacks.loops import (
+    begin_epoch,
+    ends_epoch,
+    stops_here,
+    validates_next,
+    with_epoch_done,
+    with_validation_to_come,
+)
 from rlhf_lightning.callbacks.steps import steps_done, steps_planned
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, superfluous
 from rlhf_lightning.errors import ConfigError, DiskError
@@ -62,7 +70,7 @@ class DurableCheckpoint(Checkpoint):
         self.on_error = on_error
         self.patience_seconds = patience_seconds
         self._saved = self._seen = 0  # steps
-        self._postponed = False
+        self._postponed = self._validates = self._epoch_done = self._asked = False
         self._since = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,6 +84,7 @@ class DurableCheckpoint(Checkpoint):
             state = trainer._checkpoint_connector.dump_checkpoint()  # collective
             if trainer.is_global_zero:
                 io.check(state)
+        begin_epoch(trainer)
         self._saved = self._seen = steps_done(trainer)
         self._since = time.monotonic()
 
@@ -91,39 +100,57 @@ class DurableCheckpoint(Checkpoint):
             logs(*given)
             if steps_done(trainer) != self._seen:  # not inside gradient accumulation
                 self._seen = steps_done(trainer)
-                self._postponed = _validates_next(trainer)
-                if not self._postponed:
+                self._validates = validates_next(trainer)
+                self._postponed = self._validates or ends_epoch(trainer)
+                if not self._postponed or (self._asked and self._validates):
                     self._save_if_due(trainer)
+                self._validates = False
 
         pl_module.on_train_batch_end = log_then_save  # type: ignore[assignment,method-assign]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save a step that ends with a validation only now, with what the validation found."""
-        if self._postponed:
+        if self._postponed and not ends_epoch(trainer):
             self._postponed = False
             self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save a step that ends its epoch only now: other callbacks look here, and may stop the run."""
+        if self._postponed:
+            self._postponed = False
+            self._epoch_done = True
+            self._save_if_due(trainer)
+            self._epoch_done = False
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Tell Lightning what comes next when the run goes on."""
+        if self._validates:
+            with_validation_to_come(checkpoint["loops"]["fit_loop"])
+        elif self._epoch_done:
+            with_epoch_done(checkpoint["loops"]["fit_loop"])
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the module its hook back."""
         del pl_module.on_train_batch_end
 
+    def ask(self) -> None:
+        """Save the step that is ending, whether one is due or not, and before its validation, which may be long."""
+        self._asked = True
+
     def _save_if_due(self, trainer: pl.Trainer) -> None:
         """Save at a step boundary where the number of steps or the time says so; all ranks agree on that."""
         step = steps_done(trainer)
-        if step in (self._saved, steps_planned(trainer)):
+        if step in (self._saved, steps_planned(trainer)) or stops_here(trainer):
             return
-        due = self.every_n_steps is not None and step % self.every_n_steps == 0
+        due = self._asked or (self.every_n_steps is not None and step % self.every_n_steps == 0)
         if not due and self.every_n_minutes is not None:
             due = trainer.strategy.broadcast(time.monotonic() - self._since >= 60 * self.every_n_minutes)
         if due:
             for part in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(part, History):
                     part.record(trainer)
-            self.save(trainer)
-
-    def save_new(self, trainer: pl.Trainer) -> None:
-        """`save`, unless this moment is saved already."""
-        if self._saved != steps_done(trainer):
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> Path | None:
@@ -145,10 +172,3 @@ class DurableCheckpoint(Checkpoint):
             for old in superfluous(self.folder, self._saved, self.keep):
                 trainer.strategy.remove_checkpoint(old)
         return path
-
-
-def _validates_next(trainer: pl.Trainer) -> bool:
-    """Whether a validation belongs to the step that is ending."""
-    loop = trainer.fit_loop.epoch_loop
-    assert trainer.fit_loop._data_fetcher is not None
-    return not loop.val_loop.skip and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)

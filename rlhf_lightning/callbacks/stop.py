@@ -34,7 +34,7 @@ class StopAtBoundary(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Agree over ranks, and save."""
+        """Agree over ranks, and have the step saved."""
         step = steps_done(trainer)
         if step == self._seen:  # inside gradient accumulation
             return
@@ -44,7 +44,7 @@ class StopAtBoundary(pl.Callback):
             self._signum = signals.received()
             for saver in trainer.checkpoint_callbacks:
                 if isinstance(saver, DurableCheckpoint):
-                    saver.save_new(trainer)
+                    saver.ask()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -1,0 +1,97 @@
+"""Case 16 at the places where Lightning itself would go on otherwise: validation within an epoch, its end, a stop."""
+
+import lightning
+import pytest
+
+from rlhf_lightning import signals
+from rlhf_lightning.callbacks.steps import steps_done
+from rlhf_lightning.checkpoint.handover import sha256
+from rlhf_lightning.config import compose
+from rlhf_lightning.modules.base import RLHFModule
+from rlhf_lightning.pipeline import run as run_pipeline
+from tests.faults import jobs
+from tests.integration import test_resume_cli
+
+STOP = "{_target_: tests.integration.test_resume_cli.Stop, after: 3}"
+EARLY = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max}"
+SURROUNDINGS = {
+    "validation within the epoch": ["+trainer.val_check_interval=2"],
+    "validation within a step": ["sft.data.micro_batch_size=1", "+trainer.val_check_interval=3"],
+    "validation across epochs": ["+trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=2"],
+    "a limit of steps": ["+trainer.val_check_interval=2", "+trainer.max_steps=8"],
+    "early stopping": [EARLY],
+}
+
+
+class Tell(lightning.Callback):
+    """A signal comes while a step ends."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *given):
+        if steps_done(trainer) == self.step and not signals.received():
+            signals.adopt(15)
+
+
+class Enough(lightning.Callback):
+    """Ends the fit after two steps, but only where it saw them."""
+
+    seen = 0
+
+    def on_train_batch_end(self, trainer, *given):
+        self.seen += 1
+        trainer.should_stop = self.seen == 2
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    pipeline = test_resume_cli.pipeline(tmp_path_factory.mktemp("data"))
+    own = ["stage=sft", "stages=[sft]", "sft.max_epochs=3", "sft.data.validation_fraction=0.25"]
+    kept = [word for word in pipeline if word.split(".")[0] not in ("reward", "ppo", "stage=pipeline")]
+    return [*own, *(w for w in kept if not w.startswith(("stages", "sft.max_epochs"))), "trusted_targets=[tests]"]
+
+
+def go(words, folder):
+    return run_pipeline(compose([*words, f"run_dir={folder}", "resume=auto"]))
+
+
+def left(folder):
+    """The exported weights and the history without its clocks."""
+    return sha256(folder / "sft" / "model.safetensors"), jobs.history(folder / "history" / "sft.csv")
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_case_16_a_run_that_stops_again_and_again_ends_the_same(words, tmp_path, surrounding):
+    words = [*words, *surrounding]
+    go(words, tmp_path / "whole")
+    stops = 0
+    while stops < 9:
+        try:
+            go([*words, f"+callbacks.stop={STOP}"], tmp_path / "stopped")
+            break
+        except SystemError:
+            stops += 1
+    assert stops > 1
+    assert left(tmp_path / "stopped") == left(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("patience", [0, 60], ids=["validation given up", "validation completed"])
+def test_case_16_a_signal_in_a_step_that_ends_with_a_validation(words, tmp_path, patience):
+    words = [*words, f"+checkpoint.patience_seconds={patience}"]
+    go(words, tmp_path / "whole")
+    tell = "+callbacks.tell={_target_: tests.faults.test_resume_places.Tell, step: 3}"
+    with pytest.raises(signals.Stopped, match="saved up to .*step-000003"), signals.watched():
+        go([*words, tell], tmp_path / "told")
+    go(words, tmp_path / "told")
+    assert left(tmp_path / "told") == left(tmp_path / "whole")
+
+
+def test_case_16_a_fit_that_a_callback_has_ended_is_not_trained_on(words, tmp_path, monkeypatch):
+    words = [*words, "+callbacks.enough={_target_: tests.faults.test_resume_places.Enough}"]
+    go(words, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        patch.setattr(RLHFModule, "export", lambda *given: exec("raise SystemError('killed')"))
+        go([*words, "+checkpoint.keep=9"], tmp_path / "killed")
+    names = [path.name for path in (tmp_path / "killed" / "checkpoints" / "sft").iterdir()]
+    assert names == ["step-000001"]  # the next attempt does the second step again, and ends there
