@@ -23,7 +23,7 @@ class History(pl.Callback):
     Columns are ``step`` (optimizer steps; rollouts in PPO), ``kind`` (``train`` or ``validation``), ``seconds`` since
     the fit began, then one column per tag. A tag that appears later adds a column and the file is rewritten; a number
     that was not logged is an empty cell. Each row is on disk before the next step begins. Only rank 0 writes. A resumed
-    fit keeps the rows that were there when its checkpoint was written.
+    fit keeps the rows up to the step it resumes from, without validations that came after its checkpoint.
 
     Args:
         path: the CSV file; its folder is made. An older file is replaced unless the fit resumes.
@@ -43,7 +43,7 @@ class History(pl.Callback):
         self._seen: dict[str, Tensor] = {}
         self._tags_before_validation: set[str] = set()
         self._last_step = 0
-        self._saved_rows: int | None = None  # in the checkpoint that the fit resumes from
+        self._saved_validations: int | None = None  # rows of them, in the checkpoint that the fit resumes from
         self._started = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -53,7 +53,9 @@ class History(pl.Callback):
             return
         if self._last_step and self.path.exists():
             self._columns, rows = _read(self.path)
-            self.rows = [row for row in rows[: self._saved_rows] if float(row["step"] or 0) <= self._last_step]
+            rows = [row for row in rows if float(row["step"] or 0) <= self._last_step]
+            later = _validations(rows)[self._saved_validations :] if self._saved_validations is not None else []
+            self.rows = [row for row in rows if not any(row is other for other in later)]
         offset = float(self.rows[-1]["seconds"] or 0) if self.rows else 0.0
         self._started = time.monotonic() - offset
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,11 +82,11 @@ class History(pl.Callback):
             self._add(trainer, steps_done(trainer), "validation", found)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validation_tags": sorted(self._validation_tags), "rows": len(self.rows)}
+        return {"validation_tags": sorted(self._validation_tags), "validations": len(_validations(self.rows))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validation_tags = set(state_dict["validation_tags"])
-        self._saved_rows = state_dict.get("rows")
+        self._saved_validations = state_dict.get("validations")
 
     def record(self, trainer: pl.Trainer) -> None:
         """Row of the step that ended last, if it has none. Call it on every rank, when all has been logged.
@@ -123,6 +125,10 @@ class History(pl.Callback):
             writer.writeheader()
             writer.writerows(self.rows)
         os.replace(temporary, self.path)
+
+
+def _validations(rows: list[dict[str, Cell]]) -> list[dict[str, Cell]]:
+    return [row for row in rows if row["kind"] == "validation"]
 
 
 def _same(value: Tensor, before: Tensor | None) -> bool:

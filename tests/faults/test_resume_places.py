@@ -81,7 +81,7 @@ def test_case_16_a_signal_in_a_step_that_ends_with_a_validation(words, tmp_path,
     words = [*words, f"+checkpoint.patience_seconds={patience}"]
     go(words, tmp_path / "whole")
     tell = "+callbacks.tell={_target_: tests.faults.test_resume_places.Tell, step: 3}"
-    with pytest.raises(signals.Stopped, match="saved up to .*step-000003"), signals.watched():
+    with pytest.raises(signals.Stopped, match=r"saved up to .*step-000003"), signals.watched():
         go([*words, tell], tmp_path / "told")
     go(words, tmp_path / "told")
     assert left(tmp_path / "told") == left(tmp_path / "whole")
