@@ -25,6 +25,7 @@ from rlhf_lightning.stages import (
     run_sft,
 )
 from rlhf_lightning.stages.ranks import join, stop_if_asked
+from rlhf_lightning.stages.resume import outputs
 
 STAGES: dict[str, Callable[[Run], dict[str, float]]] = {
     "sft": run_sft,
@@ -84,6 +85,6 @@ def _run_stages(run: Run) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for stage in stages:
         stop_if_asked()
-        done = run.files.finished(stage, run.section(stage).get("output"))
+        done = run.files.finished(stage, next(reversed(outputs(run.section(stage))), None))
         metrics |= STAGES[stage](run) if done is None else done
     return metrics

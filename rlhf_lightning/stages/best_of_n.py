@@ -12,16 +12,19 @@ from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.labelling.ranking import write_rows
 from rlhf_lightning.labelling.selection import best_rows, selection_metrics
 from rlhf_lightning.stages.run import Run
-from rlhf_lightning.stages.sft import run_sft
+from rlhf_lightning.stages.sft import fine_tune
 
 FILE = "demonstrations.jsonl"
 log = logging.getLogger(__name__)
 
 
 def run_best_of_n(run: Run) -> dict[str, float]:
-    """Write `demonstrations.jsonl`, run the SFT stage on it; returns the metrics of both."""
-    metrics = _select(run)
-    return metrics | run_sft(Run({**run.config, "sft": run.section("best_of_n")["sft"]}), stage="best_of_n")
+    """Write `demonstrations.jsonl` unless it is there, fine-tune on it; returns the metrics of both."""
+    section = run.section("best_of_n")
+    metrics = run.files.finished("best_of_n", section["output"])
+    if metrics is None:
+        metrics = _select(run)
+    return metrics | fine_tune(run, "best_of_n", section["sft"])
 
 
 def _select(run: Run) -> dict[str, float]:

@@ -54,7 +54,7 @@ class RunFolder:
         self.path = Path(config["run_dir"])
         self.resume = str(config["resume"])
         self.stages = list(config["stages"])
-        self._outputs = [Path(output) for stage in self.stages if (output := (config.get(stage) or {}).get("output"))]
+        self._outputs = [Path(output) for stage in self.stages for output in outputs(config.get(stage) or {})]
         if self.resume == "auto":
             self._check_config(config)
         elif self.resume != "none":
@@ -160,6 +160,12 @@ class RunFolder:
                 f"resume=auto: {self.path} was made with another config ({_listed(changed)}); use the old values, or "
                 "another run_dir"
             )
+
+
+def outputs(section: Mapping[str, Any]) -> list[str]:
+    """The folders that a stage writes, the last one when it is done: `best_of_n` also fine-tunes on what it wrote."""
+    found = (section.get("output"), (section.get("sft") or {}).get("output"))
+    return [output for output in found if output]
 
 
 def _changes(file: Path, config: Mapping[str, Any]) -> list[str]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rlhf_lightning.stages.run import Run, scalars
 
 
-def run_sft(run: Run, stage: str = "sft") -> dict[str, float]:
-    """Fine-tune and export; returns the last metrics. ``stage`` names the history and provenance."""
-    section = run.section("sft")
+def run_sft(run: Run) -> dict[str, float]:
+    """Fine-tune and export; returns the last metrics."""
+    return fine_tune(run, "sft", run.section("sft"))
+
+
+def fine_tune(run: Run, stage: str, section: Mapping[str, Any]) -> dict[str, float]:
+    """The same by another ``section`` of the config; ``stage`` names checkpoints, history and provenance."""
     policy = run.model(section["policy"])
     tokenizer = policy.tokenizer()
     data = run.build(section["data"], tokenizer=tokenizer)

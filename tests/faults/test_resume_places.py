@@ -95,3 +95,23 @@ def test_case_16_a_fit_that_a_callback_has_ended_is_not_trained_on(words, tmp_pa
         go([*words, "+checkpoint.keep=9"], tmp_path / "killed")
     names = [path.name for path in (tmp_path / "killed" / "checkpoints" / "sft").iterdir()]
     assert names == ["step-000001"]  # the next attempt does the second step again, and ends there
+
+
+def test_case_16_best_of_n_goes_on_in_its_fine_tuning(tmp_path):
+    given = test_resume_cli.pipeline(tmp_path)
+    words = [
+        "stage=best_of_n", "trusted_targets=[tests]", "scorer=function",
+        "scorer.function=tests.integration.phases.praise", "scorer.isolate=false", "best_of_n.n=16",
+        "best_of_n.sampling.max_new_tokens=30", "best_of_n.data.max_prompt_length=32",
+        "best_of_n.sft.data.batch_size=2", "best_of_n.sft.data.validation_fraction=0", "best_of_n.sft.max_epochs=2",
+        *(w for w in given if w.startswith(("task", "logger", "trainer", "threads", "model", "data.prompts", "+"))),
+    ]  # fmt: skip
+    whole = go(words, tmp_path / "whole")
+    with pytest.raises(SystemError):
+        go([*words, f"+callbacks.stop={STOP}"], tmp_path / "stopped")
+    file = tmp_path / "stopped" / "demonstrations" / "demonstrations.jsonl"
+    selected = file.stat().st_mtime_ns
+    found = go(words, tmp_path / "stopped")
+    assert found.keys() == whole.keys() and file.stat().st_mtime_ns == selected
+    weights = [sha256(tmp_path / run / "best_of_n" / "model.safetensors") for run in ("whole", "stopped")]
+    assert weights[0] == weights[1]
