@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from rlhf_lightning.errors import ConfigError
 
+FLOAT32_MAX = 3.4e38  # a larger number is infinite as a tensor
+
 
 def require(
     name: str,

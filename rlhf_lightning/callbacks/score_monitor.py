@@ -7,11 +7,13 @@ from typing import Any
 import lightning.pytorch as pl
 
 from rlhf_lightning.callbacks.steps import gave_up
+from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.scoring import Scorer
 
 
 class ScoreMonitor(pl.Callback):
-    """Logs ``monitor/<name>``, the mean score another scorer gives to the rollout that was just learned from.
+    """Logs ``monitor/<name>``, the mean score another scorer gives to the rollout that was just learned from, over the
+    answers it judges.
 
     Nothing learns from it. A monitor that falls while ``objective/scores`` rises is the sign of reward hacking
     (Gao et al. 2022, arXiv:2210.10760).
@@ -32,6 +34,8 @@ class ScoreMonitor(pl.Callback):
         if pl_module.rollouts % self.every_n_rollouts or gave_up(pl_module):
             return
         rollout = pl_module.last_experience.rollout
-        scores = self.scorer.score(rollout, pl_module.tokenizer)
-        total, count = pl_module.sum_over_ranks(scores.double().sum(), len(rollout))
-        pl_module.log(f"monitor/{self.scorer.name}", total / count)
+        scores = totals(self.scorer.score(rollout, pl_module.tokenizer), rollout.mask).double()
+        judged = scores[~scores.isnan()]
+        total, count = pl_module.sum_over_ranks(judged.sum(), len(judged))
+        if count:
+            pl_module.log(f"monitor/{self.scorer.name}", total / count)

@@ -108,8 +108,12 @@ def _name(tensor: Tensor, where: str, tensors: dict[str, Tensor], seen: dict[Any
     """The name a tensor is stored under; tied weights are stored once."""
     if tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
         raise CheckpointError(f"{where}: a tensor of {tensor.dtype}, {tensor.layout} cannot be stored; convert it")
-    place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device) if tensor.numel() else where
+    place: Any = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+    if not tensor.numel():  # has no place in memory
+        place = len(tensors)
     if place not in seen:
+        while where in tensors:  # {"a.b": ..., "a": {"b": ...}}
+            where += "'"
         seen[place] = where
         tensors[where] = tensor
     return seen[place]

@@ -113,6 +113,8 @@ def verify_folder(path: str | Path, expect_stage: str | None = None) -> dict[str
         raise CheckpointError(f"{path}: no {PROVENANCE}; it was not written by a finished stage of this library")
     if expect_stage is not None and record.get("stage") != expect_stage:
         raise CheckpointError(f"{path}: written by stage {record.get('stage')!r}, expected {expect_stage!r}")
+    if not isinstance(record.get("files"), dict):
+        raise CheckpointError(f"{path}: {PROVENANCE} lists no files; the folder is damaged, write it again")
     for name, want in record["files"].items():
         file = path / name
         if not file.resolve().is_relative_to(path.resolve()):

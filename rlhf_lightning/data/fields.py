@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.data.implicit import split_shared_prompt
 from rlhf_lightning.errors import DataError
+from rlhf_lightning.ranges import FLOAT32_MAX
 
 if TYPE_CHECKING:
     from rlhf_lightning.types import Row
-
-_FLOAT32_MAX = 3.4e38  # a larger number is infinite as a tensor
 
 
 def is_conversation(value: Any) -> bool:
@@ -167,7 +166,7 @@ def _check_ranking(row: Row) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _FLOAT32_MAX
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
 
 
 CHECKS: dict[str, Callable[[Row], str | None]] = {

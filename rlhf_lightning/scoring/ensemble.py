@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from rlhf_lightning.functional.scores import ensemble_mean, uncertainty_weighted
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.loading import Attention, DType
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
-from rlhf_lightning.scoring.scorer import Details, Remembered, Scorer, on_last_token
+from rlhf_lightning.scoring.scorer import Details, Remembered, Scorer, is_stateful, on_last_token
 from rlhf_lightning.types import Rollout
 
 Combination = Literal["mean", "worst_case", "uncertainty_weighted"]
@@ -80,9 +80,22 @@ class EnsembleScorer:
             return self._combine(whole)
         return self._combine(torch.stack([on_last_token(verdict, rollout.mask) for verdict in verdicts]))
 
+    def state_dict(self) -> dict[str, Any]:
+        """State of the members that have one, by their number."""
+        return {str(number): member.state_dict() for number, member in self._stateful()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what was saved of the members that are still there."""
+        for number, member in self._stateful():
+            if str(number) in state:
+                member.load_state_dict(state[str(number)])
+
     def details_of(self, rollout: Rollout) -> Details:
         """`details` of one of the last two rollouts; empty for any other."""
         return self._remembered.of(rollout)
+
+    def _stateful(self) -> list[tuple[int, Any]]:
+        return [(number, member) for number, member in enumerate(self.members) if is_stateful(member)]
 
     @property
     def details(self) -> Details:

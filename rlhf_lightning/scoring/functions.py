@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bdb
+import copy
 import inspect
 import logging
 import math
@@ -214,7 +215,7 @@ class FunctionScorer:
 
 def _called(function: RewardFunction, arguments: Mapping[str, Any]) -> Any:
     try:
-        return plain(function(**arguments))
+        return plain(function(**copy.deepcopy(arguments)))  # it may change them: they are tried again, and shown
     except bdb.BdbQuit:  # a debugger was left
         raise
     except (Exception, SystemExit) as error:

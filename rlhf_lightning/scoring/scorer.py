@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.combinations import NOBODY_SCORES
@@ -72,6 +72,11 @@ def details_of(scorer: Any, rollout: Rollout) -> Details:
         return scorer.details_of(rollout)
     details: Details = getattr(scorer, "details", None) or {}
     return {name: column for name, column in details.items() if column.shape == (len(rollout),)}
+
+
+def is_stateful(part: Any) -> bool:
+    """Whether a scorer or transform has a state to keep beside networks, which the module saves that holds them."""
+    return hasattr(part, "state_dict") and not isinstance(part, nn.Module)
 
 
 def on_last_token(scores: Tensor, mask: Tensor) -> Tensor:

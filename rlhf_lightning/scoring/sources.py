@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kl import totals
-from rlhf_lightning.scoring.scorer import Details, Remembered, Scorer, details_of, on_last_token
+from rlhf_lightning.scoring.scorer import Details, Remembered, Scorer, details_of, is_stateful, on_last_token
 from rlhf_lightning.scoring.transforms import Transform, check_order, transformed
 from rlhf_lightning.types import Rollout
 
@@ -120,9 +120,7 @@ class RewardSources:
         for name, source in self.sources.items():
             parts.append((f"sources/{name}", source.scorer))
             parts += [(f"sources/{name}/{type(t).__name__}", t) for t in source.transforms]
-        return (
-            (place, part) for place, part in parts if hasattr(part, "state_dict") and not isinstance(part, nn.Module)
-        )
+        return ((place, part) for place, part in parts if is_stateful(part))
 
 
 def weighted_sum(verdicts: Sequence[Tensor], weights: Sequence[float], mask: Tensor) -> Tensor:

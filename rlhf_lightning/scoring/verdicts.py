@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.ranges import FLOAT32_MAX
 from rlhf_lightning.scoring.isolation import CallFailed
 
 Checked = list[float | list[float] | str]
@@ -42,7 +43,7 @@ def checked(returned: Any, count: int, lengths: Sequence[int] | None, abstain_va
 
 
 def _number(verdict: Any) -> float | str:
-    if isinstance(verdict, (list, dict)) or verdict is None or not math.isfinite(verdict):
+    if isinstance(verdict, (list, dict)) or verdict is None or not abs(verdict) <= FLOAT32_MAX:
         return f"returned {_shown(verdict)} where a finite number is needed, or None to abstain"
     return float(verdict)
 

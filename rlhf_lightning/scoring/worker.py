@@ -95,9 +95,13 @@ def serve(channel: socket.socket) -> None:
         send(channel, _failure(error))
         return
     send(channel, b"{}")
+    own = os.getpid()
     while True:
         arguments = receive(channel)
-        send(channel, _answer(function, arguments))
+        answer = _answer(function, arguments)
+        if os.getpid() != own:  # a fork in the function: its answer would be taken for that of a later call
+            os._exit(0)
+        send(channel, answer)
 
 
 def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:

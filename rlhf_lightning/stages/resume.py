@@ -172,12 +172,22 @@ def _changes(file: Path, config: Mapping[str, Any]) -> list[str]:
     """What differs from the config that an earlier run saved, besides its folder; nothing where it saved none."""
     if not file.is_file():
         return []
-    text = file.read_text(encoding="utf-8")
-    saved = OmegaConf.to_container(OmegaConf.create(text))
+    saved = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
     assert isinstance(saved, dict)
-    before = OmegaConf.to_container(OmegaConf.create(text.replace(str(saved["run_dir"]), str(config["run_dir"]))))
+    before = _moved(saved, str(saved["run_dir"]), str(config["run_dir"]))
     now = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(redact(dict(config))))))
     return list(differences(before, now))
+
+
+def _moved(tree: Any, old: str, new: str) -> Any:
+    """The same with all paths in the folder ``old`` in the folder ``new``."""
+    if isinstance(tree, dict):
+        return {key: _moved(value, old, new) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_moved(value, old, new) for value in tree]
+    if isinstance(tree, str) and tree.startswith(old.rstrip("/") + "/") and tree != old:
+        return new.rstrip("/") + tree[len(old.rstrip("/")) :]
+    return new if tree == old else tree
 
 
 def _listed(changed: list[str]) -> str:

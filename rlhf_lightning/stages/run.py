@@ -100,7 +100,7 @@ class Run:
         lightning.seed_everything(self.seed, verbose=False)
         surrounding = [self.build(node) for node in (self.config.get("callbacks") or {}).values()]
         history = History(self.folder / "history" / f"{stage}.csv")
-        every = [*surrounding, history, *callbacks, *self._saver(stage)]
+        every = [*callbacks, *surrounding, history, *self._saver(stage)]  # a guard sees what a monitor logs at once
         logger = self.config.get("logger")
         defaults = {
             "default_root_dir": self.folder,

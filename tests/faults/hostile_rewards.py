@@ -68,6 +68,29 @@ def infinite(prompts, completions, **columns):
     return [float("-inf") if c == "odd" else 1.0 for c in completions]
 
 
+def too_large(prompts, completions, **columns):
+    return [1e39 if c == "odd" else 1.0 for c in completions]
+
+
+def enormous(prompts, completions, **columns):
+    return [10**400 if c == "odd" else 1.0 for c in completions]
+
+
+def changes(prompts, completions, steps, **columns):
+    steps[0].append("think")
+    words = list(completions)
+    prompts.clear()
+    completions.clear()
+    return [float("nan") if w == "odd" else 1.0 for w in words]
+
+
+def forks(prompts, completions, **columns):
+    if os.fork():
+        time.sleep(0.5)
+        return [1.0] * len(completions)
+    return [9.0] * len(completions)
+
+
 def text(prompts, completions, **columns):
     return ["1.0" if c == "odd" else 1.0 for c in completions]
 

@@ -23,6 +23,7 @@ from rlhf_lightning.checkpoint.exchange import exchange
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints, newest_checkpoint
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.modules import SFTModule
+from rlhf_lightning.stages import resume
 from rlhf_lightning.stages.resume import RunFolder
 from tests import tiny
 from tests.faults import jobs
@@ -398,6 +399,26 @@ def test_case_14_another_config_is_refused_with_the_list_of_what_changed(tmp_pat
         in text
     )
     run_folder(tmp_path, resume="auto", **before, sft=None, threads=3)  # what does not change the result is free
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("1", "/data/1"), ("run: #1", "it's \u00e4: {x}"), ("lr", "."), ("/a/", "/b")]
+)
+def test_case_14_a_folder_that_has_moved_is_no_other_config(tmp_path, old, new):
+    rest = {"lr": 0.1, "data": "runs/lr", "list": [1, "1e-3"]}
+
+    def config(folder):
+        return {"run_dir": folder, "sft": {"output": f"{folder.rstrip('/')}/sft"}, **rest}
+
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config(old))), encoding="utf-8")
+    assert list(resume._changes(tmp_path / "config.yaml", config(new))) == []
+
+
+@pytest.mark.parametrize("files", [None, [], "x"])
+def test_case_06_a_record_that_lists_no_files_is_an_error_of_ours(tmp_path, files):
+    (tmp_path / "provenance.json").write_text(json.dumps({"schema": 1, "stage": "checkpoint", "files": files}))
+    with pytest.raises(CheckpointError, match="lists no files"):
+        handover.verify_folder(tmp_path)
 
 
 def test_case_14_a_checkpoint_given_by_its_path_names_what_changed(tmp_path):

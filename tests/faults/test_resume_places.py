@@ -97,6 +97,7 @@ def test_case_16_a_fit_that_a_callback_has_ended_is_not_trained_on(words, tmp_pa
     assert names == ["step-000001"]  # the next attempt does the second step again, and ends there
 
 
+@pytest.mark.filterwarnings("ignore:predict returned None")
 def test_case_16_best_of_n_goes_on_in_its_fine_tuning(tmp_path):
     given = test_resume_cli.pipeline(tmp_path)
     words = [

@@ -43,6 +43,8 @@ CULPRITS = {  # what each does, and the sample the error must show
     "killed": (r"ended its process \(signal SIGKILL\)", 0),
     "nan": (r"returned nan where a finite number is needed, or None to abstain", 2),
     "infinite": (r"returned -inf where a finite number", 2),
+    "too_large": (r"returned 1e\+39 where a finite number", 2),
+    "enormous": (r"returned 10000\d+ where a finite number", 2),
     "text": (r"returned '1\.0' \(str\) where a finite number", 2),
     "nothing": (r"returned None for 4 completions", 0),
     "one_number": (r"returned 0\.5 for 4 completions", 0),
@@ -52,7 +54,7 @@ CULPRITS = {  # what each does, and the sample the error must show
     "cube": (r"returned \[0\.0, 0\.0\] where a finite number", 0),
     "column_vector": (r"returned 1 numbers for the 2 tokens", 0),
 }
-WHOLE = set(CULPRITS) - {"nan", "infinite", "text", "column_vector"}
+WHOLE = set(CULPRITS) - {"nan", "infinite", "too_large", "enormous", "text", "column_vector"}
 IMPORTS_TORCH = {"cube", "column_vector", "tensor"}  # seconds to start: these run in the process of the test
 
 
@@ -361,3 +363,16 @@ def test_case_51_the_command_ends_with_code_six(tmp_path):
     assert done.returncode == 6, done.stderr
     assert "RewardFunctionError: reward function killed ended its process (signal SIGKILL)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_case_51_a_function_that_changes_its_arguments_changes_neither_rows_nor_retries(scorer, isolate):
+    steps = ["look"]
+    with pytest.raises(RewardFunctionError, match=r"sample 2 of 4: prompt 'prompt 2', completion 'odd' \(2 tries\)"):
+        verdicts(scorer("changes", isolate=isolate, retries=1), steps=steps)
+    assert steps == ["look"]
+
+
+def test_case_51_a_fork_that_returns_does_not_answer(scorer):
+    judge = scorer("forks")
+    assert [verdicts(judge, ["good"]), verdicts(judge, ["bad"])] == [[1.0], [1.0]]

@@ -75,6 +75,19 @@ def test_any_plain_state_comes_back(tmp_path_factory, state):
     assert round_trip(folder, state) == state
 
 
+def test_tensors_whose_places_read_the_same_are_kept_apart(tmp_path):
+    state = {
+        "a.b": torch.ones(2),
+        "a": {"b": torch.zeros(2)},
+        0: torch.zeros(0),
+        "0": torch.zeros(0, 3),
+        "": torch.ones(1),
+    }
+    found = round_trip(tmp_path, state)
+    assert found["a.b"].tolist() == [1, 1] and found["a"]["b"].tolist() == [0, 0]
+    assert found[0].shape == (0,) and found["0"].shape == (0, 3) and found[""].tolist() == [1]
+
+
 def test_what_cannot_be_stored_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"callbacks\.mine\.path is a pathlib\.\w+Path; a checkpoint holds"):
         write_state(tmp_path, {"callbacks": {"mine": {"path": tmp_path}}})

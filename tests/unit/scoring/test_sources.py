@@ -403,3 +403,15 @@ def test_an_ensemble_is_built_from_folders(tmp_path):
     apart = torch.stack([score(member, given) for member in ensemble.members])
     torch.testing.assert_close(score(ensemble, given), apart.amin(0))
     assert [member.name for member in ensemble.members] == ["reward_model_0", "reward_model_1"]
+
+
+def test_the_state_of_the_members_of_an_ensemble_survives():
+    def ensemble():
+        members = [RewardSources({"a": Source(Given([1.0, 4.0]))}, [RunningNormalise()]), Given([0.0, 0.0])]
+        return RewardSources({"both": EnsembleScorer(members, combine="mean")})
+
+    learned, fresh = ensemble(), ensemble()
+    score(learned)
+    fresh.load_state_dict(learned.state_dict())
+    assert fresh.state_dict() == learned.state_dict()
+    assert "'calls': 1" in str(fresh.state_dict())
