@@ -22,10 +22,12 @@ TRUSTED_VARIABLE = "RLHF_LIGHTNING_TRUSTED_TARGETS"
 # Arguments of our own classes that are import paths too.
 IMPORT_PATH_KEYS = frozenset({"function"})
 
+_OWN = "rlhf_lightning."
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 _NOT_COMPONENTS = (
     "cli", "config", "pipeline", "allowlist", "console", "locations", "explain", "hydra_loader", "precheck",
-    "signatures", "redaction", "ranges", "combinations",
+    "signatures", "redaction", "ranges", "combinations", "launch", "signals", "memory", "errors", "stages",
+    "checkpoint.handover", "checkpoint.codec", "checkpoint.exchange", "scoring.worker", "scoring.isolation",
 )  # fmt: skip
 
 
@@ -68,7 +70,7 @@ def trusted_prefixes(trusted: Sequence[str] = ()) -> tuple[str, ...]:
 def targets(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Every (key, import path) that instantiating ``tree`` could call, at any depth, positional arguments included."""
     if isinstance(tree, dict):
-        own = str(tree.get("_target_", "")).startswith("rlhf_lightning.")
+        own = str(tree.get("_target_", "")).startswith(_OWN)
         for name, value in tree.items():
             path = f"{key}.{name}" if key else str(name)
             if name == "_target_" or (own and name in IMPORT_PATH_KEYS and isinstance(value, str)):
@@ -79,13 +81,28 @@ def targets(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from targets(value, f"{key}[{index}]")
 
 
+def _nameless(tree: Any, key: str = "") -> Iterator[str]:
+    """Keys of positional arguments of our own classes: an import path or a switch would pass there unseen."""
+    if isinstance(tree, dict):
+        if str(tree.get("_target_", "")).startswith(_OWN) and tree.get("_args_"):
+            yield f"{key}._args_" if key else "_args_"
+        for name, value in tree.items():
+            yield from _nameless(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, (list, tuple)):
+        for index, value in enumerate(tree):
+            yield from _nameless(value, f"{key}[{index}]")
+
+
 def check_names(tree: Any, trusted: Sequence[str] = ()) -> None:
     """Refuse names that are not on the list. Imports nothing.
 
     Raises:
-        ConfigError: a name is not allowed; says which key holds it and how to allow it.
+        ConfigError: a name is not allowed; says which key holds it and how to allow it. Or an argument of a class of
+            this library has no name, by which it is judged.
     """
     prefixes = trusted_prefixes(trusted)
+    if (nameless := next(_nameless(tree), None)) is not None:
+        raise ConfigError(f"{nameless}: give the arguments of classes of this library by their names")
     for key, name in targets(tree):
         if not isinstance(name, str) or not _DOTTED.fullmatch(name):
             raise ConfigError(f"{key}: {name!r} is no import path of the form package.module.name")
@@ -118,6 +135,8 @@ def check_objects(tree: Any, trusted: Sequence[str] = ()) -> None:
             allowed = (inspect.isclass(found) or (rule.functions and inspect.isfunction(found))) and _is_under(
                 home, rule.defined_in
             )
+            # a module of ours may have imported what another keeps from configs
+            allowed = allowed and not (home.startswith(_OWN) and _find_rule(f"{home}.{found.__name__}") is None)
         if not allowed:
             kind = f"defined in {home}" if home else f"a {type(found).__name__}"
             raise ConfigError(
