@@ -193,3 +193,18 @@ def test_sixty_attacks_are_tried():
     assert len(CONFIGS) + 1 + len(LEAKS) >= 60
     assert len(CONFIGS) + len(LEAKS) + len(REFUSED) + len(IGNORED) + len(TEMPLATES) >= 90
     assert issubclass(CheckpointError, RLHFError)
+
+
+def test_case_55_secrets_in_lists_in_addresses_and_under_other_spellings_are_hidden():
+    told = redact(
+        {
+            "logger": {"apiKey": "abcdefg1", "api-keys": ["qwertyu1", {"x": "zxcvbnm1"}], "secrets": {"a": "lkjhgf1"}},
+            "note": "saw qwertyu1, zxcvbnm1 and lkjhgf1",
+            "url": "postgres://me:hunter22@host/db?x=a@b",
+            "path": "a:b@c",
+            "max_tokens": 5,
+        }
+    )
+    assert told["logger"] == {"apiKey": "***", "api-keys": "***", "secrets": "***"}
+    assert told["note"] == "saw ***, *** and ***" and told["url"] == "postgres://me:***@host/db?x=a@b"
+    assert told["path"] == "a:b@c" and told["max_tokens"] == 5
