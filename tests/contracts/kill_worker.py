@@ -4,14 +4,15 @@
 """
 
 import json
-import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rlhf_lightning.checkpoint import handover
 from rlhf_lightning.errors import CheckpointError
+from tests.faults.dying_child import dies_before
 
-KILLED = 137
 CHANGES = (
     "rlhf_lightning.exchange", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree",
     "tempfile.mkdtemp",
@@ -26,31 +27,18 @@ def write(path: Path, version: str) -> None:
     handover.write_folder(path, fill, {"stage": "sft", "metrics": {"version": version}})
 
 
-def killed_before(number: int, path: Path) -> str | None:
-    """Write the new version in a child that dies before its file operation ``number``; which one, None if it ended."""
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        left = number
+def listener(folder: Path) -> Callable[[Callable[[str], None]], None]:
+    """Listens to every file operation in the folder."""
 
+    def listen(before: Callable[[str], None]) -> None:
         def watch(event, arguments):
-            nonlocal left
-            touches = str(arguments[0] if arguments else "").startswith(str(path.parent))
+            touches = str(arguments[0] if arguments else "").startswith(str(folder))
             if touches and (event in CHANGES or event == "open"):
-                if left == 0:
-                    os.write(tell, event.encode())
-                    os._exit(KILLED)
-                left -= 1
+                before(event)
 
         sys.addaudithook(watch)
-        write(path, "new")
-        os._exit(0)
-    os.close(tell)
-    _, status = os.waitpid(child, 0)
-    with os.fdopen(told) as stream:
-        event = stream.read()
-    assert os.waitstatus_to_exitcode(status) in (0, KILLED)
-    return event or None
+
+    return listen
 
 
 def state_of(path: Path) -> str:
@@ -66,7 +54,7 @@ def main(root: Path) -> None:
     while True:
         path = root / str(number) / "policy"
         write(path, "old")
-        event = killed_before(number, path)
+        event = dies_before(number, partial(write, path, "new"), listener(path.parent))
         if event is None:
             break
         copies = [state_of(sibling) for sibling in path.parent.iterdir()]

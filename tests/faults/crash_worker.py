@@ -4,9 +4,9 @@
 """
 
 import json
-import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +16,8 @@ import tests.conftest  # noqa: F401  (threads and no network)
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint.handover import sweep
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, newest_checkpoint
+from tests.faults.dying_child import dies_before
 
-KILLED = 137
 SAVES, KEEP = 4, 2
 POINTS = {"open", "write", "close", "fsync", "rename", "audit", "mkdir", "rmdir", "unlink", "chmod", "__exit__"}
 """The names of what a save calls in the system: ``audit`` is the exchange of two folders."""
@@ -44,31 +44,14 @@ def save(folder, step):
     callback.save(trainer)
 
 
-def crash(folder, step, number):
-    """Save in a child that dies before its call ``number``; the name of that call, None if there are not so many."""
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        left = number
+def listen(before):
+    """To every call into the system that is one of a save."""
 
-        def watch(frame, event, called):
-            nonlocal left
-            if event == "c_call" and called.__name__ in POINTS:
-                if left == 0:
-                    sys.setprofile(None)
-                    os.write(tell, called.__name__.encode())
-                    os._exit(KILLED)
-                left -= 1
+    def watch(frame, event, called):
+        if event == "c_call" and called.__name__ in POINTS:
+            before(called.__name__)
 
-        sys.setprofile(watch)
-        save(folder, step)
-        os._exit(0)
-    os.close(tell)
-    _, status = os.waitpid(child, 0)
-    with os.fdopen(told) as stream:
-        name = stream.read()
-    assert os.waitstatus_to_exitcode(status) in (0, KILLED)
-    return name or None
+    sys.setprofile(watch)
 
 
 def complete(folder):
@@ -90,7 +73,7 @@ def main(root):
         while True:
             folder = shutil.copytree(root / "before", root / f"{again}-{number}")
             step = SAVES - again
-            name = crash(folder, step, number)
+            name = dies_before(number, partial(save, folder, step), listen)
             if name is None:
                 break
             there, said = complete(folder), []

@@ -58,7 +58,7 @@ def ppo(folder, steps):
     data = PromptData(
         folder / "prompts.jsonl", None, tiny.tokenizer(), batch_size=4, rollouts=steps, validation_fraction=0.0
     )
-    return phases.ppo_module(optimizer=ADAM), data
+    return phases.ppo_module(optimizer=partial(ADAM, lr=1e-4)), data  # slow enough to stay near its reference
 
 
 PHASES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "ppo": ppo}

@@ -14,7 +14,7 @@ from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.modules.base import RLHFModule
 from tests.faults import jobs, pair, pipeline_worker
 from tests.gates.gate_sources import ROOT
-from tests.integration import phases, test_resume_cli
+from tests.integration import phases, small_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 
@@ -103,9 +103,8 @@ def assert_same_histories(folder):
 
 
 def test_case_16_a_pipeline_stopped_between_its_stages_ends_the_same(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    words = test_resume_cli.pipeline(tmp_path / "data")
-    test_resume_cli.go(words, tmp_path / "whole")
+    words = small_pipeline.prepare(tmp_path)
+    small_pipeline.go(words, tmp_path / "whole")
     stops, export = Stops(), RLHFModule.export
     for name, run_stage in list(pipeline.STAGES.items()):
         monkeypatch.setitem(pipeline.STAGES, name, stops.stage(name, run_stage))
@@ -116,20 +115,19 @@ def test_case_16_a_pipeline_stopped_between_its_stages_ends_the_same(tmp_path, m
     )
     while True:
         try:
-            test_resume_cli.go([*words, "resume=auto"], tmp_path / "stopped")
+            small_pipeline.go([*words, "resume=auto"], tmp_path / "stopped")
             break
         except SystemError:
             continue
     assert [place.split()[0] for place in stops.seen] == ["before", "export", "after"] * 3
-    assert test_resume_cli.exported(tmp_path / "stopped") == test_resume_cli.exported(tmp_path / "whole")
+    assert small_pipeline.exported(tmp_path / "stopped") == small_pipeline.exported(tmp_path / "whole")
     assert_same_histories(tmp_path)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
 def test_case_16_two_processes_of_a_pipeline_die_at_every_place_of_it_and_end_the_same(trainer, tmp_path):
-    (tmp_path / "data").mkdir()
-    words = test_resume_cli.pipeline(tmp_path / "data")
+    words = small_pipeline.prepare(tmp_path)
     words[words.index("trainer=cpu")] = f"trainer={trainer}"
     words += ["trainer.accelerator=cpu", "trainer.devices=2", "resume=auto"]
 
@@ -147,7 +145,7 @@ def test_case_16_two_processes_of_a_pipeline_die_at_every_place_of_it_and_end_th
     codes, told = go("stopped", "none")
     assert codes == [0, 0], told
     assert len([place for place in places if place.startswith("step")]) == len(places) - 9 > 9
-    assert test_resume_cli.exported(tmp_path / "stopped") == test_resume_cli.exported(tmp_path / "whole")
+    assert small_pipeline.exported(tmp_path / "stopped") == small_pipeline.exported(tmp_path / "whole")
     assert_same_histories(tmp_path)
 
 

@@ -3,65 +3,19 @@
 import subprocess
 import sys
 
-import lightning
 import pytest
 
 from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.checkpoint.io import checkpoints
-from rlhf_lightning.config import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.pipeline import run as run_pipeline
-from tests import tiny
-from tests.integration import phases
+from tests.integration.small_pipeline import assert_same_metrics, exported, go, go_in_pieces, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 
 
-class Stop(lightning.Callback):
-    """Ends the process, as far as the run can tell, in the step after so many."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self.left -= 1
-        if self.left < 0:
-            raise SystemError("stopped")
-
-
-def pipeline(folder):
-    """The words of a pipeline of three stages whose data and model are in the folder."""
-    phases.write(folder)
-    (folder / "model").mkdir()
-    tiny.policy(scale=0.3).save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
-    return [
-        "stage=pipeline", "stages=[sft,reward,ppo]", "task=custom", "logger=none", "trainer=cpu", "threads=1",
-        f"model.path={folder / 'model'}", f"data.demonstrations={folder / 'demonstrations.jsonl'}",
-        f"data.comparisons={folder / 'rankings.jsonl'}", f"data.prompts={folder / 'prompts.jsonl'}",
-        f"reward.data.train={folder / 'rankings.jsonl'}", "sft.max_epochs=2", "sft.data.batch_size=2",
-        "reward.data.batch_size=2", "ppo.rollouts=3", "ppo.data.batch_size=4", "ppo.sampling.max_new_tokens=6",
-        "ppo.data.max_prompt_length=32",
-        "+checkpoint.every_n_minutes=null", "+checkpoint.every_n_steps=1",
-    ]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    return pipeline(tmp_path_factory.mktemp("data"))
-
-
-def go(words, run_dir, after=None):
-    node = f"{{_target_: tests.integration.test_resume_cli.Stop, after: {after}}}"
-    stop = [] if after is None else [f"+callbacks.stop={node}", "trusted_targets=[tests]"]
-    return run_pipeline(compose([*words, f"run_dir={run_dir}", *stop]))
-
-
-def exported(run_dir):
-    """Checksums of everything the stages wrote."""
-    files = [file for stage in ("sft", "reward", "ppo") for file in sorted((run_dir / stage).glob("*.safetensors"))]
-    assert len(files) == 3
-    return [sha256(file) for file in files]
+    return prepare(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +26,10 @@ def whole(words, tmp_path_factory):
 
 def test_a_run_stopped_again_and_again_ends_where_an_uninterrupted_one_ends(words, whole, tmp_path):
     folder, metrics = whole
-    stops = 0
-    while True:
-        try:
-            found = go([*words, "resume=auto"], tmp_path, after=2)
-            break
-        except SystemError:
-            stops += 1
+    found, stops = go_in_pieces(words, tmp_path)
     assert stops >= 3
     assert exported(tmp_path) == exported(folder)
-    same = {name: value for name, value in metrics.items() if not name.startswith("perf/")}
-    assert {name: value for name, value in found.items() if name in same} == same
+    assert_same_metrics(metrics, found)
 
 
 def test_finished_stages_are_verified_and_not_run_again(words, whole):
@@ -124,7 +71,7 @@ def test_a_single_stage_goes_on_from_a_checkpoint_and_a_pipeline_does_not(words,
     folder, _ = whole
     path = checkpoints(folder / "checkpoints" / "sft")[0]
     go([*words, "stages=[sft]", f"resume={path}"], tmp_path)
-    assert sha256(tmp_path / "sft" / "model.safetensors") == exported(folder)[0]
+    assert sha256(tmp_path / "sft" / "model.safetensors") == exported(folder)["sft/model.safetensors"]
     with pytest.raises(ConfigError, match="belongs to one stage, but sft, reward, ppo"):
         go([*words, f"resume={path}"], tmp_path)
     with pytest.raises(CheckpointError, match="not a checkpoint folder"):
