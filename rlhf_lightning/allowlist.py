@@ -130,7 +130,9 @@ def _resolve(key: str, name: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{key}: cannot import {module_name}: {error}") from error
+        at_root = error.name == module_name.split(".")[0]
+        hint = "; install it, or put its folder on PYTHONPATH (PYTHONPATH=. for this one)" if at_root else ""
+        raise ConfigError(f"{key}: cannot import {module_name}: {error}{hint}") from error
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, [n for n in dir(module) if not n.startswith("_")], n=1)
         hint = f"; did you mean {module_name}.{near[0]}?" if near else ""

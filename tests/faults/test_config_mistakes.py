@@ -23,6 +23,7 @@ MISTAKES = [
     ("ppo.settings.clip=1", "ppo.settings.clip|Did you mean|Keys of ppo.settings: group_size, baseline"),
     ("stage=ppo ppo.setings.ppo_epochs=2", "Did you mean ppo.settings.ppo_epochs?|Keys of ppo: policy, output"),
     ("stage=sft max_epochs=2", "max_epochs|Did you mean sft.max_epochs?"),
+    ("stage=sft sft.lr=1", "Did you mean sft.optimizer.lr?|Keys of sft: policy, output, max_epochs"),
     ("stage=sft sft.optimiser.lr=1", "Did you mean sft.optimizer.lr?|Keys of sft: policy, output, max_epochs"),
     ("stage=ppo kl=fixed kl.target=6", "kl.target|Keys of kl: coef|kl=adaptive, kl=ziegler"),
     ("stage=sft kl=fixed", "stage=sft has no part kl|used by stage=ppo"),

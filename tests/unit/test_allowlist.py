@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rlhf_lightning.allowlist import targets
+from rlhf_lightning.allowlist import check_objects, targets
 from rlhf_lightning.config import safe_instantiate
 from rlhf_lightning.errors import ConfigError
 
@@ -147,6 +147,11 @@ def test_trust_in_a_package_does_not_extend_to_what_it_imports(tmp_path, monkeyp
 def test_trusting_everything_is_refused(prefix):
     with pytest.raises(ConfigError, match="trusted_targets"):
         safe_instantiate({"_target_": "torch.optim.SGD"}, trusted=[prefix])
+
+
+def test_a_package_that_is_not_found_says_where_it_is_looked_for():
+    with pytest.raises(ConfigError, match=r"judge\.function: cannot import nowhere\.fn.*put its folder on PYTHONPATH"):
+        check_objects({"judge": {"_target_": "rlhf_lightning.scoring.FunctionScorer", "function": "nowhere.fn.a"}})
 
 
 def test_misspelt_class_names_the_nearest_one():

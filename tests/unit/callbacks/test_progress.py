@@ -93,7 +93,7 @@ def test_the_terminal_is_given_back_when_training_fails(tmp_path):
     with pytest.raises(ArithmeticError):
         trainer([ProgressLine(stream=stream)], tmp_path, enable_progress_bar=True).fit(Failing(), loader(4))
     assert "\x1b[?25h" in stream.getvalue()
-    assert lines(stream)[-1].endswith("| stopped")
+    assert lines(stream)[-1].endswith("| stopped at 2")
 
 
 def test_a_disabled_line_prints_nothing(tmp_path):
