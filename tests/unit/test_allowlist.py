@@ -154,6 +154,15 @@ def test_a_package_that_is_not_found_says_where_it_is_looked_for():
         check_objects({"judge": {"_target_": "rlhf_lightning.scoring.FunctionScorer", "function": "nowhere.fn.a"}})
 
 
+@pytest.mark.parametrize(("code", "says"), [("def f(:", "SyntaxError: invalid syntax"), ("1 / 0", "ZeroDivisionError")])
+def test_a_module_that_fails_while_it_is_imported_is_named(tmp_path, monkeypatch, code, says):
+    name = f"broken_{says[:4].lower()}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=rf"_target_: importing {name} failed with {says}.*HYDRA_FULL_ERROR=1"):
+        safe_instantiate({"_target_": f"{name}.f"}, trusted=[name])
+
+
 def test_misspelt_class_names_the_nearest_one():
     with pytest.raises(ConfigError, match=r"did you mean torch\.optim\.AdamW\?"):
         safe_instantiate({"_target_": "torch.optim.AdaamW", "_partial_": True})

@@ -32,6 +32,10 @@ def test_ppo_line_shows_reward_kl_against_target_and_speed_by_phase():
     )
 
 
+def test_a_kl_that_rounds_to_nothing_has_no_sign():
+    assert "kl 0.00/6 " in progress_text(PPO | {"objective/kl": -0.001}, 12, 40, "")
+
+
 def test_phases_are_shown_in_their_order_with_the_speed_of_sampling():
     seconds = {f"perf/seconds_{phase}": s for phase, s in zip(reversed(PHASES), (2.2, 0.44, 0.06, 1.2), strict=True)}
     assert phases_text(seconds) == "gen 1.2s score 0.1s eval 0.4s learn 2.2s"
