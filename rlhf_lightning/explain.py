@@ -1,14 +1,16 @@
-"""Hydra's complaints in a few lines, with the name that was probably meant and what there is to choose from."""
+"""Complaints of Hydra and Lightning in a few lines, with the name that was probably meant and what else there is."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.locations import CONF_DIR
 from rlhf_lightning.redaction import redact
 
@@ -28,6 +30,23 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return _unknown_key(key.group(1), error)
     cause = f"\n{error.__cause__}" if error.__cause__ is not None else ""
     return text + cause
+
+
+@contextmanager
+def told_as_config_error(trainer: Mapping[str, Any]) -> Iterator[None]:
+    """While a Trainer is built: what Lightning does not like about the config group ``trainer``, in our words.
+
+    Raises:
+        ConfigError: a device that is not there, a strategy that does not exist, arguments that do not go together.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        names = [name for name in ("accelerator", "devices", "strategy") if isinstance(trainer.get(name), (str, int))]
+        asked = ", ".join(f"trainer.{name}={trainer[name]}" for name in names)
+        raise ConfigError(f"{asked}: no Trainer can be made of this. {error}") from error
 
 
 def nearest(name: str, candidates: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 from rlhf_lightning import signals
 from rlhf_lightning.errors import ConfigError, RLHFError
+from rlhf_lightning.explain import told_as_config_error
 
 HANDOVER_VARIABLE, REPORT_VARIABLE = "RLHF_LIGHTNING_RANK_CONFIG", "RLHF_LIGHTNING_RANK_REPORT"
 STARTED_BY_OTHERS = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
@@ -107,7 +108,10 @@ def count(trainer: Mapping[str, Any]) -> int:
     import lightning  # asks the machine
 
     asked = {name: trainer[name] for name in ("accelerator", "devices") if name in trainer}
-    return lightning.Trainer(**asked, logger=False, enable_checkpointing=False, enable_progress_bar=False).num_devices
+    with told_as_config_error(asked):
+        return lightning.Trainer(
+            **asked, logger=False, enable_checkpointing=False, enable_progress_bar=False
+        ).num_devices
 
 
 def launch(config: Mapping[str, Any], processes: int, logging: Any = None) -> Any:

@@ -20,6 +20,7 @@ from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config import redact, safe_instantiate
 from rlhf_lightning.data.sources import ROW_FILES
 from rlhf_lightning.errors import CheckpointError
+from rlhf_lightning.explain import told_as_config_error
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.modules.precision import HALF, HalfWeights
@@ -145,7 +146,8 @@ class Run:
         if isinstance(strategy, Mapping):
             seconds = {"timeout": timedelta(seconds=strategy["timeout"])} if "timeout" in strategy else {}
             given["strategy"] = self.build(strategy, **seconds)
-        trainer: lightning.Trainer = self.build({"_target_": target}, **{**arguments, **given})
+        with told_as_config_error(self.config["trainer"]):
+            trainer: lightning.Trainer = self.build({"_target_": target}, **{**arguments, **given})
         # Lightning's own handler of SIGTERM talks to the other ranks at any moment; ours is there already.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return trainer

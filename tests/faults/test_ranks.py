@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from rlhf_lightning import launch
+from rlhf_lightning import launch, pipeline
 from rlhf_lightning.checkpoint.handover import verify_folder
 from rlhf_lightning.checkpoint.io import checkpoints
 from rlhf_lightning.config import compose
@@ -192,6 +192,16 @@ def test_as_many_processes_are_started_as_nobody_else_has(monkeypatch, trainer, 
     if variable:
         monkeypatch.setenv(variable, "0")
     assert launch.count(trainer) == processes
+
+
+@pytest.mark.parametrize("trainer", ["strategy=dpp", "accelerator=tpu", "accelerator=gpu", "devices=-1"])
+def test_a_trainer_that_cannot_be_made_here_is_a_config_mistake(words, tmp_path, monkeypatch, trainer):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    config = compose([*words, f"run_dir={tmp_path}", f"trainer.{trainer}"])
+    with pytest.raises(ConfigError, match=f"trainer.{trainer}.*: no Trainer can be made of this"):
+        launch.count(config["trainer"])
+        pipeline.run(config)
 
 
 def test_strategies_that_copy_processes_are_refused():
