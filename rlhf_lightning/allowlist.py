@@ -149,7 +149,14 @@ def _resolve(key: str, name: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{key}: cannot import {module_name}: {error}") from error
+        at_root = error.name == module_name.split(".")[0]
+        hint = "; install it, or put its folder on PYTHONPATH (PYTHONPATH=. for this one)" if at_root else ""
+        raise ConfigError(f"{key}: cannot import {module_name}: {error}{hint}") from error
+    except Exception as error:  # whatever the module does while it is imported
+        raise ConfigError(
+            f"{key}: importing {module_name} failed with {type(error).__name__}: {error}; HYDRA_FULL_ERROR=1 shows "
+            "where"
+        ) from error
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, [n for n in dir(module) if not n.startswith("_")], n=1)
         hint = f"; did you mean {module_name}.{near[0]}?" if near else ""

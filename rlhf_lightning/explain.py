@@ -21,9 +21,11 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     """What is wrong with the command line ``overrides`` that made Hydra raise ``error``, and the nearest valid name."""
     text = str(error).strip()
     if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        return _unknown_option(*option.groups())
-    if group := re.search(r"Could not override '([^']+)'\. ?No match in the defaults list", text):
-        return _unused_group(group.group(1), overrides)
+        found = re.findall(r"(?m)^\t(\S+)$", text)  # those of folders added with --config-dir as well
+        group, name = option.groups()
+        return _unknown_option(group, name, found or _options(group))
+    if unused := re.search(r"Could not override '([^']+)'\. ?No match in the defaults list", text):
+        return _unused_group(unused.group(1), overrides)
     if key := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(key.group(1), error)
     cause = f"\n{error.__cause__}" if error.__cause__ is not None else ""
@@ -65,8 +67,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST]) + more
 
 
-def _unknown_option(group: str, option: str) -> str:
-    options = _options(group)
+def _unknown_option(group: str, option: str, options: Sequence[str]) -> str:
     return (
         f"{group}={option}: there is no such option.{nearest(option, options)}\nOptions of {group}: {listed(options)}"
     )
@@ -85,7 +86,9 @@ def _unused_group(key: str, overrides: Sequence[str]) -> str:
 def _unknown_key(key: str, error: Exception) -> str:
     keys = list(_keys(_composed(error)))
     *outer, last = key.split(".")
-    longer = [k for k in keys if k.endswith("." + key)]
+    longer = [k for k in keys if k.endswith("." + key)] or [
+        k for k in keys if outer and k.startswith(f"{outer[0]}.") and k.endswith(f".{last}")
+    ]
     hint = f" Did you mean {' or '.join(longer[:3])}?" if longer else nearest(key, [*keys, *_groups()])
     depth = next((n for n in range(len(outer), 0, -1) if ".".join(outer[:n]) in keys), 0)
     parent = ".".join(outer[:depth])

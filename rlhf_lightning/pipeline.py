@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rlhf_lightning import signals
+from rlhf_lightning.allowlist import check_names, check_objects
 from rlhf_lightning.config import save_config
 from rlhf_lightning.precheck import check_complete, check_config
 from rlhf_lightning.stages import (
@@ -41,6 +42,7 @@ CHECKS: dict[str, Callable[[Run], None]] = {  # what stages look at with torch b
     "dpo": check_dpo,
     "kto": check_kto,
 }
+SCORED = {"rank", "ppo", "best_of_n", "evaluate"}  # stages that ask the judge or the scorer
 
 
 def run(config: Mapping[str, Any]) -> dict[str, float]:
@@ -81,6 +83,7 @@ def _run_stages(run: Run) -> dict[str, float]:
     for stage in stages:
         if stage in CHECKS:
             CHECKS[stage](run)
+    _check_objects(run)
     run.prepare()
     metrics: dict[str, float] = {}
     for stage in stages:
@@ -88,3 +91,13 @@ def _run_stages(run: Run) -> dict[str, float]:
         done = run.files.finished(stage, next(reversed(outputs(run.section(stage))), None))
         metrics |= STAGES[stage](run) if done is None else done
     return metrics
+
+
+def _check_objects(run: Run) -> None:
+    """Import what the stages will build, so that a name that is not there is known before the first of them runs."""
+    stages = run.config["stages"]
+    judged = ("judge", "scorer") if SCORED & set(stages) else ()
+    for key in (*judged, *stages):
+        part, trusted = {key: run.config.get(key)}, run.config["trusted_targets"]
+        check_names(part, trusted)
+        check_objects(part, trusted)

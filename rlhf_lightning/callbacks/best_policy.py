@@ -100,7 +100,7 @@ class BestPolicy(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.best is None:
             rank_zero_warn(
-                f"BestPolicy: no {self.window} rollouts in a row stayed within the KL limit; the last policy is kept"
+                f"BestPolicy: no {self._full} rollouts in a row stayed within the KL limit; the last policy is kept"
             )
             return
         best = self.best

@@ -95,7 +95,7 @@ class ProgressLine(ProgressBar):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()
         if self._enabled and self._line:
-            self._print(f"{self._line}  | stopped")
+            self._print(f"{self._line}  | stopped at {steps_done(trainer)}")
 
     def _show(self, trainer: pl.Trainer, metrics: Metrics) -> None:
         total = self._planned
@@ -165,7 +165,7 @@ def _parts(metrics: Metrics, *shown: tuple[str, str, str]) -> list[str]:
 
 
 def _ppo_parts(metrics: Metrics) -> list[str]:
-    parts = _parts(metrics, ("reward", "objective/scores", ".3f"), ("kl", "objective/kl", ".2f"))
+    parts = _parts(metrics, ("reward", "objective/scores", ".3f"), ("kl", "objective/kl", "z.2f"))
     target = metrics.get("objective/kl_target", math.nan)
     if math.isfinite(target) and target > 0 and "objective/kl" in metrics:
         parts[-1] += f"/{target:.2g}"

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
 from rlhf_lightning.callbacks.steps import gave_up, steps_done
@@ -56,6 +57,8 @@ _MARKS = {"PPO": "objective/scores", "Supervised": "train/perplexity", "Reward m
 class TensorBoardExtras(pl.Callback):
     """A curated "Custom scalars" page, histograms and a table of samples; does nothing without a TensorBoard logger.
 
+    A fit that resumes takes back the steps after its checkpoint that an earlier process has logged to the same folder.
+
     Histograms and samples come from ``pl_module.last_experience`` (an `Experience` or None), the text from
     ``pl_module.tokenizer``; a module without them gets the charts only. Only rank 0 writes, from its own share of the
     rollout.
@@ -80,6 +83,10 @@ class TensorBoardExtras(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._laid_out = False
+        writer = _writer(trainer)
+        if writer is not None:  # readers drop what an earlier process wrote of the steps that are done again
+            start = SessionLog(status=SessionLog.START)
+            writer.file_writer.add_event(Event(step=steps_done(trainer), session_log=start))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -119,9 +119,11 @@ class RowDataModule(LightningDataModule, Generic[T]):
         if not self._is_read:
             self._read()
         if stage in (None, "fit") and len(self.train_items) < self.batch_size:
+            held = 0 if self.validation else self.report["validation_rows"]
+            why = ", ".join(filter(None, [f"{held} held out" if held else "", self._outcome()]))
             raise DataError(
                 f"{len(self.train_items)} training rows are left of {self.report['rows']} in"
-                f" {', '.join(map(str, self.train))} ({self._outcome() or 'nothing dropped'}), but batch_size is"
+                f" {', '.join(map(str, self.train))} ({why or 'nothing dropped'}), but batch_size is"
                 f" {self.batch_size}: training would take 0 steps; add rows or lower batch_size."
             )
 
@@ -132,26 +134,27 @@ class RowDataModule(LightningDataModule, Generic[T]):
         if not self.validation:
             train, validation = self._hold_out(train)
         repeated, leaked = count_repeated(self._identities(train), self._identities(validation))
-        self.train_items, counts = self._encode(train, "training")
-        self.val_items, val_counts = self._encode(validation, "validation")
+        self.train_items, counts = self._encode(train, "training", self.train)
+        self.val_items, val_counts = self._encode(validation, "validation", self.validation or self.train)
         report = {"rows": read, "train_rows": len(self.train_items), "validation_rows": len(self.val_items)}
         report |= {"duplicates": repeated, "leaks": leaked, "bad_rows": bad, "validation_bad_rows": bad_validation}
         self.report = report | counts | {f"validation_{name}": count for name, count in val_counts.items()}
         self._fingerprint = _fingerprint(train, self.train_items)
         self._is_read = True
-        if self._outcome():
+        if self._outcome() and self._place()[0] == 0:
             log.warning("%s: %s", ", ".join(map(str, self.train)), self._outcome())
 
     def _identities(self, rows: list[LocatedRow]) -> list[str]:
         return [identity(row.row, self.kind) for row in rows]
 
-    def _encode(self, rows: list[LocatedRow], split: str) -> tuple[list[T], Counter[str]]:
+    def _encode(self, rows: list[LocatedRow], split: str, files: list[Path]) -> tuple[list[T], Counter[str]]:
         counts = Counter({"dropped": 0, "truncated": 0})
         items = self.encode(rows, counts)
         if rows and not items:
             outcome = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
             raise DataError(
-                f"none of the {len(rows)} {split} rows is left ({outcome}); raise the length limit or fix them."
+                f"none of the {len(rows)} {split} rows of {', '.join(map(str, files))} is left ({outcome}); fix them,"
+                " or raise the length limit if they are too long."
             )
         return items, counts
 

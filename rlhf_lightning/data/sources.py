@@ -92,11 +92,11 @@ def _readers(path: Path) -> list[tuple[Path, Reader]]:
         if not files:
             raise DataError(f"{path}: the folder holds no {formats} file.")
         return files
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path (relative paths start at {Path.cwd()}).")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(
             f"{path}: unknown format '{path.suffix}'; write the rows as {formats} (.jsonl: one object a line)."
         )
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path (relative paths start at {Path.cwd()}).")
     return [(path, reader)]

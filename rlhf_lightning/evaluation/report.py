@@ -143,7 +143,7 @@ def _estimate(estimate: Mapping[str, float | None] | None, digits: int = 3) -> s
     if estimate is None or estimate["mean"] is None:
         return "-"
     error = "" if estimate["stderr"] is None else f" ± {estimate['stderr']:.{digits}f}"
-    return f"{estimate['mean']:.{digits}f}{error}"
+    return f"{estimate['mean']:z.{digits}f}{error}"
 
 
 def _win_rate(evaluation: Mapping[str, Any], name: str) -> str:
@@ -213,7 +213,7 @@ def _training(histories: Mapping[str, list[HistoryRow]]) -> str:
         "ppo": (
             ("rollouts", "step", ".0f"),
             ("score", "objective/scores", ".3f"),
-            ("KL", "objective/kl", ".2f"),
+            ("KL", "objective/kl", "z.2f"),
             ("KL target", "objective/kl_target", ".2f"),
             ("beta", "objective/kl_coef", ".3g"),
         ),

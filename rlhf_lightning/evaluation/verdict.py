@@ -41,7 +41,7 @@ def verdict(evaluation: Mapping[str, Any]) -> str:
         sentence = f"{judge} did not clearly change from {old} to {new} ({change:+.3f} ± {stderr:.3f})"
     kl = evaluation["policies"][new]["summary"].get("kl")
     if kl is not None:
-        sentence += f" at a KL of {kl['mean']:.2f} nats per response"
+        sentence += f" at a KL of {kl['mean']:z.2f} nats per response"
     parts = [sentence, *_win_part(evaluation, new, old)]
     warning = ""
     proxy = evaluation.get("proxy")

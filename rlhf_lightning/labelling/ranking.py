@@ -17,8 +17,9 @@ def ranking_rows(
 
     With ``noise`` s the judge errs: Gumbel noise of scale s on the scores draws a ranking from the Plackett-Luce
     model, so that two answers are ordered with the Bradley-Terry probability sigmoid((r_a - r_b) / s). Equal scores
-    without noise are ties. Answers that say the same are kept once, empty ones and those the judge abstained from (NaN)
-    not at all; prompts with fewer than two different answers are left out.
+    without noise are ties. Answers that say the same are kept once; empty ones, those with a NUL character, which no
+    data file may hold, and those the judge abstained from (NaN) not at all; prompts with fewer than two different
+    answers are left out.
 
     Args:
         records: of `SamplingModule`, answers of one prompt next to each other or not.
@@ -64,6 +65,15 @@ def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
+def can_be_a_row(answer: str) -> bool:
+    """Whether the stages that read the row will take the answer: it says something, and holds no NUL.
+
+    >>> can_be_a_row(" yes"), can_be_a_row(" "), can_be_a_row("y\\0")
+    (True, False, False)
+    """
+    return bool(answer.strip()) and "\0" not in answer
+
+
 def like_prompt(row: Mapping[str, Any], answer: str) -> str | list[dict[str, str]]:
     """The answer as text where the row's prompt is text, as a message where it is messages."""
     return answer if isinstance(row["prompt"], str) else [{"role": "assistant", "content": answer}]
@@ -72,7 +82,7 @@ def like_prompt(row: Mapping[str, Any], answer: str) -> str | list[dict[str, str
 def _by_prompt(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        if not record["completion"].strip():
+        if not can_be_a_row(record["completion"]):
             continue
         groups.setdefault(json.dumps(record["prompt"], sort_keys=True), []).append(record)
     return list(groups.values())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlhf_lightning.functional.best_of_n import best_of_n, best_of_n_kl_bound
-from rlhf_lightning.labelling.ranking import like_prompt
+from rlhf_lightning.labelling.ranking import can_be_a_row, like_prompt
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -17,7 +17,7 @@ Records = Sequence[Mapping[str, Any]]
 def best_rows(records: Records, scorer: str, n: int) -> list[dict[str, Any]]:
     """One demonstration per prompt: the answer with the highest score, the first one of equals.
 
-    Only answers that ended by themselves, say something and were judged (no NaN) can be kept, since a demonstration
+    Only answers that ended by themselves, can be a row and were judged (no NaN) can be kept, since a demonstration
     ends with EOS; prompts without such an answer are left out. The row keeps its other columns and gets ``score``,
     ``scorer`` and ``n``.
 
@@ -31,7 +31,7 @@ def best_rows(records: Records, scorer: str, n: int) -> list[dict[str, Any]]:
         usable = [
             record
             for record in group
-            if record["finished"] and record["completion"].strip() and not math.isnan(record["scores"][scorer])
+            if record["finished"] and can_be_a_row(record["completion"]) and not math.isnan(record["scores"][scorer])
         ]
         if not usable:
             continue

@@ -25,7 +25,7 @@ from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.functional.linear_logprobs import CHUNK
 from rlhf_lightning.models.adapters import Lora, lora
 from rlhf_lightning.models.packing import can_pack
-from rlhf_lightning.models.trunk import decoder, freeze_layers
+from rlhf_lightning.models.trunk import freeze_layers
 from rlhf_lightning.ranges import require
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -83,9 +83,14 @@ class Pretrained:
         """A policy: `AutoModelForCausalLM` in train mode without dropout.
 
         Raises:
-            CheckpointError: nothing there, damaged, or weights are missing in the file.
+            CheckpointError: nothing there, damaged, a reward model, or weights are missing in the file.
         """
-        model, missing = self._load(AutoModelForCausalLM, self._config())
+        model, missing, unused = self._load(AutoModelForCausalLM, self._config())
+        if "score.weight" in unused:  # with tied embeddings nothing else tells
+            raise CheckpointError(
+                f"{self.path}: has a score.weight; this is a reward model, not a language model. Give the folder of "
+                "the policy it judges"
+            )
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         if missing - tied:
             raise CheckpointError(
@@ -116,7 +121,7 @@ class Pretrained:
         config = self._config(num_labels=1)
         if num_layers is not None:
             _keep_lowest(config, num_layers)
-        model, missing = self._load(AutoModelForSequenceClassification, config)
+        model, missing, _ = self._load(AutoModelForSequenceClassification, config)
         head = _head(model, self.path)
         if init_head:
             nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5 if head_std is None else head_std)
@@ -145,13 +150,14 @@ class Pretrained:
         try:
             config = AutoConfig.from_pretrained(self.path, **self._source(), **overrides)
         except (OSError, ValueError, KeyError, RecursionError) as error:
-            raise CheckpointError(f"{self.path}: no model to load there ({_first_line(error)})") from error
+            raise _nothing(self.path, "model", error) from error
         for name, value in config.to_dict().items():
             if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
                 setattr(config, name, 0.0)
         return config
 
-    def _load(self, auto: Any, config: PretrainedConfig) -> tuple[PreTrainedModel, set[str]]:
+    def _load(self, auto: Any, config: PretrainedConfig) -> tuple[PreTrainedModel, set[str], set[str]]:
+        """The model, its weights that the folder does not hold, and those of the folder that it does not have."""
         try:
             model, report = auto.from_pretrained(
                 self.path,
@@ -164,7 +170,7 @@ class Pretrained:
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(f"{self.path}: cannot load the weights ({_first_line(error)})") from error
-        return model, set(report["missing_keys"])
+        return model, set(report["missing_keys"]), set(report["unexpected_keys"])
 
     def _source(self) -> dict[str, Any]:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
@@ -175,7 +181,6 @@ class Pretrained:
         model.config.pad_token_id = tokenizer.pad_token_id
         if self.freeze_below:
             freeze_layers(model, self.freeze_below)
-        decoder(model).config.use_cache = False
         model.pack_rows = self.pack_rows and can_pack(model)  # type: ignore[assignment]
         return model.train()
 
@@ -193,7 +198,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{path}: no tokenizer to load there ({_first_line(error)})") from error
+        raise _nothing(path, "tokenizer", error) from error
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
@@ -254,6 +259,16 @@ def _head(model: PreTrainedModel, path: str) -> nn.Linear:
             f"{path}: {type(model).__name__} has no linear head `score` with one output; use a decoder-only model"
         )
     return head
+
+
+def _nothing(path: str | Path, what: str, error: BaseException) -> CheckpointError:
+    why = _first_line(error)
+    if Path(path).exists():
+        return CheckpointError(f"{path}: no {what} to load there ({why})")
+    return CheckpointError(
+        f"{path}: no such folder (relative paths start at {Path.cwd()}), and no {what} of that name to load from the "
+        f"hub ({why})"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -187,10 +187,16 @@ class FunctionScorer:
             found = self._culprit(self._isolated, arguments)
             sample, alone = (sample, "") if found is None else (found, ", which fails alone too")
         prompt, completion = (_shortened(arguments[key][sample]) for key in ("prompts", "completions"))
+        foreign = "got an unexpected keyword argument" in faults[sample]
         raise RewardFunctionError(
             f"reward function {self.name} {faults[sample]}; sample {sample} of {count}{alone}: "
             f"prompt {prompt}, completion {completion} ({tries} {'try' if tries == 1 else 'tries'}).\n"
-            "Correct the function, or set on_error on the scorer: scorer.on_error=abstain learns nothing from such "
+            + (
+                "It gets every other column of the rows as a keyword; add **columns to its arguments.\n"
+                if foreign
+                else ""
+            )
+            + "Correct the function, or set on_error on the scorer: scorer.on_error=abstain learns nothing from such "
             "answers, scorer.on_error=-1.0 gives them that score; scorer.retries=2 tries again first"
             + (", scorer.timeout=600 allows more seconds." if failure is not None and failure.timed_out else ".")
         ) from failure

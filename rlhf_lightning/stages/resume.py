@@ -121,6 +121,9 @@ class RunFolder:
         saved = [found[0] for stage in self.stages if (found := checkpoints(self.path / CHECKPOINTS / stage))]
         newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
         kept = "no step was saved" if newest is None else f"saved up to {newest}"
+        done = [output.name for output in self._outputs if read_provenance(output)]
+        if done and newest is None:
+            kept = f"{kept}, but {', '.join(done)} {'is' if len(done) == 1 else 'are'} complete"
         return f"{kept}. Go on with the same command and resume=auto run_dir={self.path}"
 
     def _check_unused(self) -> None:

@@ -15,6 +15,10 @@ def words(prompts, completions, **columns):
     return [float(len(completion.split())) for completion in completions]
 
 
+def bare(prompts, completions):
+    return [0.0] * len(completions)
+
+
 def tells_and_waits(prompts, completions, **columns):
     """Leaves a file for every call; those from number WAIT_FROM on take WAIT_SECONDS."""
     folder = Path(os.environ["CALLS"])

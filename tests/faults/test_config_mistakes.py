@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import ConfigCompositionException
 
+from rlhf_lightning.config import compose
+from rlhf_lightning.explain import explain
 from tests.gates.gate_sources import ROOT
 
 # (command, what the answer says); MODEL is a folder whose config.json allows 64 positions
@@ -23,6 +26,7 @@ MISTAKES = [
     ("ppo.settings.clip=1", "ppo.settings.clip|Did you mean|Keys of ppo.settings: group_size, baseline"),
     ("stage=ppo ppo.setings.ppo_epochs=2", "Did you mean ppo.settings.ppo_epochs?|Keys of ppo: policy, output"),
     ("stage=sft max_epochs=2", "max_epochs|Did you mean sft.max_epochs?"),
+    ("stage=sft sft.lr=1", "Did you mean sft.optimizer.lr?|Keys of sft: policy, output, max_epochs"),
     ("stage=sft sft.optimiser.lr=1", "Did you mean sft.optimizer.lr?|Keys of sft: policy, output, max_epochs"),
     ("stage=ppo kl=fixed kl.target=6", "kl.target|Keys of kl: coef|kl=adaptive, kl=ziegler"),
     ("stage=sft kl=fixed", "stage=sft has no part kl|used by stage=ppo"),
@@ -125,6 +129,15 @@ def answers(place):
     done = call(place, "-P", str(Path(__file__).with_name("commands.py")), text=json.dumps(commands))
     assert done.returncode == 0, done.stderr
     return {command: found for (command, _), found in zip(MISTAKES, json.loads(done.stdout), strict=True)}
+
+
+def test_options_of_a_folder_of_ones_own_are_named(tmp_path):
+    (tmp_path / "kl").mkdir()
+    (tmp_path / "kl" / "warm_up.yaml").write_text("coef: 0.1\n")
+    with pytest.raises(ConfigCompositionException) as caught:
+        compose(["stage=ppo", f"hydra.searchpath=[file://{tmp_path}]", "kl=warmup"])
+    told = explain(caught.value, ["stage=ppo", "kl=warmup"])
+    assert "Did you mean warm_up?\nOptions of kl: adaptive, fixed, none, warm_up, ziegler" in told
 
 
 @pytest.mark.parametrize(("command", "says"), MISTAKES, ids=[command for command, _ in MISTAKES])

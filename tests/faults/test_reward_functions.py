@@ -125,6 +125,12 @@ def test_what_json_cannot_hold_is_refused_with_the_name_of_the_column(scorer):
     assert len(verdicts(scorer("words", isolate=False), when=datetime.date(2026, 1, 1))) == 4
 
 
+def test_a_function_without_room_for_the_columns_is_told_of_them(scorer):
+    with pytest.raises(RewardFunctionError, match=r"unexpected keyword argument 'topic'.*\n.*add \*\*columns"):
+        verdicts(scorer("bare"), topic="x")
+    assert verdicts(scorer("bare")) == [0.0] * 4
+
+
 def test_what_the_function_prints_is_not_taken_for_its_answer(scorer, capfd):
     printing = scorer("prints")
     assert verdicts(printing) == verdicts(printing) == [1.0, 2.0, 1.0, 1.0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rlhf_lightning.allowlist import targets
+from rlhf_lightning.allowlist import check_objects, targets
 from rlhf_lightning.config import safe_instantiate
 from rlhf_lightning.errors import ConfigError
 
@@ -158,6 +158,20 @@ def test_trust_in_a_package_does_not_extend_to_what_it_imports(tmp_path, monkeyp
 def test_trusting_everything_is_refused(prefix):
     with pytest.raises(ConfigError, match="trusted_targets"):
         safe_instantiate({"_target_": "torch.optim.SGD"}, trusted=[prefix])
+
+
+def test_a_package_that_is_not_found_says_where_it_is_looked_for():
+    with pytest.raises(ConfigError, match=r"judge\.function: cannot import nowhere\.fn.*put its folder on PYTHONPATH"):
+        check_objects({"judge": {"_target_": "rlhf_lightning.scoring.FunctionScorer", "function": "nowhere.fn.a"}})
+
+
+@pytest.mark.parametrize(("code", "says"), [("def f(:", "SyntaxError: invalid syntax"), ("1 / 0", "ZeroDivisionError")])
+def test_a_module_that_fails_while_it_is_imported_is_named(tmp_path, monkeypatch, code, says):
+    name = f"broken_{says[:4].lower()}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=rf"_target_: importing {name} failed with {says}.*HYDRA_FULL_ERROR=1"):
+        safe_instantiate({"_target_": f"{name}.f"}, trusted=[name])
 
 
 def test_misspelt_class_names_the_nearest_one():

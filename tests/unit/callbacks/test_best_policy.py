@@ -63,9 +63,10 @@ def test_the_best_policy_is_exported_with_its_provenance(tmp_path, restore_best,
     assert module.policy.weight.item() == final_weight
 
 
-def test_no_policy_within_the_limit_keeps_the_last_one_and_says_so(tmp_path):
-    with pytest.warns(UserWarning, match="within the KL limit"):
-        module = fit(tmp_path, BestPolicy(max_kl=0.5, window=1), [1.0, 2.0], [1.0, 1.0])
+@pytest.mark.parametrize(("window", "said"), [(1, 1), (5, 2)])  # two rollouts are no five in a row
+def test_no_policy_within_the_limit_keeps_the_last_one_and_says_so(tmp_path, window, said):
+    with pytest.warns(UserWarning, match=f"no {said} rollouts in a row stayed within the KL limit"):
+        module = fit(tmp_path, BestPolicy(max_kl=0.5, window=window), [1.0, 2.0], [1.0, 1.0])
     assert module.policy.weight.item() == 2.0
 
 

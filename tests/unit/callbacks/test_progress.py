@@ -32,6 +32,10 @@ def test_ppo_line_shows_reward_kl_against_target_and_speed_by_phase():
     )
 
 
+def test_a_kl_that_rounds_to_nothing_has_no_sign():
+    assert "kl 0.00/6 " in progress_text(PPO | {"objective/kl": -0.001}, 12, 40, "")
+
+
 def test_phases_are_shown_in_their_order_with_the_speed_of_sampling():
     seconds = {f"perf/seconds_{phase}": s for phase, s in zip(reversed(PHASES), (2.2, 0.44, 0.06, 1.2), strict=True)}
     assert phases_text(seconds) == "gen 1.2s score 0.1s eval 0.4s learn 2.2s"
@@ -93,7 +97,7 @@ def test_the_terminal_is_given_back_when_training_fails(tmp_path):
     with pytest.raises(ArithmeticError):
         trainer([ProgressLine(stream=stream)], tmp_path, enable_progress_bar=True).fit(Failing(), loader(4))
     assert "\x1b[?25h" in stream.getvalue()
-    assert lines(stream)[-1].endswith("| stopped")
+    assert lines(stream)[-1].endswith("| stopped at 2")
 
 
 def test_a_disabled_line_prints_nothing(tmp_path):

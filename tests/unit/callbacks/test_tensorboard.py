@@ -7,7 +7,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from rlhf_lightning.callbacks import TensorBoardExtras
 from rlhf_lightning.callbacks.tensorboard import chart_layout, distributions, sample_table
 from rlhf_lightning.errors import ConfigError
-from tests.unit.callbacks.stages import Refinement, Supervised, Tokenizer, experience, loader, trainer
+from tests.unit.callbacks.stages import Refinement, SaveAt, Supervised, Tokenizer, experience, loader, trainer
 
 
 def events(tmp_path, module, batches, **options):
@@ -46,6 +46,17 @@ def test_a_module_that_logs_late_still_gets_its_layout(tmp_path):
 def test_the_layout_names_the_stage_that_logs():
     assert list(chart_layout(["train/accuracy", "train/loss"])) == ["Reward model"]
     assert chart_layout(["something/else"]) == {}
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")  # a plain loader has no position
+def test_a_fit_that_goes_on_takes_back_the_steps_it_does_again(tmp_path):
+    saver = SaveAt(3, tmp_path / "at3.ckpt")
+    for resume in (None, str(saver.path)):
+        logger = TensorBoardLogger(tmp_path, name="", version="ppo")
+        fitted = trainer([TensorBoardExtras(), saver], tmp_path, logger=logger)
+        fitted.fit(Refinement([0.5] * 5, [1] * 5), loader(5), ckpt_path=resume)
+    read = EventAccumulator(str(tmp_path / "ppo"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in read.Scalars("objective/kl")] == [0, 1, 2, 3, 4]
 
 
 def test_other_loggers_are_left_alone(tmp_path):

@@ -249,6 +249,20 @@ def test_duplicates_and_leaks_are_counted_and_told(tokenizer, write, caplog):
     assert "1 duplicates, 1 leaks" in caplog.text
 
 
+@pytest.mark.parametrize(("rank", "told"), [(0, True), (1, False)])
+def test_one_rank_tells_for_all(tokenizer, write, caplog, rank, told):
+    data = demonstrations(tokenizer, [write([{"text": "a a"}, {"text": "a a"}])])
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+    data.setup("validate")
+    assert ("1 duplicates" in caplog.text) is told
+
+
+def test_rows_held_out_are_named_where_too_few_are_left(tokenizer, write):
+    path = write([{"prompt": c} for c in "abcd"])
+    with pytest.raises(DataError, match=r"2 training rows are left of 4 .*\(2 held out\).*batch_size is 3"):
+        prompts(tokenizer, path, batch_size=3, validation_fraction=0.5).setup("fit")
+
+
 def test_several_files_are_one_data_set(tokenizer, write):
     paths = [str(write([{"prompt": c}], f"{c}.jsonl")) for c in "abc"]
     assert ready(prompts(tokenizer, paths)).report["rows"] == 3
@@ -258,7 +272,7 @@ def test_too_little_data_says_the_numbers_before_training(tokenizer, write):
     path = write([{"text": "abcdefgh"}, {"text": "ab"}])
     with pytest.raises(DataError, match=r"1 training rows are left of 2 .*1 dropped.*batch_size is 2: .* 0 steps"):
         demonstrations(tokenizer, path, max_length=4).setup("fit")
-    with pytest.raises(DataError, match=r"none of the 2 training rows is left \(2 dropped\)"):
+    with pytest.raises(DataError, match=r"none of the 2 training rows of .*rows\.jsonl is left \(2 dropped\)"):
         demonstrations(tokenizer, path, max_length=2).setup("fit")
     demonstrations(tokenizer, path, max_length=4).setup("validate")
 

@@ -70,6 +70,7 @@ def test_a_file_without_rows_is_an_error(write, content, name):
 def test_paths_that_are_no_data_file_are_named(tmp_path, write):
     for path, reason in (
         (tmp_path / "none.jsonl", "no such file"),
+        (tmp_path / "none", "no such file"),
         (write(b"{}", "rows.json"), "unknown format '.json'"),
     ):
         with pytest.raises(DataError, match=reason) as caught:

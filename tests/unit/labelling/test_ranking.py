@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from rlhf_lightning.data.sources import LocatedRow
+from rlhf_lightning.data.sources import LocatedRow, read_rows
 from rlhf_lightning.data.validate import validate_rows
-from rlhf_lightning.labelling.ranking import candidate_rows, ranking_rows, ranks
+from rlhf_lightning.labelling.ranking import candidate_rows, ranking_rows, ranks, write_rows
 
 
 def record(prompt, completion, score):
@@ -29,6 +29,15 @@ def test_an_answer_without_a_verdict_has_no_rank():
     (row,) = ranking_rows(records, "gold")
     assert (row["completions"], row["ranks"]) == (["b", "c"], [2, 1])
     assert ranking_rows(records[:2], "gold") == []
+
+
+@pytest.mark.parametrize("answer", [" ", "x\0y"])
+def test_an_answer_that_no_file_of_rows_may_hold_is_left_out(answer, tmp_path):
+    records = [record("p", answer, 3.0), record("p", "b", 1.0), record("p", "c", 2.0)]
+    rows = ranking_rows(records, "gold")
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert [located.row for located in read_rows(tmp_path / "rows.jsonl")] == rows
+    assert rows[0]["completions"] == candidate_rows(records)[0]["completions"] == ["b", "c"]
 
 
 def test_prompts_are_told_apart_and_need_two_different_answers():

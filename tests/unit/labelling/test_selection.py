@@ -36,6 +36,10 @@ def test_an_answer_without_a_verdict_is_not_the_best():
     assert best_rows([unjudged] * 2, "s", 2) == []
 
 
+def test_an_answer_with_nul_is_not_the_best():
+    assert [row["completion"] for row in best_rows([record("p", "x\0", 9.0), *RECORDS[:3]], "s", 4)] == [" b"]
+
+
 def test_a_prompt_given_twice_is_answered_twice():
     assert len(best_rows(RECORDS[:4] + RECORDS[:4], "s", 4)) == 2
 

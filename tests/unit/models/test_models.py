@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.functional.logprobs import gather_logprobs
@@ -136,10 +136,25 @@ def test_a_language_model_is_no_reward_model_unless_asked(folder):
     assert weights.std() == pytest.approx(33**-0.5, rel=0.1)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_reward_model_is_no_policy_even_where_the_output_embedding_is_tied(tmp_path, tied):
+    config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    config.update({"tie_word_embeddings": tied, "num_labels": 1})
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="this is a reward model, not a language model"):
+        Pretrained(str(tmp_path)).causal_lm()
+
+
+def test_the_cache_is_not_switched_off_in_what_is_exported(folder):
+    assert Pretrained(str(folder)).causal_lm().config.use_cache
+
+
 @pytest.mark.parametrize("missing", ["nothing/here", "empty"])
 def test_a_path_without_a_model_is_named(tmp_path, missing):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=missing):
+    reason = "no model to load there" if missing == "empty" else "no such folder"
+    with pytest.raises(CheckpointError, match=f"{missing}: {reason}"):
         Pretrained(str(tmp_path / missing)).causal_lm()
 
 

@@ -4,10 +4,12 @@ import hashlib
 
 import pytest
 
+from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.config import compose
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.pipeline import run
 from rlhf_lightning.stages import Run
+from rlhf_lightning.stages.resume import RunFolder
 
 
 def test_provenance_names_every_file_of_a_list_by_its_checksum(tmp_path):
@@ -32,6 +34,35 @@ def test_a_stage_without_data_is_refused_before_anything_runs():
     config = compose(["stage=sft", "task=custom", "model.path=m"])
     with pytest.raises(ConfigError, match=r"sft\.data\.train is not set; add data\.demonstrations=FILE"):
         run(config)
+
+
+def test_a_judge_that_is_not_there_is_known_before_the_first_stage(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("")  # reading it would be another error
+    files = dict.fromkeys(("demonstrations", "prompts", "prompts_validation"), tmp_path / "rows.jsonl")
+    data = [f"data.{name}={file}" for name, file in files.items()]
+    config = compose(
+        [
+            "task=custom",
+            "model.path=no/such/model",
+            *data,
+            "judge=function",
+            "judge.function=nowhere.fn.a",
+            f"run_dir={tmp_path}/r",
+        ]
+    )
+    with pytest.raises(ConfigError, match=r"judge\.function: cannot import nowhere\.fn"):
+        run(config)
+    with pytest.raises(
+        CheckpointError, match="no/such/model: no such folder"
+    ):  # a stage that asks nobody does not look for the judge
+        run(config | {"stages": ["sft"], "run_dir": f"{tmp_path}/s"})
+
+
+def test_a_run_that_is_stopped_names_the_stages_that_are_complete(tmp_path):
+    config = compose([f"run_dir={tmp_path}"])
+    assert "; no step" not in RunFolder(config).how_to_go_on()
+    write_folder(tmp_path / "sft", lambda folder: None, {"stage": "sft"})
+    assert RunFolder(config).how_to_go_on().startswith("no step was saved, but sft is complete. Go on with")
 
 
 @pytest.mark.parametrize(
