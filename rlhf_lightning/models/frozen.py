@@ -7,6 +7,7 @@ switch them to train mode. A holder that is no `nn.Module` keeps them out; it mo
 from __future__ import annotations
 
 import copy
+import hashlib
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from rlhf_lightning.models.adapters import adapted_layers
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_LOOKED_AT = 64  # numbers of each tensor
 
 
 class FrozenModels:
@@ -22,10 +24,12 @@ class FrozenModels:
 
     def __init__(self) -> None:
         self._models: dict[str, nn.Module] = {}
+        self.fingerprints: dict[str, str] = {}
 
     def add(self, name: str, model: nn.Module) -> None:
         """Freeze ``model`` and keep it under ``name``."""
         self._models[name] = model.eval().requires_grad_(False)
+        self.fingerprints[name] = fingerprint(model)
 
     def __getitem__(self, name: str) -> nn.Module:
         return self._models[name]
@@ -38,6 +42,24 @@ class FrozenModels:
         for model in self._models.values():
             model.to(where)
         return self
+
+
+def fingerprint(model: nn.Module) -> str:
+    """What tells a model from others of its shape in no time: SHA-256 of the names and of a few numbers of each tensor.
+
+    Take it of a model as it was loaded: another dtype has other numbers.
+
+    >>> model = nn.Linear(2, 1)
+    >>> before = fingerprint(model)
+    >>> fingerprint(model.requires_grad_(False)) == before, fingerprint(nn.Linear(2, 1)) == before
+    (True, False)
+    """
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        numbers = tensor.detach().flatten()
+        few = numbers[:: max(len(numbers) // _LOOKED_AT, 1)].double().cpu()
+        found.update(f"{name} {list(tensor.shape)}".encode() + few.numpy().tobytes())
+    return found.hexdigest()
 
 
 def frozen_copy(model: ModuleT) -> ModuleT:

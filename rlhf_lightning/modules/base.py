@@ -19,7 +19,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
 from rlhf_lightning.modules.finite import StepGuard
-from rlhf_lightning.modules.other_weights import refuse_other_weights
+from rlhf_lightning.modules.other_weights import fingerprints, refuse_other_frozen, refuse_other_weights
 from rlhf_lightning.modules.precision import convert_weights
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
 from rlhf_lightning.modules.splitting import Splitting
@@ -178,7 +178,7 @@ class RLHFModule(lightning.LightningModule):
         if self.world_size > 1:
             local, ranks = ranks[0], [None] * self.world_size
             torch.distributed.all_gather_object(ranks, local)
-        own = {"guard": self.guard.state_dict(), **self.progress(), "ranks": ranks}
+        own = {"guard": self.guard.state_dict(), "frozen": fingerprints(self), **self.progress(), "ranks": ranks}
         checkpoint["rlhf"] = {"schema": 1, "phase": type(self).__name__} | own
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -186,7 +186,7 @@ class RLHFModule(lightning.LightningModule):
 
         Raises:
             ConfigError: the checkpoint is of another phase, of another library, or of another number of processes.
-            CheckpointError: it is of a model with other weights.
+            CheckpointError: it is of a model with other weights, or its reference was another one.
         """
         state = checkpoint.get("rlhf") or {}
         if state.get("phase") != type(self).__name__:
@@ -201,6 +201,7 @@ class RLHFModule(lightning.LightningModule):
                 "run from the exported model"
             )
         refuse_other_weights(checkpoint.get("state_dict"), self)
+        refuse_other_frozen(state.get("frozen", {}), self)
         self._restored = state
 
     def summary(self, totals: Totals) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A checkpoint of another model is refused by name and shape, before anything is loaded."""
+"""A checkpoint of another model is refused by name and shape, one beside other frozen models by what they weigh."""
 
 from __future__ import annotations
 
@@ -8,6 +8,31 @@ import lightning
 from torch import Tensor
 
 from rlhf_lightning.errors import CheckpointError
+from rlhf_lightning.models import FrozenModels
+
+
+def fingerprints(module: lightning.LightningModule) -> dict[str, str]:
+    """Of the frozen models of a module, by name; a checkpoint holds these in place of their weights."""
+    frozen = getattr(module, "frozen", None)
+    return dict(frozen.fingerprints) if isinstance(frozen, FrozenModels) else {}
+
+
+def refuse_other_frozen(stored: Mapping[str, str], module: lightning.LightningModule) -> None:
+    """Compare the frozen models of a module with those that a checkpoint was written beside.
+
+    Args:
+        stored: `fingerprints`, from the checkpoint.
+        module: what goes on from it.
+
+    Raises:
+        CheckpointError: one of them has other weights; names it.
+    """
+    for name, found in fingerprints(module).items():
+        if stored.get(name, found) != found:
+            raise CheckpointError(
+                f"the {name} has other weights than when this checkpoint was written: the rest of the run would "
+                "be measured against another model; give the folder it began with, unchanged, or start a new run"
+            )
 
 
 def refuse_other_weights(stored: Mapping[str, Tensor] | None, module: lightning.LightningModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning import signals
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.finite import first_nonfinite
-from rlhf_lightning.errors import NumericalError
+from rlhf_lightning.errors import CheckpointError, NumericalError
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.memory import halved
 from rlhf_lightning.models import Pretrained, ScalarModel
+from rlhf_lightning.models.frozen import fingerprint
 from rlhf_lightning.ranges import require
 from rlhf_lightning.scoring.scorer import completion_texts
 from rlhf_lightning.scoring.verdicts import error_policy
@@ -55,11 +57,29 @@ class RewardModelScorer:
     ) -> None:
         require("micro_batch_size", micro_batch_size, at_least=1)
         self.name = name
+        self.path = model.path
         self.model = ScalarModel(model.reward_model()).eval().requires_grad_(False)
         self.tokenizer = model.tokenizer()
         self.mean, self.std = (statistics(model.path) or (0.0, 1.0)) if normalise else (0.0, 1.0)
         self.micro_batch_size, self.on_error = micro_batch_size, error_policy(on_error)
         self._same_ids: bool | None = None
+        self._fingerprint = fingerprint(self.model)
+
+    def state_dict(self) -> dict[str, str]:
+        """What tells this reward model from another one; its weights stay in their folder."""
+        return {"fingerprint": self._fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Go on with the same reward model.
+
+        Raises:
+            CheckpointError: it is another one.
+        """
+        if state.get("fingerprint", self._fingerprint) != self._fingerprint:
+            raise CheckpointError(
+                f"scorer {self.name}: {self.path} has other weights than when this checkpoint was written; give the "
+                "reward model that the run began with, unchanged, or start a new run"
+            )
 
     def to(self, device: torch.device | str) -> RewardModelScorer:
         """Move the model."""

@@ -10,9 +10,9 @@ from rlhf_lightning.config import compose
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.pipeline import run as run_pipeline
 from tests.faults import jobs
-from tests.integration import test_resume_cli
+from tests.integration import small_pipeline
 
-STOP = "{_target_: tests.integration.test_resume_cli.Stop, after: 3}"
+STOP = "{_target_: tests.integration.small_pipeline.Stop, after: 3}"
 EARLY = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max}"
 SURROUNDINGS = {
     "validation within the epoch": ["+trainer.val_check_interval=2"],
@@ -46,7 +46,7 @@ class Enough(lightning.Callback):
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    pipeline = test_resume_cli.pipeline(tmp_path_factory.mktemp("data"))
+    pipeline = small_pipeline.prepare(tmp_path_factory.mktemp("data"))
     own = ["stage=sft", "stages=[sft]", "sft.max_epochs=3", "sft.data.validation_fraction=0.25"]
     kept = [word for word in pipeline if word.split(".")[0] not in ("reward", "ppo", "stage=pipeline")]
     return [*own, *(w for w in kept if not w.startswith(("stages", "sft.max_epochs"))), "trusted_targets=[tests]"]
@@ -99,7 +99,7 @@ def test_case_16_a_fit_that_a_callback_has_ended_is_not_trained_on(words, tmp_pa
 
 @pytest.mark.filterwarnings("ignore:predict returned None")
 def test_case_16_best_of_n_goes_on_in_its_fine_tuning(tmp_path):
-    given = test_resume_cli.pipeline(tmp_path)
+    given = small_pipeline.prepare(tmp_path)
     words = [
         "stage=best_of_n", "trusted_targets=[tests]", "scorer=function",
         "scorer.function=tests.integration.phases.praise", "scorer.isolate=false", "best_of_n.n=16",

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import CheckpointError, ConfigError
+from tests import tiny
 from tests.integration import phases
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
@@ -90,6 +91,13 @@ def test_the_checkpoint_is_plain_and_holds_policy_and_critic_only(uninterrupted)
     generators = sum(stream.numel() for stream in streams if isinstance(stream, torch.Tensor))
     steps = sum(1 for _ in module.policy.parameters()) + sum(1 for _ in module.critic.parameters())
     assert stored == 3 * trained + steps + generators  # weights, two Adam moments and the step of each parameter
+
+
+def test_a_run_does_not_go_on_beside_another_reference(uninterrupted, monkeypatch):
+    folder, *_ = uninterrupted
+    monkeypatch.setattr(tiny, "policy", partial(tiny.policy, seed=5))  # of the same shape
+    with pytest.raises(CheckpointError, match="the reference has other weights than when this checkpoint was written"):
+        ppo(folder, resume=folder / "1.ckpt")
 
 
 def test_a_checkpoint_of_another_phase_is_refused(uninterrupted, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_lightning.errors import ConfigError, RewardFunctionError
+from rlhf_lightning.errors import CheckpointError, ConfigError, RewardFunctionError
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.rollout import LoopEngine, Sampling
 from rlhf_lightning.scoring import FunctionScorer, RewardModelScorer
@@ -133,3 +133,12 @@ def test_scores_come_back_in_the_order_of_the_responses_whatever_is_scored_toget
     assert len(scores.unique()) > 3 and not scores.is_inference()
     torch.testing.assert_close(scores, torch.cat(expected), atol=1e-5, rtol=1e-5)
     assert len(widths) == -(-6 // micro) and all(mask.any(0).all() for mask in widths)
+
+
+def test_a_run_does_not_go_on_with_another_reward_model(reward_folder, tmp_path):
+    scorer = RewardModelScorer(Pretrained(str(reward_folder)))
+    RewardModelScorer(Pretrained(str(reward_folder))).load_state_dict(scorer.state_dict())
+    ScalarModel.from_policy(tiny.policy(seed=9)).model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="has other weights than when this checkpoint was written"):
+        RewardModelScorer(Pretrained(str(tmp_path))).load_state_dict(scorer.state_dict())
