@@ -129,7 +129,7 @@ class ProgressLine(ProgressBar):
 
 
 def progress_text(metrics: Metrics, step: int, total: int | None, speed: str) -> str:
-    """The line itself. The tags in ``metrics`` decide whether it speaks of SFT, the reward model or PPO.
+    """The line itself. The tags in ``metrics`` decide whether it speaks of SFT, preferences, the reward model or PPO.
 
     >>> progress_text({"train/loss": 2.0, "train/perplexity": 7.389}, 50, 200, "8.1k tok/s")
     'step 50/200  loss 2.000  ppl 7.39  | 8.1k tok/s'
@@ -142,6 +142,7 @@ def progress_text(metrics: Metrics, step: int, total: int | None, speed: str) ->
         parts += _parts(metrics, ("margin", "train/margin", ".2f"), ("val acc", "val/accuracy", ".3f"))
     else:
         parts = _parts(metrics, ("loss", "train/loss", ".3f"), ("ppl", "train/perplexity", ".2f"))
+        parts += _parts(metrics, ("acc", "train/rewards/accuracies", ".3f"), ("margin", "train/rewards/margins", ".2f"))
         parts += _parts(metrics, ("val loss", "val/loss", ".3f"))
     head = f"{unit} {step}/{total}" if total else f"{unit} {step}"
     return "  ".join([head, *parts, *([f"| {speed}"] if speed else [])])

@@ -56,6 +56,11 @@ def test_reward_line_shows_accuracy_and_margin():
     assert progress_text(metrics, 3, 9, "") == "step 3/9  loss 0.500  acc 0.750  margin 1.50  val acc 0.700"
 
 
+def test_preference_line_shows_how_far_the_answers_are_apart():
+    metrics = {"train/loss": 0.5, "train/rewards/accuracies": 0.75, "train/rewards/margins": 1.5, "val/loss": 0.6}
+    assert progress_text(metrics, 3, 9, "") == "step 3/9  loss 0.500  acc 0.750  margin 1.50  val loss 0.600"
+
+
 def test_a_log_file_gets_a_line_each_quarter_and_a_summary(tmp_path):
     stream = io.StringIO()
     line = ProgressLine(every_percent=25, every_seconds=1e9, stream=stream)
