@@ -15,6 +15,7 @@ from rlhf_lightning.functional.reward import kwise_pairs
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
+from rlhf_lightning.modules.splitting import in_parts
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.ranges import require
 from rlhf_lightning.types import ComparisonBatch
@@ -117,6 +118,7 @@ class PreferenceModule(OfflineModule):
         """Of whole rankings."""
         return self.terms(batch)
 
+    @in_parts
     def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
         """Add one batch to the totals of the whole validation set."""
         self.val_totals.add(self.terms(batch)[1])

@@ -14,6 +14,7 @@ from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.held_out import HeldOut
 from rlhf_lightning.modules.sources import depth_of
+from rlhf_lightning.modules.splitting import in_parts
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.ranges import require
 from rlhf_lightning.types import ComparisonBatch
@@ -95,6 +96,7 @@ class RewardModule(RLHFModule):
         loss = self.loss(scores, batch)
         return loss, self._sums(loss, scores, batch)
 
+    @in_parts
     def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
         """Add one batch to the totals and keep its scores for what needs them all."""
         scores = self.score(batch)

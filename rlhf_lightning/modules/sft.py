@@ -12,6 +12,7 @@ from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.sources import load_trained
+from rlhf_lightning.modules.splitting import in_parts
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.types import SFTBatch
 
@@ -73,6 +74,7 @@ class SFTModule(RLHFModule):
         total, sums = self.loss(batch)
         return total / batch.denominator, sums
 
+    @in_parts
     def validation_step(self, batch: SFTBatch, batch_idx: int) -> None:
         """Add one batch to the totals of the whole validation set."""
         self.val_totals.add(self.loss(batch)[1])

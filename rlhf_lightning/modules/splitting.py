@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,10 +33,12 @@ class Splitting:
 
     Attributes:
         limit: padded tokens computed at once; None until memory has run out.
+        val_limit: the same for validation, which needs no gradient.
     """
 
     def __init__(self) -> None:
         self.limit: int | None = None
+        self.val_limit: int | None = None
         self._batches: list[Any] = []  # of the step
         self._random: dict[str, Any] = {}
         self._whole = False  # whether the micro-batch at hand is tried in one piece
@@ -90,6 +93,37 @@ class Splitting:
             restore_random_state(self._random, module.device)
             done = fits(lambda: self._backward_in_parts(module, self._batches, factor))
 
+    def validate(self, module: RLHFModule, batch: Any, step: Callable[[Any], object]) -> None:
+        """A validation step, in parts where memory does not suffice for the whole.
+
+        Args:
+            module: for messages.
+            batch: of the validation data.
+            step: what is done with each part; leaves nothing behind where it fails.
+
+        Raises:
+            OutOfMemory: a single row does not fit, or memory ran out in one of several processes.
+        """
+        if not isinstance(module._strategy(), SingleDeviceStrategy):
+            with _explained(module, batch):
+                step(batch)
+            return
+        left = [batch]
+        while left:
+            first, *rest = left
+            if self.val_limit is not None and _tokens(first) > self.val_limit and _units(first) > 1:
+                left = [*parts(first, self.val_limit), *rest]
+            elif fits(partial(step, first)):
+                left = rest
+            elif _units(first) == 1:
+                raise OutOfMemory(_advice(module, first))
+            else:
+                self.val_limit = _tokens(first) // 2
+                rank_zero_warn(
+                    f"{module.stage}: out of memory with {_tokens(first)} tokens in validation; again, and from now "
+                    f"on, with at most {self.val_limit}"
+                )
+
     def logged(self) -> dict[str, float]:
         """The tag of the limit, once there is one."""
         return {} if self.limit is None else {"perf/micro_batch_tokens": float(self.limit)}
@@ -130,6 +164,16 @@ class Splitting:
         module.train_totals.add(sums)
         module.guard.saw(batch, loss)
         return loss
+
+
+def in_parts(step: Callable[[Any, Any, int], None]) -> Callable[[Any, Any, int], None]:
+    """Make a ``validation_step`` one that does its batch in parts when memory runs out (`Splitting.validate`)."""
+
+    @wraps(step)
+    def validation_step(self: Any, batch: Any, batch_idx: int) -> None:
+        self.splitting.validate(self, batch, lambda part: step(self, part, batch_idx))
+
+    return validation_step
 
 
 def parts(batch: Any, limit: int) -> Iterator[Any]:

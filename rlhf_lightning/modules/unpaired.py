@@ -14,6 +14,7 @@ from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
+from rlhf_lightning.modules.splitting import in_parts
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.types import AnswerBatch, FeedbackBatch
 
@@ -106,15 +107,14 @@ class UnpairedPreferenceModule(OfflineModule):
         super().on_validation_epoch_start()
         self._seen, self._mismatched = [], Totals()
 
+    @in_parts
     def validation_step(self, batch: FeedbackBatch, batch_idx: int) -> None:
         """Keep the log-probabilities: the reference point is known when all batches were seen."""
-        assert batch.mismatched is not None
         counted = batch.lengths > 0
         answers = self.logprobs(batch)
-        strange = self._without_grad(batch.mismatched, 1)
-        assert answers.reference is not None and strange.reference is not None
+        assert answers.reference is not None
+        gap = self._gap(batch.mismatched, len(counted)) if batch.mismatched is not None else answers.policy[:0]
         self._seen.append((answers.policy[counted], answers.reference[counted], batch.desirable[counted]))
-        gap = (strange.policy - strange.reference)[batch.mismatched.lengths > 0]
         self._mismatched.add({"count": torch.tensor(len(gap)), "gap": gap.sum()})
 
     def on_validation_epoch_end(self) -> None:
@@ -138,6 +138,12 @@ class UnpairedPreferenceModule(OfflineModule):
         if all(shares.values()):
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
         return means
+
+    def _gap(self, strange: AnswerBatch, rows: int) -> Tensor:
+        """How much more likely than under the reference strange answers are, so many ``rows`` at once; [N]."""
+        found = self._without_grad(strange, -(-len(strange.lengths) // rows))
+        assert found.reference is not None
+        return (found.policy - found.reference)[strange.lengths > 0]
 
     @torch.no_grad()
     def _without_grad(self, answers: AnswerBatch, pieces: int) -> AnswerLogprobs:

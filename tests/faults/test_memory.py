@@ -14,7 +14,7 @@ from rlhf_lightning.modules.splitting import parts
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
 from tests import tiny
-from tests.faults.numbers import STAGES, data_of, fit, module_of, write
+from tests.faults.numbers import STAGES, data_of, fit, module_of, trainer_of, write
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),
@@ -237,3 +237,39 @@ def test_halving_warns_each_time_and_gives_up_at_the_smallest():
         assert halved(attempt, 13, "work", "advice") == (3, 3)
     with pytest.raises(OutOfMemory, match="work: out of memory with 8 rows at once; advice"):
         halved(attempt, 8, "work", "advice", smallest=8)
+
+
+class SmallWithoutGradient(Small):
+    """The same for a forward that needs no gradient."""
+
+    def _look(self, layer, args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.shape[1] <= 4:  # what the library tries once to get to know the model
+            return
+        if len(hidden) > self.sequences:
+            self._refuse()
+        self.passed.append(len(hidden))
+
+
+def validated(stage, files, folder, callbacks=()):
+    data, module = data_of(stage, files, 4), module_of(stage)
+    trainer = trainer_of(stage, folder, data, 1, callbacks)
+    data.setup("fit")
+    data.val_items = data.train_items
+    trainer.validate(module, dataloaders=data.val_dataloader(), verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}, module
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "ppo"])
+def test_case_29_validation_is_done_in_parts_with_the_same_result(stage, files, tmp_path):
+    memory = SmallWithoutGradient({"reward": 3, "dpo": 3}.get(stage, 1), "forward")
+    whole, _ = validated(stage, files, tmp_path / "a")
+    found, module = validated(stage, files, tmp_path / "b", [memory])
+    assert memory.refused >= 1 and memory.passed and module.splitting.val_limit is not None
+    assert found == pytest.approx(whole, rel=1e-5, abs=1e-6) and len(found) > 1
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "ppo"])
+def test_case_29_validation_of_a_single_row_that_does_not_fit_says_what_to_lower(stage, files, tmp_path):
+    with pytest.raises(OutOfMemory, match=rf"{stage}: out of memory with 1 row.*lower.*{stage}\.data\.max_length"):
+        validated(stage, files, tmp_path, [SmallWithoutGradient(0, "forward")])
