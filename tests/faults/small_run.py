@@ -8,8 +8,7 @@ from pathlib import Path
 from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.config import compose
 from rlhf_lightning.pipeline import run
-from tests import tiny
-from tests.integration import phases
+from tests.integration import small_pipeline
 
 ROOT = Path(__file__).parents[2]
 TWO_RANKS = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
@@ -17,17 +16,11 @@ TWO_RANKS = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
 
 def prepare(folder):
     """Write data and model; returns the overrides that all runs on them share."""
-    phases.write(folder)
-    tiny.policy(scale=0.3).save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
     return [
-        "stage=pipeline", "stages=[ppo]", "task=custom", "logger=none", "trainer=cpu", "threads=1",
-        f"model.path={folder / 'model'}", f"data.demonstrations={folder / 'demonstrations.jsonl'}",
-        f"reward.data.train={folder / 'rankings.jsonl'}", f"data.prompts={folder / 'prompts.jsonl'}",
-        "scorer=function", "scorer.function=tests.faults.hostile_rewards.tells_and_waits", "scorer.isolate=false",
+        *small_pipeline.inputs(folder), "stages=[ppo]", "scorer=function",
+        "scorer.function=tests.faults.hostile_rewards.tells_and_waits", "scorer.isolate=false",
         "~scorer.model", "ppo.policy=${model.path}", "ppo.critic=policy", "ppo.monitor=false", "ppo.rollouts=4",
-        "ppo.data.batch_size=4", "ppo.sampling.max_new_tokens=6", "ppo.data.max_prompt_length=32",
-        "sft.max_epochs=2", "sft.data.batch_size=4", "sft.data.micro_batch_size=2", "sft.data.validation_fraction=0.25",
+        "sft.data.batch_size=4", "sft.data.micro_batch_size=2", "sft.data.validation_fraction=0.25",
         "sft.policy=${model.path}",
         "trusted_targets=[tests]",
     ]  # fmt: skip

@@ -25,18 +25,24 @@ class Stop(lightning.Callback):
             raise SystemError("stopped")
 
 
-def prepare(folder: Path) -> list[str]:
-    """Write data and model; returns the words of the command."""
+def inputs(folder: Path) -> list[str]:
+    """Write data and model; returns the words that lead a pipeline to them, without its stages."""
     phases.write(folder)
     tiny.policy(scale=0.3).save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
     return [
-        "stage=pipeline", "stages=[sft,reward,ppo]", "task=custom", "logger=none", "trainer=cpu", "threads=1",
-        f"model.path={folder / 'model'}", f"data.demonstrations={folder / 'demonstrations.jsonl'}",
-        f"data.comparisons={folder / 'rankings.jsonl'}", f"data.prompts={folder / 'prompts.jsonl'}",
-        f"reward.data.train={folder / 'rankings.jsonl'}", "sft.max_epochs=2", "sft.data.batch_size=2",
-        "reward.data.batch_size=2", "ppo.rollouts=3", "ppo.data.batch_size=4", "ppo.sampling.max_new_tokens=6",
-        "ppo.data.max_prompt_length=32",
+        "stage=pipeline", "task=custom", "logger=none", "trainer=cpu", "threads=1", f"model.path={folder / 'model'}",
+        f"data.demonstrations={folder / 'demonstrations.jsonl'}", f"data.prompts={folder / 'prompts.jsonl'}",
+        f"reward.data.train={folder / 'rankings.jsonl'}", "sft.max_epochs=2", "ppo.data.batch_size=4",
+        "ppo.sampling.max_new_tokens=6", "ppo.data.max_prompt_length=32",
+    ]  # fmt: skip
+
+
+def prepare(folder: Path) -> list[str]:
+    """Write data and model; returns the words of the command."""
+    return [
+        *inputs(folder), "stages=[sft,reward,ppo]", f"data.comparisons={folder / 'rankings.jsonl'}",
+        "sft.data.batch_size=2", "reward.data.batch_size=2", "ppo.rollouts=3",
         "+checkpoint.every_n_minutes=null", "+checkpoint.every_n_steps=1",
     ]  # fmt: skip
 
