@@ -27,7 +27,8 @@ _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 _NOT_COMPONENTS = (
     "cli", "config", "pipeline", "allowlist", "console", "locations", "explain", "hydra_loader", "precheck",
     "signatures", "redaction", "ranges", "combinations", "launch", "signals", "memory", "errors", "stages",
-    "checkpoint.handover", "checkpoint.codec", "checkpoint.exchange", "scoring.worker", "scoring.isolation",
+    "checkpoint.handover", "checkpoint.codec", "checkpoint.exchange", "checkpoint.places", "checkpoint.provenance",
+    "scoring.worker", "scoring.isolation",
 )  # fmt: skip
 
 

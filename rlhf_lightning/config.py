@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from rlhf_lightning.allowlist import IMPORT_PATH_KEYS, check_names, check_objects
+from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.locations import CONF_DIR
 from rlhf_lightning.precheck import check_config
@@ -98,12 +99,14 @@ def safe_instantiate(node: Any, /, *, trusted: Sequence[str] = (), **objects: An
         raise _as_config_error(error, tree) from error
 
 
-def save_config(config: dict[str, Any], run_dir: str | Path) -> Path:
-    """Write ``run_dir/config.yaml``, the resolved config with passwords and tokens blanked out. Returns its path."""
-    path = Path(run_dir) / "config.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(redact(config))), encoding="utf-8")
-    return path
+def config_text(config: Mapping[str, Any]) -> str:
+    """What stands in ``config.yaml``: the resolved config with passwords and tokens blanked out."""
+    return OmegaConf.to_yaml(OmegaConf.create(redact(dict(config))))
+
+
+def save_config(config: Mapping[str, Any], run_dir: str | Path) -> Path:
+    """Write ``run_dir/config.yaml``, see `config_text`. Returns its path."""
+    return write_file(Path(run_dir) / "config.yaml", config_text(config))
 
 
 def _plain(cfg: Any) -> Any:

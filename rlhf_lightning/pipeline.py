@@ -25,8 +25,8 @@ from rlhf_lightning.stages import (
     run_reward,
     run_sft,
 )
+from rlhf_lightning.stages.places import outputs
 from rlhf_lightning.stages.ranks import join, stop_if_asked
-from rlhf_lightning.stages.resume import outputs
 
 STAGES: dict[str, Callable[[Run], dict[str, float]]] = {
     "sft": run_sft,

@@ -21,7 +21,8 @@ from rlhf_lightning.callbacks.loops import (
 )
 from rlhf_lightning.callbacks.steps import steps_done, steps_planned
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, superfluous
-from rlhf_lightning.errors import ConfigError, DiskError
+from rlhf_lightning.checkpoint.places import foreign
+from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 
 OnError = Literal["raise", "warn"]
 
@@ -69,6 +70,8 @@ class DurableCheckpoint(Checkpoint):
         self.keep = keep
         self.on_error = on_error
         self.patience_seconds = patience_seconds
+        self._good: set[Path] = set()  # checkpoints that are whole
+        self._left: set[Path] = set()  # and that are not, and stay
         self._saved = self._seen = 0  # steps
         self._postponed = self._validates = self._epoch_done = self._asked = False
         self._since = time.monotonic()
@@ -168,7 +171,23 @@ class DurableCheckpoint(Checkpoint):
             rank_zero_warn(f"no checkpoint at step {self._saved}, training goes on: {error}")
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait for this one
             return None
+        self._good.add(path)
         if trainer.is_global_zero:
-            for old in superfluous(self.folder, self._saved, self.keep):
-                trainer.strategy.remove_checkpoint(old)
+            for old in superfluous(self.folder, self._saved, self.keep, self._is_good):
+                self._remove(trainer, old)
         return path
+
+    def _is_good(self, path: Path) -> bool:
+        """Whether this process has written a checkpoint, or has found it whole."""
+        if path not in self._good and not foreign(path):
+            self._good.add(path)
+        return path in self._good
+
+    def _remove(self, trainer: pl.Trainer, path: Path) -> None:
+        """Delete a checkpoint, unless it is damaged: somebody may still want to look at it."""
+        try:
+            trainer.strategy.remove_checkpoint(path)
+        except CheckpointError as error:
+            if path not in self._left:
+                rank_zero_warn(f"an old checkpoint is not deleted: {error}")
+            self._left.add(path)

@@ -11,11 +11,13 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from rlhf_lightning.checkpoint.codec import read_state, state_size, write_state
 from rlhf_lightning.checkpoint.finite import first_nonfinite, named_tensors
-from rlhf_lightning.checkpoint.handover import read_provenance, remove_folder, verify_folder, write_folder
+from rlhf_lightning.checkpoint.handover import write_folder
+from rlhf_lightning.checkpoint.places import foreign, free_name, remove_folder
 from rlhf_lightning.checkpoint.plain import with_plain_records
+from rlhf_lightning.checkpoint.provenance import read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError, NumericalError
 
-STAGE = "checkpoint"
+STAGE, CONFIG = "checkpoint", "config.yaml"
 LEARNED = ("state_dict", "optimizer_states")
 _NUMBERED = re.compile(r"step-(\d+)")
 
@@ -25,8 +27,15 @@ class DurableCheckpointIO(CheckpointIO):
 
     `ModelCheckpoint` and ``fit(ckpt_path=FOLDER)`` work as always, except that a checkpoint is a folder: tensors as
     safetensors, the rest as JSON, and a SHA-256 of every file, which is checked before anything is loaded. It is
-    written beside its place, flushed and renamed.
+    written beside its place, flushed and renamed. One of the same name that is damaged steps aside and is kept.
+
+    Args:
+        config: text of the run's ``config.yaml``, to be kept in every checkpoint.
     """
+
+    def __init__(self, config: str = "") -> None:
+        self.config = config
+        self._written: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write the state of a run.
@@ -43,10 +52,17 @@ class DurableCheckpointIO(CheckpointIO):
                 "(resume=auto) with a lower learning rate"
             )
         progress = {"epoch": checkpoint.get("epoch"), "global_step": checkpoint.get("global_step")}
-        state = with_plain_records(checkpoint)
-        write_folder(
-            path, lambda folder: write_state(folder, state), {"stage": STAGE, **progress}, size=state_size(state)
-        )
+        state, path = with_plain_records(checkpoint), Path(path)
+        if path.is_dir() and not path.is_symlink() and foreign(path):
+            path.rename(free_name(path, "damaged"))
+
+        def write(folder: Path) -> None:
+            write_state(folder, state)
+            if self.config:
+                (folder / CONFIG).write_text(self.config, encoding="utf-8")
+
+        write_folder(path, write, {"stage": STAGE, **progress}, size=state_size(state))
+        self._written.add(path)
 
     def check(self, checkpoint: dict[str, Any]) -> None:
         """Raise `CheckpointError` where `save_checkpoint` would because of what the state holds; writes nothing."""
@@ -68,8 +84,12 @@ class DurableCheckpointIO(CheckpointIO):
         return read_state(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint."""
-        remove_folder(Path(path))
+        """Delete a checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged, or holds files that this library has not written; nothing is deleted.
+        """
+        remove_folder(Path(path), whole=Path(path) not in self._written)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -79,31 +99,52 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: str | Path, skipped: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint under ``folder`` whose files are all as they were written, or None.
+    """The newest checkpoint under ``folder`` whose files are all as they were written; None if there is no checkpoint.
 
     Args:
         folder: with ``step-N`` folders, or not there at all.
         skipped: told about each newer checkpoint that cannot be used, and why.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them can be used; names each reason. Nothing is deleted.
     """
+    reasons = []
     for path in checkpoints(folder):
         try:
             verify_folder(path, expect_stage=STAGE)
         except CheckpointError as error:
-            skipped(f"skipped the checkpoint {path.name}: {error}")
-        else:
-            return path
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            skipped(f"skipped a checkpoint: {reason}")
+        return path
+    if reasons:
+        raise CheckpointError(
+            f"{folder}: none of {len(reasons)} checkpoints can be used, and none is deleted:\n  "
+            + "\n  ".join(reasons)
+            + "\nRestore one of them, or train again from the start in another run_dir"
+        )
     return None
 
 
-def superfluous(folder: str | Path, step: int, keep: int) -> list[Path]:
-    """What may go once the checkpoint of ``step`` is complete: all but the newest ``keep``.
+def superfluous(folder: str | Path, step: int, keep: int, good: Callable[[Path], bool]) -> list[Path]:
+    """What may go once the checkpoint of ``step`` is complete: all but the newest ``keep`` that are good.
 
     Checkpoints of later steps go too. The run has gone back behind them, because they are damaged or because it was
     told to, so they belong to another past; as the newest ones they would push out those of this run.
+
+    Args:
+        folder: with ``step-N`` folders.
+        step: the newest of this run.
+        keep: how many stay.
+        good: whether a checkpoint is known to be whole; asked until ``keep`` are.
     """
     found = checkpoints(folder)
-    past = [path for path in found if int(path.name.removeprefix("step-")) <= step]
-    return [path for path in found if path not in past[:keep]]
+    kept: list[Path] = []
+    for path in found:
+        if len(kept) < keep and int(path.name.removeprefix("step-")) <= step and good(path):
+            kept.append(path)
+    return [path for path in found if path not in kept]
 
 
 def is_checkpoint(path: str | Path) -> bool:

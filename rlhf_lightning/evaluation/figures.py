@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.evaluation.history import HistoryRow, moving_mean, series
 from rlhf_lightning.evaluation.plotting import (
     BLUE,
@@ -191,9 +193,9 @@ def save_figures(
     paths = []
     for name, figure in drawn.items():
         if figure is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            paths.append(folder / f"{name}.png")
-            figure.savefig(paths[-1], metadata={"Software": None})
+            image = io.BytesIO()
+            figure.savefig(image, metadata={"Software": None})
+            paths.append(write_file(folder / f"{name}.png", image.getvalue()))
     return paths
 
 

@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import HistoryRow, last_value, read_histories
@@ -86,9 +87,7 @@ def write_report(run_dir: str | Path) -> Path:
         drawn = [f"![{path.stem}](figures/{path.name})\n\n{CAPTIONS[path.stem]}" for path in figures]
         sections.append("## Figures\n\n" + "\n\n".join(drawn))
     sections += [_training(histories), _configuration(run_dir), _how_to_look(run_dir)]
-    report = run_dir / "report.md"
-    report.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
-    return report
+    return write_file(run_dir / "report.md", "\n\n".join(section for section in sections if section) + "\n")
 
 
 def print_table(evaluation: Mapping[str, Any]) -> None:

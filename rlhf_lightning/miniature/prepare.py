@@ -8,17 +8,20 @@ Hugging Face folder with model and tokenizer.
 from __future__ import annotations
 
 import json
-import os
 import random
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.checkpoint.handover import sha256, verify_folder, write_folder
-from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.checkpoint.handover import write_folder
+from rlhf_lightning.checkpoint.places import write_file
+from rlhf_lightning.checkpoint.provenance import sha256
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.miniature import grammar
 from rlhf_lightning.miniature.base import train_with_sft
 from rlhf_lightning.miniature.tokenizer import build_tokenizer
+from rlhf_lightning.tasks.folders import prepare_folder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 TrainBase = Callable[["LlamaForCausalLM", "PreTrainedTokenizerFast", Path], None]
 """Trains the model in place on a file of ``text`` rows."""
 
-STAGE = "miniature-base"
+STAGE, BASE = "miniature", "miniature-base"
 
 
 def prepare_miniature(
@@ -41,12 +44,13 @@ def prepare_miniature(
 ) -> Path:
     """Make sure that ``root`` holds the whole task, and train the base model unless it is already there.
 
-    A second call with the same arguments changes nothing; with others it writes what differs. The base model is
-    trained anew when ``texts.jsonl`` or the seed changed, or when its folder is damaged.
+    A second call with the same arguments changes nothing; with others the folder is written again, and the base model
+    is trained again only if ``texts.jsonl`` or the seed changed.
 
     Args:
         root: folder to fill; made if missing.
-        train_base: called as ``train_base(model, tokenizer, root / "texts.jsonl")``; None trains with `SFTModule`.
+        train_base: called as ``train_base(model, tokenizer, texts)`` with the file of texts; None trains with
+            `SFTModule`.
         seed: decides every file and the first weights.
         demonstrations, texts, prompts: rows of the training files.
         heldout_prompts: rows of each validation file; their prompts are in no training file.
@@ -56,25 +60,29 @@ def prepare_miniature(
 
     Raises:
         ConfigError: more different prompts asked for than the grammar has.
-        CheckpointError: the place cannot be written to.
+        CheckpointError: something else is at ``root``, or its folder is damaged, or the place cannot be written to.
     """
-    root = Path(root)
-    write_files(
-        root, seed=seed, demonstrations=demonstrations, texts=texts, prompts=prompts, heldout_prompts=heldout_prompts
-    )
-    file = root / "texts.jsonl"
-    config = {"seed": seed, "texts_sha256": sha256(file)}
-    if _has_base(root / "base", config):
-        return root
-    model, tokenizer = untrained_model(seed), build_tokenizer()
-    (train_base or train_with_sft)(model, tokenizer, file)
+    sizes = {"demonstrations": demonstrations, "texts": texts, "prompts": prompts, "heldout_prompts": heldout_prompts}
+    old = Path(root)
 
-    def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    def write(folder: Path) -> dict[str, Any]:
+        write_files(folder, seed=seed, **sizes)
+        file = folder / "texts.jsonl"
+        if (old / "base").is_dir() and sha256(file) == sha256(old / "texts.jsonl"):
+            shutil.copytree(old / "base", folder / "base")
+            return {}
+        model, tokenizer = untrained_model(seed), build_tokenizer()
+        (train_base or train_with_sft)(model, tokenizer, file)
+        record = {"stage": BASE, "parents": {}, "config": {"seed": seed, "texts_sha256": sha256(file)}, "metrics": {}}
 
-    write_folder(root / "base", save, {"stage": STAGE, "parents": {}, "config": config, "metrics": {}})
-    return root
+        def save(base: Path) -> None:
+            model.save_pretrained(base)
+            tokenizer.save_pretrained(base)
+
+        write_folder(folder / "base", save, record)
+        return {}
+
+    return prepare_folder(root, STAGE, {"seed": seed, **sizes}, write)
 
 
 def write_files(
@@ -86,7 +94,7 @@ def write_files(
     prompts: int = 2000,
     heldout_prompts: int = 256,
 ) -> Path:
-    """Write the data files of the task; a file that is already right is left alone. Arguments: `prepare_miniature`."""
+    """Write the data files of the task. Arguments: `prepare_miniature`."""
     root = Path(root)
     known, held_out = grammar.train_prompts(), grammar.heldout_prompts()
     _check_count("prompts", prompts, len(known))
@@ -147,21 +155,4 @@ def _check_count(name: str, wanted: int, available: int) -> None:
 
 
 def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Replace ``file`` in one step if its content would change."""
-    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    if file.is_file() and file.read_bytes() == content:
-        return
-    temporary = file.with_name(f".tmp-{file.name}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot write here ({error}); choose another folder or free the disk") from error
-
-
-def _has_base(folder: Path, config: dict[str, Any]) -> bool:
-    try:
-        return bool(verify_folder(folder, expect_stage=STAGE)["config"] == config)
-    except CheckpointError:
-        return False
+    write_file(file, "".join(json.dumps(row) + "\n" for row in rows))

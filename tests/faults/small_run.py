@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rlhf_lightning.checkpoint.handover import sha256
+from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config import compose
 from rlhf_lightning.pipeline import run
 from tests.integration import small_pipeline

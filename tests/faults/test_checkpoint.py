@@ -18,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from rlhf_lightning.callbacks import DurableCheckpoint
-from rlhf_lightning.checkpoint import handover, read_provenance
+from rlhf_lightning.checkpoint import handover, places, provenance, read_provenance
 from rlhf_lightning.checkpoint.exchange import exchange
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints, newest_checkpoint
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
@@ -141,7 +141,7 @@ def test_case_05_four_hundred_flipped_bits_are_all_found_and_named(folder):
 
 def rewrite(folder, **changes):
     """Change the record of a checkpoint as another program would; None takes a key out."""
-    file = folder / handover.PROVENANCE
+    file = folder / provenance.PROVENANCE
     record = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
 
@@ -166,7 +166,7 @@ def test_case_06_a_record_that_is_not_ours_is_refused_and_the_one_before_taken(f
 def test_case_06_a_missing_record_is_named_and_one_of_the_schema_before_is_read(folder):
     rewrite(folder / "step-000003", schema=1, sha256=None)
     assert IO.load_checkpoint(folder / "step-000003")["global_step"] == 3
-    (folder / "step-000003" / handover.PROVENANCE).unlink()
+    (folder / "step-000003" / provenance.PROVENANCE).unlink()
     with pytest.raises(CheckpointError, match=r"step-000003: no provenance\.json"):
         IO.load_checkpoint(folder / "step-000003")
 
@@ -214,7 +214,7 @@ def test_case_07_a_disk_that_fills_up_at_any_write_costs_nothing_but_the_new_che
             break
         if (folder / "step-000004").exists():  # it was complete, and only the flush of its name failed
             assert newest_checkpoint(folder, pytest.fail) == folder / "step-000004"
-            handover.remove_folder(folder / "step-000004")
+            places.remove_folder(folder / "step-000004")
         assert contents(folder) == before and len(list(folder.iterdir())) == 3
     assert refused >= 10
 
@@ -306,9 +306,9 @@ def test_case_09_no_file_says_which_checkpoint_is_the_newest_so_none_can_be_miss
     said = []
     assert newest_checkpoint(folder, said.append) == folder / "step-000003"
     assert len(said) == 2 and all("no provenance.json" in text for text in said)
-    handover.remove_folder(folder / "step-000003")
+    places.remove_folder(folder / "step-000003")
     assert newest_checkpoint(folder, said.append) == folder / "step-000002"
-    handover.sweep(folder)
+    places.sweep(folder)
     assert not list(folder.glob(".tmp-*"))
 
 
@@ -323,8 +323,9 @@ def test_case_10_resuming_without_a_checkpoint_is_an_error_and_auto_says_that_it
 
 
 def test_case_10_a_new_run_does_not_begin_on_the_checkpoints_of_another(tmp_path):
-    IO.save_checkpoint(state(7), tmp_path / "checkpoints" / "sft" / "step-000007")
-    says = r"resume=none: .* holds checkpoints of an earlier run \(.*step-000007\); go on from there with resume=auto"
+    with run_folder(tmp_path).claimed():
+        IO.save_checkpoint(state(7), tmp_path / "checkpoints" / "sft" / "step-000007")
+    says = r"run_dir=.*: holds an earlier run \(checkpoints of sft\)\. Choose one of\n  resume=auto"
     with pytest.raises(ConfigError, match=says), run_folder(tmp_path).claimed():
         pytest.fail("training began")
 
@@ -410,15 +411,14 @@ def test_case_14_a_folder_that_has_moved_is_no_other_config(tmp_path, old, new):
     def config(folder):
         return {"run_dir": folder, "sft": {"output": f"{folder.rstrip('/')}/sft"}, **rest}
 
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config(old))), encoding="utf-8")
-    assert list(resume._changes(tmp_path / "config.yaml", config(new))) == []
+    assert list(resume._changes(OmegaConf.to_yaml(OmegaConf.create(config(old))), config(new))) == []
 
 
 @pytest.mark.parametrize("files", [None, [], "x"])
 def test_case_06_a_record_that_lists_no_files_is_an_error_of_ours(tmp_path, files):
     (tmp_path / "provenance.json").write_text(json.dumps({"schema": 1, "stage": "checkpoint", "files": files}))
     with pytest.raises(CheckpointError, match="lists no files"):
-        handover.verify_folder(tmp_path)
+        provenance.verify_folder(tmp_path)
 
 
 def test_case_14_a_checkpoint_given_by_its_path_names_what_changed(tmp_path):
@@ -459,7 +459,7 @@ def test_folders_that_cannot_trade_places_step_aside_and_are_brought_back(folder
     IO.save_checkpoint(state(3), folder / "step-000003")
     assert len(list(folder.iterdir())) == 3
     (folder / "step-000003").rename(folder / ".tmp-step-000003-old")  # killed between two renames
-    handover.sweep(folder)
+    places.sweep(folder)
     assert newest_checkpoint(folder, pytest.fail) == folder / "step-000003"
 
 

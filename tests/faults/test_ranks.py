@@ -12,8 +12,8 @@ import time
 import pytest
 
 from rlhf_lightning import launch, pipeline
-from rlhf_lightning.checkpoint.handover import verify_folder
 from rlhf_lightning.checkpoint.io import checkpoints
+from rlhf_lightning.checkpoint.provenance import verify_folder
 from rlhf_lightning.config import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.stages import ranks

@@ -5,7 +5,7 @@ import pytest
 
 from rlhf_lightning import signals
 from rlhf_lightning.callbacks.steps import steps_done
-from rlhf_lightning.checkpoint.handover import sha256
+from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config import compose
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.pipeline import run as run_pipeline

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import lightning
 
-from rlhf_lightning.checkpoint.handover import sha256
+from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config import compose
 from rlhf_lightning.pipeline import run
 from tests import tiny

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.checkpoint.io import checkpoints
+from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from tests.integration.small_pipeline import assert_same_metrics, exported, go, go_in_pieces, prepare
 

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.miniature.gold import gold
 from rlhf_lightning.miniature.grammar import heldout_prompts, train_prompts
 from rlhf_lightning.miniature.prepare import prepare_miniature, untrained_model, write_files
@@ -111,18 +111,28 @@ def test_the_trained_base_loads_from_its_folder_with_its_tokenizer(tmp_path):
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 2)
 
 
-def test_the_base_is_trained_once_and_again_only_when_its_texts_change_or_it_is_damaged(tmp_path):
+def test_the_base_is_trained_once_and_again_only_when_its_texts_change(tmp_path):
     train = Trainer()
     prepare_miniature(tmp_path, train, **SIZES)
     times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     prepare_miniature(tmp_path, train, **SIZES)
     assert train.calls == 1
     assert times == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    prepare_miniature(tmp_path, train, **{**SIZES, "prompts": 20})
+    assert train.calls == 1 and len(rows(tmp_path / "prompts.jsonl")) == 20
     prepare_miniature(tmp_path, train, **{**SIZES, "texts": 60})
     assert train.calls == 2
+
+
+def test_a_damaged_folder_and_one_with_files_of_the_user_are_named_and_left(tmp_path):
+    prepare_miniature(tmp_path, Trainer(), **SIZES)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"holds notes\.txt, which this library has not written"):
+        prepare_miniature(tmp_path, Trainer(), **SIZES)
+    (tmp_path / "notes.txt").unlink()
     (tmp_path / "base" / "model.safetensors").write_bytes(b"damaged")
-    prepare_miniature(tmp_path, train, **{**SIZES, "texts": 60})
-    assert train.calls == 3
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: 7 bytes, expected"):
+        prepare_miniature(tmp_path, Trainer(), **SIZES)
 
 
 def test_a_crash_while_training_leaves_no_base_behind(tmp_path):

@@ -1,0 +1,125 @@
+"""What a folder of this library says of itself: a sealed record of where it comes from and of every file in it.
+
+``provenance.json`` names the stage, its parents, its configuration and metrics, the versions used, the SHA-256 and size
+of every other file, and the SHA-256 of all this. No torch import here: a command line that only checks folders starts
+at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.errors import CheckpointError
+
+PROVENANCE = "provenance.json"
+MARK = ".rlhf_lightning"  # in a folder that is being filled or deleted, so that a later run knows whose it is
+SCHEMA = 2
+_UNSEALED = 1  # the schema before, without a checksum of the record itself; still read
+_PACKAGES = ("rlhf-lightning", "torch", "lightning", "transformers", "hydra-core")
+
+
+def read_provenance(path: str | Path) -> dict[str, Any] | None:
+    """The provenance of a folder, or None for one that another tool wrote.
+
+    Raises:
+        CheckpointError: the file is there but is not what this library wrote, to the last byte.
+    """
+    file = Path(path) / PROVENANCE
+    return read_sealed(file) if file.is_file() else None
+
+
+def verify_folder(path: str | Path, expect_stage: str | None = None) -> dict[str, Any]:
+    """Check every file of a hand-over folder against its checksum and return the provenance.
+
+    Args:
+        path: a folder written by `rlhf_lightning.checkpoint.write_folder`.
+        expect_stage: refuse a folder that another stage wrote.
+
+    Raises:
+        CheckpointError: folder or provenance missing, a file missing, of another size or with another checksum, or the
+            wrong stage. The message names the file and the reason.
+    """
+    path = Path(path)
+    record = read_provenance(path)
+    if record is None:
+        raise CheckpointError(f"{path}: no {PROVENANCE}; it was not written by a finished stage of this library")
+    if expect_stage is not None and record.get("stage") != expect_stage:
+        raise CheckpointError(f"{path}: written by stage {record.get('stage')!r}, expected {expect_stage!r}")
+    if not isinstance(record.get("files"), dict):
+        raise CheckpointError(f"{path}: {PROVENANCE} lists no files; the folder is damaged, write it again")
+    for name, want in record["files"].items():
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise CheckpointError(f"{file}: leads out of its folder, though {PROVENANCE} lists it; do not use it")
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing, though {PROVENANCE} lists it; run the stage again")
+        if file.stat().st_size != want["bytes"]:
+            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, expected {want['bytes']}; run the stage again")
+        if sha256(file) != want["sha256"]:
+            raise CheckpointError(f"{file}: checksum differs from {PROVENANCE}; the file was changed or is damaged")
+    return record
+
+
+def describe(folder: Path, provenance: Mapping[str, Any]) -> str:
+    """The text of ``provenance.json`` for the files that are in a folder now."""
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path not in (folder / PROVENANCE, folder / MARK)
+    )
+    digests = {p.relative_to(folder).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in files}
+    return sealed({"schema": SCHEMA, **provenance, "versions": versions(), "files": digests})
+
+
+def sha256(file: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in blocks."""
+    with Path(file).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sealed(record: Mapping[str, Any]) -> str:
+    """The record as text that holds a checksum of its own rest; equal records give equal text."""
+    plain = json.loads(json.dumps(record, default=str))
+    rest = json.dumps(plain, indent=2, sort_keys=True)
+    return json.dumps(plain | {"sha256": hashlib.sha256(rest.encode()).hexdigest()}, indent=2, sort_keys=True) + "\n"
+
+
+def read_sealed(file: Path) -> dict[str, Any]:
+    """The record in a file that `sealed` wrote.
+
+    Raises:
+        CheckpointError: it is not what this library wrote, to the last byte.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        record = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file}: not readable as JSON ({error}); the folder is damaged, write it again"
+        ) from error
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema not in (SCHEMA, _UNSEALED):
+        raise CheckpointError(
+            f"{file}: schema {schema}, expected {SCHEMA}; another program or another version of this library wrote it: "
+            "use that one, or write the folder again"
+        )
+    record.pop("sha256", None)
+    if schema == SCHEMA and sealed(record) != text:
+        raise CheckpointError(f"{file}: differs from its own checksum; it was changed or is damaged")
+    assert isinstance(record, dict)
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,133 @@
+"""Where a run writes, judged before anything is trained: never over or around what the user has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.checkpoint.places import foreign, links
+from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.precheck import NEEDED
+
+CONFIG, RECORD, LOCK, LOG = "config.yaml", "run.json", ".lock", "train.log"
+CHECKPOINTS, HISTORY = "checkpoints", "history"
+ENTRIES = (
+    CONFIG, RECORD, CHECKPOINTS, HISTORY, "tensorboard", "figures", "report.md", "evaluation.json", "bad_batches",
+    "lightning_logs", LOG,
+)  # fmt: skip
+"""What a run makes in its folder, besides the outputs of its stages."""
+
+
+def outputs(section: Mapping[str, Any]) -> list[str]:
+    """The folders that a stage writes, the last one when it is done: `best_of_n` also fine-tunes on what it wrote."""
+    found = (section.get("output"), (section.get("sft") or {}).get("output"))
+    return [output for output in found if output]
+
+
+def written(config: Mapping[str, Any]) -> dict[str, Path]:
+    """Key and folder of all that the stages and the task of a config write outside of the run's own entries."""
+    found: dict[str, Path] = {}
+    for stage in config["stages"]:
+        section = config.get(stage) or {}
+        for key, part in ((stage, section), (f"{stage}.sft", section.get("sft") or {})):
+            if part.get("output"):
+                found[f"{key}.output"] = Path(part["output"])
+        best = section.get("best_policy")
+        if isinstance(best, Mapping) and best.get("folder"):
+            found[f"{stage}.best_policy.folder"] = Path(best["folder"])
+    task = config.get("task") or {}
+    for key, node in {"task": task, **{f"task.{name}": node for name, node in task.items()}}.items():
+        if isinstance(node, Mapping) and node.get("root"):
+            found[f"{key}.root"] = Path(node["root"])
+    return found
+
+
+def check_places(config: Mapping[str, Any]) -> None:
+    """Refuse places that are the user's, before anything is made or trained.
+
+    Raises:
+        ConfigError: a place is or holds the working folder, the home folder, the run's folder, another place, or a
+            model or file that the run reads; names the key.
+        CheckpointError: something is there that this library has not written.
+    """
+    places = written(config)
+    kept = {"the working folder": Path.cwd(), "your home folder": Path.home(), "run_dir": Path(config["run_dir"])}
+    kept |= {"output_root": Path(config["output_root"])} if config.get("output_root") else {}
+    kept |= {f"the run's own {name}": Path(config["run_dir"]) / name for name in ENTRIES}
+    for key, place in places.items():
+        for what, other in kept.items():
+            if _holds(place, other):
+                raise ConfigError(f"{key}={place}: is or holds {what} ({other}); choose a folder of its own")
+            if what.startswith("the run's own") and _holds(other, place):
+                raise ConfigError(f"{key}={place}: lies in {what}; choose a folder of its own")
+        for name, other in places.items():
+            if name != key and _holds(place, other):
+                raise ConfigError(f"{key}={place}: is or holds {name} ({other}); choose a folder of its own")
+    read = list(inputs(config))
+    for key, place in places.items():
+        for name, path in read:
+            if _holds(place, Path(path)) and not _is_made_before(key, name, config["stages"]):
+                raise ConfigError(
+                    f"{key}={place}: is or holds {name} ({path}), which the run reads; choose another one"
+                )
+        if reason := foreign(place, whole=False):
+            raise CheckpointError(f"{key}={place}: {reason}; nothing was changed. Choose another place")
+
+
+def check_entries(folder: Path) -> None:
+    """Refuse a run folder in which something stands where a run would write, or that leads elsewhere.
+
+    Raises:
+        CheckpointError: names the entry.
+    """
+    if folder.is_symlink():
+        raise CheckpointError(f"run_dir={folder}: is a link; give the folder that it leads to")
+    for entry in (folder / name for name in (*ENTRIES, LOCK)):
+        if (link := next(links(entry), None)) is not None:
+            raise CheckpointError(
+                f"run_dir={folder}: {link.relative_to(folder)} is a link or a device; a run writes there and follows "
+                "none. Remove it or choose another run_dir"
+            )
+
+
+def _holds(place: Path, other: Path) -> bool:
+    """Whether a folder is another one, or one above it."""
+    return other.resolve().is_relative_to(place.resolve())
+
+
+def _is_made_before(place: str, read: str, stages: Sequence[str]) -> bool:
+    """Whether the run writes what stands under the key ``place`` before it reads what stands under ``read``."""
+    if place.startswith("task"):
+        return True
+    order = [part for stage in stages for part in (stage, f"{stage}.sft")]  # `best_of_n` fine-tunes on what it wrote
+    writer, reader = (max((o for o in order if f"{key}.".startswith(f"{o}.")), default="") for key in (place, read))
+    if not reader:  # of no stage: judges and data may come from a stage, and the model is there from the start
+        return not read.startswith("model.")
+    return order.index(writer) < order.index(reader)
+
+
+def inputs(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Key and path of everything that a config names and that is there, besides the places it writes to."""
+    idle = {"run_dir", "output_root", "task", "hydra", *NEEDED} - set(config["stages"])
+    for name, section in config.items():
+        if name not in idle:
+            yield from ((key, text) for key, text in _texts(section, name) if not key.endswith((".output", ".folder")))
+
+
+def _texts(tree: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _texts(value, f"{key}.{name}")
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from _texts(value, key)
+    elif isinstance(tree, str) and _is_there(tree):
+        yield key, tree
+
+
+def _is_there(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long, or with NUL: no path
+        return False
