@@ -11,6 +11,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def read_sealed(file: Path) -> dict[str, Any]:
     return record
 
 
+@cache
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide numbers."""
     found = {"python": platform.python_version()}

@@ -18,7 +18,7 @@ from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.handover import probe
 from rlhf_lightning.checkpoint.io import checkpoints, is_checkpoint, newest_checkpoint
 from rlhf_lightning.checkpoint.places import lock, sweep, write_file
-from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed, versions
+from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
 from rlhf_lightning.config import config_text
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, LOCK, RECORD, check_entries, check_places, outputs
@@ -41,8 +41,8 @@ class RunFolder:
         config: the resolved config.
 
     Raises:
-        ConfigError: another config than that of the run which is to go on.
-        CheckpointError: there is nothing to go on from.
+        ConfigError: another config than that of the run which is to go on; or a place is in the way of something else.
+        CheckpointError: there is nothing to go on from, or something of the user's is where the run would write.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -52,6 +52,9 @@ class RunFolder:
         self._config = config
         self._changed: list[str] = []
         self._outputs = [Path(output) for stage in self.stages for output in outputs(config.get(stage) or {})]
+        if not rank_zero_only.rank:  # type: ignore[attr-defined]
+            check_places(config)
+            check_entries(self.path)
         if self.resume == "auto":
             self._check_config(config)
         elif self.resume != "none":
@@ -63,11 +66,9 @@ class RunFolder:
 
         Raises:
             DiskError: the run could not write its files, which is better known before the first step than after.
-            CheckpointError: another process uses a place, or something of the user's is there.
-            ConfigError: a place is in the way of something else, or an earlier run has finished there.
+            CheckpointError: another process uses a place, or the folder is not one of a run.
+            ConfigError: an earlier run has finished there.
         """
-        check_places(self._config)
-        check_entries(self.path)
         with ExitStack() as locks:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ class RunFolder:
     def _record(self, state: str) -> None:
         """Write `RECORD`: whose folder this is, and how far the run is."""
         record = {"schema": SCHEMA, "kind": "run", "stages": self.stages, "state": state, "changed": self._changed}
-        write_file(self.path / RECORD, sealed({**record, "versions": versions()}))
+        write_file(self.path / RECORD, sealed(record))
 
     def finished(self, stage: str, output: str | Path | None) -> dict[str, Any] | None:
         """The metrics of a stage that is done, once its folder is verified; None if it is to run, or has no folder.
