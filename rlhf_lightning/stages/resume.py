@@ -19,7 +19,7 @@ from rlhf_lightning.checkpoint.handover import probe
 from rlhf_lightning.checkpoint.io import checkpoints, is_checkpoint, newest_checkpoint
 from rlhf_lightning.checkpoint.places import lock, sweep, write_file
 from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
-from rlhf_lightning.config import config_text
+from rlhf_lightning.config import config_text, redact
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, LOCK, RECORD, check_entries, check_places, outputs
 from rlhf_lightning.stages.room import check_owner, clear_away, holds_a_run, make_room
@@ -78,7 +78,7 @@ class RunFolder:
             for place in (self.path, self.path / CHECKPOINTS, *(output.parent for output in self._outputs)):
                 probe(place)
             for output in self._outputs:
-                if not output.absolute().is_relative_to(self.path.absolute()):
+                if not self._is_inside(output):
                     output.parent.mkdir(parents=True, exist_ok=True)
                     locks.enter_context(lock(output.parent / f".{output.name}.lock", output))
             check_owner(self.path)
@@ -98,6 +98,9 @@ class RunFolder:
             if replaced is not None:
                 clear_away(replaced)
 
+    def _is_inside(self, output: str | Path) -> bool:
+        return Path(output).absolute().is_relative_to(self.path.absolute())
+
     def _record(self, state: str) -> None:
         """Write `RECORD`: whose folder this is, and how far the run is."""
         record = {"schema": SCHEMA, "kind": "run", "stages": self.stages, "state": state, "changed": self._changed}
@@ -108,10 +111,20 @@ class RunFolder:
 
         Raises:
             CheckpointError: a file of the folder is missing or was changed.
+            ConfigError: a run in another folder made it, with other settings.
         """
         if self.resume != "auto" or output is None or (read_provenance(output) or {}).get("stage") != stage:
             return None
         record = verify_folder(output, expect_stage=stage)
+        now = json.loads(json.dumps(redact(dict(self._config))[stage], default=str))
+        changed = [] if self._is_inside(output) else list(differences(record.get("config"), now, stage))
+        if changed and self._config.get("overwrite"):
+            return None
+        if changed:
+            raise ConfigError(
+                f"resume=auto: {output} was made with other settings ({_listed(changed)}); use the old values, another "
+                f"{stage}.output, or overwrite=true to replace it once the new one is complete"
+            )
         log.info(f"stage {stage}: done before, {output} verified")
         return dict(record["metrics"])
 

@@ -371,6 +371,17 @@ def test_case_71_settings_that_change_the_bits_are_refused_and_others_are_named_
     assert read_sealed(tmp_path / "run" / "run.json")["changed"] == ["threads: null -> 1"]
 
 
+def test_case_56_an_output_of_another_run_is_used_only_if_it_was_made_with_the_same_settings(place):
+    run(config(place, output="out"))
+    assert run(config(place, output="out", run_dir="second", resume="auto"))["rank/prompts"] == 1
+    other = config(place, output="out", run_dir="third", resume="auto")
+    other["rank"]["seed"] = 7
+    with pytest.raises(ConfigError, match=r"out was made with other settings \(rank\.seed: 0 -> 7\).*overwrite=true"):
+        run(other)
+    run(other | {"overwrite": True, "run_dir": "fourth"})
+    assert verify_folder("out")["config"]["seed"] == 7
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "evaluation.json", "report.md"])
 def test_case_61_a_file_that_does_not_fit_is_left_as_it_was(tmp_path, monkeypatch, name):
     write_file(tmp_path / name, "before")
