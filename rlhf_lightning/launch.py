@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from rlhf_lightning import signals
+from rlhf_lightning.console import quiet, say
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.explain import told_as_config_error
 
@@ -102,8 +103,6 @@ def count(trainer: Mapping[str, Any]) -> int:
         return 1
     if isinstance(devices, int) and devices > 1:
         return devices
-    from rlhf_lightning.console import quiet
-
     quiet()
     import lightning  # asks the machine
 
@@ -129,6 +128,7 @@ def launch(config: Mapping[str, Any], processes: int, logging: Any = None) -> An
         RankError: a rank failed, died or was lost; names the first and has its exit code.
         signals.Stopped: this process or a rank was asked to stop.
     """
+    signals.begin()
     ranks: list[_Rank] = []
     surroundings = os.environ | {
         HANDOVER_VARIABLE: json.dumps({"config": config, "logging": logging, "parent": os.getpid()}, default=str),
@@ -242,7 +242,7 @@ def _outcome(ranks: Sequence[_Rank]) -> Any:
     first = first or failed[0]
     hung = [f"rank {rank.number} gave no answer and was killed" for rank in failed if rank.killed and rank is not first]
     if first.report.get("traceback"):
-        print(first.report["traceback"], file=sys.stderr)  # noqa: T201
+        say(first.report["traceback"], sys.stderr)
     message = f"rank {first.number}: {_says(first)}"
     if first.report.get("lost_another") and hung:
         message += f" ({'; '.join(hung)})"

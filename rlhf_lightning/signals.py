@@ -1,25 +1,30 @@
-"""SIGTERM and Ctrl-C as a wish to stop, which is looked at where stopping is safe. Standard library only.
+"""Signals as a wish to stop, which is looked at where stopping is safe. Standard library only.
 
 The handler sets a flag and nothing else. `poll` stands between the pieces of long work (tokens, micro-batches, rows),
-and `rlhf_lightning.callbacks.stop` looks at step boundaries, where a run can be saved.
+and `rlhf_lightning.callbacks.stop` looks at step boundaries, where a run can be saved. As long as a command has nothing
+to lose, it ends at once instead.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PRESSING = (signal.SIGTERM, signal.SIGINT)  # of which a second one ends the process at once
+# The terminal is gone, the time of a job is nearly over (`sbatch --signal=USR1@60`), the limit on processor time is
+# reached: systems send these again and again, and SIGTERM after them.
+SIGNALS = (*PRESSING, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 SAME_SECONDS = 1.0  # a batch system may tell every process of a job, and the launcher tells its ranks as well
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop and did; exit code 143 for SIGTERM, 130 for SIGINT.
+    """The run was asked to stop and did; exit code 128 + signal: 143 for SIGTERM, 130 for SIGINT.
 
     Args:
         signum: the signal.
@@ -39,30 +44,34 @@ class _Wish:
 
     signum = 0
     since = 0.0  # time.monotonic
-    heard = 0.0  # when the handler ran first, 0 if never
+    heard = 0.0  # when the handler ran first for one of `PRESSING`, 0 if never
     patience = 0.0  # seconds in which work that was begun may still end
     tells = True
+    at_once = False  # nothing could be lost
+    folder = ""  # made for the run, and still empty
 
 
 _wish = _Wish()
 
 
 @contextmanager
-def watched(tells: bool = True) -> Iterator[None]:
-    """Answer SIGTERM and SIGINT with the flag, and a second one at once with the end of the process.
+def watched(tells: bool = True, at_once: bool = False) -> Iterator[None]:
+    """Answer signals with the flag, and a second SIGTERM or SIGINT at once with the end of the process.
 
     Outside of the main thread nothing happens, and a signal that is ignored stays so (SIGINT in background jobs of a
-    shell). Handlers and flag are as before afterwards.
+    shell, SIGHUP under nohup). Handlers and flag are as before afterwards.
 
     Args:
         tells: say on standard error that the signal has come; ranks leave that to their launcher.
+        at_once: until `begin` is called, end the process with the first signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     found = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
-    _wish.signum, _wish.heard, _wish.tells = 0, 0.0, tells
+    outer = _wish.at_once
+    _wish.signum, _wish.heard, _wish.tells, _wish.at_once = 0, 0.0, tells, at_once or outer
     for number in before:
         signal.signal(number, _handle)
     try:
@@ -70,7 +79,17 @@ def watched(tells: bool = True) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _wish.signum = 0
+        _wish.signum, _wish.at_once, _wish.folder = 0, outer and _wish.at_once, ""
+
+
+def begin() -> None:
+    """From here on there is something to lose: a signal waits for a safe place."""
+    _wish.at_once = False
+
+
+def would_leave(folder: str) -> None:
+    """Name a folder that is removed, if it is empty then, when a signal ends the process before `begin`."""
+    _wish.folder = folder
 
 
 @contextmanager
@@ -105,10 +124,24 @@ def poll() -> None:
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    if _wish.heard and time.monotonic() - _wish.heard >= SAME_SECONDS:
+    pressing, name = signum in PRESSING, signal.Signals(signum).name
+    if _wish.at_once:
+        _tell(f"stopped by {name}; nothing had begun")
+        with suppress(OSError):
+            os.rmdir(_wish.folder)
         os._exit(128 + signum)
-    if not _wish.heard and _wish.tells:
-        name = signal.Signals(signum).name
-        os.write(2, f"{name}: stopping at the next safe place; a second signal ends the run at once\n".encode())
-    _wish.heard = _wish.heard or time.monotonic()
+    if pressing and _wish.heard and time.monotonic() - _wish.heard >= SAME_SECONDS:
+        os._exit(128 + signum)
+    if pressing and not _wish.heard:
+        _tell(f"{name}: stopping at the next safe place; a second signal ends the run at once")
+        _wish.heard = time.monotonic()
+    elif not _wish.signum:
+        _tell(f"{name}: stopping at the next safe place")
     adopt(signum)
+
+
+def _tell(line: str) -> None:
+    """One line on standard error, unless that is closed, or a terminal that is held: neither may hold the run."""
+    with suppress(OSError, ValueError):
+        if _wish.tells and select.select([], [2], [], 0)[1]:
+            os.write(2, f"{line}\n".encode())
