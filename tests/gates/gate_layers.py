@@ -30,6 +30,7 @@ LAYERS = {
     "stages": 6,
     "pipeline": 6,
     "launch": 6,
+    "grace": 6,
     "config": 6,
     "cli": 6,
     "allowlist": 6,
