@@ -100,7 +100,8 @@ class Run:
         """A Trainer with the run's logger and callbacks; ``limits`` are the stage's own arguments."""
         lightning.seed_everything(self.seed, verbose=False)
         surrounding = [self.build(node) for node in (self.config.get("callbacks") or {}).values()]
-        history = History(self.folder / "history" / f"{stage}.csv")
+        on_error = (self.config["checkpoint"] or {}).get("on_error", "raise")
+        history = History(self.folder / "history" / f"{stage}.csv", on_error=on_error)
         every = [*callbacks, *surrounding, history, *self._saver(stage)]  # a guard sees what a monitor logs at once
         logger = self.config.get("logger")
         defaults = {
