@@ -48,7 +48,9 @@ class Grace:
         """Names, sizes and times of all that lies in temporary folders."""
         folders = [folder for place in (self._checkpoints.glob("*"), self._parents) for folder in place]
         found = []
-        for file in (file for folder in folders for temporary in folder.glob(".tmp-*") for file in temporary.rglob("*")):
+        for file in (
+            file for folder in folders for temporary in folder.glob(".tmp-*") for file in temporary.rglob("*")
+        ):
             with contextlib.suppress(OSError):
                 status = file.stat()
                 found.append((str(file), status.st_size, status.st_mtime_ns))

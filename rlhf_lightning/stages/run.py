@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning import signals
 from rlhf_lightning.callbacks import DurableCheckpoint, History, StopAtBoundary
+from rlhf_lightning.callbacks.events import lasting
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.handover import sha256
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
@@ -106,7 +107,7 @@ class Run:
         logger = self.config.get("logger")
         defaults = {
             "default_root_dir": self.folder,
-            "logger": self.build(logger, name=stage, version="") if logger else False,
+            "logger": lasting(self.build(logger, name=stage, version="")) if logger else False,
             "callbacks": every,
             "enable_checkpointing": any(isinstance(part, Checkpoint) for part in every),
             "plugins": [DurableCheckpointIO()],
