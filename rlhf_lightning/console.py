@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from rlhf_lightning import signals
 
+HELD_SECONDS = 1.0  # without a reader, after which a run that is told to stop no longer waits for one
 _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # otherwise tokenizers warns at every fork
     "TRANSFORMERS_VERBOSITY": "error",
@@ -147,9 +148,9 @@ class _Lasting(io.FileIO):
         """Write some of it; a terminal that is held must not keep a run from saving."""
         piece = bytes(data[: select.PIPE_BUF])  # so much goes without waiting where `select` says so
         try:
-            while not select.select([], [self], [], 0.1)[1]:
+            while not select.select([], [self], [], HELD_SECONDS)[1]:
                 if signals.received():
-                    return len(piece)
+                    _nowhere(self.fileno())
             return super().write(piece) or 0
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # a disk may have room again

@@ -171,3 +171,9 @@ def spawns(prompts, completions, folder, **columns):
     child = subprocess.Popen(["sleep", "1000"])
     (Path(folder[0]) / "pid").write_text(str(child.pid))
     time.sleep(1e6)
+
+
+def prints(prompts, completions, **columns):
+    print("a line", flush=True)
+    print("another", file=sys.stderr, flush=True)
+    return [float(len(completion)) for completion in completions]
