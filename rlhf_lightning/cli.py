@@ -128,12 +128,12 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
+    folder = HydraConfig.get().runtime.output_dir
+    signals.would_leave(folder)
     from rlhf_lightning.config import load_config
     from rlhf_lightning.launch import count, launch
     from rlhf_lightning.precheck import check_complete
 
-    folder = HydraConfig.get().runtime.output_dir
-    signals.would_leave(folder)
     try:
         signals.poll()
         config = load_config(cfg)
@@ -144,6 +144,9 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
             return _run(config)
         logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
         return launch(config, processes, logging)
+    except signals.Stopped:
+        _remove_empty(folder)
+        raise
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the sweeper decides what a failed job means
@@ -151,9 +154,13 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
             _complain_traceback()
         if isinstance(error, RLHFError):
             _complain(_told(error))
-        with suppress(OSError):
-            os.rmdir(folder)  # only succeeds where nothing was written yet
+        _remove_empty(folder)
         raise SystemExit(getattr(error, "exit_code", 1)) from None
+
+
+def _remove_empty(folder: str) -> None:
+    with suppress(OSError):
+        os.rmdir(folder)
 
 
 def _run(config: dict[str, Any]) -> Any:

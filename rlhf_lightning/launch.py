@@ -136,7 +136,6 @@ def launch(config: Mapping[str, Any], processes: int, logging: Any = None) -> An
         RankError: a rank failed, died or was lost; names the first and has its exit code.
         signals.Stopped: this process or a rank was asked to stop.
     """
-    signals.begin()
     ranks: list[_Rank] = []
     surroundings = os.environ | {
         HANDOVER_VARIABLE: json.dumps({"config": config, "logging": logging, "parent": os.getpid()}, default=str),
@@ -170,7 +169,7 @@ def serve(work: Callable[[dict[str, Any]], Any]) -> NoReturn:
     try:
         _end_with(given["parent"])
         faulthandler.register(signal.SIGUSR2, pipe, all_threads=False)
-        with signals.watched(tells=False):
+        with signals.watched(tells=False, report=pipe):
             if given["logging"] and os.environ["LOCAL_RANK"] == "0":
                 import logging.config
 
@@ -211,6 +210,8 @@ def _watch(ranks: Sequence[_Rank], grace: Grace) -> None:
         for rank in alive:
             rank.look()
         alive = [rank for rank in alive if rank.ended is None]
+        if any(rank.said for rank in ranks):  # until then they end with this process
+            signals.begin()
         if any(rank.ended and rank.code for rank in ranks):
             deadline = min(deadline, time.monotonic() + END_SECONDS)
         if not grace.told and (signals.received() or deadline < float("inf")):

@@ -49,13 +49,14 @@ class _Wish:
     tells = True
     at_once = False  # nothing could be lost
     folder = ""  # made for the run, and still empty
+    report: int | None = None  # descriptor
 
 
 _wish = _Wish()
 
 
 @contextmanager
-def watched(tells: bool = True, at_once: bool = False) -> Iterator[None]:
+def watched(tells: bool = True, at_once: bool = False, report: int | None = None) -> Iterator[None]:
     """Answer signals with the flag, and a second SIGTERM or SIGINT at once with the end of the process.
 
     Outside of the main thread nothing happens, and a signal that is ignored stays so (SIGINT in background jobs of a
@@ -64,6 +65,7 @@ def watched(tells: bool = True, at_once: bool = False) -> Iterator[None]:
     Args:
         tells: say on standard error that the signal has come; ranks leave that to their launcher.
         at_once: until `begin` is called, end the process with the first signal.
+        report: descriptor that gets a line break when `begin` is called.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -71,7 +73,7 @@ def watched(tells: bool = True, at_once: bool = False) -> Iterator[None]:
     found = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
     outer = _wish.at_once
-    _wish.signum, _wish.heard, _wish.tells, _wish.at_once = 0, 0.0, tells, at_once or outer
+    _wish.signum, _wish.heard, _wish.tells, _wish.at_once, _wish.report = 0, 0.0, tells, at_once or outer, report
     for number in before:
         signal.signal(number, _handle)
     try:
@@ -79,12 +81,15 @@ def watched(tells: bool = True, at_once: bool = False) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _wish.signum, _wish.at_once, _wish.folder = 0, outer and _wish.at_once, ""
+        _wish.signum, _wish.at_once, _wish.folder, _wish.report = 0, outer and _wish.at_once, "", None
 
 
 def begin() -> None:
     """From here on there is something to lose: a signal waits for a safe place."""
     _wish.at_once = False
+    if _wish.report is not None:
+        os.write(_wish.report, b"\n")
+        _wish.report = None
 
 
 def would_leave(folder: str) -> None:

@@ -134,7 +134,10 @@ def test_case_61_a_log_on_a_full_disk_loses_lines_after_one_warning(log, tmp_pat
     log("é last")
     assert (tmp_path / "train.log").read_text() == "first\né last\n"
     [warning] = capsys.readouterr().err.splitlines()
-    assert warning == f"{tmp_path / 'train.log'}: not all that is logged is there (No space left on device); the run goes on"
+    assert (
+        warning
+        == f"{tmp_path / 'train.log'}: not all that is logged is there (No space left on device); the run goes on"
+    )
 
 
 @pytest.mark.parametrize("make", [os.symlink, os.link, lambda _, log: os.mkfifo(log)], ids=["symlink", "link", "pipe"])
@@ -194,7 +197,9 @@ def test_case_61_a_run_on_a_full_disk_goes_on_if_it_is_told_to_and_its_rows_come
     small_run.go(tensorboard, tmp_path / "run", "+checkpoint.on_error=warn")
     assert [row.partition(",")[0] for row in rows(tmp_path)] == ["step", "1", "2", "3", "4"]
     [warning] = seen
-    assert warning.startswith(f"{tmp_path / 'run' / 'history' / 'ppo.csv'}: cannot be written (No space left on device)")
+    assert warning.startswith(
+        f"{tmp_path / 'run' / 'history' / 'ppo.csv'}: cannot be written (No space left on device)"
+    )
 
 
 def test_case_61_a_row_that_cannot_be_written_ends_the_run_and_leaves_the_file_whole(words, tmp_path, monkeypatch):
