@@ -153,7 +153,7 @@ def launch(config: Mapping[str, Any], processes: int, logging: Any = None) -> An
         for rank in ranks:
             _kill(rank)
             os.close(rank.pipe)
-    return _outcome(ranks)
+    return _outcome(ranks, f"Go on with the same command and resume=auto run_dir={config.get('run_dir')}")
 
 
 def serve(work: Callable[[dict[str, Any]], Any]) -> NoReturn:
@@ -168,7 +168,7 @@ def serve(work: Callable[[dict[str, Any]], Any]) -> NoReturn:
     code = 0
     try:
         _end_with(given["parent"])
-        faulthandler.register(signal.SIGUSR2, pipe, all_threads=False)
+        faulthandler.register(signal.SIGQUIT, pipe, all_threads=False)
         with signals.watched(tells=False, report=pipe):
             if given["logging"] and os.environ["LOCAL_RANK"] == "0":
                 import logging.config
@@ -220,7 +220,7 @@ def _watch(ranks: Sequence[_Rank], grace: Grace) -> None:
                 rank.process.send_signal(signal.SIGTERM)  # of all signals the one that also ends a rank in its start-up
         if time.monotonic() > deadline or grace.over():
             for rank in alive:
-                rank.process.send_signal(signal.SIGUSR2)  # says where it is
+                rank.process.send_signal(signal.SIGQUIT)  # says where it is
             time.sleep(2 * LOOK_SECONDS)
             for rank in alive:
                 rank.look()
@@ -236,7 +236,7 @@ def _kill(rank: _Rank) -> None:
         rank.process.wait()
 
 
-def _outcome(ranks: Sequence[_Rank]) -> Any:
+def _outcome(ranks: Sequence[_Rank], go_on: str) -> Any:
     """What the first rank returned, or the error that came first."""
     failed = sorted((rank for rank in ranks if rank.code), key=lambda rank: rank.report.get("time", rank.ended or 0.0))
     if not failed:
@@ -249,7 +249,7 @@ def _outcome(ranks: Sequence[_Rank]) -> Any:
     ]
     stopped = [rank for rank in failed if rank.stopped]
     if first is None and (stopped or signals.received()):
-        notes = [stopped[0].report.get("note", "")] if stopped else []
+        notes = [stopped[0].report.get("note", "") if stopped else go_on]
         signum = signals.received() or stopped[0].code - 128
         raise signals.Stopped(signum, "; ".join(filter(None, [*hung, *notes])))
     first = first or failed[0]

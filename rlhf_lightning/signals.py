@@ -15,11 +15,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import ClassVar
 
-PRESSING = (signal.SIGTERM, signal.SIGINT)  # of which a second one ends the process at once
-# The terminal is gone, the time of a job is nearly over (`sbatch --signal=USR1@60`), the limit on processor time is
-# reached: systems send these again and again, and SIGTERM after them.
-SIGNALS = (*PRESSING, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+PRESSING = (signal.SIGTERM, signal.SIGINT)  # of which a second one of the same kind ends the process at once
+# The terminal is gone, the time of a job is nearly over (Slurm's `--signal=USR1@60`, USR2 of LSF and SGE), the limit on
+# processor time is reached: systems send these again and again, and one kind after the other.
+SIGNALS = (*PRESSING, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 SAME_SECONDS = 1.0  # a batch system may tell every process of a job, and the launcher tells its ranks as well
 
 
@@ -44,7 +45,7 @@ class _Wish:
 
     signum = 0
     since = 0.0  # time.monotonic
-    heard = 0.0  # when the handler ran first for one of `PRESSING`, 0 if never
+    heard: ClassVar[dict[int, float]] = {}  # when each of `PRESSING` came first, time.monotonic
     patience = 0.0  # seconds in which work that was begun may still end
     tells = True
     at_once = False  # nothing could be lost
@@ -57,7 +58,7 @@ _wish = _Wish()
 
 @contextmanager
 def watched(tells: bool = True, at_once: bool = False, report: int | None = None) -> Iterator[None]:
-    """Answer signals with the flag, and a second SIGTERM or SIGINT at once with the end of the process.
+    """Answer signals with the flag, and a second SIGTERM or a second SIGINT at once with the end of the process.
 
     Outside of the main thread nothing happens, and a signal that is ignored stays so (SIGINT in background jobs of a
     shell, SIGHUP under nohup). Handlers and flag are as before afterwards.
@@ -73,7 +74,8 @@ def watched(tells: bool = True, at_once: bool = False, report: int | None = None
     found = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
     outer = _wish.at_once
-    _wish.signum, _wish.heard, _wish.tells, _wish.at_once, _wish.report = 0, 0.0, tells, at_once or outer, report
+    _wish.signum, _wish.tells, _wish.at_once, _wish.report = 0, tells, at_once or outer, report
+    _wish.heard.clear()
     for number in before:
         signal.signal(number, _handle)
     try:
@@ -135,12 +137,13 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         with suppress(OSError):
             os.rmdir(_wish.folder)
         os._exit(128 + signum)
-    if pressing and _wish.heard and time.monotonic() - _wish.heard >= SAME_SECONDS:
+    first = _wish.heard.get(signum)
+    if first is not None and time.monotonic() - first >= SAME_SECONDS:
         os._exit(128 + signum)
-    if pressing and not _wish.heard:
-        _tell(f"{name}: stopping at the next safe place; a second signal ends the run at once")
-        _wish.heard = time.monotonic()
-    elif not _wish.signum:
+    if pressing and first is None:
+        _tell(f"{name}: stopping at the next safe place; a second {name} ends the run at once")
+        _wish.heard[signum] = time.monotonic()
+    elif not pressing and not _wish.signum:
         _tell(f"{name}: stopping at the next safe place")
     adopt(signum)
 

@@ -175,7 +175,7 @@ def _wait_for_the_run() -> None:
 
     Processes that the function starts answer them as usual.
     """
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     os.register_at_fork(after_in_child=lambda: [signal.signal(number, before[number]) for number in numbers])
 

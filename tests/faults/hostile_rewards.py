@@ -173,7 +173,7 @@ def spawns(prompts, completions, folder, **columns):
     time.sleep(1e6)
 
 
-def prints(prompts, completions, **columns):
+def says(prompts, completions, **columns):
     print("a line", flush=True)
     print("another", file=sys.stderr, flush=True)
     return [float(len(completion)) for completion in completions]

@@ -204,7 +204,7 @@ def test_case_63_a_signal_that_is_ignored_stays_ignored(number):
         signal.signal(number, before)
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGXCPU"])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
 def test_case_63_what_a_system_sends_when_the_time_is_up_saves_the_step(go, tmp_path, name):
     code = 128 + signal.Signals[name]
     with pytest.raises(signals.Stopped, match=f"stopped by {name}; saved up to .*step-000001") as stopped:
@@ -217,13 +217,13 @@ def test_case_63_only_a_second_sigterm_or_ctrl_c_ends_the_process_at_once(monkey
     monkeypatch.setattr(os, "_exit", ends.append)
     monkeypatch.setattr(signals, "SAME_SECONDS", 0.0)
     with signals.watched():
-        for name in ("SIGXCPU", "SIGXCPU", "SIGHUP", "SIGTERM", "SIGUSR1"):
-            os.kill(os.getpid(), signal.Signals[name])
+        for name in ("SIGXCPU", "SIGXCPU", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGUSR2", "SIGINT", "SIGTERM"):
+            signal.raise_signal(signal.Signals[name])
             assert ends == [] and signals.received() == signal.SIGXCPU
-        os.kill(os.getpid(), signal.SIGINT)
-        assert ends == [130]
+        signal.raise_signal(signal.SIGTERM)
+        assert ends == [143]
     told = [line.split(";")[0] for line in capfd.readouterr().err.splitlines()]
-    assert told == [f"{name}: stopping at the next safe place" for name in ("SIGXCPU", "SIGTERM")]
+    assert told == [f"{name}: stopping at the next safe place" for name in ("SIGXCPU", "SIGINT", "SIGTERM")]
 
 
 def test_case_63_a_signal_while_the_console_is_closed_is_heard_all_the_same(capfd):
@@ -304,7 +304,7 @@ def test_case_63_a_rank_that_does_not_end_after_a_signal_is_named_and_killed(tmp
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 143 and time.monotonic() - start < 5
-    assert re.fullmatch(r"stopped by SIGTERM; rank 1 gave no answer in hangs \(deaf\.py:9\) and was killed\n", output)
+    assert re.match(r"stopped by SIGTERM; rank 1 gave no answer in hangs \(deaf\.py:\d+\) and was killed", output)
 
 
 def test_case_63_ranks_that_write_have_as_long_as_it_grows(tmp_path, monkeypatch):
@@ -387,7 +387,7 @@ def test_case_52_a_second_signal_ends_the_process_at_once(pause, ends):
     finally:
         process.kill()
         _, errors = process.communicate()
-    assert errors.count("a second signal ends the run at once") == 1
+    assert errors.count("a second SIGTERM ends the run at once") == 1
 
 
 def test_case_52_ctrl_c_in_a_terminal_ends_the_command_with_130_and_its_worker_with_it(words, calls, tmp_path):
