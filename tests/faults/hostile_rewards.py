@@ -177,3 +177,14 @@ def says(prompts, completions, **columns):
     print("a line", flush=True)
     print("another", file=sys.stderr, flush=True)
     return [float(len(completion)) for completion in completions]
+
+
+def child_answers_signals(prompts, completions, **columns):
+    """How a process that the function forks ends after SIGTERM."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(0.1)
+    os.kill(child, signal.SIGTERM)
+    return [float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for _ in completions]

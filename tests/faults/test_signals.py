@@ -249,6 +249,18 @@ def test_case_63_a_long_step_is_saved_so_that_a_signal_costs_no_more_than_the_st
     assert go("resume=auto", "+checkpoint.patience_seconds=0.2") == whole["ppo"]
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_case_63_a_signal_to_the_process_of_a_reward_function_is_left_to_the_run(name):
+    worker = IsolatedFunction("tests.faults.hostile_rewards.child_answers_signals")
+    worker.start()
+    try:
+        os.kill(worker.pid, signal.Signals[name])
+        given = {"prompts": ["a"], "completions": ["b"]}
+        assert worker(given, 10) == [float(-signal.SIGTERM)]
+    finally:
+        worker.close()
+
+
 @pytest.mark.parametrize(
     ("took", "since", "save", "due"),
     [(6, 6, 0, True), (4, 40, 0, False), (6, 39, 2, False), (6, 41, 2, True), (1, 600, 99, True)],
