@@ -1,34 +1,38 @@
-"""The command ``rlhf-lightning`` and ``train.py``: compose with Hydra, judge the config, and only then import torch."""
+"""The command ``rlhf-lightning`` and ``train.py``: compose with Hydra, judge the config, and only then import torch.
+
+Little is imported before `main` runs, so that a signal is answered from the first hundredth of a second on.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
-import textwrap
-import traceback
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning import __version__, signals
 from rlhf_lightning.errors import ConfigError, DiskError, RLHFError
-from rlhf_lightning.launch import HANDOVER_VARIABLE, RankError, count, launch, serve
-from rlhf_lightning.locations import CONF_DIR, help_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
 def main() -> None:
-    """Entry point. Ends the process with the exit code of ``errors.py``; 143 or 130 when a signal stopped it."""
-    arguments = sys.argv[1:]
-    if {"--help", "-h"} & set(arguments):
-        print(help_text(), end="")  # noqa: T201
-    elif arguments == ["--version"]:
-        print(__version__)  # noqa: T201
-    else:
-        sys.exit(_guard(arguments))
+    """Entry point. Ends the process with the exit code of ``errors.py``; 128 + signal when one stopped it."""
+    with signals.watched(tells="LOCAL_RANK" not in os.environ, at_once=True):
+        from rlhf_lightning.console import say, unbreakable
+
+        unbreakable()
+        arguments = sys.argv[1:]
+        if {"--help", "-h"} & set(arguments):
+            from rlhf_lightning.locations import help_text
+
+            say(help_text().rstrip())
+        elif arguments == ["--version"]:
+            say(__version__)
+        else:
+            sys.exit(_guard(arguments))
 
 
 def _guard(arguments: list[str]) -> int:
@@ -42,13 +46,15 @@ def _guard(arguments: list[str]) -> int:
         return int(stop.code or 0)
     except RLHFError as error:
         if _wants_traceback():
-            traceback.print_exc()
+            _complain_traceback()
         _complain(_told(error))
         return error.exit_code
     return 0
 
 
 def _dispatch(arguments: list[str]) -> None:
+    from rlhf_lightning.launch import HANDOVER_VARIABLE, serve
+
     if arguments[:1] == ["prepare"]:
         _prepare(arguments[1:])
     elif arguments[:1] == ["data"]:
@@ -67,6 +73,7 @@ def _compose_and_run(arguments: list[str]) -> None:
 
     from rlhf_lightning.explain import explain
     from rlhf_lightning.hydra_loader import judged
+    from rlhf_lightning.locations import CONF_DIR
 
     if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
         raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
@@ -83,7 +90,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with code 1
     gc.disable()  # nothing becomes garbage in the half second until torch is imported, and looking for it costs a tenth
     try:
-        with signals.watched(), judged():
+        with judged():
             hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train")(task)()
     except YAMLError as error:
         raise ConfigError(f"a config file is not readable as YAML: {error}") from error
@@ -121,7 +128,10 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
+    folder = HydraConfig.get().runtime.output_dir
+    signals.would_leave(folder)
     from rlhf_lightning.config import load_config
+    from rlhf_lightning.launch import count, launch
     from rlhf_lightning.precheck import check_complete
 
     try:
@@ -134,16 +144,23 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
             return _run(config)
         logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
         return launch(config, processes, logging)
+    except signals.Stopped:
+        _remove_empty(folder)
+        raise
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the sweeper decides what a failed job means
         if shown or not isinstance(error, RLHFError):
-            traceback.print_exc()
+            _complain_traceback()
         if isinstance(error, RLHFError):
             _complain(_told(error))
-        with contextlib.suppress(OSError):
-            Path(HydraConfig.get().runtime.output_dir).rmdir()  # only succeeds where nothing was written yet
+        _remove_empty(folder)
         raise SystemExit(getattr(error, "exit_code", 1)) from None
+
+
+def _remove_empty(folder: str) -> None:
+    with suppress(OSError):
+        os.rmdir(folder)
 
 
 def _run(config: dict[str, Any]) -> Any:
@@ -159,24 +176,27 @@ def _run(config: dict[str, Any]) -> Any:
 def _prepare(words: list[str]) -> None:
     if words[:1] != ["smollm2"] or len(words) > 2:
         raise ConfigError(f"prepare {' '.join(words)}: write `rlhf-lightning prepare smollm2 [FOLDER]`")
-    from rlhf_lightning.console import quiet
+    from rlhf_lightning.console import quiet, say
 
     quiet()
     from rlhf_lightning.tasks.smollm2 import prepare_smollm2
 
     folder = prepare_smollm2(words[1] if words[1:] else "models/smollm2")
-    print(f"ready: model.path={folder}")  # noqa: T201
+    say(f"ready: model.path={folder}")
 
 
 def _data(words: list[str]) -> None:
     if words[:1] != ["check"]:
         raise ConfigError(f"data {' '.join(words)}: write `rlhf-lightning data check FILE ... --stage reward`")
+    from rlhf_lightning.console import say
     from rlhf_lightning.data.check import check
 
-    print(check(words[1:]))  # noqa: T201
+    say(check(words[1:]))
 
 
 def _told(error: RLHFError) -> str:
+    from rlhf_lightning.launch import RankError
+
     told = str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
     return _one_screen(told) if isinstance(error, ConfigError) else told
 
@@ -186,11 +206,21 @@ def _wants_traceback() -> bool:
 
 
 def _complain(message: str) -> None:
-    print(message, file=sys.stderr)  # noqa: T201
+    from rlhf_lightning.console import say
+
+    say(message, sys.stderr)
+
+
+def _complain_traceback() -> None:
+    import traceback
+
+    _complain(traceback.format_exc().rstrip())
 
 
 def _one_screen(message: str) -> str:
     """Lines of at most 120 characters, at most 24 of them."""
+    import textwrap
+
     lines = [
         part
         for line in message.splitlines()

@@ -22,7 +22,10 @@ from rlhf_lightning.locations import CONF_DIR
 
 # What Hydra may call: its own and its plug-ins' launchers and sweepers, and handlers that write where we say.
 _PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
-_HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler")
+_HANDLERS = (
+    "logging.StreamHandler", "logging.FileHandler", "logging.NullHandler",
+    "rlhf_lightning.console.LogFile", "rlhf_lightning.console.Formatter",
+)  # fmt: skip
 _LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
 _REFERENCE = re.compile(r"(ext|cfg)://(?!sys\.std(out|err)$)")  # how the settings of logging name an object
 # Settings by which Hydra writes files, changes the environment or calls what it finds, and what they are without ours.

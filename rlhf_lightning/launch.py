@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import os
 import re
@@ -23,8 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from rlhf_lightning import signals
+from rlhf_lightning.console import quiet, say
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.explain import told_as_config_error
+from rlhf_lightning.grace import Grace
 
 HANDOVER_VARIABLE, REPORT_VARIABLE = "RLHF_LIGHTNING_RANK_CONFIG", "RLHF_LIGHTNING_RANK_REPORT"
 STARTED_BY_OTHERS = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
@@ -67,12 +70,18 @@ class _Rank:
 
     @property
     def stopped(self) -> bool:
-        return self.code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+        return self.code - 128 in signals.SIGNALS
 
     @property
     def at_fault(self) -> bool:
         """Whether it failed by itself, rather than because of another rank or a signal."""
         return self.code != 0 and not (self.killed or self.stopped or self.report.get("lost_another"))
+
+    @property
+    def where(self) -> str:
+        """What it was doing when it was asked, if it could still say."""
+        frame = re.search(rb'File "(?:.*/)?(.+)", line (\d+) in (\S+)', self.said)
+        return " in {2} ({0}:{1})".format(*(part.decode() for part in frame.groups())) if frame else ""
 
     def look(self) -> None:
         """Note what it has said, and whether it has ended."""
@@ -102,8 +111,6 @@ def count(trainer: Mapping[str, Any]) -> int:
         return 1
     if isinstance(devices, int) and devices > 1:
         return devices
-    from rlhf_lightning.console import quiet
-
     quiet()
     import lightning  # asks the machine
 
@@ -141,12 +148,12 @@ def launch(config: Mapping[str, Any], processes: int, logging: Any = None) -> An
     try:
         for number in range(processes):
             ranks.append(_start(number, processes * int(surroundings["NODE_RANK"]), surroundings))
-        _watch(ranks)
+        _watch(ranks, Grace(config))
     finally:
         for rank in ranks:
             _kill(rank)
             os.close(rank.pipe)
-    return _outcome(ranks)
+    return _outcome(ranks, f"Go on with the same command and resume=auto run_dir={config.get('run_dir')}")
 
 
 def serve(work: Callable[[dict[str, Any]], Any]) -> NoReturn:
@@ -161,7 +168,8 @@ def serve(work: Callable[[dict[str, Any]], Any]) -> NoReturn:
     code = 0
     try:
         _end_with(given["parent"])
-        with signals.watched(tells=False):
+        faulthandler.register(signal.SIGQUIT, pipe, all_threads=False)
+        with signals.watched(tells=False, report=pipe):
             if given["logging"] and os.environ["LOCAL_RANK"] == "0":
                 import logging.config
 
@@ -195,30 +203,29 @@ def _start(number: int, first: int, surroundings: Mapping[str, str]) -> _Rank:
     return _Rank(number, process, read)
 
 
-def _watch(ranks: Sequence[_Rank]) -> None:
-    """Return when all have ended; see that they do once one has failed."""
-    told, deadline = 0, float("inf")
+def _watch(ranks: Sequence[_Rank], grace: Grace) -> None:
+    """Return when all have ended; see that they do once one has failed or a signal has come."""
+    deadline = float("inf")
     while alive := [rank for rank in ranks if rank.ended is None]:
         for rank in alive:
             rank.look()
-        failed = next((rank for rank in ranks if rank.ended and rank.code), None)
-        if failed is not None:
+        alive = [rank for rank in alive if rank.ended is None]
+        if any(rank.said for rank in ranks):  # until then they end with this process
+            signals.begin()
+        if any(rank.ended and rank.code for rank in ranks):
             deadline = min(deadline, time.monotonic() + END_SECONDS)
-        wish = signals.received() or (0 if failed is None else _reason(failed))
-        if wish and not told:
-            told = wish
+        if not grace.told and (signals.received() or deadline < float("inf")):
+            grace.begin()
             for rank in alive:
-                if rank.ended is None:
-                    rank.process.send_signal(wish)
-        if time.monotonic() > deadline:
+                rank.process.send_signal(signal.SIGTERM)  # of all signals the one that also ends a rank in its start-up
+        if time.monotonic() > deadline or grace.over():
             for rank in alive:
+                rank.process.send_signal(signal.SIGQUIT)  # says where it is
+            time.sleep(2 * LOOK_SECONDS)
+            for rank in alive:
+                rank.look()
                 _kill(rank)
         time.sleep(LOOK_SECONDS)
-
-
-def _reason(failed: _Rank) -> int:
-    """The signal that the other ranks get when this one has ended."""
-    return failed.code - 128 if failed.stopped else signal.SIGTERM
 
 
 def _kill(rank: _Rank) -> None:
@@ -229,20 +236,25 @@ def _kill(rank: _Rank) -> None:
         rank.process.wait()
 
 
-def _outcome(ranks: Sequence[_Rank]) -> Any:
+def _outcome(ranks: Sequence[_Rank], go_on: str) -> Any:
     """What the first rank returned, or the error that came first."""
     failed = sorted((rank for rank in ranks if rank.code), key=lambda rank: rank.report.get("time", rank.ended or 0.0))
     if not failed:
         return ranks[0].report.get("returned")
     first = next((rank for rank in failed if rank.at_fault), None)
-    stopped = next((rank for rank in ranks if rank.stopped), None)
+    hung = [
+        f"rank {rank.number} gave no answer{rank.where} and was killed"
+        for rank in failed
+        if rank.killed and rank is not first
+    ]
+    stopped = [rank for rank in failed if rank.stopped]
     if first is None and (stopped or signals.received()):
-        note = stopped.report.get("note", "") if stopped else ""
-        raise signals.Stopped(stopped.code - 128 if stopped else signals.received(), note)
+        notes = [stopped[0].report.get("note", "") if stopped else go_on]
+        signum = signals.received() or stopped[0].code - 128
+        raise signals.Stopped(signum, "; ".join(filter(None, [*hung, *notes])))
     first = first or failed[0]
-    hung = [f"rank {rank.number} gave no answer and was killed" for rank in failed if rank.killed and rank is not first]
     if first.report.get("traceback"):
-        print(first.report["traceback"], file=sys.stderr)  # noqa: T201
+        say(first.report["traceback"], sys.stderr)
     message = f"rank {first.number}: {_says(first)}"
     if first.report.get("lost_another") and hung:
         message += f" ({'; '.join(hung)})"

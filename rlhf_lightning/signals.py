@@ -1,25 +1,31 @@
-"""SIGTERM and Ctrl-C as a wish to stop, which is looked at where stopping is safe. Standard library only.
+"""Signals as a wish to stop, which is looked at where stopping is safe. Standard library only.
 
 The handler sets a flag and nothing else. `poll` stands between the pieces of long work (tokens, micro-batches, rows),
-and `rlhf_lightning.callbacks.stop` looks at step boundaries, where a run can be saved.
+and `rlhf_lightning.callbacks.stop` looks at step boundaries, where a run can be saved. As long as a command has nothing
+to lose, it ends at once instead.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import ClassVar
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PRESSING = (signal.SIGTERM, signal.SIGINT)  # of which a second one of the same kind ends the process at once
+# The terminal is gone, the time of a job is nearly over (Slurm's `--signal=USR1@60`, USR2 of LSF and SGE), the limit on
+# processor time is reached: systems send these again and again, and one kind after the other.
+SIGNALS = (*PRESSING, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 SAME_SECONDS = 1.0  # a batch system may tell every process of a job, and the launcher tells its ranks as well
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop and did; exit code 143 for SIGTERM, 130 for SIGINT.
+    """The run was asked to stop and did; exit code 128 + signal: 143 for SIGTERM, 130 for SIGINT.
 
     Args:
         signum: the signal.
@@ -39,30 +45,37 @@ class _Wish:
 
     signum = 0
     since = 0.0  # time.monotonic
-    heard = 0.0  # when the handler ran first, 0 if never
+    heard: ClassVar[dict[int, float]] = {}  # when each of `PRESSING` came first, time.monotonic
     patience = 0.0  # seconds in which work that was begun may still end
     tells = True
+    at_once = False  # nothing could be lost
+    folder = ""  # made for the run, and still empty
+    report: int | None = None  # descriptor
 
 
 _wish = _Wish()
 
 
 @contextmanager
-def watched(tells: bool = True) -> Iterator[None]:
-    """Answer SIGTERM and SIGINT with the flag, and a second one at once with the end of the process.
+def watched(tells: bool = True, at_once: bool = False, report: int | None = None) -> Iterator[None]:
+    """Answer signals with the flag, and a second SIGTERM or a second SIGINT at once with the end of the process.
 
     Outside of the main thread nothing happens, and a signal that is ignored stays so (SIGINT in background jobs of a
-    shell). Handlers and flag are as before afterwards.
+    shell, SIGHUP under nohup). Handlers and flag are as before afterwards.
 
     Args:
         tells: say on standard error that the signal has come; ranks leave that to their launcher.
+        at_once: until `begin` is called, end the process with the first signal.
+        report: descriptor that gets a line break when `begin` is called.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     found = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
-    _wish.signum, _wish.heard, _wish.tells = 0, 0.0, tells
+    outer = _wish.at_once
+    _wish.signum, _wish.tells, _wish.at_once, _wish.report = 0, tells, at_once or outer, report
+    _wish.heard.clear()
     for number in before:
         signal.signal(number, _handle)
     try:
@@ -70,7 +83,20 @@ def watched(tells: bool = True) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _wish.signum = 0
+        _wish.signum, _wish.at_once, _wish.folder, _wish.report = 0, outer and _wish.at_once, "", None
+
+
+def begin() -> None:
+    """From here on there is something to lose: a signal waits for a safe place."""
+    _wish.at_once = False
+    if _wish.report is not None:
+        os.write(_wish.report, b"\n")
+        _wish.report = None
+
+
+def would_leave(folder: str) -> None:
+    """Name a folder that is removed, if it is empty then, when a signal ends the process before `begin`."""
+    _wish.folder = folder
 
 
 @contextmanager
@@ -105,10 +131,25 @@ def poll() -> None:
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    if _wish.heard and time.monotonic() - _wish.heard >= SAME_SECONDS:
+    pressing, name = signum in PRESSING, signal.Signals(signum).name
+    if _wish.at_once:
+        _tell(f"stopped by {name}; nothing had begun")
+        with suppress(OSError):
+            os.rmdir(_wish.folder)
         os._exit(128 + signum)
-    if not _wish.heard and _wish.tells:
-        name = signal.Signals(signum).name
-        os.write(2, f"{name}: stopping at the next safe place; a second signal ends the run at once\n".encode())
-    _wish.heard = _wish.heard or time.monotonic()
+    first = _wish.heard.get(signum)
+    if first is not None and time.monotonic() - first >= SAME_SECONDS:
+        os._exit(128 + signum)
+    if pressing and first is None:
+        _tell(f"{name}: stopping at the next safe place; a second {name} ends the run at once")
+        _wish.heard[signum] = time.monotonic()
+    elif not pressing and not _wish.signum:
+        _tell(f"{name}: stopping at the next safe place")
     adopt(signum)
+
+
+def _tell(line: str) -> None:
+    """One line on standard error, unless that is closed, or a terminal that is held: neither may hold the run."""
+    with suppress(OSError, ValueError):
+        if _wish.tells and select.select([], [2], [], 0)[1]:
+            os.write(2, f"{line}\n".encode())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rlhf_lightning.callbacks.history import History
+from rlhf_lightning.callbacks.history import History, OnError
 from rlhf_lightning.callbacks.loops import (
     begin_epoch,
     ends_epoch,
@@ -23,8 +23,9 @@ from rlhf_lightning.callbacks.steps import steps_done, steps_planned
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, superfluous
 from rlhf_lightning.checkpoint.places import foreign
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
+from rlhf_lightning.ranges import require
 
-OnError = Literal["raise", "warn"]
+COST = 20  # times what a save took must pass until a long step is saved again
 
 
 class DurableCheckpoint(Checkpoint):
@@ -33,6 +34,9 @@ class DurableCheckpoint(Checkpoint):
     A step is an optimizer step, in PPO a rollout; Lightning's `ModelCheckpoint` counts optimizer steps, which in PPO
     pass the number it waits for. Nothing is ever saved in the middle of a step, nor at the last one, after which the
     stage exports its model. An older checkpoint is deleted only when the new one is complete.
+
+    A step that took longer than ``patience_seconds``, and that a signal may therefore give up, is saved too, where that
+    costs little: the first of a fit, and later ones 20 times as long after the last save as that took.
 
     Args:
         folder: where to; `Trainer(plugins=[DurableCheckpointIO()])` writes folders rather than pickles.
@@ -57,11 +61,10 @@ class DurableCheckpoint(Checkpoint):
         on_error: OnError = "raise",
         patience_seconds: float = 5.0,
     ) -> None:
-        if keep < 2:
-            raise ConfigError(f"checkpoint.keep={keep}: at least 2, so that a damaged one does not cost the run")
-        for name, value in (("every_n_steps", every_n_steps), ("every_n_minutes", every_n_minutes)):
-            if value is not None and value <= 0:
-                raise ConfigError(f"checkpoint.{name}={value}: must be above 0, or null to leave it out")
+        require("keep", keep, at_least=2, why="so that a damaged one does not cost the run")
+        require("every_n_steps", every_n_steps, above=0)
+        require("every_n_minutes", every_n_minutes, above=0)
+        require("patience_seconds", patience_seconds, at_least=0)
         if on_error not in get_args(OnError):
             raise ConfigError(f"checkpoint.on_error={on_error}: choose raise or warn")
         self.folder = Path(folder)
@@ -73,8 +76,9 @@ class DurableCheckpoint(Checkpoint):
         self._good: set[Path] = set()  # checkpoints that are whole
         self._left: set[Path] = set()  # and that are not, and stay
         self._saved = self._seen = 0  # steps
-        self._postponed = self._validates = self._epoch_done = self._asked = False
-        self._since = time.monotonic()
+        self._postponed = self._validates = self._epoch_done = self._asked = self._in_step = False
+        self._since = self._began = time.monotonic()
+        self._step_took = self._save_took = 0.0  # seconds; the save is the last of this fit, 0 if there was none
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from where the run stands.
@@ -89,7 +93,15 @@ class DurableCheckpoint(Checkpoint):
                 io.check(state)
         begin_epoch(trainer)
         self._saved = self._seen = steps_done(trainer)
-        self._since = time.monotonic()
+        self._since, self._save_took = time.monotonic(), 0.0
+        self._in_step = False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """A step begins with the first of its micro-batches."""
+        if not self._in_step:
+            self._began, self._in_step = time.monotonic(), True
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after the module's own hook: what it logs there is then in the history before the step is saved.
@@ -103,6 +115,7 @@ class DurableCheckpoint(Checkpoint):
             logs(*given)
             if steps_done(trainer) != self._seen:  # not inside gradient accumulation
                 self._seen = steps_done(trainer)
+                self._step_took, self._in_step = time.monotonic() - self._began, False
                 self._validates = validates_next(trainer)
                 self._postponed = self._validates or ends_epoch(trainer)
                 if not self._postponed or (self._asked and self._validates):
@@ -148,13 +161,16 @@ class DurableCheckpoint(Checkpoint):
         if step in (self._saved, steps_planned(trainer)) or stops_here(trainer):
             return
         due = self._asked or (self.every_n_steps is not None and step % self.every_n_steps == 0)
-        if not due and self.every_n_minutes is not None:
-            due = trainer.strategy.broadcast(time.monotonic() - self._since >= 60 * self.every_n_minutes)
-        if due:
+        if due or trainer.strategy.broadcast(self._time_says_so()):
             for part in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(part, History):
                     part.record(trainer)
             self.save(trainer)
+
+    def _time_says_so(self) -> bool:
+        since = time.monotonic() - self._since
+        long, cheap = self._step_took > self.patience_seconds, since >= COST * self._save_took
+        return (self.every_n_minutes is not None and since >= 60 * self.every_n_minutes) or (long and cheap)
 
     def save(self, trainer: pl.Trainer) -> Path | None:
         """Write a checkpoint of this moment, which must be a step boundary; returns its folder.
@@ -171,6 +187,8 @@ class DurableCheckpoint(Checkpoint):
             rank_zero_warn(f"no checkpoint at step {self._saved}, training goes on: {error}")
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait for this one
             return None
+        finally:
+            self._save_took = time.monotonic() - self._since
         self._good.add(path)
         if trainer.is_global_zero:
             for old in superfluous(self.folder, self._saved, self.keep, self._is_good):

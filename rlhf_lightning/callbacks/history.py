@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rlhf_lightning.callbacks.steps import logged_scalars, steps_done
+from rlhf_lightning.console import append
+from rlhf_lightning.errors import DiskError
 
+OnError = Literal["raise", "warn"]
 Cell = float | str | None
 FIXED_COLUMNS = ("step", "kind", "seconds")
 
@@ -29,14 +35,20 @@ class History(pl.Callback):
         path: the CSV file; its folder is made. An older file is replaced unless the fit resumes.
         every_n_steps: training rows are written each time this many steps are done; None follows the Trainer's
             ``log_every_n_steps``.
+        on_error: what a full or failing disk does: "raise" ends the run, "warn" goes on, keeps the rows in memory and
+            writes them all with the next row. The file stays as it was in both cases.
+
+    Raises:
+        DiskError: a row could not be written.
 
     Attributes:
         rows: the rows of the file, ``{column: number, text or None}``, oldest first (rank 0; empty elsewhere).
     """
 
-    def __init__(self, path: str | Path, every_n_steps: int | None = None) -> None:
+    def __init__(self, path: str | Path, every_n_steps: int | None = None, on_error: OnError = "raise") -> None:
         self.path = Path(path)
         self.every_n_steps = every_n_steps
+        self.on_error = on_error
         self.rows: list[dict[str, Cell]] = []
         self._columns = list(FIXED_COLUMNS)
         self._validation_tags: set[str] = set()
@@ -45,6 +57,8 @@ class History(pl.Callback):
         self._last_step = 0
         self._saved_validations: int | None = None  # rows of them, in the checkpoint that the fit resumes from
         self._started = 0.0
+        self._whole = False  # whether the file holds all columns, and all rows but the newest
+        self._told = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = steps_done(trainer)
@@ -58,8 +72,8 @@ class History(pl.Callback):
             self.rows = [row for row in rows if not any(row is other for other in later)]
         offset = float(self.rows[-1]["seconds"] or 0) if self.rows else 0.0
         self._started = time.monotonic() - offset
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._rewrite()
+        self._whole = self._told = False
+        self._write()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -110,21 +124,44 @@ class History(pl.Callback):
         row: dict[str, Cell] = {"step": step, "kind": kind, "seconds": seconds, **metrics}
         self.rows.append(row)
         new = [tag for tag in row if tag not in self._columns]
-        if new:
-            self._columns += new
-            self._rewrite()
-            return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        self._columns += new
+        self._whole = self._whole and not new
+        self._write()
+
+    def _write(self) -> None:
+        """Append the newest row, or write the file again where it lacks a column or a row."""
+        try:
+            if self._whole:
+                append(self.path, self._text(self.rows[-1:]))
+            else:
+                self._rewrite()
+        except OSError as error:
+            self._whole = False
+            message = f"{self.path}: cannot be written ({error.strerror}); free the disk or choose another run_dir"
+            if self.on_error == "raise":
+                raise DiskError(message) from error
+            if not self._told:
+                rank_zero_warn(f"{message}. Training goes on, and the rows are written when there is room")
+            self._told = True
+        else:
+            self._whole = True
 
     def _rewrite(self) -> None:
         """Write all rows beside the file and swap it in, so that a crash leaves the old file whole."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(temporary, self.path)
+        temporary.unlink(missing_ok=True)  # of a run that was killed
+        try:
+            append(temporary, self._text([dict(zip(self._columns, self._columns, strict=True)), *self.rows]))
+            os.replace(temporary, self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _text(self, rows: Sequence[Mapping[str, Cell]]) -> str:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self._columns).writerows(rows)
+        return text.getvalue()
 
 
 def _validations(rows: list[dict[str, Cell]]) -> list[dict[str, Cell]]:

@@ -29,6 +29,7 @@ class StopAtBoundary(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from where the run stands."""
+        signals.begin()
         self._seen = steps_done(trainer)
 
     def on_train_batch_end(
@@ -56,6 +57,10 @@ class StopAtBoundary(pl.Callback):
     def on_validation_batch_end(self, *given: Any) -> None:
         """Nothing is lost where validation ends early."""
         signals.poll()
+
+    def on_predict_start(self, *given: Any) -> None:
+        """From here on a signal waits for the next rows."""
+        signals.begin()
 
     def on_predict_batch_start(self, *given: Any) -> None:
         """Nothing is saved while sampling."""

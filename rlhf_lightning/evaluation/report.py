@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint.places import write_file
+from rlhf_lightning.console import say
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import HistoryRow, last_value, read_histories
@@ -102,9 +103,11 @@ def print_table(evaluation: Mapping[str, Any]) -> None:
                 table.add_column("" if j == 0 else name, justify="left" if j == 0 else "right")
         else:
             table.add_row(*cells)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(verdict(evaluation), style="bold", markup=False)
+    console = Console(highlight=False, force_terminal=False)
+    with console.capture() as shown:
+        console.print(table)
+        console.print(verdict(evaluation), markup=False)
+    say(shown.get().rstrip())
 
 
 def before_and_after(evaluation: Mapping[str, Any]) -> str:

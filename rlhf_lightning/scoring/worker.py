@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import faulthandler
 import importlib
+import io
 import json
 import os
 import reprlib
@@ -152,6 +153,33 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
+class _Lasting(io.FileIO):
+    """What a function prints is no reason for it to fail, where nobody reads any more or the disk is full."""
+
+    def write(self, data: Any) -> int:
+        """Write, or lose it."""
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+    @classmethod
+    def text(cls, descriptor: int) -> io.TextIOWrapper:
+        """To print to, at once."""
+        raw: Any = cls(descriptor, "w", closefd=False)
+        return io.TextIOWrapper(raw, errors="backslashreplace", write_through=True)
+
+
+def _wait_for_the_run() -> None:
+    """Ignore signals that a batch system sends to all processes of a job: the run decides when its worker ends.
+
+    Processes that the function starts answer them as usual.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    os.register_at_fork(after_in_child=lambda: [signal.signal(number, before[number]) for number in numbers])
+
+
 def main() -> None:
     """Serve the socket whose descriptor is the first argument, for the parent whose process id is the second."""
     descriptor, parent = map(int, sys.argv[1:])
@@ -159,6 +187,8 @@ def main() -> None:
     os.set_inheritable(descriptor, False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()  # SIGABRT at the deadline, or a crash, shows the line
+    sys.stdout, sys.stderr = (_Lasting.text(1), _Lasting.text(2))
+    _wait_for_the_run()
     with contextlib.suppress(EOFError, BrokenPipeError):
         serve(socket.socket(fileno=descriptor))
 

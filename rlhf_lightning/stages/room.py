@@ -85,7 +85,7 @@ def check_owner(folder: Path) -> None:
             return
     for name in ENTRIES:
         entry = folder / name
-        if name != LOG and (entry.is_file() or (entry.is_dir() and any(entry.iterdir()))):
+        if entry.is_file() or (entry.is_dir() and any(entry.iterdir())):
             raise CheckpointError(
                 f"run_dir={folder}: holds {name}, which no run of this library has made; choose another run_dir, or "
                 "move it away"

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning import signals
 from rlhf_lightning.callbacks import DurableCheckpoint, History, StopAtBoundary
+from rlhf_lightning.callbacks.events import lasting
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.checkpoint.provenance import sha256
@@ -101,12 +102,13 @@ class Run:
         """A Trainer with the run's logger and callbacks; ``limits`` are the stage's own arguments."""
         lightning.seed_everything(self.seed, verbose=False)
         surrounding = [self.build(node) for node in (self.config.get("callbacks") or {}).values()]
-        history = History(self.folder / HISTORY / f"{stage}.csv")
+        on_error = (self.config["checkpoint"] or {}).get("on_error", "raise")
+        history = History(self.folder / HISTORY / f"{stage}.csv", on_error=on_error)
         every = [*callbacks, *surrounding, history, *self._saver(stage)]  # a guard sees what a monitor logs at once
         logger = self.config.get("logger")
         defaults = {
             "default_root_dir": self.folder,
-            "logger": self.build(logger, name=stage, version="") if logger else False,
+            "logger": lasting(self.build(logger, name=stage, version="")) if logger else False,
             "callbacks": every,
             "enable_checkpointing": any(isinstance(part, Checkpoint) for part in every),
             "plugins": [DurableCheckpointIO(config_text(self.config))],

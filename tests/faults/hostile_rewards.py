@@ -171,3 +171,20 @@ def spawns(prompts, completions, folder, **columns):
     child = subprocess.Popen(["sleep", "1000"])
     (Path(folder[0]) / "pid").write_text(str(child.pid))
     time.sleep(1e6)
+
+
+def says(prompts, completions, **columns):
+    print("a line", flush=True)
+    print("another", file=sys.stderr, flush=True)
+    return [float(len(completion)) for completion in completions]
+
+
+def child_answers_signals(prompts, completions, **columns):
+    """How a process that the function forks ends after SIGTERM."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(0.1)
+    os.kill(child, signal.SIGTERM)
+    return [float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for _ in completions]

@@ -1,6 +1,7 @@
-"""SIGTERM and Ctrl-C, at every moment of a run (cases 18 and 52)."""
+"""Signals at every moment of a run (cases 18, 52, 63 and 73)."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import time
 import pytest
 
 from rlhf_lightning import signals
-from rlhf_lightning.callbacks import stop
+from rlhf_lightning.callbacks import DurableCheckpoint, checkpoint, stop
 from rlhf_lightning.checkpoint import io, verify_folder
 from rlhf_lightning.checkpoint.io import checkpoints
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.grace import Grace
 from rlhf_lightning.rollout import LoopEngine
 from rlhf_lightning.scoring.isolation import IsolatedFunction
 from tests.faults import small_run
@@ -190,14 +193,173 @@ def test_handlers_are_as_they_were_after_a_run_and_ours_within(go, monkeypatch):
     assert seen and all(handler is signals._handle for found in seen for handler in found)  # not Lightning's
 
 
-def test_a_signal_that_is_ignored_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["background", "nohup"])
+def test_case_63_a_signal_that_is_ignored_stays_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        with signals.watched(tells=False):
-            os.kill(os.getpid(), signal.SIGINT)
+        with signals.watched(tells=False, at_once=True):
+            os.kill(os.getpid(), number)
             assert signals.received() == 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_case_63_what_a_system_sends_when_the_time_is_up_saves_the_step(go, tmp_path, name):
+    code = 128 + signal.Signals[name]
+    with pytest.raises(signals.Stopped, match=f"stopped by {name}; saved up to .*step-000001") as stopped:
+        go(small_run.misbehave(name, step=0))
+    assert stopped.value.code == code and steps(tmp_path, "ppo") == ["step-000001"]
+
+
+def test_case_63_only_a_second_sigterm_or_ctrl_c_ends_the_process_at_once(monkeypatch, capfd):
+    ends = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(signals, "SAME_SECONDS", 0.0)
+    with signals.watched():
+        for name in ("SIGXCPU", "SIGXCPU", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGUSR2", "SIGINT", "SIGTERM"):
+            signal.raise_signal(signal.Signals[name])
+            assert ends == [] and signals.received() == signal.SIGXCPU
+        signal.raise_signal(signal.SIGTERM)
+        assert ends == [143]
+    told = [line.split(";")[0] for line in capfd.readouterr().err.splitlines()]
+    assert told == [f"{name}: stopping at the next safe place" for name in ("SIGXCPU", "SIGINT", "SIGTERM")]
+
+
+def test_case_63_a_signal_while_the_console_is_closed_is_heard_all_the_same(capfd):
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        with signals.watched():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.received() == signal.SIGTERM
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def test_case_63_a_long_step_is_saved_so_that_a_signal_costs_no_more_than_the_step_it_falls_in(
+    go, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checkpoint, "COST", 0)  # on a busy machine a save may take longer than these rollouts
+    with monkeypatch.context() as patch:
+        patch.setenv("WAIT_SECONDS", "0.4")
+        with pytest.raises(signals.Stopped, match=r"the step in progress was given up; saved up to .*step-000002"):
+            go("+checkpoint.patience_seconds=0.2", small_run.misbehave("SIGTERM", step=2))
+    assert go("resume=auto", "+checkpoint.patience_seconds=0.2") == whole["ppo"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_case_63_a_signal_to_the_process_of_a_reward_function_is_left_to_the_run(name):
+    worker = IsolatedFunction("tests.faults.hostile_rewards.child_answers_signals")
+    worker.start()
+    try:
+        os.kill(worker.pid, signal.Signals[name])
+        given = {"prompts": ["a"], "completions": ["b"]}
+        assert worker(given, 10) == [float(-signal.SIGTERM)]
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize(
+    ("took", "since", "save", "due"),
+    [(6, 6, 0, True), (4, 40, 0, False), (6, 39, 2, False), (6, 41, 2, True), (1, 600, 99, True)],
+    ids=["the first", "a short step", "soon after a save", "later", "ten minutes"],
+)
+def test_case_63_saving_long_steps_costs_a_twentieth_of_the_time(monkeypatch, tmp_path, took, since, save, due):
+    saver = DurableCheckpoint(tmp_path)
+    saver._step_took, saver._save_took, saver._since = took, save, 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0 + since)
+    assert saver._time_says_so() is due
+
+
+@pytest.mark.parametrize("knob", ["every_n_minutes", "patience_seconds", "every_n_steps"])
+def test_case_63_times_that_are_no_numbers_are_refused(tmp_path, knob):
+    with pytest.raises(ConfigError, match=f"{knob}=nan: must be"):
+        DurableCheckpoint(tmp_path, **{knob: float("nan")})
+
+
+# A command whose ranks answer no signal, as in code of a driver; the last argument is the longest they may take.
+DEAF = """
+import os, signal, sys, time
+from pathlib import Path
+from rlhf_lightning import grace, signals
+from rlhf_lightning.launch import HANDOVER_VARIABLE, launch, serve
+
+def hangs(config):
+    Path(os.environ["RANK"]).touch()
+    while os.environ["RANK"] == "1": time.sleep(60)
+    while not signals.received(): time.sleep(0.01)
+
+if HANDOVER_VARIABLE in os.environ:
+    serve(hangs)
+grace.GRACE_SECONDS = 0.3
+try:
+    with signals.watched():
+        launch({"trainer": {}, "run_dir": "run", "checkpoint": {"patience_seconds": 0.2}}, 2)
+except signals.Stopped as stop:
+    print(stop, flush=True)
+    sys.exit(stop.code)
+"""
+
+
+def test_case_63_a_rank_that_does_not_end_after_a_signal_is_named_and_killed(tmp_path):
+    (tmp_path / "deaf.py").write_text(DEAF)
+    process = subprocess.Popen(
+        [sys.executable, "deaf.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(small_run.ROOT)},
+    )  # fmt: skip
+    limit = time.monotonic() + 20
+    while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()) and time.monotonic() < limit:
+        time.sleep(0.01)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 143 and time.monotonic() - start < 5
+    assert re.match(r"stopped by SIGTERM; rank 1 gave no answer in hangs \(deaf\.py:\d+\) and was killed", output)
+
+
+def test_case_63_ranks_that_write_have_as_long_as_it_grows(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    wait = Grace({"run_dir": str(tmp_path), "sft": {"output": str(tmp_path / "models" / "sft")}})
+    wait.begin()
+    assert not wait.over()
+    now[0] = 25.1
+    assert wait.over()  # nothing is written
+    for folder in ("checkpoints/ppo/.tmp-step-000001-x", "models/.tmp-sft-x"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "tensors").write_bytes(b"")
+        for size in (1, 2):
+            assert not wait.over()
+            now[0] += 120.1
+            (tmp_path / folder / "tensors").write_bytes(bytes(size))
+        assert not wait.over()
+        now[0] += 120.1
+        assert wait.over()
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("SIGINT", 0.5), ("SIGTERM", 1.5)], ids=["composing", "importing"])
+def test_case_73_the_command_ends_at_once_as_long_as_nothing_has_begun(words, tmp_path, name, seconds):
+    process = small_run.start(words, f"run_dir={tmp_path / 'run'}")
+    time.sleep(seconds)
+    process.send_signal(signal.Signals[name])
+    start = time.monotonic()
+    output, _ = process.communicate(timeout=40)
+    assert time.monotonic() - start < 3
+    assert output == f"stopped by {name}; nothing had begun\n"
+    assert process.returncode == 128 + signal.Signals[name]
+    assert list(tmp_path.iterdir()) == [tmp_path / "calls"]  # not even an empty folder stays
+
+
+def test_case_73_ranks_in_their_start_up_end_at_once_too(words, tmp_path):
+    process = small_run.start(words, *small_run.TWO_RANKS, f"run_dir={tmp_path / 'run'}")
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    output, _ = process.communicate(timeout=40)
+    assert time.monotonic() - start < 5
+    assert (process.returncode, output) == (130, "stopped by SIGINT; nothing had begun\n")
 
 
 def test_work_within_its_patience_goes_on():
@@ -237,7 +399,7 @@ def test_case_52_a_second_signal_ends_the_process_at_once(pause, ends):
     finally:
         process.kill()
         _, errors = process.communicate()
-    assert errors.count("a second signal ends the run at once") == 1
+    assert errors.count("a second SIGTERM ends the run at once") == 1
 
 
 def test_case_52_ctrl_c_in_a_terminal_ends_the_command_with_130_and_its_worker_with_it(words, calls, tmp_path):

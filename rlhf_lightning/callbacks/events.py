@@ -1,0 +1,78 @@
+"""TensorBoard files that are no reason to end a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.summary.writer import event_file_writer
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+log = logging.getLogger(__name__)
+
+
+def lasting(logger: Any) -> Any:
+    """Let a `TensorBoardLogger` lose what the disk does not take, after one warning in silence.
+
+    Args:
+        logger: any; others than TensorBoard's are returned as they are.
+
+    Returns:
+        the logger, or False where not even its folder can be made: the Trainer then has none.
+    """
+    if not isinstance(logger, TensorBoardLogger):
+        return logger
+    before = event_file_writer.RecordWriter
+    event_file_writer.RecordWriter = partial(_Records, logger.log_dir)
+    try:
+        logger.experiment  # noqa: B018  makes the writer, with its thread
+    except OSError as error:
+        _tell(logger.log_dir, error)
+        return False
+    finally:
+        event_file_writer.RecordWriter = before
+    save = logger.save
+
+    def save_what_fits() -> None:
+        """As Lightning, which writes ``hparams.yaml`` where there is no file of that name: perhaps through a link."""
+        try:
+            if not os.path.lexists(os.path.join(logger.log_dir, logger.NAME_HPARAMS_FILE)):
+                save()
+        except OSError as error:
+            _tell(logger.log_dir, error)
+
+    logger.save = save_what_fits  # type: ignore[method-assign]
+    return logger
+
+
+class _Records(RecordWriter):
+    """Writes records until one fails: half a record would make the rest unreadable."""
+
+    def __init__(self, folder: str, writer: Any) -> None:
+        super().__init__(writer)
+        self._folder = folder
+        self._lost = False
+
+    def write(self, data: bytes) -> None:
+        self._try(super().write, data)
+
+    def flush(self) -> None:
+        self._try(super().flush)
+
+    def close(self) -> None:
+        self._try(super().close)
+
+    def _try(self, act: Any, *given: Any) -> None:
+        if not self._lost:
+            try:
+                act(*given)
+            except OSError as error:
+                self._lost = True
+                _tell(self._folder, error)
+
+
+def _tell(place: str, error: OSError) -> None:
+    log.warning(f"{place}: no more is written for TensorBoard ({error.strerror}); training goes on")
