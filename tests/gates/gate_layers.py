@@ -8,6 +8,7 @@ LAYERS = {
     "functional": 0,
     "errors": 0,
     "ranges": 0,
+    "display": 0,
     "combinations": 1,
     "signals": 0,
     "models": 1,
