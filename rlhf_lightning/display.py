@@ -1,4 +1,4 @@
-"""Text that others wrote, made safe to show: on a terminal, in a log, in Markdown, in a figure. Standard library only."""
+"""Text of others, made safe to show on a terminal, in a log, in Markdown and in a figure. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _UNSEEN = re.compile(
     "\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-# What Markdown, its usual extensions and the programs that show it give a meaning to. A dot inside of a word and a colon
-# before anything make addresses, an underscore inside of a word makes nothing.
+# What Markdown, its usual extensions and the programs that show it give a meaning to. A dot inside of a word and a
+# colon before anything make addresses, an underscore inside of a word makes nothing.
 _MARKS = re.compile(
     r"""[&<>|`*~\[\]{}!\#\\$^]
     | _ (?!(?<=[^\W_]_)[^\W_])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf_lightning.callbacks.steps import gave_up, steps_done
 from rlhf_lightning.display import markdown
+from rlhf_lightning.models.tokens import decode
 from rlhf_lightning.ranges import require
 from rlhf_lightning.types import Experience, Rollout
 
@@ -162,7 +163,8 @@ def sample_table(experience: Experience, tokenizer: Any, samples: int, max_chara
 def _texts(rollout: Rollout, row: int, tokenizer: Any) -> tuple[str, str]:
     prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]].tolist()
     response = rollout.response_ids[row][rollout.mask[row]].tolist()
-    return tokenizer.decode(prompt, skip_special_tokens=True), tokenizer.decode(response, skip_special_tokens=True)
+    texts = decode(tokenizer, [prompt, response])
+    return texts[0], texts[1]
 
 
 def _writer(trainer: pl.Trainer) -> Any:

@@ -114,7 +114,11 @@ def before_and_after(evaluation: Mapping[str, Any]) -> str:
     """Markdown table with a row for each policy; numbers are means and their standard errors."""
     headings = _headings(evaluation)
     rule = ["---"] + ["---:"] * (len(headings) - 1)
-    lines = [list(map(markdown, headings)), rule, *([markdown(name), *numbers] for name, *numbers in _table_rows(evaluation))]
+    lines = [
+        list(map(markdown, headings)),
+        rule,
+        *([markdown(name), *numbers] for name, *numbers in _table_rows(evaluation)),
+    ]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     prompts = next(iter(evaluation["policies"].values()))["summary"]["prompts"]
     judge, other = markdown(evaluation["judge"]), markdown(opponent(evaluation))

@@ -146,8 +146,8 @@ def test_case_64_the_terminal_table_shows_hostile_names_as_they_are(tmp_path, ca
 
 def test_case_64_the_sample_table_of_tensorboard_is_text(tmp_path):
     class Tokenizer:
-        def decode(self, ids, **given):
-            return NASTY + "\nline\r\n\n# h"
+        def batch_decode(self, rows, **given):
+            return [NASTY + "\nline\r\n\n# h"] * len(rows)
 
     experience = SimpleNamespace(
         mask=torch.ones(1, 2).bool(), logprobs=torch.zeros(1, 2), ref_logprobs=torch.zeros(1, 2),

@@ -14,6 +14,7 @@ LAYERS = {
     "models": 1,
     "kl_control": 1,
     "memory": 1,
+    "templates": 1,
     "metrics": 1,
     "checkpoint": 1,
     "schedules": 1,
