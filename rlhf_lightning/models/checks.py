@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +26,18 @@ def check_config(config: PretrainedConfig, path: str) -> None:
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and not 0 < layers <= MAX_LAYERS:
         raise CheckpointError(f"{path}: config.json: num_hidden_layers={layers}: must be from 1 to {MAX_LAYERS}")
+
+
+def check_templates(folder: Path) -> None:
+    """Refuse chat templates that are links to a file elsewhere: any text is one, and it is handed on with the model.
+
+    Raises:
+        CheckpointError: names the link. Links of the hub's cache, which lead to its ``blobs``, pass.
+    """
+    places = (folder.resolve(), *(parent / "blobs" for parent in folder.resolve().parents[1:2]))
+    for file in (*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*")):
+        if not any(file.resolve().is_relative_to(place) for place in places):
+            raise CheckpointError(f"{file}: leads to {file.resolve()}; put a copy of the template there, not a link")
 
 
 def check_unused(unused: Iterable[str], path: str, *, reward: bool = False, kept_layers: int | None = None) -> None:

@@ -24,7 +24,7 @@ from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.functional.linear_logprobs import CHUNK
 from rlhf_lightning.memory import is_out_of_memory
 from rlhf_lightning.models.adapters import Lora, lora
-from rlhf_lightning.models.checks import check_config, check_tokens, check_unused
+from rlhf_lightning.models.checks import check_config, check_templates, check_tokens, check_unused
 from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.trunk import freeze_layers
 from rlhf_lightning.ranges import require
@@ -204,6 +204,7 @@ def load_tokenizer(
     Raises:
         CheckpointError: no tokenizer there, or it has no EOS, without which an answer cannot end.
     """
+    check_templates(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -224,6 +225,11 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 def _check_folder(path: str) -> None:
     folder = Path(path)
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path}: adapter_config.json: the folder holds an adapter, whose base model may be anywhere; merge the "
+            "two (merge_and_unload() of peft) and give the folder of the merged model"
+        )
     for index in folder.glob("*.index.json"):
         _check_shards(index)
     if folder.is_dir() and read_provenance(folder) is not None:

@@ -1,12 +1,15 @@
 """Cases 60 and 70: chat templates and tokenizers that are programs against their user, in a run's own process."""
 
+import contextlib
 import json
 import logging
 import resource
 import signal
+import socket
 import threading
 import time
 
+import huggingface_hub
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -15,11 +18,13 @@ from rlhf_lightning import templates
 from rlhf_lightning.data import ComparisonData, DemonstrationData, FeedbackData, PromptData
 from rlhf_lightning.data.chat import encode_prompts
 from rlhf_lightning.data.sources import LocatedRow
-from rlhf_lightning.errors import DataError, TemplateFault
+from rlhf_lightning.errors import CheckpointError, DataError, TemplateFault
+from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.tokens import TokenizerFault, decode, encode
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
 from rlhf_lightning.templates import render
 from tests import tiny
+from tests.faults import hostile_content
 
 ROW = {"prompt": [{"role": "user", "content": "the food"}]}
 GOOD = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
@@ -226,3 +231,66 @@ def test_a_tokenizer_is_not_blamed_for_the_end_of_the_run(monkeypatch, stop):
     stops = Stops(tokenizer_object=tiny.tokenizer().backend_tokenizer)
     with pytest.raises(stop):
         encode(stops, ["the"])
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    tiny.policy().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """Every try to open an address, while the libraries believe that they are connected."""
+    found = []
+
+    def refuse(*given, **options):
+        found.append(given)
+        raise OSError("no network in this test")
+
+    for name in ("getaddrinfo", "create_connection", "gethostbyname"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between one try and the next
+    return found
+
+
+def test_the_attempts_of_the_libraries_would_be_seen(attempts):
+    with pytest.raises(CheckpointError):
+        Pretrained("evil/model").tokenizer()
+    assert attempts
+
+
+@pytest.mark.parametrize("spoil", hostile_content.MODELS, ids=lambda spoil: spoil.__name__)
+def test_case_64_a_model_folder_of_a_stranger_opens_no_address_and_changes_nothing(good, tmp_path, attempts, spoil):
+    folder = hostile_content.surroundings(tmp_path, good)
+    spoil(folder)
+    before = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    recipe = Pretrained(str(folder))
+    for load in (recipe.tokenizer, recipe.causal_lm, lambda: recipe.reward_model(init_head=True)):
+        with contextlib.suppress(CheckpointError):
+            made = load()
+            assert "SECRET" not in str(getattr(made, "chat_template", ""))
+            assert not [name for name, _ in getattr(made, "named_parameters", list)() if "lora" in name]
+            if getattr(made, "chat_template", None):
+                with contextlib.suppress(DataError):
+                    assert "SECRET" not in render(made, ROW["prompt"])
+    assert attempts == []
+    assert {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("spoil", hostile_content.DATA, ids=lambda spoil: spoil.__name__)
+def test_case_64_rows_of_a_stranger_open_no_address_and_change_nothing(tmp_path, attempts, spoil):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    spoil(folder)
+    before = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with contextlib.suppress(DataError):
+        data = PromptData(folder, None, with_template(GOOD), batch_size=1, validation_fraction=0.0)
+        data.setup("fit")
+        next(iter(data.train_dataloader()))
+    assert attempts == []
+    assert {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
