@@ -30,7 +30,7 @@ def run_best_of_n(run: Run) -> dict[str, float]:
 def _select(run: Run) -> dict[str, float]:
     """Sample, score, keep the best and write them with provenance; returns what it was worth."""
     section = run.section("best_of_n")
-    parents = run.parents(policy=section["policy"], data=section["data"]["train"])
+    parents = run.parents({"policy": section["policy"], "data": section["data"]["train"]})
     scorer = run.build(run.config["scorer"])
     module = SamplingModule(
         run.model(section["policy"]),

@@ -18,7 +18,7 @@ def train_offline(run: Run, stage: str, loss: Any) -> dict[str, float]:
     section = run.section(stage)
     files, reference = section["data"]["train"], section["reference"]
     verify_sources(files)
-    parents = run.parents(policy=section["policy"], reference=reference, data=files)
+    parents = run.parents({"policy": section["policy"], "reference": reference, "data": files})
     policy = run.model(section["policy"])
     tokenizer = policy.tokenizer()
     module = run.build(

@@ -15,7 +15,7 @@ PARTS = ("sampling", "advantage", "policy_loss", "settings", "optimizer", "sched
 def run_ppo(run: Run) -> dict[str, float]:
     """Train, keep the best policy within the KL limit, and export it; returns the last metrics."""
     section = run.section("ppo")
-    parents = run.parents(policy=section["policy"], data=section["data"]["train"])
+    parents = run.parents({"policy": section["policy"], "data": section["data"]["train"]})
     parts = {part: run.build(section[part]) for part in PARTS}
     policy = run.model(section["policy"])
     tokenizer = policy.tokenizer()

@@ -19,7 +19,7 @@ FILE, CANDIDATES = "rankings.jsonl", "candidates.jsonl"
 def run_rank(run: Run) -> dict[str, float]:
     """Write `rankings.jsonl`, or `candidates.jsonl` where there is no judge and people are to rank; returns counts."""
     section = run.section("rank")
-    parents = run.parents(policy=section["policy"], human_ranks=section["human_ranks"])
+    parents = run.parents({"policy": section["policy"], "human_ranks": section["human_ranks"]})
     if section["human_ranks"]:
         rows: list[Any] = [
             dict(located.row) for located in validate_rows(read_rows(section["human_ranks"]), "comparisons")

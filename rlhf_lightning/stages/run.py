@@ -123,7 +123,7 @@ class Run:
         silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
         return self._trainer({**silent, "callbacks": [StopAtBoundary()]})
 
-    def parents(self, **paths: str | Sequence[str] | None) -> Parents:
+    def parents(self, paths: Mapping[str, str | Sequence[str] | None]) -> Parents:
         """What a stage is going to learn from; called before any of it is read. The first rank asks for all."""
         return Parents(paths if self.is_first else {})
 

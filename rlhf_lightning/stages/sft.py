@@ -15,7 +15,7 @@ def run_sft(run: Run) -> dict[str, float]:
 
 def fine_tune(run: Run, stage: str, section: Mapping[str, Any]) -> dict[str, float]:
     """The same by another ``section`` of the config; ``stage`` names checkpoints, history and provenance."""
-    parents = run.parents(policy=section["policy"], data=section["data"]["train"])
+    parents = run.parents({"policy": section["policy"], "data": section["data"]["train"]})
     policy = run.model(section["policy"])
     tokenizer = policy.tokenizer()
     data = run.build(section["data"], tokenizer=tokenizer)

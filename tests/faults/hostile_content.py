@@ -25,8 +25,9 @@ def hub_base_model_of_an_adapter(folder):
 
 def base_model_outside(folder):
     """A whole adapter, which only the base model is missing to."""
-    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-    weights = {name.format("A"): torch.ones(1, 32), name.format("B"): torch.ones(32, 1)}
+    name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    weights = {name.format(layer, "A"): torch.ones(1, 32) for layer in range(2)}
+    weights |= {name.format(layer, "B"): torch.ones(32, 1) for layer in range(2)}
     save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
     how = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 1, "target_modules": ["q_proj"]}
     edit(folder, "adapter_config.json", base_model_name_or_path=str(folder.parent / "outside"), **how)
