@@ -91,10 +91,11 @@ def test_case_60_a_chat_template_without_end_is_interrupted_and_named(quick, nam
 @pytest.mark.parametrize("name", BLOATED)
 def test_case_60_a_chat_template_that_wants_all_memory_is_stopped_and_named(monkeypatch, name):
     monkeypatch.setattr(templates, "MEMORY", 2**27)
-    began = time.process_time()
+    began, peak = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(TemplateFault, match=r"template of tokenizer 'their/model' took more than [\d,]+ bytes"):
         render(with_template(BLOATED[name]), ROW["prompt"])
     assert time.process_time() - began < 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**18  # KiB
 
 
 @pytest.mark.parametrize("name", LONG)
