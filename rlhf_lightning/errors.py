@@ -23,6 +23,10 @@ class DataError(RLHFError):
     exit_code = 3
 
 
+class TemplateFault(DataError):
+    """A chat template that takes more than any conversation can need; leaving out a row does not mend it."""
+
+
 class NumericalError(RLHFError):
     """Training produced numbers that no step should be taken with."""
 

@@ -12,6 +12,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
 from rlhf_lightning.callbacks.steps import gave_up, steps_done
+from rlhf_lightning.display import markdown
+from rlhf_lightning.models.tokens import decode
 from rlhf_lightning.ranges import require
 from rlhf_lightning.types import Experience, Rollout
 
@@ -153,28 +155,16 @@ def sample_table(experience: Experience, tokenizer: Any, samples: int, max_chara
         response = response if len(response) <= max_characters else response[:max_characters] + "..."
         ending = "" if rollout.finished[row] else " *(cut off)*"
         numbers = f"{experience.scores[row]:.3f} | {kl[row]:.2f} | {int(rollout.lengths[row])}"
-        lines.append(f"| {numbers} | {_cell(prompt)} | {_cell(response)}{ending} |")
+        shown = markdown(prompt, newline="<br>"), markdown(response, newline="<br>")
+        lines.append(f"| {numbers} | {shown[0] or ' '} | {shown[1] or ' '}{ending} |")
     return "\n".join(lines)
 
 
 def _texts(rollout: Rollout, row: int, tokenizer: Any) -> tuple[str, str]:
     prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]].tolist()
     response = rollout.response_ids[row][rollout.mask[row]].tolist()
-    return tokenizer.decode(prompt, skip_special_tokens=True), tokenizer.decode(response, skip_special_tokens=True)
-
-
-def _cell(text: str) -> str:
-    """Text that can neither end a table cell nor become markup."""
-    for character, replacement in (
-        ("&", "&amp;"),
-        ("<", "&lt;"),
-        (">", "&gt;"),
-        ("|", "&#124;"),
-        ("`", "&#96;"),
-        ("*", "&#42;"),
-    ):
-        text = text.replace(character, replacement)
-    return "<br>".join(text.splitlines()) or " "
+    texts = decode(tokenizer, [prompt, response])
+    return texts[0], texts[1]
 
 
 def _writer(trainer: pl.Trainer) -> Any:

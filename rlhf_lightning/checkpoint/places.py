@@ -19,7 +19,7 @@ from pathlib import Path
 from rlhf_lightning.checkpoint.provenance import MARK, PROVENANCE, read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError, DiskError
 
-TMP, ASIDE = ".tmp-", "-old"
+TMP, ASIDE, LOCK = ".tmp-", "-old", ".rlhf_lightning.lock"
 _OWNER = "process "  # how the text of a lock begins
 
 
@@ -90,24 +90,24 @@ def write_file(path: Path, content: str | bytes) -> Path:
 
 
 @contextmanager
-def lock(file: Path, what: Path, wait: bool = False, keep: bool = False) -> Iterator[None]:
-    """Keep other processes out of ``what``; the system frees the lock with this process, however that ends.
+def lock(place: Path, inside: bool = False, wait: bool = False) -> Iterator[None]:
+    """Keep other processes from writing a place; the system frees the lock with this process, however that ends.
 
     Args:
-        file: the lock; a file of ours or not there.
-        what: the place that it stands for, in messages.
+        place: where this process is going to write.
+        inside: the lock lies in the folder and stays there; otherwise it lies beside it as long as it holds.
         wait: for the process that has it, instead of an error.
-        keep: leave the file there afterwards.
 
     Raises:
-        CheckpointError: another process has it, or ``file`` is not ours.
+        CheckpointError: another process has it, or a file that is not ours has its name.
         DiskError: it cannot be written.
     """
-    stream = _locked(file, what, wait)
+    file = place / LOCK if inside else place.with_name(f".{place.name}{LOCK}")
+    stream = _locked(file, place, wait)
     try:
         yield
     finally:
-        if not keep:
+        if not inside:
             file.unlink(missing_ok=True)
         os.close(stream)
 

@@ -18,6 +18,7 @@ from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.loader import Item, ShardedLoader, split_batch
+from rlhf_lightning.data.screen import encode_sound
 from rlhf_lightning.data.sources import LocatedRow
 from rlhf_lightning.data.validate import StageKind, canonical, count_repeated, identity, load_rows, prompt_identity
 from rlhf_lightning.errors import ConfigError, DataError
@@ -134,11 +135,14 @@ class RowDataModule(LightningDataModule, Generic[T]):
         if not self.validation:
             train, validation = self._hold_out(train)
         repeated, leaked = count_repeated(self._identities(train), self._identities(validation))
-        self.train_items, counts = self._encode(train, "training", self.train)
-        self.val_items, val_counts = self._encode(validation, "validation", self.validation or self.train)
+        self.train_items, counts = self._encode(train, "training", self.train, bad)
+        counts["bad_rows"] += bad
+        files, before = (self.validation, bad_validation) if self.validation else (self.train, counts["bad_rows"])
+        self.val_items, val_counts = self._encode(validation, "validation", files, before)
+        val_counts["bad_rows"] += bad_validation
         report = {"rows": read, "train_rows": len(self.train_items), "validation_rows": len(self.val_items)}
-        report |= {"duplicates": repeated, "leaks": leaked, "bad_rows": bad, "validation_bad_rows": bad_validation}
-        self.report = report | counts | {f"validation_{name}": count for name, count in val_counts.items()}
+        both = counts | {f"validation_{name}": count for name, count in val_counts.items()}
+        self.report = report | {"duplicates": repeated, "leaks": leaked} | both
         self._fingerprint = _fingerprint(train, self.train_items)
         self._is_read = True
         if self._outcome() and self._place()[0] == 0:
@@ -147,9 +151,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
     def _identities(self, rows: list[LocatedRow]) -> list[str]:
         return [identity(row.row, self.kind) for row in rows]
 
-    def _encode(self, rows: list[LocatedRow], split: str, files: list[Path]) -> tuple[list[T], Counter[str]]:
-        counts = Counter({"dropped": 0, "truncated": 0})
-        items = self.encode(rows, counts)
+    def _encode(self, rows: list[LocatedRow], split: str, files: list[Path], bad: int) -> tuple[list[T], Counter[str]]:
+        items, counts = encode_sound(self.encode, rows, self.max_bad_rows, bad)
         if rows and not items:
             outcome = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
             raise DataError(
@@ -241,9 +244,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
 
     def state_dict(self) -> dict[str, Any]:
         """Position and identity of the training data (at an epoch's end Lightning does not restore its own copy)."""
-        if self._loader is None:
-            return {}
-        return self._geometry() | {"position": self._loader.position}
+        return {} if self._loader is None else self._geometry() | {"position": self._loader.position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where the checkpoint stopped; the next training loader goes on there."""

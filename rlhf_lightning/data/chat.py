@@ -9,8 +9,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.sources import LocatedRow, located
-from rlhf_lightning.data.turns import has_generation_markers, name_of, render, split_turns
+from rlhf_lightning.data.turns import has_generation_markers, split_turns
 from rlhf_lightning.errors import DataError
+from rlhf_lightning.models.tokens import TokenizerFault, decode, encode, encode_marked
+from rlhf_lightning.templates import LIMITS, name_of, render, render_marked
 from rlhf_lightning.types import Row
 
 Prompt = str | list[dict[str, Any]]
@@ -71,13 +73,15 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[LocatedRow
         DataError: messages without a chat template, or a prompt without a single token; names file and line.
     """
     texts, plain = [], []
-    for row in rows:
-        prompt = row.row["prompt"]
-        plain.append(isinstance(prompt, str))
-        with located(row):
-            texts.append(prompt if isinstance(prompt, str) else render(tokenizer, prompt, generation_prompt=True))
+    with LIMITS:
+        for row in rows:
+            prompt = row.row["prompt"]
+            plain.append(isinstance(prompt, str))
+            LIMITS.renew()
+            with located(row):
+                texts.append(prompt if isinstance(prompt, str) else render(tokenizer, prompt, generation_prompt=True))
     start = _start_ids(tokenizer)
-    encoded = tokenise(tokenizer, texts)
+    encoded = tokenise(tokenizer, texts, rows)
     for row, ids in zip(rows, encoded, strict=True):
         if not ids:
             raise DataError(
@@ -95,19 +99,25 @@ def encode_examples(tokenizer: PreTrainedTokenizerBase, rows: Sequence[LocatedRo
     eos = tokenizer.eos_token_id
     if eos is None:
         raise DataError(f"tokenizer {name_of(tokenizer)} has no EOS token; set `tokenizer.eos_token`.")
-    marked: dict[int, list[tuple[list[int], bool]]] = {}
+    marked: dict[int, tuple[str, list[tuple[int, int]]]] = {}
     pieces: list[list[tuple[str, bool]]] = []
-    for index, row in enumerate(rows):
-        with located(row):
-            if "messages" in row.row and _is_messages(row.row) and has_generation_markers(tokenizer):
-                marked[index] = _marked_pieces(tokenizer, row.row["messages"])
-            pieces.append([] if index in marked else _pieces(tokenizer, row.row))
-    flat = iter(tokenise(tokenizer, [text for row_pieces in pieces for text, _ in row_pieces]))
+    with LIMITS:
+        for index, row in enumerate(rows):
+            LIMITS.renew()
+            with located(row):
+                if "messages" in row.row and _is_messages(row.row) and has_generation_markers(tokenizer):
+                    marked[index] = render_marked(tokenizer, row.row["messages"])
+                pieces.append([] if index in marked else _pieces(tokenizer, row.row))
+    owners = [row for row, row_pieces in zip(rows, pieces, strict=True) for _ in row_pieces]
+    flat = iter(tokenise(tokenizer, [text for row_pieces in pieces for text, _ in row_pieces], owners))
     start = _start_ids(tokenizer)
     examples = []
     for index, row in enumerate(rows):
-        ids = marked.get(index) or [(next(flat), learned) for _, learned in pieces[index]]
         with located(row):
+            if index in marked:
+                ids = _marked_pieces(tokenizer, row.row["messages"], *marked[index])
+            else:
+                ids = [(next(flat), learned) for _, learned in pieces[index]]
             if not ids[0][0]:
                 raise DataError(f"the row starts with no token of tokenizer {name_of(tokenizer)}; change or delete it.")
             if _is_plain(row.row):
@@ -116,14 +126,25 @@ def encode_examples(tokenizer: PreTrainedTokenizerBase, rows: Sequence[LocatedRo
     return examples
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text without added special tokens; equal texts are encoded once."""
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], owners: Sequence[LocatedRow] = ()
+) -> list[list[int]]:
+    """Ids of each text without added special tokens; equal texts are encoded once.
+
+    Args:
+        tokenizer: what to encode with.
+        texts: what to encode.
+        owners: the row that each text is of.
+
+    Raises:
+        DataError: the tokenizer fails on a text; names file and line of its row.
+    """
     unique = list(dict.fromkeys(texts))
-    if not unique:
-        return []
-    ids = tokenizer(
-        unique, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )["input_ids"]
+    try:
+        ids = encode(tokenizer, unique)
+    except TokenizerFault as fault:
+        owner = owners[texts.index(unique[fault.index])].where + ": " if owners else ""
+        raise DataError(f"{owner}{fault}") from fault
     table = dict(zip(unique, ids, strict=True))
     return [list(table[text]) for text in texts]
 
@@ -146,19 +167,19 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, row: Row) -> list[tuple[str, boo
     return split_turns(tokenizer, [*row["prompt"], *row["completion"]], first=len(row["prompt"]))
 
 
-def _marked_pieces(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[tuple[list[int], bool]]:
+def _marked_pieces(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], text: str, places: list[tuple[int, int]]
+) -> list[tuple[list[int], bool]]:
     """Pieces by the template's own markers; by `split_turns` where the tokenizer cannot place them."""
-    render(tokenizer, messages)  # names what the template refuses
-    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    ids, mask = encoded["input_ids"], encoded["assistant_masks"]  # type: ignore[index, call-overload]
+    ids, mask = encode_marked(tokenizer, text, places)
     if not any(mask):
         cut = split_turns(tokenizer, messages)
         return list(zip(tokenise(tokenizer, [text for text, _ in cut]), [learned for _, learned in cut], strict=True))
     pieces: list[tuple[list[int], bool]] = []
     for token, learned in zip(ids, mask, strict=True):
         ends_turn = pieces and pieces[-1][1] and token == tokenizer.eos_token_id
-        if not pieces or (pieces[-1][1] != bool(learned) and not ends_turn):
-            pieces.append(([], bool(learned)))
+        if not pieces or (pieces[-1][1] != learned and not ends_turn):
+            pieces.append(([], learned))
         pieces[-1][0].append(token)
     return pieces
 
@@ -185,13 +206,12 @@ def _through_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int], eos: int) -
     if eos not in ids or ids[-1] == eos:
         return len(ids)
     end = len(ids) - ids[::-1].index(eos)
-    return len(ids) if str(tokenizer.decode(ids[end:])).strip() else end
+    return len(ids) if decode(tokenizer, [ids[end:]], special=True)[0].strip() else end
 
 
 def _start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts in front of a text: BOS, or nothing."""
-    bare, full = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    assert isinstance(bare, list) and isinstance(full, list)
+    bare, full = (encode(tokenizer, ["a"], special)[0] for special in (False, True))
     found = (i for i in range(len(full)) if bare and full[i : i + len(bare)] == bare)
     return list(full[: next(found, 0)])
 

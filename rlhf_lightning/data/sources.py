@@ -11,7 +11,7 @@ from rlhf_lightning.data.arrow import HUB, dataset_rows, is_saved_dataset, parqu
 from rlhf_lightning.data.csv_files import csv_rows
 from rlhf_lightning.data.jsonl import jsonl_rows
 from rlhf_lightning.data.problems import Problems
-from rlhf_lightning.errors import DataError
+from rlhf_lightning.errors import DataError, TemplateFault
 
 if TYPE_CHECKING:  # which needs torch, and a file can be checked without it
     from rlhf_lightning.types import Row
@@ -42,7 +42,8 @@ def located(row: LocatedRow) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"{row.where}: {error}") from error
+        kind = TemplateFault if isinstance(error, TemplateFault) else DataError
+        raise kind(f"{row.where}: {error}") from error
 
 
 def read_rows(path: str | Path) -> list[LocatedRow]:

@@ -4,49 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.implicit import shared_length
 from rlhf_lightning.errors import DataError
+from rlhf_lightning.templates import Message, check_template, name_of, render
 
-Message = Mapping[str, Any]
 Piece = tuple[str, bool]  # text, and whether the model is to learn it
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 log = logging.getLogger(__name__)
-
-
-def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """How messages call the tokenizer: its path, or its class where it has none."""
-    return f"'{tokenizer.name_or_path or type(tokenizer).__name__}'"
-
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool = False) -> str:
-    """The conversation as the template writes it, special tokens included.
-
-    Raises:
-        DataError: the tokenizer has no chat template, or the template refuses the conversation.
-    """
-    check_template(tokenizer)
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
-        )
-    except Exception as error:  # a template is a program: it can fail in any way
-        raise DataError(f"the chat template of tokenizer {name_of(tokenizer)} refuses the messages: {error}") from error
-    assert isinstance(text, str)
-    return text
-
-
-def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `DataError` if the tokenizer cannot render messages."""
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"the row holds messages, but tokenizer {name_of(tokenizer)} has no chat template; take the tokenizer of an"
-            " instruct model, set `tokenizer.chat_template`, or write prompt and completion as text."
-        )
 
 
 def has_generation_markers(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning import display
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.evaluation.history import HistoryRow, moving_mean, series
 from rlhf_lightning.evaluation.plotting import (
@@ -110,7 +111,7 @@ def reward_kl_frontier(rows: Rows, evaluation: Mapping[str, Any] | None = None) 
     if has_gold:
         _path(axes[1], rows, gold_tag)
         _mark_policies(axes[1], markers)
-        label(axes[1], "KL (nats per response)", "mean score", f"Score of the judge: {judge}")
+        label(axes[1], "KL (nats per response)", "mean score", f"Score of the judge: {display.label(judge)}")
     bar = figure.colorbar(path, ax=axes, pad=0.01)
     bar.set_label(ROLLOUT, fontsize=9)
     bar.outline.set_visible(False)
@@ -236,6 +237,6 @@ def _mark_policies(axis: Axes, markers: list[tuple[str, float, float, float]]) -
             markersize=7,
             capsize=3,
             zorder=4,
-            label=name,
+            label=display.label(name),
         )
     legend(axis)

@@ -30,6 +30,7 @@ from typing import Any
 
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.console import say
+from rlhf_lightning.display import fence, markdown, plain
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import HistoryRow, last_value, read_histories
@@ -79,8 +80,8 @@ def write_report(run_dir: str | Path) -> Path:
     bins = evaluation.get("reliability") or _logged_bins(histories.get("reward", []))
     figures = save_figures(histories, run_dir / "figures", evaluation, bins)
     sections = [
-        f"# Report: {' → '.join(evaluation['policies'])}",
-        f"**{verdict(evaluation)}**",
+        f"# Report: {' → '.join(map(markdown, evaluation['policies']))}",
+        f"**{markdown(verdict(evaluation))}**",
         "## Before and after\n\n" + before_and_after(evaluation),
         "## Samples\n\n" + _samples(evaluation),
     ]
@@ -95,18 +96,19 @@ def print_table(evaluation: Mapping[str, Any]) -> None:
     """The verdict and the before/after table on the terminal."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # a name in brackets is no markup
 
     table = Table(title="before and after", title_justify="left", header_style="bold")
     for i, cells in enumerate(zip(_headings(evaluation), *_table_rows(evaluation), strict=True)):
         if i == 0:
             for j, name in enumerate(cells):
-                table.add_column("" if j == 0 else name, justify="left" if j == 0 else "right")
+                table.add_column("" if j == 0 else Text(plain(name)), justify="left" if j == 0 else "right")
         else:
-            table.add_row(*cells)
+            table.add_row(*(Text(plain(cell)) for cell in cells))
     console = Console(highlight=False, force_terminal=False)
     with console.capture() as shown:
         console.print(table)
-        console.print(verdict(evaluation), markup=False)
+        console.print(Text(plain(verdict(evaluation))))
     say(shown.get().rstrip())
 
 
@@ -114,12 +116,17 @@ def before_and_after(evaluation: Mapping[str, Any]) -> str:
     """Markdown table with a row for each policy; numbers are means and their standard errors."""
     headings = _headings(evaluation)
     rule = ["---"] + ["---:"] * (len(headings) - 1)
-    lines = [headings, rule, *_table_rows(evaluation)]
+    lines = [
+        list(map(markdown, headings)),
+        rule,
+        *([markdown(name), *numbers] for name, *numbers in _table_rows(evaluation)),
+    ]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     prompts = next(iter(evaluation["policies"].values()))["summary"]["prompts"]
+    judge, other = markdown(evaluation["judge"]), markdown(opponent(evaluation))
     return (
-        f"{table}\n\nMeans over {prompts} held-out prompts ± standard error. Win rate: share of pairs where "
-        f"`{evaluation['judge']}` prefers the policy to `{opponent(evaluation)}`, ties half, 95% Wilson interval."
+        f"{table}\n\nMeans over {markdown(str(prompts))} held-out prompts ± standard error. Win rate: share of pairs "
+        f"where *{judge}* prefers the policy to *{other}*, ties half, 95% Wilson interval."
     )
 
 
@@ -168,7 +175,7 @@ def _samples(evaluation: Mapping[str, Any]) -> str:
     for sample in policies[winner(evaluation)]["samples"]:
         lines = [f"**Prompt** {_inline(_prompt_text(sample['prompt']), 300)}", ""]
         lines += [
-            f"| policy | response | {' | '.join(scores)} |",
+            f"| policy | response | {' | '.join(map(markdown, scores))} |",
             f"| --- | --- | {' | '.join('---:' for _ in scores)} |",
         ]
         for name, policy in policies.items():
@@ -176,7 +183,7 @@ def _samples(evaluation: Mapping[str, Any]) -> str:
             if match is not None:
                 numbers = " | ".join(f"{match['scores'][score]:.3f}" for score in scores)
                 ending = "" if match["finished"] else " *(cut off)*"
-                lines.append(f"| {name} | {_inline(match['completion'], 500)}{ending} | {numbers} |")
+                lines.append(f"| {markdown(name)} | {_inline(match['completion'], 500)}{ending} | {numbers} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) or "No samples were kept."
 
@@ -188,19 +195,9 @@ def _prompt_text(prompt: Any) -> str:
 
 
 def _inline(text: str, longest: int) -> str:
-    """Text on one line that can neither end a table cell nor become markup."""
+    """The beginning of a text, on one line."""
     text = " ".join(text.split())
-    text = text if len(text) <= longest else text[:longest] + "..."
-    for character, replacement in (
-        ("&", "&amp;"),
-        ("<", "&lt;"),
-        (">", "&gt;"),
-        ("|", "&#124;"),
-        ("`", "&#96;"),
-        ("*", "&#42;"),
-    ):
-        text = text.replace(character, replacement)
-    return text
+    return markdown(text if len(text) <= longest else text[:longest] + "...")
 
 
 def _training(histories: Mapping[str, list[HistoryRow]]) -> str:
@@ -234,9 +231,9 @@ def _training(histories: Mapping[str, list[HistoryRow]]) -> str:
 def _configuration(run_dir: Path) -> str:
     for name in ("config.yaml", ".hydra/config.yaml"):
         if (run_dir / name).exists():
-            text = (run_dir / name).read_text(encoding="utf-8").rstrip()
-            summary = f"<details><summary>{name}</summary>"
-            return f"## Configuration\n\n{summary}\n\n```yaml\n{text}\n```\n\n</details>"
+            text = plain((run_dir / name).read_text(encoding="utf-8").rstrip())
+            summary, ends = f"<details><summary>{name}</summary>", fence(text)
+            return f"## Configuration\n\n{summary}\n\n{ends}yaml\n{text}\n{ends}\n\n</details>"
     return ""
 
 

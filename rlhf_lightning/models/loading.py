@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,7 +22,9 @@ from transformers import (
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.functional.linear_logprobs import CHUNK
+from rlhf_lightning.memory import is_out_of_memory
 from rlhf_lightning.models.adapters import Lora, lora
+from rlhf_lightning.models.checks import check_config, check_templates, check_tokens, check_unused
 from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.trunk import freeze_layers
 from rlhf_lightning.ranges import require
@@ -91,6 +92,7 @@ class Pretrained:
                 f"{self.path}: has a score.weight; this is a reward model, not a language model. Give the folder of "
                 "the policy it judges"
             )
+        check_unused(unused, self.path)
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         if missing - tied:
             raise CheckpointError(
@@ -121,8 +123,12 @@ class Pretrained:
         config = self._config(num_labels=1)
         if num_layers is not None:
             _keep_lowest(config, num_layers)
-        model, missing, _ = self._load(AutoModelForSequenceClassification, config)
+        model, missing, unused = self._load(AutoModelForSequenceClassification, config)
+        check_unused(unused, self.path, reward=True, kept_layers=num_layers)
         head = _head(model, self.path)
+        absent = sorted(name for name in missing if not name.startswith("score."))
+        if absent:
+            raise CheckpointError(f"{self.path}: weights missing for {absent[:3]}; not a complete model")
         if init_head:
             nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5 if head_std is None else head_std)
         elif any(name.startswith("score.") for name in missing):
@@ -149,8 +155,9 @@ class Pretrained:
         _check_folder(self.path)
         try:
             config = AutoConfig.from_pretrained(self.path, **self._source(), **overrides)
-        except (OSError, ValueError, KeyError, RecursionError) as error:
+        except Exception as error:  # the folder is somebody else's: it can be wrong in any way
             raise _nothing(self.path, "model", error) from error
+        check_config(config, self.path)
         for name, value in config.to_dict().items():
             if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
                 setattr(config, name, 0.0)
@@ -168,8 +175,10 @@ class Pretrained:
                 use_safetensors=True,  # never a pickle
                 **self._source(),
             )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path}: cannot load the weights ({_first_line(error)})") from error
+        except Exception as error:
+            if is_out_of_memory(error) or isinstance(error, MemoryError):
+                raise
+            raise CheckpointError(f"{self.path}: cannot load the weights ({_reason(error)})") from error
         return model, set(report["missing_keys"]), set(report["unexpected_keys"])
 
     def _source(self) -> dict[str, Any]:
@@ -177,7 +186,7 @@ class Pretrained:
 
     def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
         tokenizer = self.tokenizer()
-        _check_vocabulary(model, tokenizer, self.path)
+        check_tokens(model, tokenizer, self.path)
         model.config.pad_token_id = tokenizer.pad_token_id
         if self.freeze_below:
             freeze_layers(model, self.freeze_below)
@@ -195,9 +204,10 @@ def load_tokenizer(
     Raises:
         CheckpointError: no tokenizer there, or it has no EOS, without which an answer cannot end.
     """
+    check_templates(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RecursionError) as error:
+    except Exception as error:
         raise _nothing(path, "tokenizer", error) from error
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
@@ -215,20 +225,15 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 def _check_folder(path: str) -> None:
     folder = Path(path)
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path}: adapter_config.json: the folder holds an adapter, whose base model may be anywhere; merge the "
+            "two (merge_and_unload() of peft) and give the folder of the merged model"
+        )
     for index in folder.glob("*.index.json"):
         _check_shards(index)
     if folder.is_dir() and read_provenance(folder) is not None:
         verify_folder(folder)
-
-
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    largest = max(tokenizer.get_vocab().values())
-    size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    if largest >= size:
-        raise CheckpointError(
-            f"{path}: the tokenizer has token ids up to {largest}, but the model has a vocabulary of {size}; use the "
-            "tokenizer of this model, or resize the model's embeddings and save it again"
-        )
 
 
 def _check_shards(index: Path) -> None:
@@ -236,7 +241,7 @@ def _check_shards(index: Path) -> None:
     try:
         shards = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not readable as an index of shards ({_first_line(error)})") from error
+        raise CheckpointError(f"{index}: not readable as an index of shards ({_reason(error)})") from error
     for name in sorted(shards):
         if name != Path(name).name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index}: names {name!r}; a shard is a .safetensors file beside it")
@@ -262,7 +267,7 @@ def _head(model: PreTrainedModel, path: str) -> nn.Linear:
 
 
 def _nothing(path: str | Path, what: str, error: BaseException) -> CheckpointError:
-    why = _first_line(error)
+    why = _reason(error)
     if Path(path).exists():
         return CheckpointError(f"{path}: no {what} to load there ({why})")
     return CheckpointError(
@@ -271,5 +276,8 @@ def _nothing(path: str | Path, what: str, error: BaseException) -> CheckpointErr
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _reason(error: BaseException) -> str:
+    if "ignore_mismatched_sizes" in str(error):
+        return "their sizes are not those of config.json"
+    lines = " ".join(str(error).split())[:200]
+    return lines or type(error).__name__

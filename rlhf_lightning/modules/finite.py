@@ -54,6 +54,7 @@ class StepGuard:
     Attributes:
         skipped: steps skipped so far.
         in_row: of them the last ones, without a good one since.
+        learned: steps taken so far with a gradient that is finite and not 0.
         equal: rollouts so far whose scores were all the same.
         failed: whether the step at hand was skipped.
 
@@ -65,7 +66,7 @@ class StepGuard:
         if max_skipped < 1:
             raise ConfigError(f"{key}={max_skipped}: must be at least 1, which ends the run at the first skipped step")
         self.max_skipped, self.key = max_skipped, key
-        self.skipped = self.in_row = self.equal = self._dumps = 0
+        self.skipped = self.in_row = self.equal = self.learned = self._dumps = 0
         self.failed = False
         self._seen: list[tuple[TensorData, Tensor]] = []
 
@@ -95,6 +96,8 @@ class StepGuard:
         if what is not None:
             bad = [batch for (batch, _), good in zip(seen, finite, strict=True) if not good]
             self.fail(module, NotFinite(what, bad or [batch for batch, _ in seen]))
+        elif math.isfinite(float(norm)) and float(norm) > 0:
+            self.learned += 1
         return what is None
 
     def agree(self, module: RLHFModule, faults: Mapping[str, bool]) -> str | None:
@@ -137,6 +140,19 @@ class StepGuard:
                 "last checkpoint (resume=auto) with a lower learning rate"
             )
 
+    def require_learned(self, stage: str) -> None:
+        """Refuse to call a model trained that no step has changed.
+
+        Raises:
+            NumericalError: says what became of the steps.
+        """
+        if not self.learned:
+            raise NumericalError(
+                f"{stage}: not one step has changed the model: {self.skipped} were skipped because a number was not "
+                "finite, the others had gradients of exactly 0. Nothing is exported. Look at the scores and at the "
+                f"rows ({BAD_BATCHES} in run_dir), lower the learning rate, or see whether any weight is left to train"
+            )
+
     def logged(self) -> dict[str, float]:
         """The counts as tags, each from the first time on."""
         counts = {"skipped_steps": self.skipped, "equal_scores": self.equal}
@@ -144,11 +160,13 @@ class StepGuard:
 
     def state_dict(self) -> dict[str, int]:
         """Counts that survive a resume."""
-        return {"skipped": self.skipped, "equal": self.equal, "in_row": self.in_row if self.failed else 0}
+        in_row = self.in_row if self.failed else 0
+        return {"skipped": self.skipped, "equal": self.equal, "learned": self.learned, "in_row": in_row}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Restore `state_dict`; what is missing is 0."""
+        """Restore `state_dict`; what is missing is 0, and of older checkpoints it is taken that they have learned."""
         self.skipped, self.equal, self.in_row = (state.get(name, 0) for name in ("skipped", "equal", "in_row"))
+        self.learned = state.get("learned", 1)
         self.failed = self.in_row > 0
 
     def _dump(self, module: RLHFModule, fault: NotFinite) -> str:

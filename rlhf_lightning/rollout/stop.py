@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.tokens import decode
 
 
 class StopStrings:
@@ -35,6 +36,6 @@ class StopStrings:
         """Rows whose text now contains a stop string, bool [B]; response_ids long [B, T], without padding."""
         if self.tokenizer is None or not self.stop:
             return torch.zeros(len(response_ids), dtype=torch.bool, device=response_ids.device)
-        texts = self.tokenizer.batch_decode(response_ids[:, -self.tail :], skip_special_tokens=True)
+        texts = decode(self.tokenizer, response_ids[:, -self.tail :])
         found = [any(string in text for string in self.stop) for text in texts]
         return torch.tensor(found, dtype=torch.bool, device=response_ids.device)

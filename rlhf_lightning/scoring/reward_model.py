@@ -21,9 +21,11 @@ from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.memory import halved
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.frozen import fingerprint
+from rlhf_lightning.models.tokens import encode
 from rlhf_lightning.ranges import require
 from rlhf_lightning.scoring.scorer import completion_texts
 from rlhf_lightning.scoring.verdicts import error_policy
+from rlhf_lightning.templates import render
 from rlhf_lightning.types import Rollout
 
 log = logging.getLogger(__name__)
@@ -136,10 +138,9 @@ class RewardModelScorer:
     def _ids(self, prompt: Any, text: str) -> list[int]:
         """Token ids of one exchange in this model's own format, ending with its EOS."""
         if isinstance(prompt, str):
-            ids = self.tokenizer(prompt).input_ids + self.tokenizer(text, add_special_tokens=False).input_ids
+            ids = encode(self.tokenizer, [prompt], special=True)[0] + encode(self.tokenizer, [text])[0]
         else:
-            messages = [*prompt, {"role": "assistant", "content": text}]
-            ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+            ids = encode(self.tokenizer, [render(self.tokenizer, [*prompt, {"role": "assistant", "content": text}])])[0]
         return ids if ids[-1] == self.tokenizer.eos_token_id else [*ids, self.tokenizer.eos_token_id]
 
 

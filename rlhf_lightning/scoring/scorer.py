@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.combinations import NOBODY_SCORES
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import last_index
+from rlhf_lightning.models.tokens import decode
 from rlhf_lightning.types import Rollout
 
 Details = dict[str, Tensor]
@@ -93,7 +94,7 @@ def on_last_token(scores: Tensor, mask: Tensor) -> Tensor:
 
 def completion_texts(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The responses as text without special tokens, B strings."""
-    return tokenizer.batch_decode(completion_ids(rollout), skip_special_tokens=True)
+    return decode(tokenizer, completion_ids(rollout))
 
 
 def completion_ids(rollout: Rollout) -> list[list[int]]:

@@ -30,6 +30,7 @@ def run_best_of_n(run: Run) -> dict[str, float]:
 def _select(run: Run) -> dict[str, float]:
     """Sample, score, keep the best and write them with provenance; returns what it was worth."""
     section = run.section("best_of_n")
+    parents = run.parents({"policy": section["policy"], "data": section["data"]["train"]})
     scorer = run.build(run.config["scorer"])
     module = SamplingModule(
         run.model(section["policy"]),
@@ -51,7 +52,7 @@ def _select(run: Run) -> dict[str, float]:
     metrics = {f"best_of_n/{name}": value for name, value in found.items()}
     if run.is_first:
         _tell(found, section["n"])
-        provenance = run.provenance("best_of_n", metrics, policy=section["policy"], data=section["data"]["train"])
+        provenance = run.provenance("best_of_n", metrics, parents)
         write_folder(Path(section["output"]), lambda folder: write_rows(folder / FILE, rows), provenance)
     run.wait()
     return metrics

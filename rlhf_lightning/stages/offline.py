@@ -18,6 +18,7 @@ def train_offline(run: Run, stage: str, loss: Any) -> dict[str, float]:
     section = run.section(stage)
     files, reference = section["data"]["train"], section["reference"]
     verify_sources(files)
+    parents = run.parents({"policy": section["policy"], "reference": reference, "data": files})
     policy = run.model(section["policy"])
     tokenizer = policy.tokenizer()
     module = run.build(
@@ -34,6 +35,5 @@ def train_offline(run: Run, stage: str, loss: Any) -> dict[str, float]:
     trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)
     run.fit(stage, trainer, module, data)
     metrics = scalars(trainer)
-    parents = run.provenance(stage, metrics, policy=section["policy"], reference=reference, data=files)
-    module.export(section["output"], parents)
+    module.export(section["output"], run.provenance(stage, metrics, parents))
     return metrics

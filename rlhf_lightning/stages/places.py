@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.checkpoint.places import foreign, links
+from rlhf_lightning.checkpoint.places import LOCK, foreign, links
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.precheck import NEEDED
 
-CONFIG, RECORD, LOCK, LOG = "config.yaml", "run.json", ".lock", "train.log"
+CONFIG, RECORD, LOG = "config.yaml", "run.json", "train.log"
 CHECKPOINTS, HISTORY = "checkpoints", "history"
 ENTRIES = (
     CONFIG, RECORD, CHECKPOINTS, HISTORY, "tensorboard", "figures", "report.md", "evaluation.json", "bad_batches",

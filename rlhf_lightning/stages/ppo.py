@@ -15,6 +15,7 @@ PARTS = ("sampling", "advantage", "policy_loss", "settings", "optimizer", "sched
 def run_ppo(run: Run) -> dict[str, float]:
     """Train, keep the best policy within the KL limit, and export it; returns the last metrics."""
     section = run.section("ppo")
+    parents = run.parents({"policy": section["policy"], "data": section["data"]["train"]})
     parts = {part: run.build(section[part]) for part in PARTS}
     policy = run.model(section["policy"])
     tokenizer = policy.tokenizer()
@@ -36,9 +37,7 @@ def run_ppo(run: Run) -> dict[str, float]:
     metrics = scalars(trainer)
     if best is not None and best.best is not None:
         metrics |= {f"best/{name}": float(value) for name, value in best.best.items()}
-    module.export(
-        section["output"], run.provenance("ppo", metrics, policy=section["policy"], data=section["data"]["train"])
-    )
+    module.export(section["output"], run.provenance("ppo", metrics, parents))
     return metrics
 
 

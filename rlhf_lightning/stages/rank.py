@@ -10,6 +10,7 @@ from rlhf_lightning.data.sources import read_rows
 from rlhf_lightning.data.validate import validate_rows
 from rlhf_lightning.labelling import SamplingModule, ranking_rows
 from rlhf_lightning.labelling.ranking import candidate_rows, write_rows
+from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.run import Run
 
 FILE, CANDIDATES = "rankings.jsonl", "candidates.jsonl"
@@ -18,11 +19,12 @@ FILE, CANDIDATES = "rankings.jsonl", "candidates.jsonl"
 def run_rank(run: Run) -> dict[str, float]:
     """Write `rankings.jsonl`, or `candidates.jsonl` where there is no judge and people are to rank; returns counts."""
     section = run.section("rank")
+    parents = run.parents({"policy": section["policy"], "human_ranks": section["human_ranks"]})
     if section["human_ranks"]:
         rows: list[Any] = [
             dict(located.row) for located in validate_rows(read_rows(section["human_ranks"]), "comparisons")
         ]
-        return _write(run, FILE, rows)
+        return _write(run, FILE, rows, parents)
     policy = run.model(section["policy"])
     scorers = [run.build(run.config["judge"])] if run.config["judge"] else []
     module = SamplingModule(
@@ -36,17 +38,16 @@ def run_rank(run: Run) -> dict[str, float]:
     data = run.build(section["data"], tokenizer=module.tokenizer)
     run.predictor().predict(module, datamodule=data, return_predictions=False)
     if not scorers:
-        return _write(run, CANDIDATES, candidate_rows(module.records))
-    return _write(
-        run, FILE, ranking_rows(module.records, scorers[0].name, noise=section["noise"], seed=section["seed"])
-    )
+        return _write(run, CANDIDATES, candidate_rows(module.records), parents)
+    found = ranking_rows(module.records, scorers[0].name, noise=section["noise"], seed=section["seed"])
+    return _write(run, FILE, found, parents)
 
 
-def _write(run: Run, name: str, rows: list[Any]) -> dict[str, float]:
+def _write(run: Run, name: str, rows: list[Any], parents: Parents) -> dict[str, float]:
     section = run.section("rank")
     counts = {"rank/prompts": float(len(rows)), "rank/answers": float(sum(len(row["completions"]) for row in rows))}
     if run.is_first:
-        provenance = run.provenance("rank", counts, policy=section["policy"], human_ranks=section["human_ranks"])
+        provenance = run.provenance("rank", counts, parents)
         write_folder(Path(section["output"]), lambda folder: write_rows(folder / name, rows), provenance)
     run.wait()
     return counts

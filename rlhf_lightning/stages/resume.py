@@ -21,7 +21,7 @@ from rlhf_lightning.checkpoint.places import lock, sweep, write_file
 from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
 from rlhf_lightning.config import config_text, redact
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
-from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, LOCK, RECORD, check_entries, check_places, outputs
+from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, RECORD, check_entries, check_places, outputs
 from rlhf_lightning.stages.room import check_owner, clear_away, holds_a_run, make_room
 
 log = logging.getLogger(__name__)
@@ -74,13 +74,13 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DiskError(f"{self.path}: cannot write here ({error}); choose another run_dir") from error
-            locks.enter_context(lock(self.path / LOCK, self.path, keep=True))
+            locks.enter_context(lock(self.path, inside=True))
             for place in (self.path, self.path / CHECKPOINTS, *(output.parent for output in self._outputs)):
                 probe(place)
             for output in self._outputs:
                 if not self._is_inside(output):
                     output.parent.mkdir(parents=True, exist_ok=True)
-                    locks.enter_context(lock(output.parent / f".{output.name}.lock", output))
+                    locks.enter_context(lock(output))
             check_owner(self.path)
             for folder in (self.path / CHECKPOINTS).glob("*"):
                 sweep(folder)

@@ -9,6 +9,7 @@ def run_reward(run: Run) -> dict[str, float]:
     """Fit and export the reward model with its score statistics; returns the last metrics."""
     section = run.section("reward")
     verify_sources(section["data"]["train"])
+    parents = run.parents({"policy": section["policy"], "data": section["data"]["train"]})
     source = run.model(section["policy"], freeze_below=section["freeze_below"])
     tokenizer = source.tokenizer()
     data = run.build(section["data"], tokenizer=tokenizer)
@@ -27,7 +28,5 @@ def run_reward(run: Run) -> dict[str, float]:
     run.fit("reward", trainer, module, data)
     metrics = scalars(trainer)
     stored = metrics | module.held_out
-    module.export(
-        section["output"], run.provenance("reward", stored, policy=section["policy"], data=section["data"]["train"])
-    )
+    module.export(section["output"], run.provenance("reward", stored, parents))
     return metrics

@@ -17,14 +17,13 @@ from rlhf_lightning.callbacks import DurableCheckpoint, History, StopAtBoundary
 from rlhf_lightning.callbacks.events import lasting
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
-from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config import config_text, redact, safe_instantiate
-from rlhf_lightning.data.sources import ROW_FILES
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.explain import told_as_config_error
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.modules.precision import HALF, HalfWeights
+from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.places import CHECKPOINTS, HISTORY
 from rlhf_lightning.stages.resume import RunFolder
 
@@ -72,6 +71,7 @@ class Run:
 
         Raises:
             CheckpointError: nothing is left to train.
+            NumericalError: no step has changed the model.
         """
         checkpoint = self.files.checkpoint(stage)
         watch = _StepCount()
@@ -84,6 +84,7 @@ class Run:
                 f"{stage}: no step was left to train after {checkpoint}; its model was exported by that run, or raise "
                 f"{stage}.max_epochs in a new one"
             )
+        module.guard.require_learned(stage)
 
     def section(self, stage: str) -> Mapping[str, Any]:
         """The part of the config that belongs to a stage."""
@@ -125,13 +126,15 @@ class Run:
         silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
         return self._trainer({**silent, "callbacks": [StopAtBoundary()]})
 
-    def provenance(
-        self, stage: str, metrics: Mapping[str, Any], **parents: str | Sequence[str] | None
-    ) -> dict[str, Any]:
+    def parents(self, paths: Mapping[str, str | Sequence[str] | None]) -> Parents:
+        """What a stage is going to learn from; called before any of it is read. The first rank asks for all."""
+        return Parents(paths if self.is_first else {})
+
+    def provenance(self, stage: str, metrics: Mapping[str, Any], parents: Parents) -> dict[str, Any]:
         """What `provenance.json` of this stage says."""
         return {
             "stage": stage,
-            "parents": {name: _identity(path) for name, path in parents.items() if path},
+            "parents": parents.record(),
             "config": redact(dict(self.config))[stage],  # a secret of one section may stand in another
             "metrics": dict(metrics),
         }
@@ -175,16 +178,3 @@ def verify_sources(files: str | Sequence[str]) -> None:
     for folder in {Path(file).parent for file in ([files] if isinstance(files, str) else files)}:
         if read_provenance(folder):
             verify_folder(folder)
-
-
-def _identity(path: str | Sequence[str]) -> Any:
-    """What a parent was: a folder by its provenance or its rows' checksums, a file by its own, several one by one."""
-    if not isinstance(path, str):
-        return [_identity(one) for one in path]
-    if Path(path).is_file():
-        return {"path": path, "sha256": sha256(path)}
-    record = read_provenance(path) if Path(path).is_dir() else None
-    if record is None:  # of one's own, or a name on the hub: the files that hold rows
-        files = [file for file in sorted(Path(path).glob("*")) if file.suffix.lower() in ROW_FILES]
-        record = {"files": {file.name: {"sha256": sha256(file), "bytes": file.stat().st_size} for file in files}}
-    return {"path": path, "stage": record.get("stage"), "files": record["files"]}

@@ -15,6 +15,7 @@ def run_sft(run: Run) -> dict[str, float]:
 
 def fine_tune(run: Run, stage: str, section: Mapping[str, Any]) -> dict[str, float]:
     """The same by another ``section`` of the config; ``stage`` names checkpoints, history and provenance."""
+    parents = run.parents({"policy": section["policy"], "data": section["data"]["train"]})
     policy = run.model(section["policy"])
     tokenizer = policy.tokenizer()
     data = run.build(section["data"], tokenizer=tokenizer)
@@ -29,7 +30,5 @@ def fine_tune(run: Run, stage: str, section: Mapping[str, Any]) -> dict[str, flo
     trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)
     run.fit(stage, trainer, module, data)
     metrics = scalars(trainer)
-    module.export(
-        section["output"], run.provenance(stage, metrics, policy=section["policy"], data=section["data"]["train"])
-    )
+    module.export(section["output"], run.provenance(stage, metrics, parents))
     return metrics

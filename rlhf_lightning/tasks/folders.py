@@ -33,7 +33,7 @@ def prepare_folder(root: str | Path, stage: str, config: Mapping[str, Any], writ
     if _is_prepared(root, stage, config):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    with lock(root.parent / f".{root.name}.lock", root, wait=True):
+    with lock(root, wait=True):
         if _is_prepared(root, stage, config):
             return root
         record = {"stage": stage, "parents": {}, "config": dict(config), "metrics": metrics}

@@ -80,6 +80,10 @@ def enormous(prompts, completions, **columns):
     return [10**400 if c == "odd" else 1.0 for c in completions]
 
 
+def huge(prompts, completions, **columns):
+    return [1e30 * (-1) ** i for i in range(len(completions))]
+
+
 def changes(prompts, completions, steps, **columns):
     steps[0].append("think")
     words = list(completions)

@@ -194,7 +194,7 @@ def test_case_56_and_58_no_random_tree_loses_a_byte(tmp_path, monkeypatch, start
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "run.json", ".lock", "history", "history/rank.csv", "checkpoints", "checkpoints/sft",
+    "name", ["config.yaml", "run.json", ".rlhf_lightning.lock", "history", "history/rank.csv", "checkpoints", "checkpoints/sft",
              "checkpoints/sft/step-000001", "tensorboard", "tensorboard/sft", "report.md", "figures", "train.log"],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["file", "folder", "nowhere", "fifo"])
@@ -220,7 +220,7 @@ def test_case_58_the_run_folder_itself_is_no_link_and_a_second_name_of_a_file_is
     with pytest.raises(CheckpointError, match="run_dir=run: is a link"):
         run(config(place))
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / ".lock").hardlink_to(tmp_path / "outside" / "thesis.tex")
+    (tmp_path / "other" / ".rlhf_lightning.lock").hardlink_to(tmp_path / "outside" / "thesis.tex")
     with pytest.raises(CheckpointError, match=r"\.lock: is not a lock of this library"):
         run(config(place, run_dir="other"))
     assert (tmp_path / "outside" / "thesis.tex").read_text() == "precious"
@@ -350,11 +350,11 @@ def test_case_66_a_damaged_config_is_read_from_a_checkpoint_or_named(place, tmp_
 
 
 def test_case_67_two_runs_with_one_output_do_not_both_train(place, tmp_path):
-    with lock(tmp_path / ".out.lock", Path("out")):  # as another run holds it
+    with lock(tmp_path / "out"):  # as another run holds it
         with pytest.raises(CheckpointError, match=r"out: in use by process \d+ on "):
             run(config(place, output="out"))
         run(config(place, output="other", run_dir="other_run"))
-    (tmp_path / ".out.lock").write_text("process 1 on a machine that died\n")
+    (tmp_path / ".out.rlhf_lightning.lock").write_text("process 1 on a machine that died\n")
     run(config(place, output="out"))
     assert not list(tmp_path.glob(".*.lock"))
 

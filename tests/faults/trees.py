@@ -14,8 +14,8 @@ from rlhf_lightning.tasks.folders import prepare_folder
 
 NAMES = (
     "models", "base", "data", "runs", "run", "rankings", "sft", "history", "checkpoints", "tensorboard", "figures",
-    "notes.txt", "config.yaml", "run.json", "train.log", ".lock", "report.md", "evaluation.json", "provenance.json",
-    "rankings.jsonl", ".tmp-rankings-abc", ".tmp-rankings-old", ".rankings.lock", ".rlhf_lightning", "step-000001",
+    "notes.txt", "config.yaml", "run.json", "train.log", ".rlhf_lightning.lock", "report.md", "evaluation.json", "provenance.json",
+    "rankings.jsonl", ".tmp-rankings-abc", ".tmp-rankings-old", ".rankings.lock", ".lock", ".rlhf_lightning", "step-000001",
     ".tmp-config.yaml-x", "task", ".task.lock", "rank.csv",
 )  # fmt: skip
 ROW = {"prompt": "the food", "completions": [" was good", " was bad"], "ranks": [0, 1]}
@@ -72,7 +72,7 @@ def grow(draw, top: Path, outside: Path, depth=0) -> set[Path]:
         elif kind < 0.65:
             os.mkfifo(path)
         else:
-            path.write_text(draw.choice(["", "mine", json.dumps(ROW), "process 1 of mine"]))
+            path.write_text(draw.choice(["" if "lightning" not in name else "x", "mine", json.dumps(ROW)]))
     return ours
 
 

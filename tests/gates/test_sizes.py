@@ -19,7 +19,6 @@ KEYWORDS_ALLOWED = frozenset(
         "rlhf_lightning/config.py::safe_instantiate",  # the constructor named in a config
         "rlhf_lightning/stages/run.py::build",  # the same
         "rlhf_lightning/stages/run.py::trainer",  # lightning.Trainer
-        "rlhf_lightning/stages/run.py::provenance",  # parents under their own names
     }
 )
 

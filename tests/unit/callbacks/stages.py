@@ -13,8 +13,8 @@ class Tokenizer:
 
     words = ("<eos>", "good", "bad|", "film", "<i>so</i>")
 
-    def decode(self, ids, skip_special_tokens=True):
-        return " ".join(self.words[i] for i in ids if i or not skip_special_tokens)
+    def batch_decode(self, rows, skip_special_tokens=True):
+        return [" ".join(self.words[i] for i in ids if i or not skip_special_tokens) for ids in rows]
 
 
 def experience():

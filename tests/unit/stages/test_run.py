@@ -16,7 +16,8 @@ def test_provenance_names_every_file_of_a_list_by_its_checksum(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
     files = [str(tmp_path / name) for name in ("a", "b")]
-    parents = Run(compose(["stage=sft"])).provenance("sft", {}, data=files, policy=None)["parents"]
+    run = Run(compose(["stage=sft"]))
+    parents = run.provenance("sft", {}, run.parents({"data": files, "policy": None}))["parents"]
     expected = [{"path": file, "sha256": hashlib.sha256(file[-1].encode()).hexdigest()} for file in files]
     assert parents == {"data": expected}
 
@@ -25,7 +26,8 @@ def test_provenance_names_the_rows_in_a_folder_by_their_checksums(tmp_path):
     (tmp_path / "rows").mkdir()
     for name in ("a.jsonl", "b.csv", "notes.txt"):
         (tmp_path / "rows" / name).write_text(name)
-    parents = Run(compose(["stage=sft"])).provenance("sft", {}, data=str(tmp_path / "rows"))["parents"]
+    run = Run(compose(["stage=sft"]))
+    parents = run.provenance("sft", {}, run.parents({"data": str(tmp_path / "rows")}))["parents"]
     expected = {n: {"sha256": hashlib.sha256(n.encode()).hexdigest(), "bytes": len(n)} for n in ("a.jsonl", "b.csv")}
     assert parents["data"]["files"] == expected
 

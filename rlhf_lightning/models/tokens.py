@@ -1,0 +1,124 @@
+"""Text to ids and back by a tokenizer that somebody else wrote, which can fail in ways that are no `Exception`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.errors import DataError
+from rlhf_lightning.templates import name_of
+
+T = TypeVar("T")
+Rows = Sequence[Sequence[int]] | Tensor  # ids of each text
+
+
+class TokenizerFault(DataError):
+    """A tokenizer failed on one of several texts.
+
+    Args:
+        index: the text, 0 is the first.
+        reason: what was wrong.
+    """
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+    """Ids of each text, without special tokens unless ``special``.
+
+    Raises:
+        TokenizerFault: the tokenizer fails on a text, which is found by trying halves.
+    """
+
+    def attempt(part: Sequence[str]) -> list[list[int]]:
+        ids: Any = tokenizer(
+            list(part),
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        if not tokenizer.is_fast and any(None in row for row in ids):
+            raise ValueError("it has no id for a piece of it, and no unk_token")
+        return list(ids)
+
+    return _searched(tokenizer, attempt, texts, "cannot encode the text")
+
+
+def encode_marked(
+    tokenizer: PreTrainedTokenizerBase, text: str, places: Sequence[tuple[int, int]]
+) -> tuple[list[int], list[bool]]:
+    """Ids of a text, and which of them stand for its ``places`` (first character, one behind the last).
+
+    A tokenizer written in Python knows no places: then it is none of them.
+
+    Raises:
+        TokenizerFault: as `encode`.
+    """
+
+    def attempt(part: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
+        found = tokenizer(part[0], add_special_tokens=False, verbose=False)
+        ids: Any = found["input_ids"]
+        mask = [False] * len(ids)
+        for first, end in places if tokenizer.is_fast else ():
+            start, last = found.char_to_token(first), found.char_to_token(end - 1)
+            if start is None:
+                break
+            stop = len(ids) if last is None else last + 1
+            mask[start:stop] = [True] * (stop - start)
+        return [(list(ids), mask)]
+
+    return _searched(tokenizer, attempt, [text], "cannot encode the text")[0]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, rows: Rows, special: bool = False) -> list[str]:
+    """The text of each row of ids, without special tokens unless ``special``.
+
+    Raises:
+        TokenizerFault: as `encode`.
+    """
+
+    def attempt(part: Any) -> list[str]:
+        return [str(text) for text in tokenizer.batch_decode(part, skip_special_tokens=not special)]
+
+    return _searched(tokenizer, attempt, rows, "cannot decode ids")
+
+
+def _searched(tokenizer: PreTrainedTokenizerBase, attempt: Callable[[Any], list[T]], items: Any, what: str) -> list[T]:
+    """``attempt`` of all items; if it fails, an item that fails is looked for and named."""
+    if not len(items):
+        return []
+    found = _failure(lambda: attempt(items))
+    if isinstance(found, list):
+        return found
+    first, end = 0, len(items)
+    while end - first > 1:
+        middle = (first + end) // 2
+        half = _failure(lambda a=first, b=middle: attempt(items[a:b]))  # type: ignore[misc]
+        if isinstance(half, list):
+            first = middle
+        else:
+            end, found = middle, half
+    reason = " ".join(str(found).split())[:300] or "no reason given"
+    raise TokenizerFault(
+        first,
+        f"tokenizer {name_of(tokenizer)} {what} ({type(found).__name__}: {reason}); look at its tokenizer.json, or "
+        "take another tokenizer.",
+    )
+
+
+def _failure(attempt: Callable[[], list[T]]) -> list[T] | BaseException:
+    """What ``attempt`` gives, or what it ended with: an `Exception`, or a panic of Rust, which is none."""
+    try:
+        return attempt()
+    except Exception as error:
+        return error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        return error

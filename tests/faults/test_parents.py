@@ -1,0 +1,86 @@
+"""Case 68: provenance names what a stage has learned from, whatever becomes of the files meanwhile."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import lightning
+import pytest
+
+from rlhf_lightning.checkpoint.provenance import sha256
+from rlhf_lightning.config import compose
+from rlhf_lightning.pipeline import run
+from rlhf_lightning.stages.parents import Parents
+from tests.faults import small_run
+
+
+class Rewrites(lightning.Callback):
+    """Somebody saves another version of the data, and of the model's config, while the stage trains."""
+
+    def __init__(self, files):
+        self.files = files
+
+    def on_train_end(self, trainer, module):
+        for file in map(Path, self.files):
+            file.write_text(file.read_text().replace("good", "bad") + "\n")
+
+
+def told(folder):
+    return json.loads((folder / "run" / "sft" / "provenance.json").read_text())["parents"]
+
+
+def test_case_68_files_that_change_while_a_stage_runs_are_named_as_they_were_read(tmp_path, caplog):
+    words = [*small_run.prepare(tmp_path), "stages=[sft]", "sft.max_epochs=1", f"run_dir={tmp_path / 'run'}"]
+    data, config = tmp_path / "demonstrations.jsonl", tmp_path / "model" / "config.json"
+    before = {file: sha256(file) for file in (data, config)}
+    node = f"{{_target_: tests.faults.test_parents.Rewrites, files: [{data}, {config}]}}"
+    with caplog.at_level(logging.WARNING):
+        run(compose([*words, f"+callbacks.rewrites={node}"]))
+    assert sha256(data) != before[data] and sha256(config) != before[config]
+    assert told(tmp_path)["data"]["sha256"] == before[data]
+    assert told(tmp_path)["policy"]["files"]["config.json"]["sha256"] == before[config]
+    warned = [r.getMessage() for r in caplog.records if "changed while the stage was running" in r.getMessage()]
+    assert len(warned) == 1 and str(data) in warned[0] and str(config) in warned[0]
+
+
+def test_case_68_a_model_folder_of_another_tool_is_named_by_weights_config_and_tokenizer(tmp_path):
+    small_run.prepare(tmp_path)
+    folder = tmp_path / "model"
+    (folder / "merges.txt").write_text("a b")
+    (folder / "README.md").write_text("about")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    files = Parents({"policy": str(folder)}).record()["policy"]["files"]
+    names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert set(files) == names | {"merges.txt", "chat_template.jinja"}
+    for name, entry in files.items():
+        assert entry == {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed", "same_size", "touched_back"])
+def test_case_68_every_way_to_change_a_file_is_seen(tmp_path, caplog, change):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("one")
+    stat, digest, parents = file.stat(), sha256(file), Parents({"data": [str(file)]})
+    if change == "replaced":
+        (tmp_path / "new").write_text("one")
+        (tmp_path / "new").replace(file)
+    elif change == "removed":
+        file.unlink()
+    else:
+        file.write_text("two")
+        if change == "touched_back":
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with caplog.at_level(logging.WARNING):
+        assert parents.record() == {"data": [{"path": str(file), "sha256": digest}]}
+    assert "rows.jsonl" in caplog.text
+
+
+def test_a_file_that_stays_as_it_is_is_not_warned_of_and_read_once(tmp_path, caplog, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("one")
+    with caplog.at_level(logging.WARNING):
+        first = Parents({"data": str(file)}).record()
+        monkeypatch.setattr("rlhf_lightning.stages.parents.sha256", lambda _: pytest.fail("read again"))
+        assert Parents({"data": str(file), "more": str(file)}).record()["more"] == first["data"]
+    assert not caplog.records
