@@ -1,4 +1,5 @@
-"""Hydra's config loader with two changes: it composes once where Hydra composes twice, and judges ``hydra.*``.
+"""Hydra's config loader with three changes: it composes once where Hydra composes twice, judges ``hydra.*``, and
+stops where a config grows without end.
 
 Hydra acts upon its own part of the config (log handlers, callbacks, launchers, environment variables, folders) before
 the task function sees anything, so that part is judged while it is composed.
@@ -6,6 +7,7 @@ the task function sees anything, so that part is judged while it is composed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +16,18 @@ from typing import Any
 import yaml
 from hydra._internal import hydra as internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from rlhf_lightning import composing
+from rlhf_lightning.bounds import LARGEST_FILE, MOST_LOADED, check_brackets, check_text
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.locations import CONF_DIR
+from rlhf_lightning.rights import check_places
+from rlhf_lightning.typed import Typed
 
 # What Hydra may call: its own and its plug-ins' launchers and sweepers, and handlers that write where we say.
 _PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
@@ -29,20 +38,41 @@ _REFERENCE = re.compile(r"(ext|cfg)://(?!sys\.std(out|err)$)")  # how the settin
 _ACTS: dict[str, Any] = {
     "hydra.run.dir": None, "hydra.sweep.dir": None, "hydra.sweep.subdir": None, "hydra.job.name": None,
     "hydra.job.chdir": None, "hydra.job.env_set": {}, "hydra.job.env_copy": [], "hydra.callbacks": {},
+    "hydra.mode": None, "hydra.sweeper.params": None, "hydra.sweeper.search_space": None,
+    "hydra.sweeper.custom_search_space": None, "hydra.sweeper.storage": None,
 }  # fmt: skip
 
 
 @contextmanager
 def judged() -> Iterator[None]:
-    """Inside, Hydra composes with `JudgedLoader` and reads YAML with libyaml, where that is installed."""
-    patched: Any = internal
-    before = patched.ConfigLoaderImpl, yaml.SafeLoader
-    patched.ConfigLoaderImpl = JudgedLoader
+    """Inside, Hydra composes with `JudgedLoader`, and reads YAML within bounds, with libyaml where it is installed.
+
+    What it began with `rlhf_lightning.composing.begin` ends with it, if `load_config` has not ended it before.
+    """
+    patched, source = internal, FileConfigSource  # type: Any, Any
+    before = patched.ConfigLoaderImpl, source.load_config, yaml.SafeLoader
+    patched.ConfigLoaderImpl, source.load_config = JudgedLoader, _load_file
     yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         yield
     finally:
-        patched.ConfigLoaderImpl, yaml.SafeLoader = before
+        patched.ConfigLoaderImpl, source.load_config, yaml.SafeLoader = before
+        composing.end()
+
+
+_load_any_file = FileConfigSource.load_config
+_sizes: dict[str, int] = {}  # keys and values of the files that were loaded, by their place in the config tree
+
+
+def _load_file(self: FileConfigSource, config_path: str) -> Any:
+    path = os.path.join(self.path, self._normalize_file_name(config_path))
+    try:
+        with open(path, "rb") as file:
+            text = file.read(LARGEST_FILE + 1).decode()
+        _sizes[config_path] = check_text(text, path)
+        return _load_any_file(self, config_path)
+    except (ValueError, TypeError, RecursionError) as error:  # no UTF-8, or what its tags and numbers cannot be made of
+        raise ConfigError(f"{path}: cannot be read as a config: {str(error)[:300]}") from error
 
 
 class JudgedLoader(ConfigLoaderImpl):
@@ -76,9 +106,27 @@ class JudgedLoader(ConfigLoaderImpl):
         return cfg
 
     def _load(self, config_name: str | None, overrides: list[str], run_mode: RunMode, from_shell: bool) -> DictConfig:
-        cfg = super().load_configuration(config_name, overrides, run_mode, from_shell)
-        check_hydra(cfg.hydra, overrides)
+        for override in overrides:
+            check_brackets(override, override.partition("=")[0])
+        typed = composing.begin(overrides)
+        try:
+            cfg = super().load_configuration(config_name, overrides, run_mode, from_shell)
+            check_hydra(cfg.hydra, overrides)
+            self._check_places(cfg, typed)
+        except (HydraException, OmegaConfBaseException, RecursionError) as error:
+            if (known := composing.ours(error)) is not None:
+                raise known from None
+            if composing.too_deep(error):
+                raise ConfigError("a config file leads to itself, by its defaults list or an interpolation") from error
+            raise
         return cfg
+
+    @staticmethod
+    def _check_places(cfg: DictConfig, typed: Typed) -> None:
+        """The folders that Hydra makes before the task function begins."""
+        raw = OmegaConf.to_container(cfg, resolve=False) if typed.local else None
+        names = [name for name in ("output_root", "run_dir") if name in cfg and not OmegaConf.is_missing(cfg, name)]
+        check_places({name: cfg[name] for name in names}, raw, typed)
 
     def _take(self) -> DictConfig:
         assert self._kept is not None
@@ -90,7 +138,20 @@ class JudgedLoader(ConfigLoaderImpl):
         return found
 
     def _process_config_searchpath(self, config_name: str | None, parsed_overrides: Any, repo: Any) -> None:
-        """As in Hydra, except that a file cannot name more places to read from: one on a ``pkg://`` is imported."""
+        """As in Hydra, except that a file cannot name more places to read from: one on a ``pkg://`` is imported.
+
+        Hydra keeps what it has loaded, so that files may lead to each other without end at no cost but this one's.
+        """
+        load, loaded_so_far = repo.load_config, 0
+
+        def count(config_path: str) -> Any:
+            nonlocal loaded_so_far
+            loaded_so_far += _sizes.get(config_path, 0) + 10
+            if loaded_so_far > MOST_LOADED:
+                raise ConfigError(f"{config_path}: too many config files lead to this one")
+            return load(config_path)
+
+        repo.load_config = count
         loaded = repo.load_config(config_path=config_name) if config_name is not None else None
         if loaded is not None and OmegaConf.select(loaded.config, "hydra.searchpath") is not None:
             raise _from_file("hydra.searchpath", OmegaConf.select(loaded.config, "hydra.searchpath"))
@@ -115,6 +176,12 @@ def check_hydra(node: DictConfig, overrides: list[str]) -> None:
             "hydra.output_subdir: passwords and tokens would be written to its files as they are; leave it null, the "
             "config of a run is in run_dir/config.yaml"
         )
+    told = [*(_at(tree, "hydra.overrides.hydra") or []), *(_at(tree, "hydra.overrides.task") or [])]
+    if sorted(told) != sorted(overrides):
+        raise _from_file("hydra.overrides", [line for line in told if line not in overrides])
+    for name, formatter in (_at(tree, "hydra.job_logging.formatters") or {}).items():
+        if _at(formatter, "style") not in (None, "%") and not any(key.startswith("hydra.job_logging") for key in given):
+            raise _from_file(f"hydra.job_logging.formatters.{name}.style", formatter["style"])
     expected = [(key, _at(tree, key), _at(own, key) or default) for key, default in _ACTS.items()]
     for section in ("job_logging", "hydra_logging"):
         handlers = _at(tree, f"hydra.{section}.handlers") or {}

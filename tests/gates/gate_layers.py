@@ -37,6 +37,10 @@ LAYERS = {
     "hydra_loader": 6,
     "precheck": 6,
     "redaction": 6,
+    "rights": 6,
+    "bounds": 6,
+    "composing": 6,
+    "typed": 6,
     "signatures": 6,
     "locations": 6,
 }
