@@ -6,29 +6,36 @@ large is refused while it is counted, before any of it is built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import yaml
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.signatures import is_number, signature
 
 MOST_VALUES = 10_000  # of a resolved config
 MOST_IN_FILE = 2 * MOST_VALUES  # keys and values, each alias counted with all it stands for
 LARGEST_FILE = 1_000_000  # bytes
 DEEPEST = 100  # containers in each other
+MOST_RESOLVED = 2_000  # interpolations, each as often as another one leads to it
+DEEPEST_CHAIN = 30  # interpolations that lead to each other
 LONGEST = 100_000  # characters that interpolations put together
 LONGEST_EXPRESSION = 2_000  # characters with an interpolation in them; reading them takes 0.1 ms each
 DEEPEST_EXPRESSION = 30  # brackets in each other, in such a text or on the command line
+LOADING = 100  # counted besides the keys and values, each time that a file is asked for
 MOST_LOADED = 50_000  # keys and values of all files that a defaults list leads to, each as often as it is asked for
+LARGEST = 1e300  # number
 _OPEN, _CLOSED = "[{(", "]})"
 
 
 class Budget:
-    """What the interpolations of one config may cost: 1 each, 1 for each value and each 100 characters they lead to."""
+    """What the interpolations of one config may cost: 1 each, and 1 for each 100 characters they make."""
 
     def __init__(self) -> None:
-        self.left = MOST_VALUES
+        self.left = MOST_RESOLVED
         self.depth = 0
 
     @contextmanager
@@ -40,8 +47,8 @@ class Budget:
         """
         self.depth += 1
         try:
-            if self.depth > DEEPEST:
-                raise ConfigError(f"{key}: interpolations lead to each other more than {DEEPEST} times")
+            if self.depth > DEEPEST_CHAIN:
+                raise ConfigError(f"{key}: interpolations lead to each other more than {DEEPEST_CHAIN} times")
             self.spend(key, 1)
             yield
         finally:
@@ -51,7 +58,7 @@ class Budget:
         """Raises ConfigError, with ``key``, where no more than ``cost`` is left."""
         self.left -= cost
         if self.left < 0:
-            raise ConfigError(f"{key}: interpolations make more than {MOST_VALUES} values of this config")
+            raise ConfigError(f"{key}: more than {MOST_RESOLVED} interpolations are followed in this config")
 
 
 def check_text(text: str, where: str) -> int:
@@ -120,3 +127,31 @@ def check_brackets(text: str, where: str) -> None:
         depth += (character in _OPEN) - (character in _CLOSED)
         if depth > DEEPEST_EXPRESSION:
             raise ConfigError(f"{where}: more than {DEEPEST_EXPRESSION} brackets in each other")
+
+
+def check_numbers(tree: Any, key: str = "", target: Any = None) -> None:
+    """Refuse numbers of a resolved config that are none, or that no machine calculates with.
+
+    Args:
+        tree: plain dicts and lists.
+        key: where they stand.
+        target: the class or function they are for. An infinite number passes where its range allows it, and where nothing
+            is known about what it is for.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if isinstance(tree, Mapping):
+        target = tree.get("_target_", target)
+        for name, value in tree.items():
+            check_numbers(value, f"{key}.{name}" if key else str(name), target)
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            check_numbers(value, f"{key}[{index}]", target)
+    elif is_number(tree) and not abs(tree) <= LARGEST:
+        takes = signature(target) if isinstance(target, str) else None
+        ranged = takes is not None and any(limit.parameter == key.rpartition(".")[2] for limit in takes.ranges)
+        foreign = isinstance(target, str) and takes is None
+        if isinstance(tree, int) or math.isnan(tree) or not (ranged or foreign):
+            told = "an integer of very many digits" if isinstance(tree, int) else tree
+            raise ConfigError(f"{key}={told}: must be a finite number")

@@ -46,7 +46,8 @@ def ours(error: BaseException | None) -> RLHFError | None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, RLHFError):
-            return error
+            # OmegaConf adds lines of its own to what it passes on
+            return type(error)(str(error).partition("\n    full_key:")[0]) if isinstance(error, ConfigError) else error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None

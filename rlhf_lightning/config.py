@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from rlhf_lightning.allowlist import IMPORT_PATH_KEYS, check_names, check_objects
-from rlhf_lightning.bounds import DEEPEST, MOST_VALUES
+from rlhf_lightning.bounds import DEEPEST, MOST_VALUES, check_numbers
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.locations import CONF_DIR
 from rlhf_lightning.precheck import check_config
@@ -67,6 +67,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict
     config["trusted_targets"] = _trusted(config.get("trusted_targets") or [], overrides)
     _check_remote_code(config, overrides)
     check_names(config, config["trusted_targets"])
+    check_numbers(config)
     check_rights(config, OmegaConf.to_container(cfg, resolve=False) if typed.local else None, typed)
     check_config(config)
     return config
@@ -124,7 +125,7 @@ def _plain(cfg: Any) -> Any:
 
     try:
         tree = _resolved(cfg)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, ConfigError) as error:
         if (known := composing.ours(error)) is not None:
             raise known from None
         if isinstance(error, (MissingMandatoryValue, InterpolationToMissingValueError)):
@@ -143,11 +144,12 @@ def _resolved(node: Any, key: str = "", counted: list[str] | None = None) -> Any
     depth = key.count(".") + key.count("[")
     if depth > DEEPEST or len(counted) > MOST_VALUES:
         limit = f"{DEEPEST} containers in each other" if depth > DEEPEST else f"{MOST_VALUES} values"
-        raise ConfigError(f"{key[:200]}: the config has more than {limit} here, or leads to itself by interpolations")
+        raise ConfigError(f"{key[:60]}: the config has more than {limit} here, or leads to itself by interpolations")
     if not isinstance(node, (DictConfig, ListConfig)):
         return node
     tree: dict[Any, Any] = {}
-    for name in node if isinstance(node, DictConfig) else range(len(node)):
+    names: Any = node if isinstance(node, DictConfig) else range(len(node))
+    for name in names:
         inside = f"{key}[{name}]" if isinstance(node, ListConfig) else f"{key}.{name!s}" if key else str(name)
         missing = OmegaConf.is_missing(node, name)
         tree[name] = "???" if missing else _resolved(node[name], inside, counted)

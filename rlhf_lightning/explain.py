@@ -19,6 +19,10 @@ _MOST = 20  # names that are listed
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """What is wrong with the command line ``overrides`` that made Hydra raise ``error``, and the nearest valid name."""
+    from rlhf_lightning.composing import ours
+
+    if (known := ours(error)) is not None:
+        return str(known)
     text = redact_text(str(error).strip())
     if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         found = re.findall(r"(?m)^\t(\S+)$", text)  # those of folders added with --config-dir as well

@@ -16,14 +16,13 @@ from typing import Any
 import yaml
 from hydra._internal import hydra as internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning import composing
-from rlhf_lightning.bounds import LARGEST_FILE, MOST_LOADED, check_brackets, check_text
+from rlhf_lightning.bounds import LARGEST_FILE, LOADING, MOST_LOADED, check_brackets, check_text
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.locations import CONF_DIR
 from rlhf_lightning.rights import check_places
@@ -45,34 +44,19 @@ _ACTS: dict[str, Any] = {
 
 @contextmanager
 def judged() -> Iterator[None]:
-    """Inside, Hydra composes with `JudgedLoader`, and reads YAML within bounds, with libyaml where it is installed.
+    """Inside, Hydra composes with `JudgedLoader` and reads YAML with libyaml, where that is installed.
 
     What it began with `rlhf_lightning.composing.begin` ends with it, if `load_config` has not ended it before.
     """
-    patched, source = internal, FileConfigSource  # type: Any, Any
-    before = patched.ConfigLoaderImpl, source.load_config, yaml.SafeLoader
-    patched.ConfigLoaderImpl, source.load_config = JudgedLoader, _load_file
+    patched: Any = internal
+    before = patched.ConfigLoaderImpl, yaml.SafeLoader
+    patched.ConfigLoaderImpl = JudgedLoader
     yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         yield
     finally:
-        patched.ConfigLoaderImpl, source.load_config, yaml.SafeLoader = before
+        patched.ConfigLoaderImpl, yaml.SafeLoader = before
         composing.end()
-
-
-_load_any_file = FileConfigSource.load_config
-_sizes: dict[str, int] = {}  # keys and values of the files that were loaded, by their place in the config tree
-
-
-def _load_file(self: FileConfigSource, config_path: str) -> Any:
-    path = os.path.join(self.path, self._normalize_file_name(config_path))
-    try:
-        with open(path, "rb") as file:
-            text = file.read(LARGEST_FILE + 1).decode()
-        _sizes[config_path] = check_text(text, path)
-        return _load_any_file(self, config_path)
-    except (ValueError, TypeError, RecursionError) as error:  # no UTF-8, or what its tags and numbers cannot be made of
-        raise ConfigError(f"{path}: cannot be read as a config: {str(error)[:300]}") from error
 
 
 class JudgedLoader(ConfigLoaderImpl):
@@ -138,24 +122,49 @@ class JudgedLoader(ConfigLoaderImpl):
         return found
 
     def _process_config_searchpath(self, config_name: str | None, parsed_overrides: Any, repo: Any) -> None:
-        """As in Hydra, except that a file cannot name more places to read from: one on a ``pkg://`` is imported.
-
-        Hydra keeps what it has loaded, so that files may lead to each other without end at no cost but this one's.
-        """
-        load, loaded_so_far = repo.load_config, 0
-
-        def count(config_path: str) -> Any:
-            nonlocal loaded_so_far
-            loaded_so_far += _sizes.get(config_path, 0) + 10
-            if loaded_so_far > MOST_LOADED:
-                raise ConfigError(f"{config_path}: too many config files lead to this one")
-            return load(config_path)
-
-        repo.load_config = count
+        """As in Hydra, except that a file cannot name more places to read from: one on a ``pkg://`` is imported."""
+        bound_loading(repo)
         loaded = repo.load_config(config_path=config_name) if config_name is not None else None
         if loaded is not None and OmegaConf.select(loaded.config, "hydra.searchpath") is not None:
             raise _from_file("hydra.searchpath", OmegaConf.select(loaded.config, "hydra.searchpath"))
         super()._process_config_searchpath(config_name, parsed_overrides, repo)
+
+
+def bound_loading(repo: Any) -> None:
+    """Let a repository of config files load none that are too large, nor go on where files lead to each other.
+
+    Hydra keeps what it has loaded, so that a defaults list without end costs no more reading.
+    """
+    load, sizes, loaded = repo.load_config, dict[str, int](), 0
+
+    def load_within_bounds(config_path: str) -> Any:
+        nonlocal loaded
+        if config_path not in sizes:
+            source = next((one for one in repo.get_sources() if one.is_config(config_path)), None)
+            path = os.path.join(source.path, source._normalize_file_name(config_path)) if source else config_path
+            sizes[config_path] = _check_file(path) if source and source.scheme() == "file" else 0
+        loaded += sizes[config_path] + LOADING
+        if loaded > MOST_LOADED:
+            raise ConfigError(
+                f"{config_path}: too many files lead to this one, they are too large, or it leads to itself"
+            )
+        try:
+            return load(config_path)
+        except (ValueError, TypeError, AttributeError) as error:  # what its tags and numbers cannot be made of
+            raise ConfigError(
+                f"{config_path}: cannot be read as a config: {str(error).splitlines()[0][:300]}"
+            ) from error
+
+    repo.load_config = load_within_bounds
+
+
+def _check_file(path: str) -> int:
+    with open(path, "rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    try:
+        return check_text(content.decode(), path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def check_hydra(node: DictConfig, overrides: list[str]) -> None:

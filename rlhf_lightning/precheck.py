@@ -17,10 +17,11 @@ from typing import Any
 import yaml
 
 from rlhf_lightning import combinations, kl_control
+from rlhf_lightning.bounds import check_numbers
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.explain import nearest, shown
 from rlhf_lightning.locations import CONF_DIR
-from rlhf_lightning.ranges import LARGEST, require
+from rlhf_lightning.ranges import require
 from rlhf_lightning.signatures import WORDS, Kind, Signature, is_number, signature
 
 NEEDED = {
@@ -57,7 +58,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         ConfigError: the first mistake found; names the key, what is allowed, and the nearest name.
     """
     stages = config.get("stages", [])
-    _check_numbers(config)
+    check_numbers(config)
     if "stages" in config:
         _check_stages(stages)
     _check_defaults(config, stages)
@@ -102,28 +103,6 @@ def _check_stages(stages: Any) -> None:
             raise ConfigError(
                 f"stages: there is no stage {stage}.{nearest(str(stage), list(NEEDED))}\nStages: {', '.join(NEEDED)}"
             )
-
-
-def _check_numbers(tree: Any, key: str = "", target: Any = None) -> None:
-    """No value is NaN, none is too large to be a number anywhere, and infinite ones stand where a range is open."""
-    if isinstance(tree, Mapping):
-        target = tree.get("_target_", target)
-        for name, value in tree.items():
-            _check_numbers(value, f"{key}.{name}" if key else str(name), target)
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            _check_numbers(value, f"{key}[{index}]", target)
-    elif is_number(tree) and not abs(tree) <= LARGEST:
-        takes = signature(target) if isinstance(target, str) else None
-        ranges = () if takes is None else takes.ranges
-        foreign = isinstance(target, str) and takes is None
-        if (
-            tree != tree
-            or isinstance(tree, int)
-            or not (foreign or key.rpartition(".")[2] in {r.parameter for r in ranges})
-        ):
-            told = f"{tree:.1e}" if isinstance(tree, float) else "a number of very many digits"
-            raise ConfigError(f"{key}={told}: must be a finite number")
 
 
 # ------------------------------------------------------------------------------------------- keys without a `_target_`

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from rlhf_lightning.errors import ConfigError
 
-LARGEST = 1e300  # what a config may hold at all
 FLOAT32_MAX = 3.4e38  # a larger number is infinite as a tensor
 
 
