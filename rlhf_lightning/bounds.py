@@ -135,8 +135,8 @@ def check_numbers(tree: Any, key: str = "", target: Any = None) -> None:
     Args:
         tree: plain dicts and lists.
         key: where they stand.
-        target: the class or function they are for. An infinite number passes where its range allows it, and where nothing
-            is known about what it is for.
+        target: the class or function they are for. An infinite number passes where its range allows it, and where
+            nothing is known about what it is for.
 
     Raises:
         ConfigError: names the key.

@@ -131,7 +131,9 @@ def _plain(cfg: Any) -> Any:
         if isinstance(error, (MissingMandatoryValue, InterpolationToMissingValueError)):
             raise _not_given(sorted(_missing(OmegaConf.to_container(cfg)))) from None
         hint = " Is the environment variable set?" if "Environment variable" in str(error) else ""
-        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}.{hint}") from error
+        raise ConfigError(
+            f"{getattr(error, 'full_key', None) or 'config'}: {str(error).splitlines()[0]}.{hint}"
+        ) from error
     if missing := sorted(_missing(tree)):
         raise _not_given(missing)
     return tree
