@@ -8,9 +8,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
+from rlhf_lightning import redaction
+from rlhf_lightning.config import compose, load_config, save_config
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.redaction import known, redact, redact_text, remember
 from tests.faults.hostile_rights import CONFIGS, GROWS, LOGGERS
 from tests.gates.gate_sources import ROOT
 
