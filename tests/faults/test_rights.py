@@ -114,8 +114,8 @@ def answers(place):
     commands = {name: [*small, f"experiment={name}"] for name in CONFIGS}
     commands |= {f"allowed_{name}": [*base, f"experiment=allowed_{name}"] for name in ALLOWED}
     for name, (_, word) in TYPED.items():
-        commands[f"typed_{name}"] = [*base, f"experiment=typed_{name}", word.replace("OUTSIDE", str(outside))]
-        commands[f"refused_{name}"] = [*base, f"experiment=typed_{name}"]
+        commands[f"typed_{name}"] = [*small, f"experiment=typed_{name}", word.replace("OUTSIDE", str(outside))]
+        commands[f"refused_{name}"] = [*small, f"experiment=typed_{name}"]
     commands["long_line"] = ["stage=sft", f"+x={'[' * 3000}{']' * 3000}"]
     environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     environment |= {"PYTHONPATH": str(ROOT), "CANARY": CANARY, "SLURM_JWT": CANARY, "SLURM_JOB_ID": "17"}
@@ -182,12 +182,12 @@ def test_case_57_what_a_file_may_not_do_is_refused_with_the_words_that_allow_it(
     words = answer["err"].replace("\n  ", " ").partition("or add ")[2].partition(" to the command")[0]
     key = shlex.split(words)[0].partition("=")[0]
     assert key.split(".")[-1] in TYPED[name][1] and key.split(".")[0] in TYPED[name][1]
-    resolved(answers[0][f"typed_{name}"], "sft")
+    resolved(answers[0][f"typed_{name}"], "run_dir")
 
 
 @pytest.mark.parametrize("name", TYPED)
 def test_case_57_what_is_typed_is_allowed(answers, name):
-    resolved(answers[0][f"typed_{name}"], "sft")
+    resolved(answers[0][f"typed_{name}"], "run_dir")
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_case_57_the_file_of_the_machine_may_do_what_the_command_line_may(tmp_pa
     local = "# @package _global_\nx: {dirpath: /data, note: '${oc.env:MY_DATABASE}', here: '${y}/x'}\n"
     (tmp_path / "local" / "default.yaml").write_text(local)
     tree = OmegaConf.create(local)
-    tree.x.pop("here")
+    del tree.x["here"]
     assert load_config(tree)["x"] == {"dirpath": "/data", "note": secret}
     tree.x.dirpath = "/other"
     with pytest.raises(ConfigError, match=r"x\.dirpath=/other"):
