@@ -64,8 +64,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_defaults(config, stages)
     for key, node in _nodes(config):
         _check_node(key, node)
-    lora = _lora(config)
-    if lora is not None:
+    if (lora := _lora(config)) is not None:
         _check_node("model.lora", lora)
     trainer = config.get("trainer") or {}
     _check_trainer(trainer)

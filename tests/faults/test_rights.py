@@ -218,9 +218,9 @@ def test_case_65_a_secret_is_hidden_in_messages_however_it_is_spelled(secret, sp
 
 def test_case_65_what_a_variable_of_a_job_or_a_place_holds_is_no_secret(secret, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1234567")
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/users/somebody")
     compose(["stage=sft", "+x.job='${oc.env:SLURM_JOB_ID}'", "+x.place='${oc.env:HOME}'"])
-    assert redact_text("1234567 in /home/somebody") == "1234567 in /home/somebody"
+    assert redact_text("1234567 in /users/somebody") == "1234567 in /users/somebody"
 
 
 @pytest.mark.parametrize("word", ["+my.api_key=abcdefg1", "+my={api_key: abcdefg1}", "+my.list=[{api_key: abcdefg1}]"])
