@@ -46,6 +46,9 @@ _ACTS: dict[str, Any] = {
 def judged() -> Iterator[None]:
     """Inside, Hydra composes with `JudgedLoader` and reads YAML with libyaml, where that is installed.
 
+    Raises:
+        ConfigError: logging cannot be set up as ``hydra.job_logging`` says.
+
     What it began with `rlhf_lightning.composing.begin` ends with it, if `load_config` has not ended it before.
     """
     patched: Any = internal
@@ -54,6 +57,10 @@ def judged() -> Iterator[None]:
     yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         yield
+    except ValueError as error:
+        if not str(error).startswith("Unable to configure"):
+            raise
+        raise ConfigError(f"hydra.job_logging: {error}: {error.__cause__}") from error
     finally:
         patched.ConfigLoaderImpl, yaml.SafeLoader = before
         composing.end()

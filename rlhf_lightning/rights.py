@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.redaction import redact_text, remember, secrets
-from rlhf_lightning.typed import Key, Typed, leaves, with_targets
+from rlhf_lightning.typed import Key, Typed, with_targets
 
 # Variables that tell about a job or a machine. Those of Slurm by name: SLURM_JWT is a token.
 HARMLESS = frozenset(
@@ -69,16 +69,16 @@ def check(config: Mapping[str, Any], raw: Any, typed: Typed) -> None:
         ConfigError: the first value that a file may not set; names it and says what to type to allow it.
     """
     remember(("", text) for text in secrets(config))
-    by_hand = {key for key, _ in leaves(config) if typed.has(key, _at(raw, key))}
-    typed.values = {(_names(key)[-1], str(value)) for key, value in leaves(config) if key in by_hand}
+    values = list(with_targets(config))
+    by_hand = {key for key, *_ in values if typed.has(key, _at(raw, key))}
+    typed_values = {_repeatable(key, value, target) for key, value, target in values if key in by_hand}
     places = check_places(config, raw, typed)
-    places += [value for key, value in leaves(config) if key in by_hand and _is_written(key, "") and value]
-    judged = _Judge([Path(os.path.realpath(place)) for place in places if isinstance(place, (str, PurePath))], typed)
-    for key, value, target in with_targets(config):
-        told = str(value) if not isinstance(value, bytes) else value.decode("latin-1")
-        if key in by_hand or (_names(key)[-1], told) in typed.values or key in (("run_dir",), ("output_root",)):
+    places += [v for key, v, target in values if key in by_hand and _is_written(key, target)]
+    judge = _Judge([Path(os.path.realpath(p)) for p in places if isinstance(p, (str, PurePath)) and str(p)], typed)
+    for key, value, target in values:
+        if value is None or key in by_hand or key in (("run_dir",), ("output_root",)):
             continue
-        if value is not None and (fault := judged.fault(key, value, told, target)):
+        if _repeatable(key, value, target) not in typed_values and (fault := judge.fault(key, value, target)):
             raise refusal(config, key, value, fault)
 
 
@@ -126,8 +126,9 @@ class _Judge:
     def __init__(self, places: Sequence[Path], typed: Typed) -> None:
         self.places, self.typed = places, typed
 
-    def fault(self, key: Key, value: Any, told: str, target: str) -> str:
+    def fault(self, key: Key, value: Any, target: str) -> str:
         """Why a file may not set this value; empty where it may."""
+        told = _text(value)
         names = _names(key)
         last = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", names[-1]).lower()
         if _CONNECTS.search(last) or (last == "num_nodes" and value != 1):
@@ -171,6 +172,15 @@ def refusal(config: Mapping[str, Any], key: Key, value: Any, why: str) -> Config
     )
 
 
+def _text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def _repeatable(key: Key, value: Any, target: str) -> tuple[str, str, bool]:
+    """What makes a value that a file repeats from the command line (``scorer.judge: ${judge}``) the same there."""
+    return _names(key)[-1], _text(value), _is_written(key, target)
+
+
 def _is_read(names: Key, target: str) -> bool:
     """Whether the key says what to read, which a file may take from anywhere on this machine."""
     last, outer = names[-1], names[-2:-1]
@@ -187,7 +197,7 @@ def _is_read(names: Key, target: str) -> bool:
 def _is_written(key: Key, target: str) -> bool:
     names = _names(key)
     last = names[-1].lower()
-    if last in _PART:
+    if last in _PART or _is_read(names, target):
         return False
     own = target.startswith(_WRITES) or names[:1] in (("logger",), ("callbacks",)) or "profiler" in names
     joined = last == "filename" and target.startswith(_WRITES[:3])  # to a folder that is judged

@@ -31,7 +31,6 @@ class Typed:
         self.overrides = list(overrides)
         self.keys: set[Key] = set()
         self.lists: set[Key] = set()  # typed with all that is inside
-        self.values: set[tuple[str, str]] = set()  # (last name, value) of what was typed, for what repeats it
         self.local = dict(_local())
         for override in overrides:
             name, equals, value = override.lstrip("+").partition("=")
@@ -41,7 +40,7 @@ class Typed:
             if value.lstrip().startswith("{"):
                 self.keys |= {(*key, *path) for path, _ in leaves(_parsed(override))}
             else:
-                (self.lists if value.lstrip().startswith("[") else self.keys).add(key)
+                (self.lists if re.match(r"\s*(\[|\w+\()", value) else self.keys).add(key)
                 if is_secret(key[-1]):
                     remember([(key[-1], value.strip("'\""))])
 

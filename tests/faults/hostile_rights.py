@@ -52,6 +52,8 @@ WRITES = {
     "callback_by_interpolation": f"data: {{c: {{{OF_CHECKPOINT}, dirpath: OUTSIDE}}}}\ncallbacks: {{c: '${{data.c}}'}}",
     "best_policy": "ppo: {best_policy: {folder: OUTSIDE}}",
     "history": "callbacks: {h: {_target_: rlhf_lightning.callbacks.history.History, path: mine.jsonl}}",
+    "history_over_the_data": "callbacks: {h: {_target_: rlhf_lightning.callbacks.history.History, "
+    "path: '${model.path}'}}\nmodel: {path: OUTSIDE/kept}",
     "rows": "x: {_target_: rlhf_lightning.labelling.ranking.write_rows, file: kept.txt, rows: [{a: 1}]}",
     "lines": "x: {_target_: rlhf_lightning.tasks.reviews.write_jsonl, path: kept.txt, rows: []}",
     "logger_folder": f"logger: {{_target_: {LOGGERS}.CSVLogger, save_dir: OUTSIDE}}",
@@ -117,6 +119,7 @@ ASKS = {
     "expanded": f"logger: {{{OF_CSV}, name: $CANARY}}",
     "expanded_braces": f"logger: {{{OF_CSV}, name: '\\${{CANARY}}'}}",
     "formatted": f"callbacks: {{c: {{{OF_CHECKPOINT}, filename: '{{a].__class__.__init__.__globals__}}'}}}}",
+    "log_format": "hydra: {job_logging: {formatters: {plain: {format: bogus}}}}",
     "log_style": "hydra: {job_logging: {formatters: {plain: {style: '{', format: '{exc_info}'}}}}",
 }
 TYPES_FOR_THE_USER = {
