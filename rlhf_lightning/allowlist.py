@@ -26,6 +26,7 @@ _OWN = "rlhf_lightning."
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 _NOT_COMPONENTS = (
     "cli", "config", "pipeline", "allowlist", "console", "locations", "explain", "hydra_loader", "precheck",
+    "rights", "bounds", "composing", "typed",
     "signatures", "redaction", "ranges", "combinations", "launch", "signals", "memory", "errors", "stages",
     "checkpoint.handover", "checkpoint.codec", "checkpoint.exchange", "checkpoint.places", "checkpoint.provenance",
     "scoring.worker", "scoring.isolation",

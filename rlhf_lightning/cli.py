@@ -196,8 +196,9 @@ def _data(words: list[str]) -> None:
 
 def _told(error: RLHFError) -> str:
     from rlhf_lightning.launch import RankError
+    from rlhf_lightning.redaction import redact_text
 
-    told = str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
+    told = redact_text(str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}")
     return _one_screen(told) if isinstance(error, ConfigError) else told
 
 

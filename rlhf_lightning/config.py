@@ -8,15 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from rlhf_lightning.allowlist import IMPORT_PATH_KEYS, check_names, check_objects
+from rlhf_lightning.bounds import DEEPEST, MOST_VALUES, check_numbers
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.locations import CONF_DIR
 from rlhf_lightning.precheck import check_config
 from rlhf_lightning.redaction import redact as redact
+from rlhf_lightning.rights import check as check_rights
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[str, Any]:
@@ -27,35 +29,47 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[s
     """
     import hydra
 
-    with hydra.initialize_config_dir(str(CONF_DIR), job_name="train", version_base=None):
+    from rlhf_lightning.hydra_loader import judged
+
+    with judged(), hydra.initialize_config_dir(str(CONF_DIR), job_name="train", version_base=None):
         return load_config(hydra.compose(config_name, list(overrides)), overrides)
 
 
 def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
-    """Resolve ``cfg`` to plain dicts and lists and judge every ``_target_`` in it by name.
+    """Resolve ``cfg`` to plain dicts and lists and judge it: every ``_target_`` by name, and what files may not do.
 
     Args:
         cfg: what Hydra composed.
         overrides: the command line it was composed with; by default what Hydra remembers of it. Only a command line (or
-            the environment) may trust targets: ``trusted_targets=[...]``, or a ``_target_`` or ``function`` set there.
+            the environment) may trust targets: ``trusted_targets=[...]``, or a ``_target_`` or ``function`` set there;
+            and only it may do what `rlhf_lightning.rights` says of files.
 
     Raises:
-        ConfigError: a required value is missing, an interpolation leads nowhere, a target is not allowed, or one of the
-            mistakes of `rlhf_lightning.precheck`.
+        ConfigError: a required value is missing, an interpolation leads nowhere, the config is too large, a target is
+            not allowed, a file does what only a command line may, or a mistake that `rlhf_lightning.precheck` finds.
     """
     from hydra.core.hydra_config import HydraConfig
 
+    from rlhf_lightning import composing
+
     cfg = cfg.copy()
     if overrides is None:
-        remembered = HydraConfig.get().overrides.task if HydraConfig.initialized() else OmegaConf.create([])
-        overrides = [str(o) for o in OmegaConf.to_container(remembered, resolve=False)]  # type: ignore[union-attr]
+        node: Any = HydraConfig.get().overrides if HydraConfig.initialized() else {"task": [], "hydra": []}
+        remembered: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=False)
+        overrides = [str(o) for o in (*remembered["task"], *remembered["hydra"])]
     if HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
         # The folder Hydra made. Ranks started by Lightning get the same one on their command line.
         OmegaConf.update(cfg, "run_dir", HydraConfig.get().runtime.output_dir, force_add=True)
-    config = _plain(cfg)
+    typed = composing.begin(overrides)
+    try:
+        config = _plain(cfg)
+    finally:
+        composing.end()
     config["trusted_targets"] = _trusted(config.get("trusted_targets") or [], overrides)
     _check_remote_code(config, overrides)
     check_names(config, config["trusted_targets"])
+    check_numbers(config)
+    check_rights(config, OmegaConf.to_container(cfg, resolve=False) if typed.local else None, typed)
     check_config(config)
     return config
 
@@ -110,16 +124,41 @@ def save_config(config: Mapping[str, Any], run_dir: str | Path) -> Path:
 
 
 def _plain(cfg: Any) -> Any:
+    from rlhf_lightning import composing
+
     try:
-        tree = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:
+        tree = _resolved(cfg)
+    except (OmegaConfBaseException, ConfigError) as error:
+        if (known := composing.ours(error)) is not None:
+            raise known from None
         if isinstance(error, (MissingMandatoryValue, InterpolationToMissingValueError)):
             raise _not_given(sorted(_missing(OmegaConf.to_container(cfg)))) from None
         hint = " Is the environment variable set?" if "Environment variable" in str(error) else ""
-        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}.{hint}") from error
+        raise ConfigError(
+            f"{getattr(error, 'full_key', None) or 'config'}: {str(error).splitlines()[0]}.{hint}"
+        ) from error
     if missing := sorted(_missing(tree)):
         raise _not_given(missing)
     return tree
+
+
+def _resolved(node: Any, key: str = "", counted: list[str] | None = None) -> Any:
+    """As plain dicts and lists, every interpolation followed; in our hands because it stops where there is no end."""
+    counted = [] if counted is None else counted
+    counted.append(key)
+    depth = key.count(".") + key.count("[")
+    if depth > DEEPEST or len(counted) > MOST_VALUES:
+        limit = f"{DEEPEST} containers in each other" if depth > DEEPEST else f"{MOST_VALUES} values"
+        raise ConfigError(f"{key[:60]}: the config has more than {limit} here, or leads to itself by interpolations")
+    if not isinstance(node, (DictConfig, ListConfig)):
+        return node
+    tree: dict[Any, Any] = {}
+    names: Any = node if isinstance(node, DictConfig) else range(len(node))
+    for name in names:
+        inside = f"{key}[{name}]" if isinstance(node, ListConfig) else f"{key}.{name!s}" if key else str(name)
+        missing = OmegaConf.is_missing(node, name)
+        tree[name] = "???" if missing else _resolved(node[name], inside, counted)
+    return tree if isinstance(node, DictConfig) else list(tree.values())
 
 
 def _not_given(missing: list[str]) -> ConfigError:

@@ -16,6 +16,8 @@ import warnings
 from typing import Any, TextIO
 
 from rlhf_lightning import signals
+from rlhf_lightning.display import plain
+from rlhf_lightning.redaction import redact_text
 
 HELD_SECONDS = 1.0  # without a reader, after which a run that is told to stop no longer waits for one
 _ENVIRONMENT = {
@@ -76,7 +78,9 @@ def unbreakable() -> None:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Show a text of ours and a line break; what the console cannot take is lost.
+    """Show a text of ours and a line break, without secrets and with control characters as escapes.
+
+    What the console cannot take is lost.
 
     Args:
         text: one line or several.
@@ -84,14 +88,18 @@ def say(text: str, stream: TextIO | None = None) -> None:
     """
     stream = stream or sys.stdout
     try:
-        stream.write(f"{text}\n")
+        stream.write(f"{plain(redact_text(text))}\n")
         stream.flush()
     except (OSError, ValueError, AttributeError):  # broken, closed, or not there: streams that are not ours
         return
 
 
 class Formatter(logging.Formatter):
-    """How log records become text, on the console and in the log file."""
+    """Log records as text, on the console and in the log file: without secrets, control characters as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As in `logging.Formatter`."""
+        return plain(redact_text(super().format(record)))
 
 
 class LogFile(logging.Handler):
@@ -158,12 +166,21 @@ class _Lasting(io.FileIO):
             return len(piece)
 
 
+class _Discreet(io.TextIOWrapper):
+    """Blanks out secrets in all that is printed, tracebacks and the lines of other libraries included."""
+
+    def write(self, text: str) -> int:
+        """Write without what `redact_text` knows."""
+        super().write(redact_text(text))
+        return len(text)
+
+
 def _lasting(stream: TextIO | None, number: int) -> TextIO:
     encoding = "utf-8" if stream is None else stream.encoding
     if stream is not None:
         stream.flush()
     buffer = io.BufferedWriter(_Lasting(number, "w", closefd=False))
-    return io.TextIOWrapper(buffer, encoding=encoding, errors="backslashreplace", line_buffering=True)
+    return _Discreet(buffer, encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
 def _nowhere(descriptor: int) -> None:

@@ -12,14 +12,18 @@ from typing import Any
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.locations import CONF_DIR
-from rlhf_lightning.redaction import redact
+from rlhf_lightning.redaction import redact, redact_text
 
 _MOST = 20  # names that are listed
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """What is wrong with the command line ``overrides`` that made Hydra raise ``error``, and the nearest valid name."""
-    text = str(error).strip()
+    from rlhf_lightning.composing import ours
+
+    if (known := ours(error)) is not None:
+        return str(known)
+    text = redact_text(str(error).strip())
     if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         found = re.findall(r"(?m)^\t(\S+)$", text)  # those of folders added with --config-dir as well
         group, name = option.groups()
@@ -28,7 +32,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return _unused_group(unused.group(1), overrides)
     if key := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(key.group(1), error)
-    cause = f"\n{error.__cause__}" if error.__cause__ is not None else ""
+    cause = f"\n{redact_text(str(error.__cause__))}" if error.__cause__ is not None else ""
     return text + cause
 
 

@@ -1,4 +1,5 @@
-"""Hydra's config loader with two changes: it composes once where Hydra composes twice, and judges ``hydra.*``.
+"""Hydra's config loader with three changes: it composes once where Hydra composes twice, judges ``hydra.*``, and
+stops where a config grows without end.
 
 Hydra acts upon its own part of the config (log handlers, callbacks, launchers, environment variables, folders) before
 the task function sees anything, so that part is judged while it is composed.
@@ -6,6 +7,7 @@ the task function sees anything, so that part is judged while it is composed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +16,17 @@ from typing import Any
 import yaml
 from hydra._internal import hydra as internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from rlhf_lightning import composing
+from rlhf_lightning.bounds import LARGEST_FILE, LOADING, MOST_LOADED, check_brackets, check_text
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.locations import CONF_DIR
+from rlhf_lightning.rights import check_places
+from rlhf_lightning.typed import Typed
 
 # What Hydra may call: its own and its plug-ins' launchers and sweepers, and handlers that write where we say.
 _PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
@@ -32,20 +40,33 @@ _REFERENCE = re.compile(r"(ext|cfg)://(?!sys\.std(out|err)$)")  # how the settin
 _ACTS: dict[str, Any] = {
     "hydra.run.dir": None, "hydra.sweep.dir": None, "hydra.sweep.subdir": None, "hydra.job.name": None,
     "hydra.job.chdir": None, "hydra.job.env_set": {}, "hydra.job.env_copy": [], "hydra.callbacks": {},
+    "hydra.mode": None, "hydra.sweeper.params": None, "hydra.sweeper.search_space": None,
+    "hydra.sweeper.custom_search_space": None, "hydra.sweeper.storage": None,
 }  # fmt: skip
 
 
 @contextmanager
 def judged() -> Iterator[None]:
-    """Inside, Hydra composes with `JudgedLoader` and reads YAML with libyaml, where that is installed."""
+    """Inside, Hydra composes with `JudgedLoader` and reads YAML with libyaml, where that is installed.
+
+    Raises:
+        ConfigError: logging cannot be set up as ``hydra.job_logging`` says.
+
+    What it began with `rlhf_lightning.composing.begin` ends with it, if `load_config` has not ended it before.
+    """
     patched: Any = internal
     before = patched.ConfigLoaderImpl, yaml.SafeLoader
     patched.ConfigLoaderImpl = JudgedLoader
     yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         yield
+    except ValueError as error:
+        if not str(error).startswith("Unable to configure"):
+            raise
+        raise ConfigError(f"hydra.job_logging: {error}: {error.__cause__}") from error
     finally:
         patched.ConfigLoaderImpl, yaml.SafeLoader = before
+        composing.end()
 
 
 class JudgedLoader(ConfigLoaderImpl):
@@ -79,9 +100,27 @@ class JudgedLoader(ConfigLoaderImpl):
         return cfg
 
     def _load(self, config_name: str | None, overrides: list[str], run_mode: RunMode, from_shell: bool) -> DictConfig:
-        cfg = super().load_configuration(config_name, overrides, run_mode, from_shell)
-        check_hydra(cfg.hydra, overrides)
+        for override in overrides:
+            check_brackets(override, override.partition("=")[0])
+        typed = composing.begin(overrides)
+        try:
+            cfg = super().load_configuration(config_name, overrides, run_mode, from_shell)
+            check_hydra(cfg.hydra, overrides)
+            self._check_places(cfg, typed)
+        except (HydraException, OmegaConfBaseException, RecursionError) as error:
+            if (known := composing.ours(error)) is not None:
+                raise known from None
+            if composing.too_deep(error):
+                raise ConfigError("a config file leads to itself, by its defaults list or an interpolation") from error
+            raise
         return cfg
+
+    @staticmethod
+    def _check_places(cfg: DictConfig, typed: Typed) -> None:
+        """The folders that Hydra makes before the task function begins."""
+        raw = OmegaConf.to_container(cfg, resolve=False) if typed.local else None
+        names = [name for name in ("output_root", "run_dir") if name in cfg and not OmegaConf.is_missing(cfg, name)]
+        check_places({name: cfg[name] for name in names}, raw, typed)
 
     def _take(self) -> DictConfig:
         assert self._kept is not None
@@ -94,10 +133,48 @@ class JudgedLoader(ConfigLoaderImpl):
 
     def _process_config_searchpath(self, config_name: str | None, parsed_overrides: Any, repo: Any) -> None:
         """As in Hydra, except that a file cannot name more places to read from: one on a ``pkg://`` is imported."""
+        bound_loading(repo)
         loaded = repo.load_config(config_path=config_name) if config_name is not None else None
         if loaded is not None and OmegaConf.select(loaded.config, "hydra.searchpath") is not None:
             raise _from_file("hydra.searchpath", OmegaConf.select(loaded.config, "hydra.searchpath"))
         super()._process_config_searchpath(config_name, parsed_overrides, repo)
+
+
+def bound_loading(repo: Any) -> None:
+    """Let a repository of config files load none that are too large, nor go on where files lead to each other.
+
+    Hydra keeps what it has loaded, so that a defaults list without end costs no more reading.
+    """
+    load, sizes, loaded = repo.load_config, dict[str, int](), 0
+
+    def load_within_bounds(config_path: str) -> Any:
+        nonlocal loaded
+        if config_path not in sizes:
+            source = next((one for one in repo.get_sources() if one.is_config(config_path)), None)
+            path = os.path.join(source.path, source._normalize_file_name(config_path)) if source else config_path
+            sizes[config_path] = _check_file(path) if source and source.scheme() == "file" else 0
+        loaded += sizes[config_path] + LOADING
+        if loaded > MOST_LOADED:
+            raise ConfigError(
+                f"{config_path}: too many files lead to this one, they are too large, or it leads to itself"
+            )
+        try:
+            return load(config_path)
+        except (ValueError, TypeError, AttributeError) as error:  # what its tags and numbers cannot be made of
+            raise ConfigError(
+                f"{config_path}: cannot be read as a config: {str(error).splitlines()[0][:300]}"
+            ) from error
+
+    repo.load_config = load_within_bounds
+
+
+def _check_file(path: str) -> int:
+    with open(path, "rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    try:
+        return check_text(content.decode(), path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def check_hydra(node: DictConfig, overrides: list[str]) -> None:
@@ -118,6 +195,12 @@ def check_hydra(node: DictConfig, overrides: list[str]) -> None:
             "hydra.output_subdir: passwords and tokens would be written to its files as they are; leave it null, the "
             "config of a run is in run_dir/config.yaml"
         )
+    told = [*(_at(tree, "hydra.overrides.hydra") or []), *(_at(tree, "hydra.overrides.task") or [])]
+    if sorted(told) != sorted(overrides):
+        raise _from_file("hydra.overrides", [line for line in told if line not in overrides])
+    for name, formatter in (_at(tree, "hydra.job_logging.formatters") or {}).items():
+        if _at(formatter, "style") not in (None, "%") and not any(key.startswith("hydra.job_logging") for key in given):
+            raise _from_file(f"hydra.job_logging.formatters.{name}.style", formatter["style"])
     expected = [(key, _at(tree, key), _at(own, key) or default) for key, default in _ACTS.items()]
     for section in ("job_logging", "hydra_logging"):
         handlers = _at(tree, f"hydra.{section}.handlers") or {}

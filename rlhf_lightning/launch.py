@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from rlhf_lightning import signals
+from rlhf_lightning import redaction, signals
 from rlhf_lightning.console import quiet, say
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.explain import told_as_config_error
@@ -137,8 +137,9 @@ def launch(config: Mapping[str, Any], processes: int, logging: Any = None) -> An
         signals.Stopped: this process or a rank was asked to stop.
     """
     ranks: list[_Rank] = []
+    handed = {"config": config, "logging": logging, "parent": os.getpid(), "secrets": redaction.known()}
     surroundings = os.environ | {
-        HANDOVER_VARIABLE: json.dumps({"config": config, "logging": logging, "parent": os.getpid()}, default=str),
+        HANDOVER_VARIABLE: json.dumps(handed, default=str),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
         "MASTER_PORT": os.environ.get("MASTER_PORT", str(_free_port())),
         "NODE_RANK": os.environ.get("NODE_RANK", "0"),
@@ -163,6 +164,7 @@ def serve(work: Callable[[dict[str, Any]], Any]) -> NoReturn:
         work: called with the config that `launch` was given.
     """
     given = json.loads(os.environ.pop(HANDOVER_VARIABLE))
+    redaction.remember(given["secrets"])
     pipe = int(os.environ.pop(REPORT_VARIABLE))
     os.set_inheritable(pipe, False)
     code = 0

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from rlhf_lightning import combinations, kl_control
+from rlhf_lightning.bounds import check_numbers
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.explain import nearest, shown
 from rlhf_lightning.locations import CONF_DIR
@@ -57,13 +58,13 @@ def check_config(config: Mapping[str, Any]) -> None:
         ConfigError: the first mistake found; names the key, what is allowed, and the nearest name.
     """
     stages = config.get("stages", [])
+    check_numbers(config)
     if "stages" in config:
         _check_stages(stages)
     _check_defaults(config, stages)
     for key, node in _nodes(config):
         _check_node(key, node)
-    lora = _lora(config)
-    if lora is not None:
+    if (lora := _lora(config)) is not None:
         _check_node("model.lora", lora)
     trainer = config.get("trainer") or {}
     _check_trainer(trainer)

@@ -194,8 +194,9 @@ def test_case_56_and_58_no_random_tree_loses_a_byte(tmp_path, monkeypatch, start
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "run.json", ".rlhf_lightning.lock", "history", "history/rank.csv", "checkpoints", "checkpoints/sft",
-             "checkpoints/sft/step-000001", "tensorboard", "tensorboard/sft", "report.md", "figures", "train.log"],
+    "name", ["config.yaml", "run.json", ".rlhf_lightning.lock", "history", "history/rank.csv", "checkpoints",
+             "checkpoints/sft", "checkpoints/sft/step-000001", "tensorboard", "tensorboard/sft", "report.md", "figures",
+             "train.log"],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["file", "folder", "nowhere", "fifo"])
 @pytest.mark.parametrize("resume", ["none", "auto"])

@@ -13,10 +13,11 @@ from rlhf_lightning.config import compose
 from rlhf_lightning.tasks.folders import prepare_folder
 
 NAMES = (
-    "models", "base", "data", "runs", "run", "rankings", "sft", "history", "checkpoints", "tensorboard", "figures",
-    "notes.txt", "config.yaml", "run.json", "train.log", ".rlhf_lightning.lock", "report.md", "evaluation.json", "provenance.json",
-    "rankings.jsonl", ".tmp-rankings-abc", ".tmp-rankings-old", ".rankings.lock", ".lock", ".rlhf_lightning", "step-000001",
-    ".tmp-config.yaml-x", "task", ".task.lock", "rank.csv",
+    "models", "base", "data", "runs", "run", "rankings", "sft", "history", "checkpoints", "tensorboard",
+    "figures", "notes.txt", "config.yaml", "run.json", "train.log", ".rlhf_lightning.lock", "report.md",
+    "evaluation.json", "provenance.json", "rankings.jsonl", ".tmp-rankings-abc", ".tmp-rankings-old",
+    ".rankings.lock", ".lock", ".rlhf_lightning", "step-000001", ".tmp-config.yaml-x", "task", ".task.lock",
+    "rank.csv",
 )  # fmt: skip
 ROW = {"prompt": "the food", "completions": [" was good", " was bad"], "ranks": [0, 1]}
 

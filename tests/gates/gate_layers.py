@@ -39,7 +39,11 @@ LAYERS = {
     "explain": 6,
     "hydra_loader": 6,
     "precheck": 6,
-    "redaction": 6,
+    "redaction": 0,
+    "rights": 6,
+    "bounds": 6,
+    "composing": 6,
+    "typed": 6,
     "signatures": 6,
     "locations": 6,
 }

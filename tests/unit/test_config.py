@@ -52,7 +52,7 @@ def test_interpolation_to_nowhere_names_the_key_that_holds_it():
 
 def test_unset_environment_variable_is_a_config_error():
     with pytest.raises(ConfigError, match="Is the environment variable set"):
-        load_config(OmegaConf.create({"key": "${oc.env:SURELY_NOT_SET}"}))
+        load_config(OmegaConf.create({"key": "${oc.env:SURELY_NOT_SET}"}), ["key=${oc.env:SURELY_NOT_SET}"])
 
 
 def test_a_file_cannot_trust_targets():
