@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -34,6 +35,7 @@ _HANDLERS = (
     "logging.StreamHandler", "logging.FileHandler", "logging.NullHandler",
     "rlhf_lightning.console.LogFile", "rlhf_lightning.console.Formatter",
 )  # fmt: skip
+SWEEP, _SWEEP_BEGINS = "multirun.yaml", b"hydra:\n  run:\n"  # what Hydra writes into the folder of a sweep
 _LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
 _REFERENCE = re.compile(r"(ext|cfg)://(?!sys\.std(out|err)$)")  # how the settings of logging name an object
 # Settings by which Hydra writes files, changes the environment or calls what it finds, and what they are without ours.
@@ -107,6 +109,8 @@ class JudgedLoader(ConfigLoaderImpl):
             cfg = super().load_configuration(config_name, overrides, run_mode, from_shell)
             check_hydra(cfg.hydra, overrides)
             self._check_places(cfg, typed)
+            if run_mode == RunMode.MULTIRUN:
+                check_sweep(Path(cfg.hydra.sweep.dir))
         except (HydraException, OmegaConfBaseException, RecursionError) as error:
             if (known := composing.ours(error)) is not None:
                 raise known from None
@@ -166,6 +170,21 @@ def bound_loading(repo: Any) -> None:
             ) from error
 
     repo.load_config = load_within_bounds
+
+
+def check_sweep(folder: Path) -> None:
+    """Refuse a folder for a sweep where Hydra, which asks nobody, would replace what the user has.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    file = folder / SWEEP
+    ours = file.is_file() and file.read_bytes()[: len(_SWEEP_BEGINS)] == _SWEEP_BEGINS
+    if os.path.islink(folder) or (os.path.lexists(file) and (file.is_symlink() or not ours)):
+        raise ConfigError(
+            f"hydra.sweep.dir={folder}: {SWEEP if os.path.lexists(file) else 'it'} is a link or not a sweep's; a sweep "
+            "would replace it. Choose another folder"
+        )
 
 
 def _check_file(path: str) -> int:

@@ -383,6 +383,27 @@ def test_case_56_an_output_of_another_run_is_used_only_if_it_was_made_with_the_s
     assert verify_folder("out")["config"]["seed"] == 7
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "folder", "dangling"])
+def test_case_56_a_sweep_replaces_no_file_of_the_user(tmp_path, kind):
+    from rlhf_lightning.hydra_loader import check_sweep
+
+    check_sweep(tmp_path / "new")
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "multirun.yaml").write_text("hydra:\n  run:\n    dir: x\n")
+    check_sweep(tmp_path / "ours")  # a sweep may go on
+    (tmp_path / "sweep").mkdir()
+    file = tmp_path / "sweep" / "multirun.yaml"
+    if kind == "file":
+        file.write_text("mine: 1")
+    elif kind == "folder":
+        (tmp_path / "sweep").rmdir()
+        (tmp_path / "sweep").symlink_to(tmp_path / "ours")
+    else:
+        file.symlink_to(tmp_path / "ours" / "multirun.yaml" if kind == "link" else "nowhere")
+    with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=.*would replace it"):
+        check_sweep(tmp_path / "sweep")
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "evaluation.json", "report.md"])
 def test_case_61_a_file_that_does_not_fit_is_left_as_it_was(tmp_path, monkeypatch, name):
     write_file(tmp_path / name, "before")
