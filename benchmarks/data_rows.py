@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.data.problems import Problems
-from rlhf_lightning.data.sources import iter_rows
-from rlhf_lightning.data.validate import StageKind, validate_rows
+from rlhf_lightning.data.readers.files import iter_rows
+from rlhf_lightning.data.readers.problems import Problems
+from rlhf_lightning.data.rows.validate import StageKind, validate_rows
 
 QUESTION = "Why is the sky blue at noon, and why is it red when the sun goes down?"
 GOOD = "Blue light is scattered most by the air; in the evening it has a longer way to go, and only red is left."

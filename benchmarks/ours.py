@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 
 from benchmarks.clock import Clock, Phase, read_job, write_result
 from rlhf_lightning.callbacks.steps import steps_done
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.types import ComparisonBatch, SFTBatch
 
@@ -88,7 +88,7 @@ def run_bare(job: dict[str, Any], clock: Clock) -> None:
     """A plain loop over the batches and the loss of our SFT module, without Lightning, logging and callbacks."""
     import torch
 
-    from rlhf_lightning.config import safe_instantiate
+    from rlhf_lightning.config.compose import safe_instantiate
     from rlhf_lightning.modules.sft import SFTModule
 
     section = compose([word for word in overrides_of(job) if "meter" not in word])["sft"]
@@ -126,7 +126,7 @@ def main() -> None:
     if job["side"] == "bare":
         run_bare(job, clock)
     else:
-        from rlhf_lightning.pipeline import run
+        from rlhf_lightning.stages.pipeline import run
 
         run(compose(overrides_of(job)))
     write_result(job, clock.result(job["warm_up"]) | {"overrides": overrides_of(job)})

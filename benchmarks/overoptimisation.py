@@ -34,17 +34,17 @@ from benchmarks.verdict import judge
 from rlhf_lightning.callbacks import RewardHackingGuard
 from rlhf_lightning.evaluation.plotting import BLUE, GREEN, GREY, ORANGE, label, legend, panels
 from rlhf_lightning.functional.advantage import returns_only
-from rlhf_lightning.functional.best_of_n import best_of_n_law
-from rlhf_lightning.functional.overoptimisation import (
+from rlhf_lightning.functional.theory.best_of_n import best_of_n_law
+from rlhf_lightning.functional.theory.overoptimisation import (
     CurveFit,
     best_of_n_curve,
     fit_best_of_n_curve,
     fit_rl_curve,
     rl_curve,
 )
-from rlhf_lightning.kl_control import FixedKL
 from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import EnsembleScorer, Scorer
 from rlhf_lightning.types import Experience

@@ -29,10 +29,10 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from benchmarks.verdict import judge
 from rlhf_lightning.data import ComparisonData
 from rlhf_lightning.functional.diagnostics import calibration
-from rlhf_lightning.miniature.tokenizer import SPECIAL, build_tokenizer
-from rlhf_lightning.miniature.words import WORDS
 from rlhf_lightning.modules import RewardModule
-from rlhf_lightning.schedules import linear
+from rlhf_lightning.optim.schedules import linear
+from rlhf_lightning.tasks.miniature.tokenizer import SPECIAL, build_tokenizer
+from rlhf_lightning.tasks.miniature.words import WORDS
 from rlhf_lightning.types import ComparisonBatch
 
 VOCABULARY = WORDS[:12]

@@ -153,7 +153,7 @@ def _start(words: Sequence[str], log: Path) -> int:
         os.dup2(stream, 1)
         os.dup2(stream, 2)
         sys.argv = ["rlhf-lightning", *words]
-        from rlhf_lightning.cli import main
+        from rlhf_lightning.cli.main import main
 
         main()
         code = 0
@@ -208,9 +208,6 @@ def _import_all() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import rlhf_lightning.miniature.gold
-    import rlhf_lightning.miniature.prepare
-    import rlhf_lightning.pipeline  # noqa: F401
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -221,7 +218,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args(arguments)
-    from rlhf_lightning.console import quiet
+    from rlhf_lightning.console.streams import quiet
 
     quiet()
     _import_all()

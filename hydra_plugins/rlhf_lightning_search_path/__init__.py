@@ -3,7 +3,7 @@
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from rlhf_lightning.locations import CONF_DIR
+from rlhf_lightning.config.locations import CONF_DIR
 
 
 class RLHFLightningSearchPath(SearchPathPlugin):

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done, steps_planned
-from rlhf_lightning.checkpoint.finite import first_nonfinite
+from rlhf_lightning.checkpoint.nonfinite import first_nonfinite
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 KL, KL_TARGET = "objective/kl", "objective/kl_target"
 TARGET_SLACK = 1.2  # without `max_kl`, this many controller targets are allowed

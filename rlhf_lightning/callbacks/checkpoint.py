@@ -23,7 +23,7 @@ from rlhf_lightning.callbacks.steps import steps_done, steps_planned
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, superfluous
 from rlhf_lightning.checkpoint.places import foreign
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 COST = 20  # times what a save took must pass until a long step is saved again
 

@@ -15,8 +15,8 @@ from rlhf_lightning.data import PromptData
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import PROXY, Alarm, HackingDetector, Limits
 from rlhf_lightning.functional.kl import totals
-from rlhf_lightning.ranges import require
 from rlhf_lightning.rollout import rank_seed
+from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.types import PromptBatch, Rollout
 

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rlhf_lightning.callbacks.steps import logged_scalars, steps_done
-from rlhf_lightning.console import append
+from rlhf_lightning.console.streams import append
 from rlhf_lightning.errors import DiskError
 
 OnError = Literal["raise", "warn"]

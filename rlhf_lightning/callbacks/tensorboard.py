@@ -12,9 +12,9 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
 from rlhf_lightning.callbacks.steps import gave_up, steps_done
-from rlhf_lightning.display import markdown
+from rlhf_lightning.console.display import markdown
 from rlhf_lightning.models.tokens import decode
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import Experience, Rollout
 
 Layout = dict[str, dict[str, list[Any]]]

@@ -10,10 +10,10 @@ from typing import Any
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from rlhf_lightning.checkpoint.codec import read_state, state_size, write_state
-from rlhf_lightning.checkpoint.finite import first_nonfinite, named_tensors
-from rlhf_lightning.checkpoint.handover import write_folder
+from rlhf_lightning.checkpoint.folders import write_folder
+from rlhf_lightning.checkpoint.hyperparameters import with_plain_records
+from rlhf_lightning.checkpoint.nonfinite import first_nonfinite, named_tensors
 from rlhf_lightning.checkpoint.places import foreign, free_name, remove_folder
-from rlhf_lightning.checkpoint.plain import with_plain_records
 from rlhf_lightning.checkpoint.provenance import read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError, NumericalError
 

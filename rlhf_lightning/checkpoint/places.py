@@ -1,6 +1,6 @@
 """What may be written, replaced and deleted: what is not there yet, and what this library itself has written.
 
-Every writer of the library goes through here or through `rlhf_lightning.checkpoint.handover`, which asks `foreign`.
+Every writer of the library goes through here or through `rlhf_lightning.checkpoint.folders`, which asks `foreign`.
 Nothing is followed through a link: a link, a device or a file with a second name is somebody else's.
 """
 

@@ -18,11 +18,11 @@ from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.loader import Item, ShardedLoader, split_batch
+from rlhf_lightning.data.readers.files import LocatedRow
+from rlhf_lightning.data.rows.validate import StageKind, canonical, count_repeated, identity, load_rows, prompt_identity
 from rlhf_lightning.data.screen import encode_sound
-from rlhf_lightning.data.sources import LocatedRow
-from rlhf_lightning.data.validate import StageKind, canonical, count_repeated, identity, load_rows, prompt_identity
 from rlhf_lightning.errors import ConfigError, DataError
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 log = logging.getLogger(__name__)
 

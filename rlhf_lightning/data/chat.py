@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data.sources import LocatedRow, located
-from rlhf_lightning.data.turns import has_generation_markers, split_turns
+from rlhf_lightning.data.readers.files import LocatedRow, located
+from rlhf_lightning.data.rows.turns import has_generation_markers, split_turns
 from rlhf_lightning.errors import DataError
+from rlhf_lightning.models.templates import LIMITS, name_of, render, render_marked
 from rlhf_lightning.models.tokens import TokenizerFault, decode, encode, encode_marked
-from rlhf_lightning.templates import LIMITS, name_of, render, render_marked
 from rlhf_lightning.types import Row
 
 Prompt = str | list[dict[str, Any]]

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_lightning.data.problems import Problems
-from rlhf_lightning.data.sources import iter_rows
-from rlhf_lightning.data.validate import StageKind, count_repeated, identity, row_type, validate_rows
+from rlhf_lightning.data.readers.files import iter_rows
+from rlhf_lightning.data.readers.problems import Problems
+from rlhf_lightning.data.rows.validate import StageKind, count_repeated, identity, row_type, validate_rows
 from rlhf_lightning.errors import DataError
 
 STAGES: dict[str, StageKind] = {

@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.collate import pad, pad_id
-from rlhf_lightning.data.implicit import split_shared_prompt
-from rlhf_lightning.data.sources import LocatedRow, located
-from rlhf_lightning.data.validate import StageKind, row_type
+from rlhf_lightning.data.readers.files import LocatedRow, located
+from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
+from rlhf_lightning.data.rows.validate import StageKind, row_type
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import ComparisonBatch
 
 

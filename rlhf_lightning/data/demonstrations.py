@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.collate import pad, pad_id
-from rlhf_lightning.data.sources import LocatedRow
-from rlhf_lightning.data.validate import StageKind, narrowed
+from rlhf_lightning.data.readers.files import LocatedRow
+from rlhf_lightning.data.rows.validate import StageKind, narrowed
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import SFTBatch
 
 

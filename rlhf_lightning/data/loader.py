@@ -9,9 +9,9 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 
-from rlhf_lightning.combinations import check_batch
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.functional.lengths import cut
+from rlhf_lightning.rules.combinations import check_batch
 
 
 class Item(Protocol):

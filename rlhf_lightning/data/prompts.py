@@ -13,10 +13,10 @@ from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import encode_prompts, shorten_prompt
 from rlhf_lightning.data.collate import pad, pad_id
 from rlhf_lightning.data.loader import ShardedLoader
-from rlhf_lightning.data.sources import LocatedRow
-from rlhf_lightning.data.validate import StageKind
+from rlhf_lightning.data.readers.files import LocatedRow
+from rlhf_lightning.data.rows.validate import StageKind
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Row
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rlhf_lightning import signals
-from rlhf_lightning.data.problems import Problems
-from rlhf_lightning.data.sources import LocatedRow
+from rlhf_lightning.data.readers.files import LocatedRow
+from rlhf_lightning.data.readers.problems import Problems
 from rlhf_lightning.errors import DataError, TemplateFault
 
 T = TypeVar("T")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning import display
 from rlhf_lightning.checkpoint.places import write_file
+from rlhf_lightning.console import display
 from rlhf_lightning.evaluation.history import HistoryRow, moving_mean, series
 from rlhf_lightning.evaluation.plotting import (
     BLUE,

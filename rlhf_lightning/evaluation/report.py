@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint.places import write_file
-from rlhf_lightning.console import say
-from rlhf_lightning.display import fence, markdown, plain
+from rlhf_lightning.console.display import fence, markdown, plain
+from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import HistoryRow, last_value, read_histories

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 
 def gae(

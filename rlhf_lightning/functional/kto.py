@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_lightning.functional.masking import divide_by_count, masked_mean
 from rlhf_lightning.functional.preference import implicit_rewards
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 
 class KTOLoss(NamedTuple):

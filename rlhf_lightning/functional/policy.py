@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_lightning.functional.aggregate import seq_mean_token_mean, token_mean
 from rlhf_lightning.functional.ppo import PolicyLoss, masked_log_ratio, watched
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 
 def reinforce_loss(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_lightning.functional.aggregate import token_mean
 from rlhf_lightning.functional.masking import masked_mean, masked_moments
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to +-this before ``exp``: e^20 is far outside any clip range and finite in float32."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from rlhf_lightning.functional.reward import pair_mean, verdicts
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 
 class PreferenceLoss(NamedTuple):

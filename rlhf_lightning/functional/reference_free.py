@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from rlhf_lightning.functional.preference import PreferenceLoss, preference_loss
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 
 def simpo_loss(

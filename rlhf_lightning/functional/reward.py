@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from rlhf_lightning.functional.masking import divide_by_count
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 
 class PairwiseLoss(NamedTuple):

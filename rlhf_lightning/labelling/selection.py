@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlhf_lightning.functional.best_of_n import best_of_n, best_of_n_kl_bound
+from rlhf_lightning.functional.theory.best_of_n import best_of_n, best_of_n_kl_bound
 from rlhf_lightning.labelling.ranking import can_be_a_row, like_prompt
 
 Records = Sequence[Mapping[str, Any]]

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.trunk import layers
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 ALL_LINEAR = "all-linear"
 NAME = "default"  # peft's own name for the only adapter of a model

@@ -22,12 +22,12 @@ from transformers import (
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.functional.linear_logprobs import CHUNK
-from rlhf_lightning.memory import is_out_of_memory
 from rlhf_lightning.models.adapters import Lora, lora
 from rlhf_lightning.models.checks import check_config, check_templates, check_tokens, check_unused
+from rlhf_lightning.models.memory import is_out_of_memory
 from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.trunk import freeze_layers
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 
 DType = Literal["float32", "bfloat16", "float16"]
 # Other names transformers looks up on the hub, to download a kernel and run it.

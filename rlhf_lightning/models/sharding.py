@@ -12,11 +12,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from rlhf_lightning.combinations import FSDP2_ADAPTERS
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.models.heads import ScalarModel, ValueHead
 from rlhf_lightning.models.trunk import layers
+from rlhf_lightning.rules.combinations import FSDP2_ADAPTERS
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:

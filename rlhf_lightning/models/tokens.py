@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.templates import name_of
+from rlhf_lightning.models.templates import name_of
 
 T = TypeVar("T")
 Rows = Sequence[Sequence[int]] | Tensor  # ids of each text

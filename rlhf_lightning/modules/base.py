@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.checkpoint import write_folder
-from rlhf_lightning.combinations import FSDP1_REFUSED
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
@@ -24,7 +23,8 @@ from rlhf_lightning.modules.precision import convert_weights
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
 from rlhf_lightning.modules.splitting import Splitting
 from rlhf_lightning.modules.totals import Totals
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.combinations import FSDP1_REFUSED
+from rlhf_lightning.rules.ranges import require
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[..., Any]

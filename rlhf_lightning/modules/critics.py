@@ -6,9 +6,9 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
-from rlhf_lightning.combinations import WHICH_CRITIC
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained, ScalarModel, ValueHead
+from rlhf_lightning.rules.combinations import WHICH_CRITIC
 
 Critic = Pretrained | ScalarModel | Literal["policy", "shared_trunk"]
 """A reward model to start from, a copy of the ``policy`` with a zero head, or a zero head on the trunk that the policy

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rlhf_lightning.checkpoint.codec import write_state
-from rlhf_lightning.checkpoint.finite import first_nonfinite
+from rlhf_lightning.checkpoint.nonfinite import first_nonfinite
 from rlhf_lightning.errors import CheckpointError, ConfigError, NumericalError
 from rlhf_lightning.types import TensorData
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.errors import NumericalError
-from rlhf_lightning.memory import halved
+from rlhf_lightning.models.memory import halved
 from rlhf_lightning.modules.finite import NotFinite
+from rlhf_lightning.modules.ppo_settings import Schedule
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
-from rlhf_lightning.modules.settings import Schedule
 from rlhf_lightning.types import Experience, PromptBatch, Rollout
 
 if TYPE_CHECKING:

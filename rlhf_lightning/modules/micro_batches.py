@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_lightning import signals
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.models.packing import adjacent_groups, balanced
-from rlhf_lightning.modules.settings import Schedule
+from rlhf_lightning.modules.ppo_settings import Schedule
 from rlhf_lightning.types import Experience, Rollout
 
 Part = TypeVar("Part", Rollout, Experience)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lightning.combinations import FSDP2_LAYOUT
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import FrozenModels, Pretrained, frozen_copy
 from rlhf_lightning.models.forward import token_scores
+from rlhf_lightning.models.recipes import depth_of, load_policy, load_trained
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
-from rlhf_lightning.modules.sources import depth_of, load_policy, load_trained
+from rlhf_lightning.rules.combinations import FSDP2_LAYOUT
 from rlhf_lightning.types import AnswerBatch, ComparisonBatch
 
 
@@ -28,7 +28,7 @@ class AnswerLogprobs(NamedTuple):
 
 
 class OfflineModule(RLHFModule):
-    """Base of `PreferenceModule` and `UnpairedPreferenceModule`.
+    """Base of `DPOModule` and `KTOModule`.
 
     Args:
         policy: a loading recipe or a causal language model.

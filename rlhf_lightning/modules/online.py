@@ -22,15 +22,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.aggregate import Aggregation
 from rlhf_lightning.functional.masking import Moments, masked_moments, merge_moments, whiten_with
-from rlhf_lightning.kl_control import KLController
 from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.forward import packs_rows
 from rlhf_lightning.models.sharding import gathered, gradient_norm
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.iteration import fitting, on_all_ranks
 from rlhf_lightning.modules.micro_batches import micro_batches, take
-from rlhf_lightning.modules.settings import PPOSettings, Schedule
+from rlhf_lightning.modules.ppo_settings import PPOSettings, Schedule
 from rlhf_lightning.modules.watched import Watched, of_padding
+from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.engine import check_prompts
 from rlhf_lightning.rollout.groups import replaced, undecided

@@ -12,17 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lightning.combinations import FSDP2_LAYOUT
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.functional.aggregate import aggregation, token_mean
 from rlhf_lightning.functional.kl import ESTIMATORS, estimate, shape_scores, shaped_rewards, totals
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
-from rlhf_lightning.kl_control import FixedKL, KLController
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, frozen_copy
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.packing import adjacent_groups
+from rlhf_lightning.models.recipes import depth_of, load_trained
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.critics import Critic, build_critic
@@ -30,11 +29,12 @@ from rlhf_lightning.modules.iteration import checked, fitting, guarded
 from rlhf_lightning.modules.micro_batches import evaluated
 from rlhf_lightning.modules.objective import engine_gap, objective
 from rlhf_lightning.modules.online import Denominators, OnlineModule
-from rlhf_lightning.modules.settings import PPOSettings
-from rlhf_lightning.modules.sources import depth_of, load_trained
-from rlhf_lightning.modules.void import refuse_void
+from rlhf_lightning.modules.ppo_rules import refuse_void
+from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.modules.watched import of_policy, of_value
+from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
+from rlhf_lightning.rules.combinations import FSDP2_LAYOUT
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.types import Experience, PromptBatch, Rollout
 
@@ -71,7 +71,7 @@ class PPOModule(OnlineModule):
         settings: the numbers of the update.
 
     Raises:
-        ConfigError: the combination is void, see `rlhf_lightning.modules.void`.
+        ConfigError: the combination is void, see `rlhf_lightning.modules.ppo_rules`.
     """
 
     stage, trains = "ppo", "policy"

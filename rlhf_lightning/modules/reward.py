@@ -11,12 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.reward import kwise_logistic_loss, kwise_pairs
 from rlhf_lightning.models import Pretrained, ScalarModel
+from rlhf_lightning.models.recipes import depth_of
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.held_out import HeldOut
-from rlhf_lightning.modules.sources import depth_of
 from rlhf_lightning.modules.splitting import in_parts
 from rlhf_lightning.modules.totals import Totals
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import ComparisonBatch
 
 RankingLoss = Callable[..., Tensor]

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.forward import token_scores
+from rlhf_lightning.models.recipes import load_trained
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
-from rlhf_lightning.modules.sources import load_trained
 from rlhf_lightning.modules.splitting import in_parts
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.types import SFTBatch

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rlhf_lightning.errors import OutOfMemory
-from rlhf_lightning.memory import fits, is_out_of_memory
+from rlhf_lightning.models.memory import fits, is_out_of_memory
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.types import ComparisonBatch, FeedbackBatch

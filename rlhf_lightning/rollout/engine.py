@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lightning import combinations
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.forward import contiguous_head
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules import combinations
+from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Rollout
 
 

@@ -13,9 +13,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from rlhf_lightning import signals
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import response_mask
-from rlhf_lightning.memory import halved
+from rlhf_lightning.models.memory import halved
+from rlhf_lightning.rollout.broken_logits import FiniteLogits
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
-from rlhf_lightning.rollout.finite import FiniteLogits
 from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.types import PromptBatch, Rollout
 

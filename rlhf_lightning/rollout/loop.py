@@ -19,13 +19,13 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lightning import signals
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import position_ids
-from rlhf_lightning.memory import halved
-from rlhf_lightning.ranges import require
+from rlhf_lightning.models.memory import halved
+from rlhf_lightning.rollout.broken_logits import broken_logits
 from rlhf_lightning.rollout.cache import Pack, empty_cache, is_plain, joined
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
-from rlhf_lightning.rollout.finite import broken_logits
 from rlhf_lightning.rollout.sample import sample
 from rlhf_lightning.rollout.stop import StopStrings
+from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Rollout
 
 DType = Literal["float32", "bfloat16", "float16"]

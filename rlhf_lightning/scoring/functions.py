@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError, RewardFunctionError
-from rlhf_lightning.ranges import require
-from rlhf_lightning.scoring.isolation import CallFailed, IsolatedFunction
+from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.scoring.isolation.process import CallFailed, IsolatedFunction
+from rlhf_lightning.scoring.isolation.worker import describe, load, plain
 from rlhf_lightning.scoring.scorer import Details, Remembered, completion_ids, completion_texts, on_last_token
 from rlhf_lightning.scoring.verdicts import Checked, checked, error_policy
-from rlhf_lightning.scoring.worker import describe, load, plain
 from rlhf_lightning.types import Rollout
 
 RewardFunction = Callable[..., Sequence[float | None] | Sequence[Sequence[float] | None] | Tensor]

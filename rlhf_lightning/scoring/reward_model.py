@@ -14,18 +14,18 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning import signals
 from rlhf_lightning.checkpoint import read_provenance
-from rlhf_lightning.checkpoint.finite import first_nonfinite
+from rlhf_lightning.checkpoint.nonfinite import first_nonfinite
 from rlhf_lightning.errors import CheckpointError, NumericalError
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.functional.sequences import right_pad
-from rlhf_lightning.memory import halved
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.frozen import fingerprint
+from rlhf_lightning.models.memory import halved
+from rlhf_lightning.models.templates import render
 from rlhf_lightning.models.tokens import encode
-from rlhf_lightning.ranges import require
+from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.scoring.scorer import completion_texts
 from rlhf_lightning.scoring.verdicts import error_policy
-from rlhf_lightning.templates import render
 from rlhf_lightning.types import Rollout
 
 log = logging.getLogger(__name__)

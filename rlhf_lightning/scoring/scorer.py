@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.combinations import NOBODY_SCORES
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import last_index
 from rlhf_lightning.models.tokens import decode
+from rlhf_lightning.rules.combinations import NOBODY_SCORES
 from rlhf_lightning.types import Rollout
 
 Details = dict[str, Tensor]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.ranges import FLOAT32_MAX
-from rlhf_lightning.scoring.isolation import CallFailed
+from rlhf_lightning.rules.ranges import FLOAT32_MAX
+from rlhf_lightning.scoring.isolation.process import CallFailed
 
 Checked = list[float | list[float] | str]
 """For each sample a number, a list of one per token, or a text that says why it is neither."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.modules.preference import needs_reference
+from rlhf_lightning.modules.dpo import needs_reference
 from rlhf_lightning.stages.offline import train_offline
 from rlhf_lightning.stages.run import Run
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.places import write_file
-from rlhf_lightning.combinations import NOBODY_JUDGES
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation import compare, print_table, write_report
 from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
+from rlhf_lightning.rules.combinations import NOBODY_JUDGES
 from rlhf_lightning.scoring import RewardModelScorer, Scorer
 from rlhf_lightning.stages.run import Run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_lightning.modules.unpaired import try_loss
+from rlhf_lightning.modules.kto import try_loss
 from rlhf_lightning.stages.offline import train_offline
 from rlhf_lightning.stages.run import Run
 

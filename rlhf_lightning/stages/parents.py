@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.provenance import PROVENANCE, sha256
-from rlhf_lightning.data.sources import ROW_FILES
+from rlhf_lightning.data.readers.files import ROW_FILES
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")  # of a model that another tool wrote
 WORD_FILES = ("merges.txt", "vocab.txt")  # of its tokenizer

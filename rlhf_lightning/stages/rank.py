@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint import write_folder
-from rlhf_lightning.data.sources import read_rows
-from rlhf_lightning.data.validate import validate_rows
+from rlhf_lightning.data.readers.files import read_rows
+from rlhf_lightning.data.rows.validate import validate_rows
 from rlhf_lightning.labelling import SamplingModule, ranking_rows
 from rlhf_lightning.labelling.ranking import candidate_rows, write_rows
 from rlhf_lightning.stages.parents import Parents

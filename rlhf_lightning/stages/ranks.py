@@ -11,7 +11,7 @@ import lightning
 import torch
 
 from rlhf_lightning import signals
-from rlhf_lightning.config import redact
+from rlhf_lightning.config.compose import redact
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.stages.resume import differences
 

@@ -15,11 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
-from rlhf_lightning.checkpoint.handover import probe
+from rlhf_lightning.checkpoint.folders import probe
 from rlhf_lightning.checkpoint.io import checkpoints, is_checkpoint, newest_checkpoint
 from rlhf_lightning.checkpoint.places import lock, sweep, write_file
 from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
-from rlhf_lightning.config import config_text, redact
+from rlhf_lightning.config.compose import config_text, redact
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, RECORD, check_entries, check_places, outputs
 from rlhf_lightning.stages.room import check_owner, clear_away, holds_a_run, make_room

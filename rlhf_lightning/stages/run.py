@@ -17,9 +17,9 @@ from rlhf_lightning.callbacks import DurableCheckpoint, History, StopAtBoundary
 from rlhf_lightning.callbacks.events import lasting
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
-from rlhf_lightning.config import config_text, redact, safe_instantiate
+from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
+from rlhf_lightning.config.messages import told_as_config_error
 from rlhf_lightning.errors import CheckpointError
-from rlhf_lightning.explain import told_as_config_error
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.modules.precision import HALF, HalfWeights
@@ -32,7 +32,7 @@ class Run:
     """A resolved config and the folder it writes to.
 
     Args:
-        config: plain dict, as `rlhf_lightning.config.compose` returns it.
+        config: plain dict, as `rlhf_lightning.config.compose.compose` returns it.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:

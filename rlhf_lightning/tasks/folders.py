@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.checkpoint.handover import write_folder
+from rlhf_lightning.checkpoint.folders import write_folder
 from rlhf_lightning.checkpoint.places import foreign, lock
 from rlhf_lightning.checkpoint.provenance import verify_folder
 from rlhf_lightning.errors import CheckpointError

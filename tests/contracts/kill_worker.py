@@ -9,7 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from rlhf_lightning.checkpoint import handover, verify_folder
+from rlhf_lightning.checkpoint import folders as handover
+from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.errors import CheckpointError
 from tests.faults.dying_child import dies_before
 

@@ -6,9 +6,9 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from rlhf_lightning.kl_control import FixedKL
 from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer
 from tests import tiny

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils._pytree import tree_leaves
 
-from rlhf_lightning.data.sources import read_rows
-from rlhf_lightning.data.validate import validate_rows
+from rlhf_lightning.data.readers.files import read_rows
+from rlhf_lightning.data.rows.validate import validate_rows
 from rlhf_lightning.labelling.ranking import ranking_rows, write_rows
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer

@@ -13,18 +13,18 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils._pytree import tree_leaves
 
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.errors import CheckpointError
-from rlhf_lightning.kl_control import AdaptiveKL, LogSpaceKL
 from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules import SFTModule
-from rlhf_lightning.pipeline import run as run_pipeline
+from rlhf_lightning.optim.kl_controllers import AdaptiveKL, LogSpaceKL
+from rlhf_lightning.optim.schedules import linear
 from rlhf_lightning.rollout import Sampling
-from rlhf_lightning.schedules import linear
 from rlhf_lightning.scoring import FunctionScorer
+from rlhf_lightning.stages.pipeline import run as run_pipeline
 from tests import tiny
 from tests.contracts.scene import train
 from tests.integration import phases

@@ -11,11 +11,11 @@ from torch.nn.functional import pad
 from rlhf_lightning.functional.advantage import dr_grpo, gae
 from rlhf_lightning.functional.policy import gspo_loss
 from rlhf_lightning.functional.ppo import clipped_policy_loss
-from rlhf_lightning.kl_control import LogSpaceKL
 from rlhf_lightning.models import ScalarModel
 from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
 from rlhf_lightning.modules.online import Denominators
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import LogSpaceKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.types import ComparisonBatch, SFTBatch
 from tests import tiny

@@ -12,7 +12,7 @@ import time
 
 
 def answer(words):
-    from rlhf_lightning import cli
+    from rlhf_lightning.cli import main as cli
 
     sys.argv = ["rlhf-lightning", *words]
     out, err, code = io.StringIO(), io.StringIO(), None

@@ -4,14 +4,14 @@ OUTSIDE stands for a folder that is nobody's business, PORT for a port that some
 variable of the environment whose value must not be seen anywhere.
 """
 
-from rlhf_lightning.bounds import DEEPEST
+from rlhf_lightning.config.bounds import DEEPEST
 
 LOGGERS = "lightning.pytorch.loggers"
 CALLBACKS = "lightning.pytorch.callbacks"
 OF_CSV = f"_target_: {LOGGERS}.CSVLogger, save_dir: '${{run_dir}}'"
 OF_CHECKPOINT = f"_target_: {CALLBACKS}.ModelCheckpoint"
 OF_PROFILER = "_target_: lightning.pytorch.profilers.SimpleProfiler"
-TASK = "_target_: rlhf_lightning.miniature.prepare.prepare_miniature"
+TASK = "_target_: rlhf_lightning.tasks.miniature.prepare.prepare_miniature"
 SECRET = "${oc.env:CANARY}"
 TWICE = "\n".join(f"a{i}: ${{a{i - 1}}}${{a{i - 1}}}" for i in range(1, 41))
 BOTH = "\n".join(f"a{i}: {{x: '${{a{i - 1}}}', y: '${{a{i - 1}}}'}}" for i in range(1, 41))

@@ -19,7 +19,7 @@ from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.functional.kto import kto_loss
 from rlhf_lightning.models import ScalarModel
 from rlhf_lightning.modules import RewardModule, SFTModule
-from rlhf_lightning.schedules import linear
+from rlhf_lightning.optim.schedules import linear
 from tests import tiny
 from tests.integration import phases
 from tests.unit.modules import offline

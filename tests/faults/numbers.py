@@ -14,10 +14,10 @@ from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.feedback import FeedbackData
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.models import ScalarModel
-from rlhf_lightning.modules import PPOModule, PreferenceModule, RewardModule, SFTModule, UnpairedPreferenceModule
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules import DPOModule, KTOModule, PPOModule, RewardModule, SFTModule
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.schedules import linear
 from rlhf_lightning.rollout import Sampling
-from rlhf_lightning.schedules import linear
 from rlhf_lightning.scoring import FunctionScorer
 from tests import tiny
 from tests.integration import phases
@@ -37,7 +37,7 @@ def module_of(stage, cls=None, max_skipped_steps=3, **settings):
         torch.nn.init.normal_(model.score.weight)
         return (cls or RewardModule)(model, tok, OPTIMIZER, **common)
     if stage in ("dpo", "kto"):
-        kind = PreferenceModule if stage == "dpo" else UnpairedPreferenceModule
+        kind = DPOModule if stage == "dpo" else KTOModule
         return (cls or kind)(tiny.policy(scale=0.3), tok, OPTIMIZER, **common)
     given = {"ppo_epochs": 2, "minibatch_size": 4, "micro_batch_size": 2, "max_approx_kl": None, **settings}
     return (cls or PPOModule)(

@@ -11,9 +11,9 @@ from pathlib import Path
 import lightning
 
 import tests.conftest  # noqa: F401  (threads and no network)
-from rlhf_lightning import pipeline
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.modules.base import RLHFModule
+from rlhf_lightning.stages import pipeline
 
 DIED = 77
 stage = ""

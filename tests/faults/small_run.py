@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from rlhf_lightning.checkpoint.provenance import sha256
-from rlhf_lightning.config import compose
-from rlhf_lightning.pipeline import run
+from rlhf_lightning.config.compose import compose
+from rlhf_lightning.stages.pipeline import run
 from tests.integration import small_pipeline
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,10 @@ import torch
 from omegaconf import OmegaConf
 
 from rlhf_lightning.callbacks import DurableCheckpoint
-from rlhf_lightning.checkpoint import handover, places, provenance, read_provenance
-from rlhf_lightning.checkpoint.exchange import exchange
+from rlhf_lightning.checkpoint import folders as handover
+from rlhf_lightning.checkpoint import places, provenance, read_provenance
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints, newest_checkpoint
+from rlhf_lightning.checkpoint.swap import exchange
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.modules import SFTModule
 from rlhf_lightning.stages import resume

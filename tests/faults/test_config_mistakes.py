@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hydra.errors import ConfigCompositionException
 
-from rlhf_lightning.config import compose
-from rlhf_lightning.explain import explain
+from rlhf_lightning.config.compose import compose
+from rlhf_lightning.config.messages import explain
 from tests.gates.gate_sources import ROOT
 
 # (command, what the answer says); MODEL is a folder whose config.json allows 64 positions

@@ -13,9 +13,9 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
-from rlhf_lightning import console
 from rlhf_lightning.callbacks import history
 from rlhf_lightning.callbacks.events import lasting
+from rlhf_lightning.console import streams as console
 from rlhf_lightning.errors import DiskError
 from tests.faults import small_run
 
@@ -41,7 +41,7 @@ PROGRAM = """
     import logging, sys, time, warnings
     from pathlib import Path
     from rlhf_lightning import signals
-    from rlhf_lightning.console import say, unbreakable
+    from rlhf_lightning.console.streams import say, unbreakable
 
     with signals.watched():
         unbreakable()

@@ -13,14 +13,14 @@ import pytest
 from lightning.pytorch import Trainer
 
 from rlhf_lightning.checkpoint import verify_folder
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.data import ComparisonData, DemonstrationData, FeedbackData, PromptData
-from rlhf_lightning.data.lines import MAX_LINE_BYTES
-from rlhf_lightning.data.problems import Problems
-from rlhf_lightning.data.sources import iter_rows, read_rows
-from rlhf_lightning.data.validate import load_rows, validate_rows
+from rlhf_lightning.data.readers.files import iter_rows, read_rows
+from rlhf_lightning.data.readers.lines import MAX_LINE_BYTES
+from rlhf_lightning.data.readers.problems import Problems
+from rlhf_lightning.data.rows.validate import load_rows, validate_rows
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.pipeline import run
+from rlhf_lightning.stages.pipeline import run
 from tests import tiny
 from tests.gates.gate_sources import ROOT
 

@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.data_rows import ROWS
 from rlhf_lightning.data import ComparisonData, DemonstrationData, FeedbackData, PromptData
-from rlhf_lightning.data.problems import Problems
-from rlhf_lightning.data.sources import iter_rows
-from rlhf_lightning.data.validate import ROW_TYPES, validate_rows
+from rlhf_lightning.data.readers.files import iter_rows
+from rlhf_lightning.data.readers.problems import Problems
+from rlhf_lightning.data.rows.validate import ROW_TYPES, validate_rows
 from rlhf_lightning.errors import DataError
 from tests import tiny
 

@@ -22,9 +22,9 @@ from rlhf_lightning.functional.ppo import clipped_policy_loss
 from rlhf_lightning.functional.preference import dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss
 from rlhf_lightning.functional.ratios import CORRECTIONS
 from rlhf_lightning.functional.reference_free import simpo_loss
-from rlhf_lightning.kl_control import AdaptiveKL, FixedKL, LogSpaceKL
 from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import AdaptiveKL, FixedKL, LogSpaceKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer
 from tests import tiny

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlhf_lightning.callbacks import RewardHackingGuard
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.evaluation.hacking import Limits
-from rlhf_lightning.kl_control import FixedKL
+from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.scoring import FunctionScorer
 from tests import tiny
 from tests.faults import jobs

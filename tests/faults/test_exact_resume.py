@@ -8,10 +8,10 @@ from collections import Counter
 import lightning
 import pytest
 
-from rlhf_lightning import pipeline
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.modules.base import RLHFModule
+from rlhf_lightning.stages import pipeline
 from tests.faults import jobs, pair, pipeline_worker
 from tests.gates.gate_sources import ROOT
 from tests.integration import phases, small_pipeline

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
+from rlhf_lightning.console.redaction import redact
 from rlhf_lightning.errors import CheckpointError, DataError, RLHFError
 from rlhf_lightning.models import Pretrained
-from rlhf_lightning.redaction import redact
 from tests import tiny
 from tests.faults.hostile_files import CONFIGS, IGNORED, REFUSED, Evil, adapter, pickle
 from tests.gates.gate_sources import ROOT
@@ -161,7 +161,7 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_case_55_a_chat_template_cannot_leave_its_sandbox(tmp_path, monkeypatch, name):
-    from rlhf_lightning.data.turns import render
+    from rlhf_lightning.data.rows.turns import render
 
     monkeypatch.chdir(tmp_path)
     tokenizer = tiny.tokenizer()

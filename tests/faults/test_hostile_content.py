@@ -14,15 +14,14 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_lightning import templates
 from rlhf_lightning.data import ComparisonData, DemonstrationData, FeedbackData, PromptData
 from rlhf_lightning.data.chat import encode_prompts
-from rlhf_lightning.data.sources import LocatedRow
+from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.errors import CheckpointError, DataError, TemplateFault
-from rlhf_lightning.models import Pretrained
+from rlhf_lightning.models import Pretrained, templates
+from rlhf_lightning.models.templates import render
 from rlhf_lightning.models.tokens import TokenizerFault, decode, encode
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
-from rlhf_lightning.templates import render
 from tests import tiny
 from tests.faults import hostile_content
 

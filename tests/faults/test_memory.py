@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rlhf_lightning.errors import OutOfMemory
-from rlhf_lightning.memory import halved
 from rlhf_lightning.models import ScalarModel
+from rlhf_lightning.models.memory import halved
 from rlhf_lightning.modules.splitting import parts
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
 from rlhf_lightning.scoring.reward_model import RewardModelScorer

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_lightning.checkpoint.codec import read_state
-from rlhf_lightning.checkpoint.finite import first_nonfinite, named_tensors
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
+from rlhf_lightning.checkpoint.nonfinite import first_nonfinite, named_tensors
 from rlhf_lightning.errors import ConfigError, NumericalError
 from rlhf_lightning.models import ScalarModel
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling

@@ -9,9 +9,9 @@ import lightning
 import pytest
 
 from rlhf_lightning.checkpoint.provenance import sha256
-from rlhf_lightning.config import compose
-from rlhf_lightning.pipeline import run
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.stages.parents import Parents
+from rlhf_lightning.stages.pipeline import run
 from tests.faults import small_run
 
 

@@ -12,9 +12,9 @@ from rlhf_lightning.checkpoint import verify_folder, write_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.checkpoint.places import lock, write_file
 from rlhf_lightning.checkpoint.provenance import read_sealed
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError, RLHFError
-from rlhf_lightning.pipeline import run
+from rlhf_lightning.stages.pipeline import run
 from tests.faults import small_run, trees
 
 
@@ -385,7 +385,7 @@ def test_case_56_an_output_of_another_run_is_used_only_if_it_was_made_with_the_s
 
 @pytest.mark.parametrize("kind", ["file", "link", "folder", "dangling"])
 def test_case_56_a_sweep_replaces_no_file_of_the_user(tmp_path, kind):
-    from rlhf_lightning.hydra_loader import check_sweep
+    from rlhf_lightning.config.hydra_loader import check_sweep
 
     check_sweep(tmp_path / "new")
     (tmp_path / "ours").mkdir()

@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from rlhf_lightning import launch, pipeline
 from rlhf_lightning.checkpoint.io import checkpoints
 from rlhf_lightning.checkpoint.provenance import verify_folder
-from rlhf_lightning.config import compose
+from rlhf_lightning.cli import launch
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.stages import ranks
+from rlhf_lightning.stages import pipeline, ranks
 from rlhf_lightning.stages.resume import LOCK, RunFolder
 from tests.faults import small_run
 
@@ -42,7 +42,7 @@ PROGRAM = """
     from pathlib import Path
     from rlhf_lightning import signals
     from rlhf_lightning.errors import DataError
-    from rlhf_lightning.launch import HANDOVER_VARIABLE, RankError, launch, serve
+    from rlhf_lightning.cli.launch import HANDOVER_VARIABLE, RankError, launch, serve
 
     def work(config):
         rank = int(os.environ["RANK"])

@@ -6,9 +6,9 @@ import pytest
 from rlhf_lightning import signals
 from rlhf_lightning.callbacks.steps import steps_done
 from rlhf_lightning.checkpoint.provenance import sha256
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.modules.base import RLHFModule
-from rlhf_lightning.pipeline import run as run_pipeline
+from rlhf_lightning.stages.pipeline import run as run_pipeline
 from tests.faults import jobs
 from tests.integration import small_pipeline
 

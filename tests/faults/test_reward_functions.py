@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lightning.config import compose, safe_instantiate
+from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.errors import ConfigError, RewardFunctionError
 from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer, RewardSources, details_of
 from tests import tiny
@@ -236,7 +236,7 @@ import rlhf_lightning
 package = types.ModuleType("rlhf_lightning.scoring")  # without its torch
 package.__path__ = [rlhf_lightning.__path__[0] + "/scoring"]
 sys.modules["rlhf_lightning.scoring"] = package
-from rlhf_lightning.scoring.isolation import IsolatedFunction
+from rlhf_lightning.scoring.isolation.process import IsolatedFunction
 function = IsolatedFunction("{HERE}.words")
 function(dict(prompts=[], completions=[]), 30)
 print(function.pid, flush=True)

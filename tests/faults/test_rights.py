@@ -14,10 +14,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from rlhf_lightning import redaction
-from rlhf_lightning.config import compose, load_config, save_config
+from rlhf_lightning.config.compose import compose, load_config, save_config
+from rlhf_lightning.console import redaction
+from rlhf_lightning.console.redaction import known, redact, redact_text, remember
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.redaction import known, redact, redact_text, remember
 from tests.faults.hostile_rights import CONFIGS, GROWS, LOGGERS
 from tests.gates.gate_sources import ROOT
 
@@ -33,9 +33,9 @@ def noted(call):
 for name in ("getaddrinfo", "create_connection"):
     setattr(socket, name, noted(getattr(socket, name)))
 socket.socket.connect = noted(socket.socket.connect)
-pipeline = types.ModuleType("rlhf_lightning.pipeline")
+pipeline = types.ModuleType("rlhf_lightning.stages.pipeline")
 pipeline.run = lambda config: print("RUN" + json.dumps(config, default=str))
-sys.modules["rlhf_lightning.pipeline"] = pipeline
+sys.modules["rlhf_lightning.stages.pipeline"] = pipeline
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
 # What a file may do: `resolved` must be the value at the key.
@@ -194,7 +194,7 @@ def test_case_57_what_is_typed_is_allowed(answers, name):
 @pytest.fixture
 def secret(monkeypatch):
     """A variable that is called like nothing in particular; what a test lets be remembered is forgotten again."""
-    monkeypatch.setattr("rlhf_lightning.redaction._remembered", set())
+    monkeypatch.setattr("rlhf_lightning.console.redaction._remembered", set())
     monkeypatch.setenv("MY_DATABASE", "s3cret/of two\nlines")
     monkeypatch.setenv("PIN", "1234")
     return os.environ["MY_DATABASE"]
@@ -241,7 +241,7 @@ def test_case_65_another_process_hides_what_this_one_knows(secret):
 
 
 def test_case_57_the_file_of_the_machine_may_do_what_the_command_line_may(tmp_path, monkeypatch, secret):
-    monkeypatch.setattr("rlhf_lightning.locations.CONF_DIR", tmp_path)
+    monkeypatch.setattr("rlhf_lightning.config.locations.CONF_DIR", tmp_path)
     (tmp_path / "local").mkdir()
     local = "# @package _global_\nx: {dirpath: /data, note: '${oc.env:MY_DATABASE}', here: '${y}/x'}\n"
     (tmp_path / "local" / "default.yaml").write_text(local)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from rlhf_lightning.callbacks.tensorboard import sample_table
-from rlhf_lightning.display import label, markdown, plain
+from rlhf_lightning.console.display import label, markdown, plain
 from rlhf_lightning.evaluation import print_table, write_report
 
 RENDERER = MarkdownIt("gfm-like2", {"linkify": False})  # as the one that GitHub uses: tables, tasks, alerts

@@ -13,10 +13,10 @@ from rlhf_lightning import signals
 from rlhf_lightning.callbacks import DurableCheckpoint, checkpoint, stop
 from rlhf_lightning.checkpoint import io, verify_folder
 from rlhf_lightning.checkpoint.io import checkpoints
+from rlhf_lightning.cli.grace import Grace
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.grace import Grace
 from rlhf_lightning.rollout import LoopEngine
-from rlhf_lightning.scoring.isolation import IsolatedFunction
+from rlhf_lightning.scoring.isolation.process import IsolatedFunction
 from tests.faults import small_run
 
 pytestmark = [
@@ -283,8 +283,9 @@ def test_case_63_times_that_are_no_numbers_are_refused(tmp_path, knob):
 DEAF = """
 import os, signal, sys, time
 from pathlib import Path
-from rlhf_lightning import grace, signals
-from rlhf_lightning.launch import HANDOVER_VARIABLE, launch, serve
+from rlhf_lightning import signals
+from rlhf_lightning.cli import grace
+from rlhf_lightning.cli.launch import HANDOVER_VARIABLE, launch, serve
 
 def hangs(config):
     Path(os.environ["RANK"]).touch()

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_lightning.data import PromptData
-from rlhf_lightning.data.turns import render
+from rlhf_lightning.data.rows.turns import render
 from rlhf_lightning.errors import CheckpointError, ConfigError, DataError
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.models import Pretrained, ScalarModel

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint import write_folder
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.tasks.folders import prepare_folder
 
 NAMES = (

@@ -1,6 +1,6 @@
 import pytest
 
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from tests.gates.gate_configs import config_faults
 from tests.gates.gate_sources import CONF, ROOT
 

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
+from rlhf_lightning.config.locations import help_text
 from rlhf_lightning.data.check import parser
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.locations import help_text
 from tests.gates.gate_docs import blocks, commands, overrides
 from tests.gates.gate_sources import ROOT
 

@@ -27,7 +27,11 @@ def test_imports_go_downwards(path):
         ("rlhf_lightning.data.loader", "from ..scoring import scorer", "siblings"),
         ("rlhf_lightning.data.loader", "from .. import scoring", "siblings"),
         ("rlhf_lightning.data.", "from ..scoring import scorer", "siblings"),
-        ("rlhf_lightning.modules.ppo", "def f():\n    import rlhf_lightning.pipeline", "layer 3 imports pipeline"),
+        (
+            "rlhf_lightning.modules.ppo",
+            "def f():\n    import rlhf_lightning.stages.pipeline",
+            "layer 3 imports pipeline",
+        ),
         ("rlhf_lightning.modules.ppo", "from omegaconf import OmegaConf", "top layer only"),
         ("rlhf_lightning.callbacks.x", "import hydra.utils", "top layer only"),
         ("rlhf_lightning.modules.ppo", "if TYPE_CHECKING:\n    from rlhf_lightning.callbacks import x", "layer 3"),

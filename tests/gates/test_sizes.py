@@ -16,7 +16,7 @@ KEYWORDS_ALLOWED = frozenset(
         "rlhf_lightning/models/loading.py::_config",  # attributes of a transformers config
         "rlhf_lightning/rollout/cache.py::update",  # transformers' cache layers
         "rlhf_lightning/rollout/hf.py::__call__",  # transformers.StoppingCriteria
-        "rlhf_lightning/config.py::safe_instantiate",  # the constructor named in a config
+        "rlhf_lightning/config/compose.py::safe_instantiate",  # the constructor named in a config
         "rlhf_lightning/stages/run.py::build",  # the same
         "rlhf_lightning/stages/run.py::trainer",  # lightning.Trainer
     }

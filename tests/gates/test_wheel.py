@@ -38,7 +38,7 @@ def test_the_unpacked_wheel_composes_and_serves_other_applications(wheel, tmp_pa
     (tmp_path / "conf" / "app.yaml").write_text("defaults: [{kl: adaptive}, _self_]\nmine: 1\n")
     code = """
 import os, hydra, rlhf_lightning
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 assert rlhf_lightning.__file__.startswith(os.getcwd()), rlhf_lightning.__file__
 assert compose(["stage=ppo"])["stage_name"] == "ppo"
 with hydra.initialize_config_dir(os.path.abspath("conf"), version_base=None):
@@ -49,10 +49,10 @@ with hydra.initialize_config_dir(os.path.abspath("conf"), version_base=None):
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("rlhf_lightning.kl_control.")
+    assert done.stdout.startswith("rlhf_lightning.optim.kl_controllers.")
 
 
 def test_the_console_script_points_to_main(wheel):
     archive = zipfile.ZipFile(wheel)
     (entry,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-    assert "rlhf-lightning = rlhf_lightning.cli:main" in archive.read(entry).decode()
+    assert "rlhf-lightning = rlhf_lightning.cli.main:main" in archive.read(entry).decode()

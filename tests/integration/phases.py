@@ -12,13 +12,13 @@ from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.functional.advantage import dr_grpo, gae
-from rlhf_lightning.kl_control import LogSpaceKL
 from rlhf_lightning.models import ScalarModel
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import LogSpaceKL
+from rlhf_lightning.optim.schedules import linear
 from rlhf_lightning.rollout import Sampling
-from rlhf_lightning.schedules import linear
 from rlhf_lightning.scoring import FunctionScorer
 from tests import tiny
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import lightning
 
 from rlhf_lightning.checkpoint.provenance import sha256
-from rlhf_lightning.config import compose
-from rlhf_lightning.pipeline import run
+from rlhf_lightning.config.compose import compose
+from rlhf_lightning.stages.pipeline import run
 from tests import tiny
 from tests.integration import phases
 

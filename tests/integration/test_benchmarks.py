@@ -15,7 +15,7 @@ from benchmarks.ours import overrides_of
 from benchmarks.report import ratios
 from benchmarks.rows import choose_rows
 from benchmarks.suites import SUITES, Bar, Entry, Suite, named_suites
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.models.loading import load_tokenizer
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from rlhf_lightning.checkpoint import verify_folder
-from rlhf_lightning.config import compose
-from rlhf_lightning.miniature.prepare import prepare_miniature
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.pipeline import run
+from rlhf_lightning.stages.pipeline import run
+from rlhf_lightning.tasks.miniature.prepare import prepare_miniature
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),

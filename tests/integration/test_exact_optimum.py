@@ -18,12 +18,12 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import dr_grpo, gae, returns_only, rloo
 from rlhf_lightning.functional.policy import reinforce_loss
 from rlhf_lightning.functional.ppo import clipped_policy_loss
-from rlhf_lightning.kl_control import FixedKL
 from rlhf_lightning.models import ScalarModel
 from rlhf_lightning.modules import PPOModule, ppo
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import FixedKL
+from rlhf_lightning.optim.schedules import linear
 from rlhf_lightning.rollout import Sampling
-from rlhf_lightning.schedules import linear
 from rlhf_lightning.types import PromptBatch
 from tests import tiny
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rlhf_lightning.checkpoint import verify_folder
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import ConfigError, DataError
-from rlhf_lightning.pipeline import run
+from rlhf_lightning.stages.pipeline import run
 from tests.integration.test_cli import assets, command, of_stage  # noqa: F401  (fixtures)
 
 pytestmark = [

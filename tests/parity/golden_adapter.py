@@ -33,8 +33,8 @@ from rlhf_lightning.functional import (
     scores,
     sft,
 )
-from rlhf_lightning.kl_control import AdaptiveKL
-from rlhf_lightning.optim import TF1Adam
+from rlhf_lightning.optim.adam import TF1Adam
+from rlhf_lightning.optim.kl_controllers import AdaptiveKL
 
 
 def real(x):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rlhf_lightning.allowlist import check_objects, targets
-from rlhf_lightning.config import safe_instantiate
+from rlhf_lightning.config.allowlist import check_objects, targets
+from rlhf_lightning.config.compose import safe_instantiate
 from rlhf_lightning.errors import ConfigError
 
 # Each would leave the file MARKER behind if it were called, or imported.
@@ -46,13 +46,13 @@ HOSTILE = [
     {"_target_": "hydra.utils.instantiate", "config": {}},
     {"_target_": "lightning.fabric.utilities.cloud_io._load", "path_or_url": "x"},
     # Another module's object, reached through an allowed name.
-    {"_target_": "rlhf_lightning.cli.os.system", "command": "touch MARKER"},
-    {"_target_": "rlhf_lightning.config.safe_instantiate", "node": {}, "trusted": ["os"]},
-    {"_target_": "rlhf_lightning.cli.main"},
+    {"_target_": "rlhf_lightning.cli.main.os.system", "command": "touch MARKER"},
+    {"_target_": "rlhf_lightning.config.compose.safe_instantiate", "node": {}, "trusted": ["os"]},
+    {"_target_": "rlhf_lightning.cli.main.main"},
     {"_target_": "rlhf_lightning.scoring.functions.importlib.import_module", "name": "evil_package"},
-    {"_target_": "rlhf_lightning.schedules.math.sqrt", "_args_": [1]},
-    {"_target_": "rlhf_lightning.checkpoint.handover.shutil.copy", "src": "evil_package.py", "dst": "MARKER"},
-    {"_target_": "rlhf_lightning.checkpoint.handover.Path", "_args_": ["MARKER"]},
+    {"_target_": "rlhf_lightning.optim.schedules.math.sqrt", "_args_": [1]},
+    {"_target_": "rlhf_lightning.checkpoint.folders.shutil.copy", "src": "evil_package.py", "dst": "MARKER"},
+    {"_target_": "rlhf_lightning.checkpoint.folders.Path", "_args_": ["MARKER"]},
     {"_target_": "rlhf_lightning.__builtins__.open", "file": "MARKER", "mode": "w"},
     {"_target_": "rlhf_lightning.types.TensorData.to"},
     {"_target_": "torch.optim.lr_scheduler.partial", "_args_": ["x"]},
@@ -78,12 +78,17 @@ HOSTILE = [
     {"_target_": "rlhf_lightning.scoring.functions.FunctionScorer", "_args_": ["evil_package.reward"]},
     {"_target_": "rlhf_lightning.scoring.FunctionScorer", "_partial_": True, "_args_": ["os.system"]},
     {"_target_": "rlhf_lightning.models.loading.Pretrained", "_args_": ["x", "float32", "sdpa", 0, "main", True]},
-    {"a": [{"_target_": "rlhf_lightning.schedules.linear", "_args_": [1]}]},
-    {"_target_": "rlhf_lightning.scoring.worker.load", "path": "evil_package.reward"},
+    {"a": [{"_target_": "rlhf_lightning.optim.schedules.linear", "_args_": [1]}]},
+    {"_target_": "rlhf_lightning.scoring.isolation.worker.load", "path": "evil_package.reward"},
     {"_target_": "rlhf_lightning.scoring.functions.load", "path": "evil_package.reward"},
-    {"_target_": "rlhf_lightning.scoring.isolation.IsolatedFunction", "path": "os.system"},
+    {"_target_": "rlhf_lightning.scoring.isolation.process.IsolatedFunction", "path": "os.system"},
     {"_target_": "rlhf_lightning.scoring.functions.IsolatedFunction", "path": "os.system"},
-    {"_target_": "rlhf_lightning.launch.launch", "config": {"trusted_targets": ["os"]}, "processes": 2, "logging": {}},
+    {
+        "_target_": "rlhf_lightning.cli.launch.launch",
+        "config": {"trusted_targets": ["os"]},
+        "processes": 2,
+        "logging": {},
+    },
     {"_target_": "rlhf_lightning.stages.run.Run", "config": {"trusted_targets": ["os"]}},
     {"_target_": "rlhf_lightning.checkpoint.write_folder", "path": "MARKER", "write": None, "provenance": {}},
     {"_target_": "torch.optim.SGD", "_args_": [{"_target_": "os.system", "command": "touch MARKER"}]},

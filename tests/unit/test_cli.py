@@ -7,7 +7,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf_lightning.locations import CONF_DIR, help_text
+from rlhf_lightning.config.locations import CONF_DIR, help_text
 
 # A small tree in place of ours, so that these tests hold whatever the stages look like.
 OPTIONS = {
@@ -22,8 +22,8 @@ defaults:
   - override hydra/job_logging: rlhf_lightning
 """,
     "data/files": "train: ???",
-    "kl/fixed": "_target_: rlhf_lightning.kl_control.FixedKL\ncoef: 0.1",
-    "kl/adaptive": "_target_: rlhf_lightning.kl_control.AdaptiveKL",
+    "kl/fixed": "_target_: rlhf_lightning.optim.kl_controllers.FixedKL\ncoef: 0.1",
+    "kl/adaptive": "_target_: rlhf_lightning.optim.kl_controllers.AdaptiveKL",
     "stage/ppo": "# @package _global_\ndefaults: [/kl: fixed]\nstage_name: ppo\nmodule: {clip_range: 0.2}",
     "stage/pipeline": "# @package _global_\ndefaults: [/stage@ppo: inner]\nstage_name: pipeline",
     "stage/inner": "module: {clip_range: 0.2}",
@@ -33,17 +33,18 @@ defaults:
 DRIVER = """
 import os, sys, types
 from pathlib import Path
-import rlhf_lightning.locations as locations
+import rlhf_lightning.config.locations as locations
 locations.CONF_DIR = Path("conf").resolve()
-from rlhf_lightning import cli, errors
+from rlhf_lightning import errors
+from rlhf_lightning.cli import main as cli
 def run(config):
     os.write(1, f"RUN {config['run_dir']} {config['seed']}\\n".encode())  # ranks write at once
     if config["seed"] == 2: raise errors.DataError("rows.jsonl:3: prompt: is empty")
     if config["seed"] == 3: raise RuntimeError("a bug")
     if config["seed"] == 4: raise KeyboardInterrupt
-pipeline = types.ModuleType("rlhf_lightning.pipeline")
+pipeline = types.ModuleType("rlhf_lightning.stages.pipeline")
 pipeline.run = run
-sys.modules["rlhf_lightning.pipeline"] = pipeline
+sys.modules["rlhf_lightning.stages.pipeline"] = pipeline
 cli.main()
 """
 
@@ -183,7 +184,7 @@ def test_torchrun_needs_a_named_folder(app):
 
 
 def test_help_fits_a_screen_and_imports_no_hydra():
-    code = "import sys; from rlhf_lightning.cli import main; main(); assert 'hydra' not in sys.modules"
+    code = "import sys; from rlhf_lightning.cli.main import main; main(); assert 'hydra' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert done.stdout == help_text()

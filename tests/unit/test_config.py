@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rlhf_lightning.config import load_config, redact, safe_instantiate, save_config
+from rlhf_lightning.config.compose import load_config, redact, safe_instantiate, save_config
 from rlhf_lightning.errors import ConfigError, DataError
 
 
@@ -160,6 +160,6 @@ def test_redaction_leaves_unset_secrets_visible_as_unset():
 
 
 def test_config_imports_neither_torch_nor_lightning():
-    code = "import sys, rlhf_lightning.cli, rlhf_lightning.config; print({'torch', 'lightning'} & set(sys.modules))"
+    code = "import sys, rlhf_lightning.cli.main, rlhf_lightning.config.compose; print({'torch', 'lightning'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
     assert out.stdout.strip() == "set()"

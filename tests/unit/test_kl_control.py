@@ -4,7 +4,7 @@ import random
 import pytest
 
 from rlhf_lightning.errors import ConfigError, NumericalError
-from rlhf_lightning.kl_control import AdaptiveKL, FixedKL, KLController, LogSpaceKL
+from rlhf_lightning.optim.kl_controllers import AdaptiveKL, FixedKL, KLController, LogSpaceKL
 
 BALANCE = 0.05  # the beta at which `train` settles on 6 nats per response
 

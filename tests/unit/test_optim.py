@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from rlhf_lightning.allowlist import check_names, check_objects
+from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.optim import TF1Adam
+from rlhf_lightning.optim.adam import TF1Adam
 from tests.unit.functional.examples import few_examples
 
 
@@ -94,6 +94,6 @@ def test_void_knobs_are_refused(knobs):
 
 
 def test_a_config_may_name_it():
-    node = {"optimizer": {"_target_": "rlhf_lightning.optim.TF1Adam", "_partial_": True}}
+    node = {"optimizer": {"_target_": "rlhf_lightning.optim.adam.TF1Adam", "_partial_": True}}
     check_names(node)
     check_objects(node)

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_lightning.callbacks import BestPolicy, RewardHackingGuard, ScoreMonitor
-from rlhf_lightning.config import compose, safe_instantiate
+from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import Limits
 from tests import tiny

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from rlhf_lightning.data.problems import Problems
-from rlhf_lightning.data.sources import iter_rows, read_rows
-from rlhf_lightning.data.validate import load_rows
+from rlhf_lightning.data.readers.files import iter_rows, read_rows
+from rlhf_lightning.data.readers.problems import Problems
+from rlhf_lightning.data.rows.validate import load_rows
 from rlhf_lightning.errors import DataError
 
 ROWS = [

@@ -5,8 +5,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_lightning.data.chat import encode_example, encode_examples, encode_prompt, encode_prompts, shorten_prompt
-from rlhf_lightning.data.implicit import split_shared_prompt
-from rlhf_lightning.data.sources import LocatedRow
+from rlhf_lightning.data.readers.files import LocatedRow
+from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
 from rlhf_lightning.errors import DataError
 
 USER = {"role": "user", "content": "hi"}

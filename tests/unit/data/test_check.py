@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.data.check import STAGES, check
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.locations import CONF_DIR
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 RANKING = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}
@@ -43,7 +43,7 @@ def test_bad_rows_are_listed_within_the_budget_and_an_error_above_it(write):
 
 def command(*words):
     code = (
-        "import sys; from rlhf_lightning.cli import main\n"
+        "import sys; from rlhf_lightning.cli.main import main\n"
         "try: main()\n"
         "finally: assert not {'torch', 'lightning', 'transformers', 'hydra', 'omegaconf'} & set(sys.modules)"
     )

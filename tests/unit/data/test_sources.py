@@ -4,8 +4,8 @@ import tracemalloc
 
 import pytest
 
-from rlhf_lightning.data import lines
-from rlhf_lightning.data.sources import read_rows
+from rlhf_lightning.data.readers import lines
+from rlhf_lightning.data.readers.files import read_rows
 from rlhf_lightning.errors import DataError
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from rlhf_lightning.data.sources import LocatedRow
-from rlhf_lightning.data.validate import count_repeated, identity, row_type, validate_rows
+from rlhf_lightning.data.readers.files import LocatedRow
+from rlhf_lightning.data.rows.validate import count_repeated, identity, row_type, validate_rows
 from rlhf_lightning.errors import DataError
 
 USER = {"role": "user", "content": "hi"}

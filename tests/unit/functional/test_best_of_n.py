@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from rlhf_lightning.functional.best_of_n import best_of_n, best_of_n_kl_bound, best_of_n_law
+from rlhf_lightning.functional.theory.best_of_n import best_of_n, best_of_n_kl_bound, best_of_n_law
 from tests.unit.functional.examples import few_examples
 
 supports = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=4).filter(

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kl import full_kl, k1, k2, k3
-from rlhf_lightning.functional.optimum import bandit_optimum, tree_kl, tree_optimum, tree_token_loss
+from rlhf_lightning.functional.theory.optimum import bandit_optimum, tree_kl, tree_optimum, tree_token_loss
 
 
 def tables(seed=0, dtype=torch.float64):

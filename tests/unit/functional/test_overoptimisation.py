@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 from torch.testing import assert_close
 
-from rlhf_lightning.functional.overoptimisation import (
+from rlhf_lightning.functional.theory.overoptimisation import (
     best_of_n_curve,
     best_of_n_peak,
     fit_best_of_n_curve,

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from rlhf_lightning.data.sources import LocatedRow, read_rows
-from rlhf_lightning.data.validate import validate_rows
+from rlhf_lightning.data.readers.files import LocatedRow, read_rows
+from rlhf_lightning.data.rows.validate import validate_rows
 from rlhf_lightning.labelling.ranking import candidate_rows, ranking_rows, ranks, write_rows
 
 

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from rlhf_lightning.functional.best_of_n import best_of_n_kl_bound
+from rlhf_lightning.functional.theory.best_of_n import best_of_n_kl_bound
 from rlhf_lightning.labelling.selection import best_rows, selection_metrics
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from rlhf_lightning.miniature.gold import gold, noisy_ranks
-from rlhf_lightning.miniature.grammar import DEMONSTRATIONS, TEXTS, answer, train_prompts
+from rlhf_lightning.tasks.miniature.gold import gold, noisy_ranks
+from rlhf_lightning.tasks.miniature.grammar import DEMONSTRATIONS, TEXTS, answer, train_prompts
 
 SOUP = "the soup at this cafe was"
 

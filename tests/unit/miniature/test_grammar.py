@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from rlhf_lightning.miniature.grammar import (
+from rlhf_lightning.tasks.miniature.grammar import (
     DEMONSTRATIONS,
     TEXTS,
     Style,
@@ -12,7 +12,7 @@ from rlhf_lightning.miniature.grammar import (
     topic_of,
     train_prompts,
 )
-from rlhf_lightning.miniature.words import WORDS
+from rlhf_lightning.tasks.miniature.words import WORDS
 
 PERFECT = Style(mood=(1e6, 1.0), neutral=0.0, off_topic=0.0, stutter=0.0, no_stop=0.0, ramble=0.0)
 
@@ -67,7 +67,7 @@ def test_most_answers_are_of_the_length_that_24_new_tokens_hold():
 
 
 def test_a_perfect_style_never_complains_strays_or_forgets_the_full_stop():
-    from rlhf_lightning.miniature.words import NEGATIVE, TOPIC_OF
+    from rlhf_lightning.tasks.miniature.words import NEGATIVE, TOPIC_OF
 
     for prompt, text in zip(*write(PERFECT, 400), strict=True):
         words = text.split()

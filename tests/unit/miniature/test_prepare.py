@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.miniature.gold import gold
-from rlhf_lightning.miniature.grammar import heldout_prompts, train_prompts
-from rlhf_lightning.miniature.prepare import prepare_miniature, untrained_model, write_files
-from rlhf_lightning.miniature.tokenizer import build_tokenizer
-from rlhf_lightning.miniature.words import WORDS
+from rlhf_lightning.tasks.miniature.gold import gold
+from rlhf_lightning.tasks.miniature.grammar import heldout_prompts, train_prompts
+from rlhf_lightning.tasks.miniature.prepare import prepare_miniature, untrained_model, write_files
+from rlhf_lightning.tasks.miniature.tokenizer import build_tokenizer
+from rlhf_lightning.tasks.miniature.words import WORDS
 
 SIZES = {"demonstrations": 40, "texts": 50, "prompts": 30, "heldout_prompts": 10}
 

@@ -8,7 +8,7 @@ import torch
 
 from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.data.feedback import FeedbackData
-from rlhf_lightning.modules import PreferenceModule, UnpairedPreferenceModule
+from rlhf_lightning.modules import DPOModule, KTOModule
 from tests import tiny
 
 RANKINGS = [
@@ -65,13 +65,13 @@ def trainer(accumulate=1, epochs=1, **options):
     )  # fmt: skip
 
 
-def preference(lr=1.0, adam=False, cls=PreferenceModule, **options):
+def preference(lr=1.0, adam=False, cls=DPOModule, **options):
     optimizer = partial(torch.optim.Adam if adam else torch.optim.SGD, lr=lr)
     return cls(tiny.policy(), tiny.tokenizer(), optimizer, **{"max_grad_norm": 0.0, **options})
 
 
 def unpaired(lr=1.0, adam=False, **options):
-    return preference(lr, adam, UnpairedPreferenceModule, **options)
+    return preference(lr, adam, KTOModule, **options)
 
 
 def fit(module, data, epochs=1, **options):

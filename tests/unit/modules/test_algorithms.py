@@ -8,15 +8,15 @@ import lightning
 import pytest
 import torch
 
-from rlhf_lightning.config import compose, safe_instantiate
+from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import dr_grpo, gae, grpo, rloo
 from rlhf_lightning.functional.policy import reinforce_loss
 from rlhf_lightning.functional.ppo import clipped_policy_loss
-from rlhf_lightning.kl_control import FixedKL
 from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.modules.settings import PPOSettings
-from rlhf_lightning.modules.void import refuse_void
+from rlhf_lightning.modules.ppo_rules import refuse_void
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer
 from tests import tiny

@@ -7,7 +7,7 @@ from math import prod
 import pytest
 import torch
 
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.functional.advantage import dr_grpo
@@ -16,7 +16,7 @@ from rlhf_lightning.models import Pretrained, ScalarModel, packing
 from rlhf_lightning.models.packing import balanced, cheapest_plan
 from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
 from rlhf_lightning.modules.micro_batches import evaluated, micro_batches, take
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
 from tests import tiny
 from tests.integration import phases

@@ -10,13 +10,13 @@ from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import rloo
-from rlhf_lightning.kl_control import FixedKL
 from rlhf_lightning.models import Pretrained, ScalarModel, ValueHead
 from rlhf_lightning.models.adapters import Lora, adapted_layers
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.sharding import shard
-from rlhf_lightning.modules import PPOModule, PreferenceModule, RewardModule, SFTModule, UnpairedPreferenceModule
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules import DPOModule, KTOModule, PPOModule, RewardModule, SFTModule
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
 from rlhf_lightning.scoring import FunctionScorer
 from tests import tiny
@@ -109,10 +109,10 @@ def test_sft_learns(base, tmp_path):
     assert_exported(module, AutoModelForCausalLM, tmp_path)
 
 
-@pytest.mark.parametrize("kind", [PreferenceModule, UnpairedPreferenceModule])
+@pytest.mark.parametrize("kind", [DPOModule, KTOModule])
 @pytest.mark.parametrize("freeze_below", [0, 1])
 def test_preferences_are_learned_and_the_reference_stays_the_base(base, tmp_path, kind, freeze_below):
-    paired = kind is PreferenceModule
+    paired = kind is DPOModule
     data = offline.pairs(offline.rankings(tmp_path)) if paired else offline.answers(offline.feedback(tmp_path))
     losses = []
     for epochs in (1, 15):
@@ -126,7 +126,7 @@ def test_preferences_are_learned_and_the_reference_stays_the_base(base, tmp_path
 
 
 def test_a_reference_of_its_own_gets_no_adapters(base):
-    module = PreferenceModule(recipe(base), tiny.tokenizer(), ADAM, reference=recipe(base))
+    module = DPOModule(recipe(base), tiny.tokenizer(), ADAM, reference=recipe(base))
     module.configure_model()
     assert not adapted_layers(module.frozen["reference"]) and adapted_layers(module.policy)
 

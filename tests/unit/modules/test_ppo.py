@@ -9,10 +9,10 @@ import torch
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae
-from rlhf_lightning.kl_control import FixedKL
 from rlhf_lightning.models import ScalarModel, ValueHead
 from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer
 from tests import tiny

@@ -13,8 +13,8 @@ from rlhf_lightning.functional.kto import kto_loss
 from rlhf_lightning.functional.preference import dpo_loss, hinge_loss, ipo_loss, ipo_per_token_loss, robust_dpo_loss
 from rlhf_lightning.functional.reference_free import orpo_odds_ratio_loss, simpo_loss
 from rlhf_lightning.models import Pretrained
+from rlhf_lightning.modules.dpo import DPOModule, needs_reference
 from rlhf_lightning.modules.offline import answer_mask
-from rlhf_lightning.modules.preference import PreferenceModule, needs_reference
 from tests import tiny
 from tests.unit.modules import offline
 
@@ -210,7 +210,7 @@ def test_frozen_lower_layers_give_the_same_loss_and_are_run_once(file, tmp_path)
     batch = next(iter(data.train_dataloader()))
     totals = []
     for depth in (0, 1):
-        module = PreferenceModule(
+        module = DPOModule(
             Pretrained(str(folder), freeze_below=depth),
             tiny.tokenizer(),
             partial(torch.optim.SGD, lr=1.0),
@@ -262,7 +262,7 @@ def test_void_combinations_are_refused_before_a_model_is_loaded(options, message
     if "reference" in options:
         options = options | {"reference": Pretrained("nowhere")}
     with pytest.raises(ConfigError, match=message):
-        PreferenceModule(Pretrained("nowhere"), tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), **options)
+        DPOModule(Pretrained("nowhere"), tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), **options)
 
 
 def test_an_exported_policy_is_read_by_plain_transformers(file, tmp_path):

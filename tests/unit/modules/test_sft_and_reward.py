@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf_lightning.checkpoint import verify_folder
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.errors import NumericalError
@@ -17,8 +17,8 @@ from rlhf_lightning.functional.diagnostics import calibration, cross_calibration
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.modules import RewardModule, SFTModule
 from rlhf_lightning.modules.held_out import ENOUGH_PROMPTS, HeldOut
-from rlhf_lightning.pipeline import run as run_pipeline
 from rlhf_lightning.scoring import RewardModelScorer
+from rlhf_lightning.stages.pipeline import run as run_pipeline
 from tests import tiny
 
 DEMONSTRATIONS = [

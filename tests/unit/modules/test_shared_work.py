@@ -10,7 +10,7 @@ from rlhf_lightning.functional.policy import reinforce_loss
 from rlhf_lightning.functional.ppo import clipped_policy_loss
 from rlhf_lightning.models import packing
 from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import LoopEngine, Sampling
 from rlhf_lightning.scoring import FunctionScorer
 from tests import tiny

@@ -9,7 +9,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kto import kto_loss
 from rlhf_lightning.functional.preference import dpo_loss
 from rlhf_lightning.models import Pretrained
-from rlhf_lightning.modules import UnpairedPreferenceModule
+from rlhf_lightning.modules import KTOModule
 from tests import tiny
 from tests.unit.modules import offline
 
@@ -164,4 +164,4 @@ def test_bfloat16_autocast_keeps_the_gradient_of_the_policy(file):
 )
 def test_void_losses_are_refused_before_a_model_is_loaded(loss, message):
     with pytest.raises(ConfigError, match=message):
-        UnpairedPreferenceModule(Pretrained("nowhere"), tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), loss=loss)
+        KTOModule(Pretrained("nowhere"), tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), loss=loss)

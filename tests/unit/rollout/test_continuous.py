@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from rlhf_lightning.config import compose, safe_instantiate
+from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.rollout import ContinuousEngine, Sampling
 from tests import tiny

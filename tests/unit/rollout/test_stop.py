@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_lightning.config import compose, safe_instantiate
+from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
 from rlhf_lightning.rollout.stop import StopStrings

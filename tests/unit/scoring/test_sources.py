@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf_lightning.config import compose, safe_instantiate
+from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.errors import ConfigError, DataError, RewardFunctionError
 from rlhf_lightning.scoring import EnsembleScorer, FunctionScorer, RewardSources, Source, details_of
 from rlhf_lightning.scoring.sources import weighted_sum

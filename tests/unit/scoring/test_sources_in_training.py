@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from rlhf_lightning.functional.advantage import gae
-from rlhf_lightning.kl_control import FixedKL
 from rlhf_lightning.modules import PPOModule
 from rlhf_lightning.modules.objective import of_sources
-from rlhf_lightning.modules.settings import PPOSettings
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import EnsembleScorer, FunctionScorer, RewardSources, Source
 from rlhf_lightning.scoring.transforms import RunningNormalise

@@ -5,10 +5,10 @@ import hashlib
 import pytest
 
 from rlhf_lightning.checkpoint import write_folder
-from rlhf_lightning.config import compose
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.pipeline import run
 from rlhf_lightning.stages import Run
+from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.stages.resume import RunFolder
 
 

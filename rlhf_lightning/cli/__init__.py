@@ -1,0 +1,1 @@
+"""The command line: compose, judge, run, and start several processes."""

@@ -1,0 +1,230 @@
+"""The command ``rlhf-lightning`` and ``train.py``: compose with Hydra, judge the config, and only then import torch.
+
+Little is imported before `main` runs, so that a signal is answered from the first hundredth of a second on.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning import __version__, signals
+from rlhf_lightning.errors import ConfigError, DiskError, RLHFError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main() -> None:
+    """Entry point. Ends the process with the exit code of ``errors.py``; 128 + signal when one stopped it."""
+    with signals.watched(tells="LOCAL_RANK" not in os.environ, at_once=True):
+        from rlhf_lightning.console.streams import say, unbreakable
+
+        unbreakable()
+        arguments = sys.argv[1:]
+        if {"--help", "-h"} & set(arguments):
+            from rlhf_lightning.config.locations import help_text
+
+            say(help_text().rstrip())
+        elif arguments == ["--version"]:
+            say(__version__)
+        else:
+            sys.exit(_guard(arguments))
+
+
+def _guard(arguments: list[str]) -> int:
+    try:
+        _dispatch(arguments)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except signals.Stopped as stop:
+        _complain(str(stop))
+        return int(stop.code or 0)
+    except RLHFError as error:
+        if _wants_traceback():
+            _complain_traceback()
+        _complain(_told(error))
+        return error.exit_code
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    from rlhf_lightning.cli.launch import HANDOVER_VARIABLE, serve
+
+    if arguments[:1] == ["prepare"]:
+        _prepare(arguments[1:])
+    elif arguments[:1] == ["data"]:
+        _data(arguments[1:])
+    elif HANDOVER_VARIABLE in os.environ:
+        serve(_run)  # a rank of a run whose command has composed already: one config and one folder for all of them
+    else:
+        _compose_and_run(arguments)
+
+
+def _compose_and_run(arguments: list[str]) -> None:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from rlhf_lightning.config.hydra_loader import judged
+    from rlhf_lightning.config.locations import CONF_DIR
+    from rlhf_lightning.config.messages import explain
+
+    if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
+        raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
+    _refuse_secrets_in_sweeps(arguments)
+    shown = _wants_traceback()
+
+    started = False
+
+    def task(cfg: DictConfig) -> Any:
+        nonlocal started
+        started = True
+        return _job(cfg, shown)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with code 1
+    gc.disable()  # nothing becomes garbage in the half second until torch is imported, and looking for it costs a tenth
+    try:
+        with judged():
+            hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train")(task)()
+    except YAMLError as error:
+        raise ConfigError(f"a config file is not readable as YAML: {error}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        if shown:
+            raise
+        raise ConfigError(explain(error, [a for a in arguments if "=" in a and not a.startswith("-")])) from None
+    except OSError as error:
+        if started:
+            raise
+        raise DiskError(f"cannot write the run's folder ({error}); choose another run_dir or free the disk") from error
+    finally:
+        gc.freeze()  # all of this stays to the end, where the interpreter would look through it once more
+        gc.enable()
+        if not shown:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _refuse_secrets_in_sweeps(arguments: list[str]) -> None:
+    """Hydra prints the overrides of a sweep and writes them to ``multirun.yaml``."""
+    from rlhf_lightning.console.redaction import is_secret
+
+    for argument in arguments if {"-m", "--multirun"} & set(arguments) else ():
+        key, _, value = argument.lstrip("+").partition("=")
+        if is_secret(key) and value and "${" not in value:
+            raise ConfigError(
+                f"{key}: a sweep prints and saves its command line; write {key}='${{oc.env:NAME}}' and put the secret "
+                "into an environment variable"
+            )
+
+
+def _job(cfg: DictConfig, shown: bool) -> Any:
+    """One Hydra job. A single run leaves through SystemExit, which keeps Hydra's frames out of the traceback."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    folder = HydraConfig.get().runtime.output_dir
+    signals.would_leave(folder)
+    from rlhf_lightning.cli.launch import count, launch
+    from rlhf_lightning.config.checks import check_complete
+    from rlhf_lightning.config.compose import load_config
+
+    try:
+        signals.poll()
+        config = load_config(cfg)
+        if "stages" in config:
+            check_complete(config)
+        processes = count(config.get("trainer") or {})
+        if processes == 1:
+            return _run(config)
+        logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+        return launch(config, processes, logging)
+    except signals.Stopped:
+        _remove_empty(folder)
+        raise
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the sweeper decides what a failed job means
+        if shown or not isinstance(error, RLHFError):
+            _complain_traceback()
+        if isinstance(error, RLHFError):
+            _complain(_told(error))
+        _remove_empty(folder)
+        raise SystemExit(getattr(error, "exit_code", 1)) from None
+
+
+def _remove_empty(folder: str) -> None:
+    with suppress(OSError):
+        os.rmdir(folder)
+
+
+def _run(config: dict[str, Any]) -> Any:
+    from rlhf_lightning.console.streams import quiet
+
+    quiet()
+    gc.enable()
+    from rlhf_lightning.stages.pipeline import run
+
+    return run(config)
+
+
+def _prepare(words: list[str]) -> None:
+    if words[:1] != ["smollm2"] or len(words) > 2:
+        raise ConfigError(f"prepare {' '.join(words)}: write `rlhf-lightning prepare smollm2 [FOLDER]`")
+    from rlhf_lightning.console.streams import quiet, say
+
+    quiet()
+    from rlhf_lightning.tasks.smollm2 import prepare_smollm2
+
+    folder = prepare_smollm2(words[1] if words[1:] else "models/smollm2")
+    say(f"ready: model.path={folder}")
+
+
+def _data(words: list[str]) -> None:
+    if words[:1] != ["check"]:
+        raise ConfigError(f"data {' '.join(words)}: write `rlhf-lightning data check FILE ... --stage reward`")
+    from rlhf_lightning.console.streams import say
+    from rlhf_lightning.data.check import check
+
+    say(check(words[1:]))
+
+
+def _told(error: RLHFError) -> str:
+    from rlhf_lightning.cli.launch import RankError
+    from rlhf_lightning.console.redaction import redact_text
+
+    told = redact_text(str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}")
+    return _one_screen(told) if isinstance(error, ConfigError) else told
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _complain(message: str) -> None:
+    from rlhf_lightning.console.streams import say
+
+    say(message, sys.stderr)
+
+
+def _complain_traceback() -> None:
+    import traceback
+
+    _complain(traceback.format_exc().rstrip())
+
+
+def _one_screen(message: str) -> str:
+    """Lines of at most 120 characters, at most 24 of them."""
+    import textwrap
+
+    lines = [
+        part
+        for line in message.splitlines()
+        for part in textwrap.wrap(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    ]
+    return "\n".join(lines if len(lines) <= 24 else [*lines[:23], "..."])

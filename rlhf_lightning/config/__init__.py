@@ -1,0 +1,1 @@
+"""From a command line to a judged config of plain Python. Imports no torch."""

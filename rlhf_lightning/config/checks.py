@@ -1,0 +1,301 @@
+"""What can be known to be wrong from a config alone, before torch is imported: keys, types, ranges, sizes that divide.
+
+Nothing is listed twice: arguments and their types come from the signatures, ranges from the constructors
+(`rlhf_lightning.rules.ranges`), types of a stage's own keys from their defaults in the config tree, and combinations
+from `rlhf_lightning.rules.combinations`, which the parts call again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from rlhf_lightning.config.bounds import check_numbers
+from rlhf_lightning.config.locations import CONF_DIR
+from rlhf_lightning.config.messages import nearest, shown
+from rlhf_lightning.config.signatures import WORDS, Kind, Signature, is_number, signature
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.optim import kl_controllers as kl_control
+from rlhf_lightning.rules import combinations
+from rlhf_lightning.rules.ranges import require
+
+NEEDED = {
+    "sft": "add data.demonstrations=FILE with rows of prompt+completion or messages",
+    "rank": "add data.prompts=FILE with rows that have a prompt, or rank.human_ranks=FILE",
+    "reward": "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks",
+    "ppo": "add data.prompts=FILE with rows that have a prompt",
+    "dpo": (
+        "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks, for example a "
+        "rankings.jsonl of the rank stage"
+    ),
+    "kto": "add data.feedback=FILE with rows of prompt+completion+label, or data.comparisons=FILE with comparisons",
+    "best_of_n": "add data.prompts=FILE with rows that have a prompt",
+    "evaluate": "add data.prompts_validation=FILE with held-out prompts",
+}
+_TRANSLATED = {
+    "gradient_clip_val": "max_grad_norm of the stage's module (for PPO ppo.settings.max_grad_norm)",
+    "accumulate_grad_batches": "micro_batch_size of the stage's data (for PPO ppo.settings.micro_batch_size)",
+}
+# Numbers of a stage that no constructor takes, and the least they can be.
+_LEAST = {"max_epochs": 1, "samples_per_prompt": 1, "n": 2}
+_REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
+_RESERVED = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Judge a resolved config, before anything is imported or read that takes time.
+
+    Args:
+        config: plain dicts and lists. Parts it does not have are not looked at.
+
+    Raises:
+        ConfigError: the first mistake found; names the key, what is allowed, and the nearest name.
+    """
+    stages = config.get("stages", [])
+    check_numbers(config)
+    if "stages" in config:
+        _check_stages(stages)
+    _check_defaults(config, stages)
+    for key, node in _nodes(config):
+        _check_node(key, node)
+    if (lora := _lora(config)) is not None:
+        _check_node("model.lora", lora)
+    trainer = config.get("trainer") or {}
+    _check_trainer(trainer)
+    for stage in stages:
+        _check_stage(config, stage, _world_size(trainer))
+
+
+def check_complete(config: Mapping[str, Any]) -> None:
+    """Judge whether a config that is to run has what its stages need: data, and somebody who scores.
+
+    Args:
+        config: as `check_config` takes it.
+
+    Raises:
+        ConfigError: says what to add to the command.
+    """
+    for stage in config["stages"]:
+        section = config[stage]
+        if section["data"]["train"] is None and not section.get("human_ranks"):
+            raise ConfigError(f"{stage}.data.train is not set; {NEEDED[stage]}")
+        scorer = config.get("scorer") or {}
+        if stage in ("ppo", "best_of_n") and "judge" in scorer and not scorer["judge"]:
+            raise ConfigError(combinations.NOBODY_SCORES)
+        if stage == "evaluate" and not (config["judge"] or section["proxy"] or section["judges"]):
+            raise ConfigError(combinations.NOBODY_JUDGES)
+
+
+def _check_stages(stages: Any) -> None:
+    if not isinstance(stages, list):
+        raise ConfigError(f"stages={stages}: must be a list, for example stages=[{stages}]")
+    if not stages:
+        raise ConfigError(f"stages: none given; choose from {', '.join(NEEDED)}")
+    for stage in stages:
+        if stage not in NEEDED:
+            raise ConfigError(
+                f"stages: there is no stage {stage}.{nearest(str(stage), list(NEEDED))}\nStages: {', '.join(NEEDED)}"
+            )
+
+
+# ------------------------------------------------------------------------------------------- keys without a `_target_`
+
+
+def _check_defaults(config: Mapping[str, Any], stages: list[str]) -> None:
+    """Values of keys that no signature speaks of have the type of their default."""
+    _same_types("", config, _file("base"))
+    for stage in stages:
+        _same_types("", config, {stage: _file(f"stage/{stage}").get(stage, {})})
+    resume = config.get("resume", "none")
+    if resume not in ("none", "auto") and "/" not in str(resume) and not Path(str(resume)).exists():
+        hint = nearest(str(resume), ["none", "auto"])
+        raise ConfigError(f"resume={resume}: must be none, auto or the folder of a checkpoint.{hint}")
+    threads = config.get("threads")
+    if threads is not None:
+        _check_value("threads", threads, (Kind("int"), Kind("None")))
+        require("threads", threads, at_least=1)
+
+
+def _same_types(prefix: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    for name, default in defaults.items():
+        key = f"{prefix}{name}"
+        if name not in values or (isinstance(default, str) and ("${" in default or default == "???")):
+            continue
+        value = values[name]
+        if isinstance(default, dict) and "_target_" in default:
+            continue  # a part, which may be another one, or null
+        if isinstance(default, dict) and isinstance(value, dict):
+            _same_types(f"{key}.", value, default)
+        elif default is not None:
+            _check_value(key, value, (Kind(type(default).__name__),))
+
+
+def _file(name: str) -> dict[str, Any]:
+    path = CONF_DIR / f"{name}.yaml"
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader) if path.is_file() else {}
+    return {key: value for key, value in tree.items() if key not in ("defaults", "hydra")}
+
+
+# ---------------------------------------------------------------------------------------------- keys with a `_target_`
+
+
+def _nodes(tree: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, node) of every node with a target, outer ones first."""
+    if isinstance(tree, dict):
+        if isinstance(tree.get("_target_"), str):
+            yield key, tree
+        for name, value in tree.items():
+            yield from _nodes(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from _nodes(value, f"{key}[{index}]")
+
+
+def _check_node(key: str, node: Mapping[str, Any]) -> None:
+    target = node["_target_"]
+    takes = signature(target)
+    if takes is None or "_args_" in node:
+        return
+    given = {name: value for name, value in node.items() if name not in _RESERVED}
+    for name, value in given.items():
+        if name == "train" and value is None:
+            continue  # see `check_complete`
+        if name in takes.parameters:
+            _check_value(f"{key}.{name}", value, takes.parameters[name].kinds())
+        elif not takes.is_open:
+            names = list(takes.parameters)
+            raise ConfigError(
+                f"{key}.{name}: {target} takes no {name}.{nearest(name, names)}\nIt takes: {', '.join(names)}"
+            )
+    for limit in takes.ranges:
+        if is_number(given.get(limit.parameter)):
+            require(f"{key}.{limit.parameter}", given[limit.parameter], **limit.bounds)
+    if target.startswith("torch.optim.") and is_number(given.get("lr")):
+        require(f"{key}.lr", given["lr"], above=0)
+    if target.startswith(f"{kl_control.__name__}."):
+        getattr(kl_control, target.rpartition(".")[2])(**given)  # needs no torch, and knows more
+
+
+def _check_value(key: str, value: Any, kinds: tuple[Kind, ...] | None) -> None:
+    if kinds is None or any(kind.fits(value) for kind in kinds):
+        return
+    choices = [str(choice) for kind in kinds for choice in kind.choices]
+    words = [WORDS[kind.name] for kind in kinds if kind.name in WORDS]
+    if "a number" in words and "a whole number" in words:
+        words.remove("a whole number")
+    allowed = [f"one of {', '.join(dict.fromkeys(choices))}"] if choices else []
+    raise ConfigError(
+        f"{key}={shown(key, value)}: must be {' or '.join(dict.fromkeys(allowed + words))}."
+        f"{nearest(str(value), choices)}"
+    )
+
+
+def _lora(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What stands under ``model.lora``, as a node."""
+    given = (config.get("model") or {}).get("lora")
+    return {"_target_": "rlhf_lightning.models.adapters.Lora", **given} if isinstance(given, Mapping) else None
+
+
+def _completed(node: Mapping[str, Any]) -> SimpleNamespace | None:
+    """The arguments of a node with the defaults of those it leaves out; None for parts that are not ours."""
+    takes: Signature | None = signature(str(node.get("_target_")))
+    if takes is None:
+        return None
+    return SimpleNamespace(**{name: p.default for name, p in takes.parameters.items()} | dict(node))
+
+
+# ------------------------------------------------------------------------------------------------------- combinations
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    for key, instead in _TRANSLATED.items():
+        if key in trainer:
+            raise ConfigError(
+                f"trainer.{key}: set {instead} instead, which keeps the loss exact for every split of the batch"
+            )
+    if str(trainer.get("strategy")).startswith("fsdp"):
+        raise ConfigError(combinations.FSDP1_REFUSED)
+    devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
+    if not (isinstance(devices, list) or re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(devices))):
+        raise ConfigError(f"trainer.devices={devices}: must be a number above 0, a list of them, -1 (all), or auto")
+    if isinstance(accelerator, str) and accelerator not in _ACCELERATORS:
+        hint = nearest(accelerator, _ACCELERATORS)
+        raise ConfigError(f"trainer.accelerator={accelerator}: must be one of {', '.join(_ACCELERATORS)}.{hint}")
+
+
+def _world_size(trainer: Mapping[str, Any]) -> int:
+    """Processes, as far as the config tells; 1 where the machine decides."""
+    devices: Any = trainer.get("devices")
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    return max(count, 1) * int(trainer.get("num_nodes", 1))
+
+
+def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
+    section = config.get(stage) or {}
+    for name, least in _LEAST.items():
+        if is_number(section.get(name)):
+            require(f"{stage}.{name}", section[name], at_least=least)
+    data = _completed(section.get("data") or {})
+    if data is not None:
+        if hasattr(data, "micro_batch_size") and data.batch_size is not ...:
+            by_length = bool(data.length_window)
+            combinations.check_batch(data.batch_size, data.micro_batch_size, world_size, by_length, f"{stage}.data.")
+        if hasattr(data, "max_prompt_length") and section.get("sampling"):
+            _check_context(config, stage, data.max_prompt_length)
+    shards = "ModelParallelStrategy" in str((config.get("trainer") or {}).get("strategy"))
+    frozen = (config.get("model") or {}).get("freeze_below")
+    if shards and stage in ("ppo", "dpo", "kto") and frozen:
+        raise ConfigError(combinations.FSDP2_LAYOUT)
+    lora = _lora(config)
+    if lora is not None and shards and stage not in ("rank", "best_of_n", "evaluate"):
+        raise ConfigError(combinations.FSDP2_ADAPTERS)
+    if lora is not None and stage == "ppo":
+        combinations.check_adapter_dropout(lora.get("lora_dropout", 0.0))
+    if stage == "ppo":
+        _check_online(section, world_size)
+    reference_free = str((config.get("loss") or {}).get("_target_")).startswith(_REFERENCE_FREE)
+    if stage == "dpo" and section.get("reference") and reference_free:
+        raise ConfigError(
+            f"dpo.reference={section['reference']}: {config['loss']['_target_'].rpartition('.')[2]} compares answers "
+            "without a reference; set it to null"
+        )
+
+
+def _check_online(section: Mapping[str, Any], world_size: int) -> None:
+    settings = _completed(section.get("settings") or {})
+    sampling = _completed(section.get("sampling") or {})
+    data, critic = _completed(section.get("data") or {}), section.get("critic")
+    if sampling is not None:
+        combinations.check_sampling(sampling.top_k, sampling.top_p, sampling.min_new_tokens)
+    if settings is not None:
+        advantage, loss = (section.get(part) or {} for part in ("advantage", "policy_loss"))
+        targets = str(advantage.get("_target_")), str(loss.get("_target_"))
+        combinations.check_algorithm(settings, targets[0], advantage, targets[1], critic)
+        if data is not None:
+            combinations.check_schedule(settings, data.batch_size, world_size)
+    names = ["policy", "shared_trunk"]
+    if isinstance(critic, str) and critic not in names and "/" not in critic and not Path(critic).exists():
+        raise ConfigError(combinations.WHICH_CRITIC.format(critic) + nearest(critic, names))
+
+
+def _check_context(config: Mapping[str, Any], stage: str, prompt_length: int) -> None:
+    """The longest prompt and answer against the positions of the policy, or of the model it will be trained from."""
+    section = config[stage]
+    folders = [section.get("policy"), (config.get("model") or {}).get("path")]
+    file = next((path for folder in folders if folder and (path := Path(folder) / "config.json").is_file()), None)
+    try:
+        model = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    except ValueError:
+        return  # loading the folder tells what is wrong with it
+    positions = model.get("max_position_embeddings", model.get("n_positions")) if isinstance(model, dict) else None
+    sampling = _completed(section["sampling"])
+    if isinstance(positions, int) and sampling is not None:
+        combinations.check_context(prompt_length, sampling.max_new_tokens, positions, f"{stage}.")

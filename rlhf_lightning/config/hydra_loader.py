@@ -1,0 +1,265 @@
+"""Hydra's config loader with three changes: it composes once where Hydra composes twice, judges ``hydra.*``, and
+stops where a config grows without end.
+
+Hydra acts upon its own part of the config (log handlers, callbacks, launchers, environment variables, folders) before
+the task function sees anything, so that part is judged while it is composed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal import hydra as internal
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf_lightning.config import resolving as composing
+from rlhf_lightning.config.bounds import LARGEST_FILE, LOADING, MOST_LOADED, check_brackets, check_text
+from rlhf_lightning.config.locations import CONF_DIR
+from rlhf_lightning.config.rights import check_places
+from rlhf_lightning.config.typed import Typed
+from rlhf_lightning.errors import ConfigError
+
+# What Hydra may call: its own and its plug-ins' launchers and sweepers, and handlers that write where we say.
+_PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
+_HANDLERS = (
+    "logging.StreamHandler", "logging.FileHandler", "logging.NullHandler",
+    "rlhf_lightning.console.streams.LogFile", "rlhf_lightning.console.streams.Formatter",
+)  # fmt: skip
+SWEEP, _SWEEP_BEGINS = "multirun.yaml", b"hydra:\n  run:\n"  # what Hydra writes into the folder of a sweep
+_LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
+_REFERENCE = re.compile(r"(ext|cfg)://(?!sys\.std(out|err)$)")  # how the settings of logging name an object
+# Settings by which Hydra writes files, changes the environment or calls what it finds, and what they are without ours.
+_ACTS: dict[str, Any] = {
+    "hydra.run.dir": None, "hydra.sweep.dir": None, "hydra.sweep.subdir": None, "hydra.job.name": None,
+    "hydra.job.chdir": None, "hydra.job.env_set": {}, "hydra.job.env_copy": [], "hydra.callbacks": {},
+    "hydra.mode": None, "hydra.sweeper.params": None, "hydra.sweeper.search_space": None,
+    "hydra.sweeper.custom_search_space": None, "hydra.sweeper.storage": None,
+}  # fmt: skip
+
+
+@contextmanager
+def judged() -> Iterator[None]:
+    """Inside, Hydra composes with `JudgedLoader` and reads YAML with libyaml, where that is installed.
+
+    Raises:
+        ConfigError: logging cannot be set up as ``hydra.job_logging`` says.
+
+    What it began with `rlhf_lightning.config.resolving.begin` ends with it, if `load_config` has not ended it before.
+    """
+    patched: Any = internal
+    before = patched.ConfigLoaderImpl, yaml.SafeLoader
+    patched.ConfigLoaderImpl = JudgedLoader
+    yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Unable to configure"):
+            raise
+        raise ConfigError(f"hydra.job_logging: {error}: {error.__cause__}") from error
+    finally:
+        patched.ConfigLoaderImpl, yaml.SafeLoader = before
+        composing.end()
+
+
+class JudgedLoader(ConfigLoaderImpl):
+    """See the module. Hydra composes once only to ask for ``hydra.mode``: what came of it is kept for the run."""
+
+    _kept: tuple[list[str], DictConfig | Exception] | None = None
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """As in Hydra.
+
+        Raises:
+            ConfigError: a file sets what of ``hydra.*`` only a command line may set.
+        """
+        if self._kept is not None and run_mode == RunMode.RUN and overrides == [*self._kept[0], "hydra.mode=RUN"]:
+            return self._take()
+        if validate_sweep_overrides:
+            return self._load(config_name, overrides, run_mode, from_shell)
+        try:
+            cfg = self._load(config_name, list(overrides), RunMode.RUN, from_shell)
+        except Exception as error:
+            self._kept = (list(overrides), error)
+            raise
+        self._kept = (list(overrides), cfg)
+        return cfg
+
+    def _load(self, config_name: str | None, overrides: list[str], run_mode: RunMode, from_shell: bool) -> DictConfig:
+        for override in overrides:
+            check_brackets(override, override.partition("=")[0])
+        typed = composing.begin(overrides)
+        try:
+            cfg = super().load_configuration(config_name, overrides, run_mode, from_shell)
+            check_hydra(cfg.hydra, overrides)
+            self._check_places(cfg, typed)
+            if run_mode == RunMode.MULTIRUN:
+                check_sweep(Path(cfg.hydra.sweep.dir))
+        except (HydraException, OmegaConfBaseException, RecursionError) as error:
+            if (known := composing.ours(error)) is not None:
+                raise known from None
+            if composing.too_deep(error):
+                raise ConfigError("a config file leads to itself, by its defaults list or an interpolation") from error
+            raise
+        return cfg
+
+    @staticmethod
+    def _check_places(cfg: DictConfig, typed: Typed) -> None:
+        """The folders that Hydra makes before the task function begins."""
+        raw = OmegaConf.to_container(cfg, resolve=False) if typed.local else None
+        names = [name for name in ("output_root", "run_dir") if name in cfg and not OmegaConf.is_missing(cfg, name)]
+        check_places({name: cfg[name] for name in names}, raw, typed)
+
+    def _take(self) -> DictConfig:
+        assert self._kept is not None
+        found, self._kept = self._kept[1], None
+        if isinstance(found, Exception):
+            raise found
+        found.hydra.mode = RunMode.RUN
+        found.hydra.overrides.hydra.append("hydra.mode=RUN")
+        return found
+
+    def _process_config_searchpath(self, config_name: str | None, parsed_overrides: Any, repo: Any) -> None:
+        """As in Hydra, except that a file cannot name more places to read from: one on a ``pkg://`` is imported."""
+        bound_loading(repo)
+        loaded = repo.load_config(config_path=config_name) if config_name is not None else None
+        if loaded is not None and OmegaConf.select(loaded.config, "hydra.searchpath") is not None:
+            raise _from_file("hydra.searchpath", OmegaConf.select(loaded.config, "hydra.searchpath"))
+        super()._process_config_searchpath(config_name, parsed_overrides, repo)
+
+
+def bound_loading(repo: Any) -> None:
+    """Let a repository of config files load none that are too large, nor go on where files lead to each other.
+
+    Hydra keeps what it has loaded, so that a defaults list without end costs no more reading.
+    """
+    load, sizes, loaded = repo.load_config, dict[str, int](), 0
+
+    def load_within_bounds(config_path: str) -> Any:
+        nonlocal loaded
+        if config_path not in sizes:
+            source = next((one for one in repo.get_sources() if one.is_config(config_path)), None)
+            path = os.path.join(source.path, source._normalize_file_name(config_path)) if source else config_path
+            sizes[config_path] = _check_file(path) if source and source.scheme() == "file" else 0
+        loaded += sizes[config_path] + LOADING
+        if loaded > MOST_LOADED:
+            raise ConfigError(
+                f"{config_path}: too many files lead to this one, they are too large, or it leads to itself"
+            )
+        try:
+            return load(config_path)
+        except (ValueError, TypeError, AttributeError) as error:  # what its tags and numbers cannot be made of
+            raise ConfigError(
+                f"{config_path}: cannot be read as a config: {str(error).splitlines()[0][:300]}"
+            ) from error
+
+    repo.load_config = load_within_bounds
+
+
+def check_sweep(folder: Path) -> None:
+    """Refuse a folder for a sweep where Hydra, which asks nobody, would replace what the user has.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    file = folder / SWEEP
+    ours = file.is_file() and file.read_bytes()[: len(_SWEEP_BEGINS)] == _SWEEP_BEGINS
+    if os.path.islink(folder) or (os.path.lexists(file) and (file.is_symlink() or not ours)):
+        raise ConfigError(
+            f"hydra.sweep.dir={folder}: {SWEEP if os.path.lexists(file) else 'it'} is a link or not a sweep's; a sweep "
+            "would replace it. Choose another folder"
+        )
+
+
+def _check_file(path: str) -> int:
+    with open(path, "rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    try:
+        return check_text(content.decode(), path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def check_hydra(node: DictConfig, overrides: list[str]) -> None:
+    """Judge the composed ``hydra`` node before Hydra acts upon it.
+
+    Args:
+        node: not resolved.
+        overrides: the command line, which may set all but ``hydra.output_subdir``.
+
+    Raises:
+        ConfigError: another value than ours that did not come from the command line.
+    """
+    tree: Any = {"hydra": OmegaConf.to_container(node, resolve=False)}
+    own: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "base.yaml"), resolve=False)
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if tree["hydra"].get("output_subdir") is not None:
+        raise ConfigError(
+            "hydra.output_subdir: passwords and tokens would be written to its files as they are; leave it null, the "
+            "config of a run is in run_dir/config.yaml"
+        )
+    told = [*(_at(tree, "hydra.overrides.hydra") or []), *(_at(tree, "hydra.overrides.task") or [])]
+    if sorted(told) != sorted(overrides):
+        raise _from_file("hydra.overrides", [line for line in told if line not in overrides])
+    for name, formatter in (_at(tree, "hydra.job_logging.formatters") or {}).items():
+        if _at(formatter, "style") not in (None, "%") and not any(key.startswith("hydra.job_logging") for key in given):
+            raise _from_file(f"hydra.job_logging.formatters.{name}.style", formatter["style"])
+    expected = [(key, _at(tree, key), _at(own, key) or default) for key, default in _ACTS.items()]
+    for section in ("job_logging", "hydra_logging"):
+        handlers = _at(tree, f"hydra.{section}.handlers") or {}
+        expected += [
+            (f"hydra.{section}.handlers.{name}.filename", handler["filename"], _LOG_FILE)
+            for name, handler in handlers.items()
+            if "filename" in handler
+        ]
+    for key, value, ours in expected:
+        by_hand = any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in given)
+        if (value or None) != (ours or None) and not by_hand:
+            raise _from_file(key, value)
+    for key, name in _called(tree):
+        if not str(name).startswith(_PLUGINS) and name not in _HANDLERS and key not in given:
+            raise _from_file(key, name)
+
+
+def _from_file(key: str, value: Any) -> ConfigError:
+    return ConfigError(
+        f"{key}={value}: set by a config file; what Hydra itself does is taken from the command line only.\n"
+        f"Remove it from the file, or add {key}=VALUE to the command if you trust it."
+    )
+
+
+def _at(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def _called(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, name) of all that names something to be called."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            path = f"{key}.{name}" if key else str(name)
+            if (value is not None and name in ("_target_", "()", "class")) or (
+                isinstance(value, str) and _REFERENCE.match(value)
+            ):
+                yield path, value
+            yield from _called(value, path)
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from _called(value, f"{key}[{index}]")

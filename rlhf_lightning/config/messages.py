@@ -1,0 +1,136 @@
+"""Complaints of Hydra and Lightning in a few lines, with the name that was probably meant and what else there is."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from traceback import walk_tb
+from typing import Any
+
+from rlhf_lightning.config.locations import CONF_DIR
+from rlhf_lightning.console.redaction import redact, redact_text
+from rlhf_lightning.errors import ConfigError
+
+_MOST = 20  # names that are listed
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """What is wrong with the command line ``overrides`` that made Hydra raise ``error``, and the nearest valid name."""
+    from rlhf_lightning.config.resolving import ours
+
+    if (known := ours(error)) is not None:
+        return str(known)
+    text = redact_text(str(error).strip())
+    if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        found = re.findall(r"(?m)^\t(\S+)$", text)  # those of folders added with --config-dir as well
+        group, name = option.groups()
+        return _unknown_option(group, name, found or _options(group))
+    if unused := re.search(r"Could not override '([^']+)'\. ?No match in the defaults list", text):
+        return _unused_group(unused.group(1), overrides)
+    if key := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(key.group(1), error)
+    cause = f"\n{redact_text(str(error.__cause__))}" if error.__cause__ is not None else ""
+    return text + cause
+
+
+@contextmanager
+def told_as_config_error(trainer: Mapping[str, Any]) -> Iterator[None]:
+    """While a Trainer is built: what Lightning does not like about the config group ``trainer``, in our words.
+
+    Raises:
+        ConfigError: a device that is not there, a strategy that does not exist, arguments that do not go together.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        names = [name for name in ("accelerator", "devices", "strategy") if isinstance(trainer.get(name), (str, int))]
+        asked = ", ".join(f"trainer.{name}={trainer[name]}" for name in names)
+        raise ConfigError(f"{asked}: no Trainer can be made of this. {error}") from error
+
+
+def nearest(name: str, candidates: Sequence[str]) -> str:
+    """`` Did you mean NAME?`` with the most similar of ``candidates``, or nothing."""
+    near = difflib.get_close_matches(name, candidates, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def shown(key: str, value: Any) -> str:
+    """``value`` as it would be written on the command line, unless the key is one of a secret."""
+    told = redact({key.rpartition(".")[2]: value}).popitem()[1]
+    return json.dumps(told) if told is None or isinstance(told, bool) else str(told)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of many, and how many more there are."""
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return ", ".join(names[:_MOST]) + more
+
+
+def _unknown_option(group: str, option: str, options: Sequence[str]) -> str:
+    return (
+        f"{group}={option}: there is no such option.{nearest(option, options)}\nOptions of {group}: {listed(options)}"
+    )
+
+
+def _unused_group(key: str, overrides: Sequence[str]) -> str:
+    group = key.split("@")[0]
+    if not (CONF_DIR / group).is_dir():
+        return f"{key}: there is no such group.{nearest(group, _groups())}\nGroups: {listed(_groups())}"
+    stages = [stage for stage in _options("stage") if re.search(rf"/{group}\b", _text(f"stage/{stage}"))]
+    stage = next((o.partition("=")[2] for o in overrides if o.startswith("stage=")), "pipeline")
+    used = f"It is used by stage={', '.join(stages)}. " if stages else ""
+    return f"{key}: stage={stage} has no part {group}.\n{used}To have it all the same, write +{key}=OPTION"
+
+
+def _unknown_key(key: str, error: Exception) -> str:
+    keys = list(_keys(_composed(error)))
+    *outer, last = key.split(".")
+    longer = [k for k in keys if k.endswith("." + key)] or [
+        k for k in keys if outer and k.startswith(f"{outer[0]}.") and k.endswith(f".{last}")
+    ]
+    hint = f" Did you mean {' or '.join(longer[:3])}?" if longer else nearest(key, [*keys, *_groups()])
+    depth = next((n for n in range(len(outer), 0, -1) if ".".join(outer[:n]) in keys), 0)
+    parent = ".".join(outer[:depth])
+    there = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    there = [name for name in there if not name.startswith("_")]
+    lines = [f"{key}: there is no such key.{hint}"]
+    if there:
+        lines.append(f"{f'Keys of {parent}' if parent else 'Keys'}: {listed(there)}")
+    if outer and (options := [o for o in _options(outer[0]) if re.search(rf"(?m)^{last}:", _text(f"{outer[0]}/{o}"))]):
+        lines.append(f"Options that have it: {', '.join(f'{outer[0]}={option}' for option in options)}")
+    return "\n".join([*lines, f"To add a new key on purpose, write +{key}=VALUE"])
+
+
+def _composed(error: Exception) -> Any:
+    """The config that Hydra had composed when it met the key it does not know: it lies in the frame that raised."""
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_apply_overrides_to_config":
+            return frame.f_locals.get("cfg")
+    return None
+
+
+def _groups() -> list[str]:
+    folders = (p.relative_to(CONF_DIR) for p in CONF_DIR.rglob("*") if p.is_dir())
+    return sorted(str(p) for p in folders if p.parts[0] != "hydra")
+
+
+def _options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF_DIR / group).glob("*.yaml"))
+
+
+def _text(name: str) -> str:
+    return (CONF_DIR / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a DictConfig, interpolations and missing values as they stand."""
+    items = getattr(tree, "items_ex", None)
+    for name, value in items(resolve=False) if items is not None and not tree._is_none() else ():
+        if not (prefix == "" and name == "hydra"):
+            yield f"{prefix}{name}"
+            yield from _keys(value, f"{prefix}{name}.")

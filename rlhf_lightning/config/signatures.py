@@ -1,0 +1,270 @@
+"""What the classes and functions of a config take, read from their source without importing anything.
+
+Importing PPO means importing torch, which takes seconds; a misspelt key should be answered at once. So names, types,
+defaults and ranges (calls of `rlhf_lightning.rules.ranges.require`) are taken from the syntax tree of the module.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_ROOTS = ("rlhf_lightning", "lightning", "torch")
+_METHOD = re.compile(r"    (?:@|async |def (?!__init__|__post_init__))")  # the beginning of what is not read
+
+
+WORDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null",
+    "list": "a list such as [a, b]", "dict": "a mapping such as {a: 1}",
+}  # fmt: skip
+"""How the kinds that a config can write are called in messages."""
+
+
+class Kind(NamedTuple):
+    """One alternative of an annotation."""
+
+    name: str  # int, float, bool, str, None, list, dict, choice or object
+    choices: tuple[Any, ...] = ()  # of a Literal
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value of a config is of this kind; a node with a target is no plain value."""
+        if self.name == "choice":
+            return any(value == choice and type(value) is type(choice) for choice in self.choices)
+        if self.name == "object":
+            return isinstance(value, dict)
+        if self.name in ("float", "int"):
+            return is_number(value) and (self.name == "float" or isinstance(value, int))
+        if isinstance(value, dict) and "_target_" in value:
+            return self.name in ("list", "dict")
+        return type(value).__name__ == ("NoneType" if self.name == "None" else self.name)
+
+
+class Parameter(NamedTuple):
+    """One argument."""
+
+    default: Any  # `...` where there is none, or none that can be read
+    annotation: ast.expr | None
+    module: _Module
+
+    def kinds(self) -> tuple[Kind, ...] | None:
+        """What may be given; None where that is anything. Only looked up when asked for: names lead to other files."""
+        found = [] if self.annotation is None else list(_alternatives(self.annotation, self.module))
+        return None if not found or None in found else tuple(kind for kind in found if kind is not None)
+
+
+class Range(NamedTuple):
+    """One call of `require`: for which argument, and its keywords."""
+
+    parameter: str
+    bounds: dict[str, Any]
+
+
+class Signature(NamedTuple):
+    """What a target takes."""
+
+    parameters: dict[str, Parameter]
+    is_open: bool  # takes `**`, or its constructor is not known
+    ranges: tuple[Range, ...]
+
+
+class _Module(NamedTuple):
+    name: str
+    is_package: bool
+    names: dict[str, ast.stmt]  # what is defined or imported at the top level
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float; True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@functools.cache
+def signature(target: str) -> Signature | None:
+    """What ``target``, an import path, takes; None where its source is not looked at or cannot be found."""
+    found = _find(target)
+    module, node = found or (None, None)
+    if module is not None and isinstance(node, ast.FunctionDef):
+        return Signature(_arguments(module, node), node.args.kwarg is not None, tuple(_ranges(node)))
+    return _of_class(module, node) if module is not None and isinstance(node, ast.ClassDef) else None
+
+
+def _of_class(module: _Module, node: ast.ClassDef) -> Signature:
+    methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
+    bases = [found for base in node.bases if (found := _base(module, base)) is not None]
+    inherited = [signature(f"{home.name}.{one.name}") for home, one in bases]
+    ranges = [r for one in inherited if one is not None for r in one.ranges]
+    if "__init__" in methods:
+        arguments = _arguments(module, methods["__init__"])
+        arguments.pop(next(iter(arguments), ""), None)  # self
+        ranges = [r for r in ranges if r.parameter in arguments]
+        is_open = methods["__init__"].args.kwarg is not None
+        return Signature(arguments, is_open, (*ranges, *_ranges(methods["__init__"])))
+    fields = {
+        item.target.id: Parameter(_literal(item.value), item.annotation, module)
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }
+    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        before = {name: p for one in inherited if one is not None for name, p in one.parameters.items()}
+        own = _ranges(methods["__post_init__"]) if "__post_init__" in methods else ()
+        return Signature({**before, **fields}, False, (*ranges, *own))
+    return next((one for one in inherited if one is not None), Signature({}, True, ()))
+
+
+def _base(module: _Module, base: ast.expr) -> tuple[_Module, ast.ClassDef] | None:
+    """A base class of this library; others are not read, they are large and take nothing from a config."""
+    name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
+    node = module.names.get(name)
+    ours = not isinstance(node, ast.ImportFrom) or (node.module or "").startswith(_ROOTS[0])
+    found = _lookup(module, name) if ours else None
+    return found if found is not None and isinstance(found[1], ast.ClassDef) else None  # type: ignore[return-value]
+
+
+def _arguments(module: _Module, function: ast.FunctionDef) -> dict[str, Parameter]:
+    args = function.args
+    positional = [*args.posonlyargs, *args.args]
+    defaults = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
+    pairs = [*zip(positional, defaults, strict=True), *zip(args.kwonlyargs, args.kw_defaults, strict=True)]
+    return {argument.arg: Parameter(_literal(value), argument.annotation, module) for argument, value in pairs}
+
+
+def _ranges(function: ast.FunctionDef) -> Iterator[Range]:
+    """Calls ``require("name", name, above=0)`` that are made in any case, on arguments or fields as they are."""
+    for statement in function.body:
+        if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Call):
+            continue
+        call = statement.value
+        if isinstance(call.func, ast.Name) and call.func.id == "require":
+            given = call.args[1]
+            name = given.attr if isinstance(given, ast.Attribute) else given.id if isinstance(given, ast.Name) else ""
+            yield Range(name, {k.arg: _literal(k.value) for k in call.keywords if k.arg is not None})
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return ... if node is None else ast.literal_eval(node)
+    except ValueError:
+        return ...
+
+
+# ------------------------------------------------------------------------------------------------------- annotations
+
+
+def _alternatives(node: ast.expr, module: _Module) -> Iterator[Kind | None]:
+    """Each alternative of a union; None for one that any value may fit."""
+    if isinstance(node, ast.BinOp):
+        yield from _alternatives(node.left, module)
+        yield from _alternatives(node.right, module)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield from _alternatives(ast.parse(node.value, mode="eval").body, module)
+    elif isinstance(node, ast.Constant):
+        yield Kind("None") if node.value is None else None
+    elif isinstance(node, ast.Subscript):
+        yield from _subscript(node, module)
+    elif isinstance(node, ast.Name):
+        yield from _named(node.id, module)
+    else:
+        yield None
+
+
+def _subscript(node: ast.Subscript, module: _Module) -> Iterator[Kind | None]:
+    name = ast.unparse(node.value).split(".")[-1]
+    inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    if name == "Literal":
+        yield Kind("choice", tuple(ast.literal_eval(item) for item in inside))
+    elif name in ("Union", "Optional"):
+        for item in inside:
+            yield from _alternatives(item, module)
+        if name == "Optional":
+            yield Kind("None")
+    elif name in ("Sequence", "list", "tuple", "Iterable"):
+        yield Kind("list")
+    elif name in ("Mapping", "dict"):
+        yield Kind("dict")
+    else:
+        yield None
+
+
+def _named(name: str, module: _Module) -> Iterator[Kind | None]:
+    if name in ("int", "float", "bool", "str", "list", "dict"):
+        yield Kind(name)
+    elif name == "Path":
+        yield Kind("str")
+    elif name == "Tensor":
+        yield Kind("object")  # nothing that a config can say
+    else:
+        found = _lookup(module, name)
+        alias = found[1].value if found is not None and isinstance(found[1], (ast.Assign, ast.AnnAssign)) else None
+        if found is None or alias is None:
+            yield None
+        else:
+            yield from _alternatives(alias, found[0])
+
+
+# ----------------------------------------------------------------------------------------------------------- sources
+
+
+def _find(target: str) -> tuple[_Module, ast.stmt] | None:
+    """Where ``package.module.name`` is defined; re-exports are followed."""
+    module_name, _, name = target.rpartition(".")
+    module = _module(module_name) if module_name else None
+    return None if module is None else _lookup(module, name)
+
+
+def _lookup(module: _Module, name: str) -> tuple[_Module, ast.stmt] | None:
+    node = module.names.get(name)
+    if not isinstance(node, ast.ImportFrom):
+        return None if node is None else (module, node)
+    base = module.name.split(".")
+    base = base[: len(base) - node.level + module.is_package] if node.level else []
+    original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+    return _find(".".join([*base, *([node.module] if node.module else []), original]))
+
+
+@functools.cache
+def _module(name: str) -> _Module | None:
+    root, *rest = name.split(".")
+    folder = _folder(root)
+    if folder is None:
+        return None
+    path = folder.joinpath(*rest)
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.is_file():
+        return None
+    names: dict[str, ast.stmt] = {}
+    for node in _parse(file.read_text(encoding="utf-8")).body:
+        for statement in node.body if isinstance(node, ast.If) else [node]:
+            names |= dict.fromkeys(_bound(statement), statement)
+    return _Module(name, path.is_dir(), names)
+
+
+def _parse(source: str) -> ast.Module:
+    """The syntax tree without methods other than constructors, which halves the time."""
+    parts = re.split(r"(?m)^(?=\S|    (?:@|def |async def ))", source)
+    try:
+        return ast.parse(
+            "".join(p for p in parts if not re.match(r"    (?:@|async |def (?!__init__|__post_init__))", p))
+        )
+    except SyntaxError:  # a class of methods only, or a text that looks like one
+        return ast.parse(source)
+
+
+@functools.cache
+def _folder(root: str) -> Path | None:
+    spec = importlib.util.find_spec(root) if root in _ROOTS else None
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return Path(places[0]) if places else None
+
+
+def _bound(node: ast.stmt) -> list[str]:
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        return [node.name]
+    if isinstance(node, ast.ImportFrom):
+        return [alias.asname or alias.name for alias in node.names]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]

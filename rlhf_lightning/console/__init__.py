@@ -1,0 +1,1 @@
+"""What is shown and written as text: streams that never end a run, without secrets, safe to look at."""

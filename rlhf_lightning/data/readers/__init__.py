@@ -1,0 +1,1 @@
+"""Files as rows, each with the place it comes from."""

@@ -1,0 +1,102 @@
+"""Parquet files and Hugging Face datasets; rows are named by their number, 1 is the first.
+
+Neither pyarrow nor datasets is a requirement of this library; without them these sources are refused with advice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.data.readers.csv_files import check_names
+from rlhf_lightning.data.readers.jsonl import check_depth, strings
+from rlhf_lightning.data.readers.problems import BadRow, Problems
+from rlhf_lightning.errors import DataError
+
+HUB = "hf:"
+_AT_ONCE = 1000  # rows that are in memory twice
+
+
+def parquet_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, row) of each row; those with text that is no text go to ``problems``.
+
+    Raises:
+        DataError: pyarrow is not installed, or the file is not parquet.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{path}: parquet needs pyarrow; pip install pyarrow, or write the rows as .jsonl.") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            check_names(path, file.schema_arrow.names)
+            yield from _table_rows(path, file.iter_batches(batch_size=_AT_ONCE), problems)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as parquet: {_first_line(error)}") from error
+
+
+def dataset_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same for a folder that ``save_to_disk`` wrote, or ``hf:NAME`` or ``hf:NAME:SPLIT`` for a data set of the hub.
+
+    Raises:
+        DataError: datasets is not installed, there is no such data set, or it has several splits and none was named.
+    """
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ImportError:
+        raise DataError(f"{path}: needs datasets; pip install datasets, or write the rows as .jsonl.") from None
+    try:
+        if str(path).startswith(HUB):
+            name, _, split = str(path).removeprefix(HUB).partition(":")
+            dataset = datasets.load_dataset(name, split=split or "train")
+        else:
+            dataset = datasets.load_from_disk(path)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be loaded: {_first_line(error)}") from error
+    if isinstance(dataset, dict):
+        raise DataError(f"{path}: holds the splits {', '.join(sorted(dataset))}; name the folder of one of them.")
+    tables = dataset.with_format("arrow").iter(batch_size=_AT_ONCE)
+    yield from _table_rows(path, (batch for table in tables for batch in table.to_batches()), problems)
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether ``save_to_disk`` of datasets wrote the folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _table_rows(path: Path, batches: Iterable[Any], problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 0
+    for batch in batches:
+        for row in _python_rows(batch):
+            number += 1
+            try:
+                _check(row)
+            except BadRow as bad:
+                problems.add_bad(path, number, bad)
+                continue
+            yield number, row
+
+
+def _python_rows(batch: Any) -> list[Any]:
+    """Rows as dicts; the error in place of those that hold bytes which are not UTF-8."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            return [error]
+        return [row for index in range(len(batch)) for row in _python_rows(batch.slice(index, 1))]
+
+
+def _check(row: Any) -> None:
+    if isinstance(row, UnicodeDecodeError):
+        raise BadRow(f"byte 0x{row.object[row.start]:02x} is not UTF-8; save the text as UTF-8")
+    check_depth(row)
+    if any("\x00" in text for text in strings(row)):
+        raise BadRow("NUL character; remove it")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

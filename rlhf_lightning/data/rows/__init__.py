@@ -1,0 +1,1 @@
+"""What a row holds: fields, conversations, and what is wrong with it."""

@@ -1,0 +1,1 @@
+"""Exact and closed-form results that training is compared with."""

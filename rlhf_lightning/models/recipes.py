@@ -1,0 +1,37 @@
+"""What a module is given as its model: a recipe that is loaded when it is built, or the model itself."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from rlhf_lightning.models import Pretrained
+from rlhf_lightning.models.adapters import lora_of
+from rlhf_lightning.rules.combinations import check_adapter_dropout
+
+
+def load_policy(source: Pretrained | PreTrainedModel) -> PreTrainedModel:
+    """A causal language model from a recipe, or the model itself."""
+    return source.causal_lm() if isinstance(source, Pretrained) else source
+
+
+def load_trained(source: Pretrained | PreTrainedModel, dropout: bool = True) -> PreTrainedModel:
+    """`load_policy` for training: with the adapters of the recipe, if it has any.
+
+    Args:
+        source: see `load_policy`.
+        dropout: False refuses adapters with dropout.
+
+    Raises:
+        ConfigError: the adapters have dropout.
+    """
+    policy = source.adapted(source.causal_lm()) if isinstance(source, Pretrained) else source
+    lora = lora_of(policy)
+    if lora is not None and not dropout:
+        check_adapter_dropout(lora.lora_dropout)
+    return policy
+
+
+def depth_of(source: Pretrained | nn.Module) -> int:
+    """Number of frozen lower layers of a recipe; 0 for a plain model."""
+    return source.freeze_below if isinstance(source, Pretrained) else 0

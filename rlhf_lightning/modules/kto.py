@@ -1,0 +1,170 @@
+"""Learn a policy from single answers that were called good or bad (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.kto import KTOLoss, kto_loss, kto_reference_point
+from rlhf_lightning.functional.lengths import cut
+from rlhf_lightning.models import Pretrained
+from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
+from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
+from rlhf_lightning.modules.splitting import in_parts
+from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.types import AnswerBatch, FeedbackBatch
+
+AnswerLoss = Callable[..., KTOLoss]
+
+
+class KTOModule(OfflineModule):
+    """KTO: raise good answers above a reference point and lower bad ones below it.
+
+    The point is KL(policy || reference) as measured on prompts with the answers of other prompts, one number for the
+    whole batch of an optimizer step, over all its micro-batches and ranks.
+
+    Args:
+        policy: a loading recipe or a causal language model.
+        tokenizer: of the policy.
+        optimizer: see `RLHFModule`.
+        scheduler: see `RLHFModule`.
+        loss: ``f(logprobs [N], ref_logprobs [N], desirable [N], reference_point [], *, denominator) -> KTOLoss``.
+        reference: see `OfflineModule`.
+        max_grad_norm: see `RLHFModule`.
+        max_skipped_steps: see `RLHFModule`.
+
+    Raises:
+        ConfigError: the loss refuses its own numbers, or is called otherwise.
+    """
+
+    stage = "kto"
+
+    def __init__(
+        self,
+        policy: Pretrained | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        loss: AnswerLoss = kto_loss,
+        reference: Pretrained | PreTrainedModel | None = None,
+        max_grad_norm: float = 1.0,
+        max_skipped_steps: int = 3,
+    ) -> None:
+        try_loss(loss)
+        super().__init__(policy, tokenizer, optimizer, scheduler, reference, True, max_grad_norm, max_skipped_steps)
+        self.loss = loss
+        self._point = torch.zeros(())  # of the optimizer step that is being accumulated
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._mismatched = Totals()
+
+    def terms(
+        self, answers: AnswerLogprobs, desirable: Tensor, point: Tensor, denominator: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Override to change the objective.
+
+        Args:
+            answers: log-probabilities of the answers, [N].
+            desirable: bool [N].
+            point: what gains and losses are measured from, nats [].
+            denominator: answers of the whole batch, in the convention of `FeedbackBatch`.
+
+        Returns:
+            the loss [], whose mean over micro-batches and ranks is the mean over all answers, and sums for the log.
+        """
+        assert answers.reference is not None
+        point = point.to(answers.policy)
+        verdict = self.loss(answers.policy, answers.reference, desirable, point, denominator=denominator)
+        drift = (answers.policy - answers.reference).detach()
+        sums = {
+            "num_answers": torch.tensor(len(desirable)),
+            "loss": verdict.loss.detach() * denominator,
+            "kl": point * len(desirable),
+            "rewards/accuracies": torch.where(desirable, drift > point, drift < point).sum(),
+        }
+        for name, rows in (("chosen", desirable), ("rejected", ~desirable)):
+            sums |= {
+                f"num_{name}": rows.sum(),
+                f"rewards/{name}": verdict.rewards[rows].sum(),
+                f"logps/{name}": answers.policy[rows].sum(),
+                f"drift/{name}": drift[rows].sum(),
+            }
+        return verdict.loss, sums
+
+    def training_loss(self, batch: FeedbackBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The first micro-batch of an optimizer step also measures the reference point."""
+        if batch.mismatched is not None:
+            pieces = self.splitting.pieces(batch.mismatched, self.trainer.accumulate_grad_batches)
+            strange = self._without_grad(batch.mismatched, pieces)
+            self._point = kto_reference_point(*(self.over_ranks(part).flatten() for part in strange))  # type: ignore[arg-type]
+        return self.terms(self.logprobs(batch), batch.desirable, self._point, batch.denominator)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start from zero."""
+        super().on_validation_epoch_start()
+        self._seen, self._mismatched = [], Totals()
+
+    @in_parts
+    def validation_step(self, batch: FeedbackBatch, batch_idx: int) -> None:
+        """Keep the log-probabilities: the reference point is known when all batches were seen."""
+        counted = batch.lengths > 0
+        answers = self.logprobs(batch)
+        assert answers.reference is not None
+        gap = self._gap(batch.mismatched, len(counted)) if batch.mismatched is not None else answers.policy[:0]
+        self._seen.append((answers.policy[counted], answers.reference[counted], batch.desirable[counted]))
+        self._mismatched.add({"count": torch.tensor(len(gap)), "gap": gap.sum()})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over the whole validation set of all ranks, with one reference point for all of it."""
+        if not self._seen:
+            return
+        point = torch.tensor(max(self._mismatched.means(self, "count")["gap"], 0.0))
+        policy, reference, desirable = (torch.cat(column) for column in zip(*self._seen, strict=True))
+        self.val_totals.add(self.terms(AnswerLogprobs(policy, reference), desirable, point, 1.0)[1])
+        super().on_validation_epoch_end()
+
+    def summary(self, totals: Totals) -> dict[str, float]:
+        """Means over answers; rewards, log-probabilities and drift over the good (chosen) or bad (rejected) ones."""
+        means = totals.means(self, "num_answers")
+        shares = {name: means[f"num_{name}"] for name in ("chosen", "rejected")}
+        for name, share in shares.items():
+            means[f"num_{name}"] = share * means["num_answers"]
+            for metric in ("rewards", "logps", "drift"):
+                total = means.pop(f"{metric}/{name}")
+                means |= {f"{metric}/{name}": total / share} if share else {}
+        if all(shares.values()):
+            means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+        return means
+
+    def _gap(self, strange: AnswerBatch, rows: int) -> Tensor:
+        """How much more likely than under the reference strange answers are, so many ``rows`` at once; [N]."""
+        found = self._without_grad(strange, -(-len(strange.lengths) // rows))
+        assert found.reference is not None
+        return (found.policy - found.reference)[strange.lengths > 0]
+
+    @torch.no_grad()
+    def _without_grad(self, answers: AnswerBatch, pieces: int) -> AnswerLogprobs:
+        """`logprobs` of many answers, cut by length into as many pieces on every rank."""
+        lengths = answers.attention_mask.sum(1)
+        groups = [torch.tensor(rows) for rows in cut(lengths, min(pieces, len(lengths)))]
+        parts = [self.logprobs(answers.select(rows).trimmed()) for rows in groups]
+        back = torch.cat(groups).argsort()
+        return AnswerLogprobs(*(torch.cat(column)[back.to(lengths.device)] for column in zip(*parts, strict=True)))
+
+
+def try_loss(loss: AnswerLoss) -> None:
+    """Call a loss on one answer, so that what it cannot work with is known before a model is loaded.
+
+    Raises:
+        ConfigError: the loss refuses its own numbers, or is not called as `kto_loss` is.
+    """
+    zero = torch.zeros(1)
+    try:
+        loss(zero, zero, zero > 0, torch.zeros(()), denominator=1.0)
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"loss cannot be called as f(logprobs, ref_logprobs, desirable, reference_point, *, denominator): {error}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Numbers and combinations that can work, judged without torch."""

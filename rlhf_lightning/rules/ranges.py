@@ -1,0 +1,54 @@
+"""Which numbers a knob may have: stated once, in the constructor or function that takes it.
+
+`rlhf_lightning.config.signatures` finds the calls of `require` in the source, so that a command line is judged by the
+same lines before torch is imported.
+"""
+
+from __future__ import annotations
+
+from rlhf_lightning.errors import ConfigError
+
+FLOAT32_MAX = 3.4e38  # a larger number is infinite as a tensor
+
+
+def require(
+    name: str,
+    value: float | None,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    why: str = "",
+) -> None:
+    """Refuse a number out of its range. None passes, since it switches a knob off; NaN lies in no range.
+
+    Args:
+        name: the knob, as in the config.
+        value: what it was set to.
+        above: lower bound that is not allowed itself.
+        at_least: lower bound that is allowed.
+        below: upper bound that is not allowed itself.
+        at_most: upper bound that is allowed.
+        why: what the bound is there for, put behind it.
+
+    Raises:
+        ConfigError: names the knob, the value and the range.
+
+    >>> require("gamma", 1.5, at_least=0, at_most=1)
+    Traceback (most recent call last):
+        ...
+    rlhf_lightning.errors.ConfigError: gamma=1.5: must be at least 0 and at most 1
+    """
+    if value is None:
+        return
+    bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
+    holds = (
+        (above is None or value > above)
+        and (at_least is None or value >= at_least)
+        and (below is None or value < below)
+        and (at_most is None or value <= at_most)
+    )
+    if not holds:
+        listed = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+        raise ConfigError(f"{name}={value}: must be {listed}{': ' * bool(why)}{why}")

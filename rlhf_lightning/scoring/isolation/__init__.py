@@ -1,0 +1,1 @@
+"""Reward functions in a process of their own."""
