@@ -24,20 +24,8 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.optim import kl_controllers as kl_control
 from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.rules.stages import NEEDED
 
-NEEDED = {
-    "sft": "add data.demonstrations=FILE with rows of prompt+completion or messages",
-    "rank": "add data.prompts=FILE with rows that have a prompt, or rank.human_ranks=FILE",
-    "reward": "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks",
-    "ppo": "add data.prompts=FILE with rows that have a prompt",
-    "dpo": (
-        "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks, for example a "
-        "rankings.jsonl of the rank stage"
-    ),
-    "kto": "add data.feedback=FILE with rows of prompt+completion+label, or data.comparisons=FILE with comparisons",
-    "best_of_n": "add data.prompts=FILE with rows that have a prompt",
-    "evaluate": "add data.prompts_validation=FILE with held-out prompts",
-}
 _TRANSLATED = {
     "gradient_clip_val": "max_grad_norm of the stage's module (for PPO ppo.settings.max_grad_norm)",
     "accumulate_grad_batches": "micro_batch_size of the stage's data (for PPO ppo.settings.micro_batch_size)",

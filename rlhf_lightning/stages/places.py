@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint.places import LOCK, foreign, links
-from rlhf_lightning.config.checks import NEEDED
 from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.rules.stages import NEEDED
 
 CONFIG, RECORD, LOG = "config.yaml", "run.json", "train.log"
 CHECKPOINTS, HISTORY = "checkpoints", "history"

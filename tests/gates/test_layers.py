@@ -29,8 +29,8 @@ def test_imports_go_downwards(path):
         ("rlhf_lightning.data.", "from ..scoring import scorer", "siblings"),
         (
             "rlhf_lightning.modules.ppo",
-            "def f():\n    import rlhf_lightning.stages.pipeline",
-            "layer 3 imports pipeline",
+            "def f():\n    import rlhf_lightning.stages.run",
+            "layer 3 imports stages",
         ),
         ("rlhf_lightning.modules.ppo", "from omegaconf import OmegaConf", "top layer only"),
         ("rlhf_lightning.callbacks.x", "import hydra.utils", "top layer only"),

@@ -83,12 +83,7 @@ HOSTILE = [
     {"_target_": "rlhf_lightning.scoring.functions.load", "path": "evil_package.reward"},
     {"_target_": "rlhf_lightning.scoring.isolation.process.IsolatedFunction", "path": "os.system"},
     {"_target_": "rlhf_lightning.scoring.functions.IsolatedFunction", "path": "os.system"},
-    {
-        "_target_": "rlhf_lightning.cli.launch.launch",
-        "config": {"trusted_targets": ["os"]},
-        "processes": 2,
-        "logging": {},
-    },
+    {"_target_": "rlhf_lightning.cli.launch.launch", "config": {"trusted_targets": ["os"]}, "processes": 2},
     {"_target_": "rlhf_lightning.stages.run.Run", "config": {"trusted_targets": ["os"]}},
     {"_target_": "rlhf_lightning.checkpoint.write_folder", "path": "MARKER", "write": None, "provenance": {}},
     {"_target_": "torch.optim.SGD", "_args_": [{"_target_": "os.system", "command": "touch MARKER"}]},

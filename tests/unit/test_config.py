@@ -160,6 +160,7 @@ def test_redaction_leaves_unset_secrets_visible_as_unset():
 
 
 def test_config_imports_neither_torch_nor_lightning():
-    code = "import sys, rlhf_lightning.cli.main, rlhf_lightning.config.compose; print({'torch', 'lightning'} & set(sys.modules))"
+    parts = "rlhf_lightning.cli.main, rlhf_lightning.config.compose"
+    code = f"import sys, {parts}; print({{'torch', 'lightning'}} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
     assert out.stdout.strip() == "set()"
