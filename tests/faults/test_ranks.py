@@ -13,11 +13,12 @@ import pytest
 
 from rlhf_lightning import launch, pipeline
 from rlhf_lightning.checkpoint.io import checkpoints
+from rlhf_lightning.checkpoint.places import LOCK
 from rlhf_lightning.checkpoint.provenance import verify_folder
 from rlhf_lightning.config import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.stages import ranks
-from rlhf_lightning.stages.resume import LOCK, RunFolder
+from rlhf_lightning.stages.resume import RunFolder
 from tests.faults import small_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
