@@ -108,20 +108,20 @@ def newest_checkpoint(folder: str | Path, skipped: Callable[[str], None]) -> Pat
     Raises:
         CheckpointError: there are checkpoints, and none of them can be used; names each reason. Nothing is deleted.
     """
-    reasons = []
+    reasons: dict[str, str] = {}
     for path in checkpoints(folder):
         try:
             verify_folder(path, expect_stage=STAGE)
         except CheckpointError as error:
-            reasons.append(str(error))
+            reasons[path.name] = str(error)
             continue
-        for reason in reasons:
-            skipped(f"skipped a checkpoint: {reason}")
+        for name, reason in reasons.items():
+            skipped(f"skipped the checkpoint {name}: {reason}")
         return path
     if reasons:
         raise CheckpointError(
             f"{folder}: none of {len(reasons)} checkpoints can be used, and none is deleted:\n  "
-            + "\n  ".join(reasons)
+            + "\n  ".join(reasons.values())
             + "\nRestore one of them, or train again from the start in another run_dir"
         )
     return None

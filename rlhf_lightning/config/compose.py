@@ -13,7 +13,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.config.allowlist import IMPORT_PATH_KEYS, check_names, check_objects
-from rlhf_lightning.config.bounds import DEEPEST, MOST_VALUES
+from rlhf_lightning.config.bounds import DEEPEST, MOST_VALUES, check_numbers
 from rlhf_lightning.config.checks import check_config
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.rights import check as check_rights
@@ -68,6 +68,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict
     config["trusted_targets"] = _trusted(config.get("trusted_targets") or [], overrides)
     _check_remote_code(config, overrides)
     check_names(config, config["trusted_targets"])
+    check_numbers(config)  # first: the text of a number of very many digits takes long
     check_rights(config, OmegaConf.to_container(cfg, resolve=False) if typed.local else None, typed)
     check_config(config)
     return config

@@ -10,9 +10,13 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
+import yaml
+
+from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.typed import Key, Typed, with_targets
 from rlhf_lightning.console.redaction import redact_text, remember, secrets
 from rlhf_lightning.errors import ConfigError
@@ -93,11 +97,20 @@ def check_places(config: Mapping[str, Any], raw: Any, typed: Typed) -> list[Any]
         value = config.get(name)
         if value is None:
             continue
+        if value == _shipped(name):  # `runs` may be a link to a larger disk
+            places.append(value)
+            continue
         by_hand = typed.has((name,), _at(raw, (name,))) or (name == "run_dir" and typed.sets_run_dir())
         if not by_hand and not any(_is_below(value, place, strictly=True) for place in (os.getcwd(), *places)):
             raise refusal(config, (name,), value, "may choose it below the working directory only, in no hidden folder")
         places.append(value)
     return places
+
+
+@cache
+def _shipped(name: str) -> Any:
+    """The value of a key in our own ``base.yaml``."""
+    return yaml.safe_load((CONF_DIR / "base.yaml").read_text(encoding="utf-8")).get(name)
 
 
 def check_variable(key: Key, raw: Any, variable: str, typed: Typed) -> None:

@@ -98,7 +98,7 @@ class Break(lightning.Callback):
     """
 
     def __init__(self, where, when, value=float("nan"), rank=0):
-        self.where, self.when, self.value, self.rank = where, set(when), value, rank
+        self.where, self.when, self.value, self.rank = where, set(when), float(value), rank
 
     def due(self, module):
         return module.step_number in self.when and module.global_rank == self.rank

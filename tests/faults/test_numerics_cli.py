@@ -39,7 +39,9 @@ OWN = {
 
 @pytest.mark.parametrize(("stage", "where", "value", "says"), FAULTS)
 def test_case_19_to_21_the_command_ends_with_code_4(stage, where, value, says, words, tmp_path):
-    fault = f"+callbacks.fault={{_target_: tests.faults.numbers.Break, where: {where}, when: [3,4,5], value: {value}}}"
+    fault = (
+        f"+callbacks.fault={{_target_: tests.faults.numbers.Break, where: {where}, when: [3,4,5], value: '{value}'}}"
+    )
     command = [sys.executable, "train.py", f"stage={stage}", *words, *OWN[stage], f"run_dir={tmp_path / 'run'}", fault]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

@@ -12,12 +12,13 @@ import time
 import pytest
 
 from rlhf_lightning.checkpoint.io import checkpoints
+from rlhf_lightning.checkpoint.places import LOCK
 from rlhf_lightning.checkpoint.provenance import verify_folder
 from rlhf_lightning.cli import launch
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.stages import pipeline, ranks
-from rlhf_lightning.stages.resume import LOCK, RunFolder
+from rlhf_lightning.stages.resume import RunFolder
 from tests.faults import small_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")

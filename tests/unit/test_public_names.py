@@ -1,0 +1,28 @@
+"""The names that users import from the package itself."""
+
+import subprocess
+import sys
+
+import pytest
+
+import rlhf_lightning
+
+
+@pytest.mark.parametrize("name", rlhf_lightning.__all__)
+def test_every_public_name_is_there(name):
+    found = getattr(rlhf_lightning, name)
+    assert getattr(found, "__name__", name) == name
+    assert name in dir(rlhf_lightning)
+
+
+def test_another_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
+        rlhf_lightning.Trainer  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, rlhf_lightning; print(sorted({'torch', 'lightning', 'hydra', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
