@@ -77,7 +77,7 @@ def _compose_and_run(arguments: list[str]) -> None:
 
     if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
         raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
-    _refuse_secrets_in_sweeps(arguments)
+    _check_sweep(arguments)
     shown = _wants_traceback()
 
     started = False
@@ -109,12 +109,16 @@ def _compose_and_run(arguments: list[str]) -> None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-def _refuse_secrets_in_sweeps(arguments: list[str]) -> None:
-    """Hydra prints the overrides of a sweep and writes them to ``multirun.yaml``."""
+def _check_sweep(arguments: list[str]) -> None:
+    """Hydra prints the overrides of a sweep and writes them to ``multirun.yaml``, and names the folders of its jobs."""
     from rlhf_lightning.redaction import is_secret
 
     for argument in arguments if {"-m", "--multirun"} & set(arguments) else ():
         key, _, value = argument.lstrip("+").partition("=")
+        if key == "run_dir":
+            raise ConfigError(
+                "run_dir: the jobs of a sweep have folders of their own; give hydra.sweep.dir=FOLDER instead"
+            )
         if is_secret(key) and value and "${" not in value:
             raise ConfigError(
                 f"{key}: a sweep prints and saves its command line; write {key}='${{oc.env:NAME}}' and put the secret "

@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -103,8 +105,10 @@ class RunFolder:
 
     def _record(self, state: str) -> None:
         """Write `RECORD`: whose folder this is, and how far the run is."""
-        record = {"schema": SCHEMA, "kind": "run", "stages": self.stages, "state": state, "changed": self._changed}
-        write_file(self.path / RECORD, sealed(record))
+        inside = [output.absolute() for output in self._outputs if self._is_inside(output)]
+        outputs = [output.relative_to(self.path.absolute()).as_posix() for output in inside]
+        record = {"schema": SCHEMA, "kind": "run", "stages": self.stages, "outputs": outputs, "state": state}
+        write_file(self.path / RECORD, sealed(record | {"changed": self._changed}))
 
     def finished(self, stage: str, output: str | Path | None) -> dict[str, Any] | None:
         """The metrics of a stage that is done, once its folder is verified; None if it is to run, or has no folder.
@@ -146,7 +150,9 @@ class RunFolder:
         done = [output.name for output in self._outputs if read_provenance(output)]
         if done and newest is None:
             kept = f"{kept}, but {', '.join(done)} {'is' if len(done) == 1 else 'are'} complete"
-        return f"{kept}. Go on with the same command and resume=auto run_dir={self.path}"
+        sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        folder = f"hydra.sweep.dir={self.path.parent}" if sweep else f"run_dir={self.path}"
+        return f"{kept}. Go on with the same command and resume=auto {folder}"
 
     def _check_path(self, config: Mapping[str, Any]) -> None:
         if not is_checkpoint(self.resume):

@@ -12,7 +12,18 @@ from rlhf_lightning.checkpoint.io import checkpoints
 from rlhf_lightning.checkpoint.places import foreign, free_name, remove_folder
 from rlhf_lightning.checkpoint.provenance import read_provenance, read_sealed
 from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, ENTRIES, LOG, RECORD, inputs, outputs
+from rlhf_lightning.stages.places import (
+    CHECKPOINTS,
+    CONFIG,
+    ENTRIES,
+    HISTORY,
+    LOG,
+    RECORD,
+    inputs,
+    is_made_before,
+    outputs,
+    written,
+)
 
 log = logging.getLogger(__name__)
 _OURS = (CONFIG, RECORD, LOG, "report.md", "evaluation.json", "*.csv", "*.png", "events.out.tfevents.*", "hparams.yaml",
@@ -80,9 +91,8 @@ def check_owner(folder: Path) -> None:
     Raises:
         CheckpointError: names the entry.
     """
-    with suppress(CheckpointError):
-        if read_sealed(folder / RECORD).get("kind") == "run":
-            return
+    if _record(folder):
+        return
     for name in ENTRIES:
         entry = folder / name
         if entry.is_file() or (entry.is_dir() and any(entry.iterdir())):
@@ -95,7 +105,7 @@ def check_owner(folder: Path) -> None:
 def _left(folder: Path) -> str:
     """What a run has left in a folder, in words."""
     saved = [stage.name for stage in sorted((folder / CHECKPOINTS).glob("*")) if checkpoints(stage)]
-    rows = [file.stem for file in sorted((folder / "history").glob("*.csv"))]
+    rows = [file.stem for file in sorted((folder / HISTORY).glob("*.csv")) if file.read_bytes().count(b"\n") > 1]
     found = [f"checkpoints of {', '.join(saved)}"] * bool(saved) + [f"history of {', '.join(rows)}"] * bool(rows)
     models = [entry.name for entry in _models(folder)]
     found += [f"finished: {', '.join(models)}"] * bool(models)
@@ -104,24 +114,39 @@ def _left(folder: Path) -> str:
 
 
 def _models(folder: Path) -> Iterator[Path]:
-    """The folders of finished stages in a run's folder."""
-    for entry in sorted(folder.glob("*")):
+    """What the stages of the run that made a folder have finished in it, by its record."""
+    for name in _record(folder).get("outputs", ()):
         with suppress(CheckpointError, OSError):
-            if entry.is_dir() and read_provenance(entry) is not None:
-                yield entry
+            if (folder / name).is_dir() and read_provenance(folder / name) is not None:
+                yield folder / name
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """The record of the run that made a folder; empty if none did."""
+    with suppress(CheckpointError):
+        record = read_sealed(folder / RECORD)
+        return record if record.get("kind") == "run" else {}
+    return {}
 
 
 def _move_aside(folder: Path, config: Mapping[str, Any]) -> Path:
     """Move all that a run has made in its folder to a place beside it."""
     there = [entry for entry in (*(folder / name for name in ENTRIES), *_models(folder)) if entry.exists()]
-    for key, path in inputs(config):
-        inside = next((entry for entry in there if Path(path).resolve().is_relative_to(entry.resolve())), None)
-        if inside is not None:
-            raise ConfigError(f"overwrite=true: {key} reads {path}, which is part of the run to be replaced ({folder})")
+    places = written(config)
+    for key, text in inputs(config):
+        path = Path(text).resolve()
+        if any(
+            path.is_relative_to(p.resolve()) and is_made_before(name, key, config["stages"])
+            for name, p in places.items()
+        ):
+            continue  # of the earlier run, and this one makes it again before it is read
+        if any(path.is_relative_to(entry.resolve()) for entry in there):
+            raise ConfigError(f"overwrite=true: {key} reads {text}, which is part of the run to be replaced ({folder})")
     aside = free_name(folder, "replaced")
     aside.mkdir()
     for entry in there:
-        entry.rename(aside / entry.name)
+        (aside / entry.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+        entry.rename(aside / entry.relative_to(folder))
     log.warning(f"{folder}: the earlier run is kept in {aside} until this one is complete")
     return aside
 

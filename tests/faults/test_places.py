@@ -163,6 +163,42 @@ def test_case_56_a_replaced_run_is_kept_aside_until_the_new_one_is_complete(plac
     assert "run.replaced-2: holds what this library has not written" in caplog.text
 
 
+def test_case_56_a_run_with_the_shipped_defaults_is_replaced(tmp_path):
+    words = [word for word in small_run.prepare(tmp_path) if not word.startswith("logger=")]
+    words = [
+        *words, "stages=[sft,rank]", f"run_dir={tmp_path / 'run'}", "judge=function", "judge.isolate=false",
+        "judge.function=tests.faults.trees.letters", "rank.data.max_rows=2", "rank.data.max_prompt_length=32",
+        "rank.sampling.max_new_tokens=4",
+    ]  # fmt: skip
+    run(compose(words))
+    (tmp_path / "run" / "sft" / "notes.txt").write_text("mine")
+    run(compose([*words, "resume=auto"]))  # nothing is written to what is done, so notes may lie there
+    (tmp_path / "run" / "sft" / "notes.txt").unlink()
+    with pytest.raises(ConfigError, match=r"holds an earlier run \(history of sft; finished: sft, rankings\)"):
+        run(compose(words))
+    run(compose([*words, "overwrite=true"]))
+    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run"]
+    assert len(list((tmp_path / "run" / "tensorboard" / "sft").glob("events*"))) == 1
+
+
+def test_case_56_models_in_a_folder_that_no_run_made_are_not_those_of_a_run(place, tmp_path):
+    run(config(place))
+    shutil.copytree(tmp_path / "run" / "rankings", tmp_path / "models" / "monday")
+    run(config(place, run_dir="models", output="models/tuesday", overwrite=True))
+    run(config(place, run_dir="models", output="models/tuesday", overwrite=True))
+    for name in ("monday", "tuesday"):
+        verify_folder(tmp_path / "models" / name, "rank")
+
+
+def test_case_56_a_run_that_ended_before_its_first_step_is_none(place, tmp_path):
+    (tmp_path / "ranks.jsonl").write_text("broken")
+    for _ in range(2):
+        with pytest.raises(RLHFError, match=r"ranks\.jsonl:1"):
+            run(config(place))
+        (tmp_path / "run" / "history").mkdir(exist_ok=True)
+        (tmp_path / "run" / "history" / "rank.csv").write_text("step,kind,seconds\n")
+
+
 def test_case_56_what_comes_to_an_output_during_training_is_kept_and_so_is_the_model(tmp_path):
     def write(folder):
         (folder / "model.bin").write_text("trained")
