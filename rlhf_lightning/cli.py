@@ -74,10 +74,11 @@ def _compose_and_run(arguments: list[str]) -> None:
     from rlhf_lightning.explain import explain
     from rlhf_lightning.hydra_loader import judged
     from rlhf_lightning.locations import CONF_DIR
+    from rlhf_lightning.typed import Typed
 
+    Typed([argument for argument in arguments if not argument.startswith("-")])  # nobody repeats its secrets
     if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
         raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
-    _refuse_secrets_in_sweeps(arguments)
     shown = _wants_traceback()
 
     started = False
@@ -107,19 +108,6 @@ def _compose_and_run(arguments: list[str]) -> None:
         gc.enable()
         if not shown:
             os.environ.pop("HYDRA_FULL_ERROR", None)
-
-
-def _refuse_secrets_in_sweeps(arguments: list[str]) -> None:
-    """Hydra prints the overrides of a sweep and writes them to ``multirun.yaml``."""
-    from rlhf_lightning.redaction import is_secret
-
-    for argument in arguments if {"-m", "--multirun"} & set(arguments) else ():
-        key, _, value = argument.lstrip("+").partition("=")
-        if is_secret(key) and value and "${" not in value:
-            raise ConfigError(
-                f"{key}: a sweep prints and saves its command line; write {key}='${{oc.env:NAME}}' and put the secret "
-                "into an environment variable"
-            )
 
 
 def _job(cfg: DictConfig, shown: bool) -> Any:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from rlhf_lightning.allowlist import IMPORT_PATH_KEYS, check_names, check_objects
-from rlhf_lightning.bounds import DEEPEST, MOST_VALUES
+from rlhf_lightning.bounds import DEEPEST, MOST_VALUES, check_numbers
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.locations import CONF_DIR
@@ -68,6 +68,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict
     config["trusted_targets"] = _trusted(config.get("trusted_targets") or [], overrides)
     _check_remote_code(config, overrides)
     check_names(config, config["trusted_targets"])
+    check_numbers(config)  # one of very many digits has no text, which all others ask for
     check_rights(config, OmegaConf.to_container(cfg, resolve=False) if typed.local else None, typed)
     check_config(config)
     return config

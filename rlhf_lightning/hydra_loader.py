@@ -26,6 +26,7 @@ from rlhf_lightning import composing
 from rlhf_lightning.bounds import LARGEST_FILE, LOADING, MOST_LOADED, check_brackets, check_text
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.locations import CONF_DIR
+from rlhf_lightning.redaction import is_secret, redact_text
 from rlhf_lightning.rights import check_places
 from rlhf_lightning.typed import Typed
 
@@ -110,6 +111,7 @@ class JudgedLoader(ConfigLoaderImpl):
             check_hydra(cfg.hydra, overrides)
             self._check_places(cfg, typed)
             if run_mode == RunMode.MULTIRUN:
+                refuse_secrets(overrides)
                 check_sweep(Path(cfg.hydra.sweep.dir))
         except (HydraException, OmegaConfBaseException, RecursionError) as error:
             if (known := composing.ours(error)) is not None:
@@ -185,6 +187,21 @@ def check_sweep(folder: Path) -> None:
             f"hydra.sweep.dir={folder}: {SWEEP if os.path.lexists(file) else 'it'} is a link or not a sweep's; a sweep "
             "would replace it. Choose another folder"
         )
+
+
+def refuse_secrets(overrides: list[str]) -> None:
+    """Refuse a sweep with a secret on its command line, which Hydra prints and writes to ``multirun.yaml``.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if redact_text(override) != override or (is_secret(key) and value and "${" not in value):
+            raise ConfigError(
+                f"{key}: a sweep prints and saves its command line; write {key}='${{oc.env:NAME}}' and put the secret "
+                "into an environment variable"
+            )
 
 
 def _check_file(path: str) -> int:

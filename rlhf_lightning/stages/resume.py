@@ -22,11 +22,11 @@ from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
 from rlhf_lightning.config import config_text, redact
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, RECORD, check_entries, check_places, outputs
-from rlhf_lightning.stages.room import check_owner, clear_away, holds_a_run, make_room
+from rlhf_lightning.stages.room import check_owner, clear_away, holds_a_run, in_the_way, make_room, put_back
 
 log = logging.getLogger(__name__)
 UNSEEN = {"resume", "overwrite", "run_dir", "output_root", "logger", "trusted_targets"}
-FREE = UNSEEN | {"threads", "trainer", "callbacks", "checkpoint"}
+FREE = UNSEEN | {"stages", "threads", "trainer", "callbacks", "checkpoint"}
 """Keys with which a run may go on that was made with others; those that are not in `UNSEEN` are told and recorded."""
 DECIDES_BITS = ("trainer.precision:",)  # except these
 
@@ -55,6 +55,7 @@ class RunFolder:
         if not rank_zero_only.rank:  # type: ignore[attr-defined]
             check_places(config)
             check_entries(self.path)
+            put_back(self.path)
         if self.resume == "auto":
             self._check_config(config)
         elif self.resume != "none":
@@ -168,6 +169,8 @@ class RunFolder:
     def _check_config(self, config: Mapping[str, Any]) -> None:
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             return  # the first rank looks for all of them, and writes the file again
+        if not in_the_way(self.path, self.stages):
+            return  # nothing was made with the config before
         changed = _changes(saved_config(self.path), config)
         refused = [line for line in changed if _part(line) not in FREE or line.startswith(DECIDES_BITS)]
         if refused:
@@ -217,9 +220,10 @@ def _changes(text: str, config: Mapping[str, Any]) -> list[str]:
         return []
     saved = OmegaConf.to_container(OmegaConf.create(text))
     assert isinstance(saved, dict)
-    before = _moved(saved, str(saved["run_dir"]), str(config["run_dir"]))
+    moved = _moved(saved, str(saved["run_dir"]), str(config["run_dir"]))
     now = OmegaConf.to_container(OmegaConf.create(config_text(config)))
-    return list(differences(before, now))
+    changed = {line.partition(": ")[0] for line in differences(saved, now)}  # `sft` may be a word as well as the folder
+    return [line for line in differences(moved, now) if line.partition(": ")[0] in changed]
 
 
 def _part(line: str) -> str:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import glob
 import logging
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint.io import checkpoints
-from rlhf_lightning.checkpoint.places import foreign, free_name, remove_folder
-from rlhf_lightning.checkpoint.provenance import read_provenance, read_sealed
-from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, ENTRIES, LOG, RECORD, inputs, outputs
+from rlhf_lightning.checkpoint.places import foreign, free_name, lock, named, remove_folder
+from rlhf_lightning.checkpoint.provenance import MARK, read_provenance, read_sealed
+from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
+from rlhf_lightning.precheck import NEEDED
+from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, ENTRIES, HISTORY, LOG, RECORD, inputs, outputs
 
 log = logging.getLogger(__name__)
-_OURS = (CONFIG, RECORD, LOG, "report.md", "evaluation.json", "*.csv", "*.png", "events.out.tfevents.*", "hparams.yaml",
-         "state.json", "tensors.safetensors")  # fmt: skip
-"""Names of the files that a run makes in its entries."""
+EVALUATED = ("report.md", "evaluation.json")
+FIGURES = (
+    "reward_kl_frontier", "kl_control", "response_shape", "update_health", "reward_model_accuracy",
+    "reward_model_reliability", "sft_loss",
+)  # fmt: skip
+_OURS = (
+    CONFIG, RECORD, LOG, *EVALUATED, *(f"{HISTORY}/{stage}.csv" for stage in NEEDED),
+    *(f"figures/{name}.png" for name in FIGURES), "tensorboard/*/events.out.tfevents.*", "tensorboard/*/hparams.yaml",
+    "bad_batches/*/step-*/rank-*/state.json", "bad_batches/*/step-*/rank-*/tensors.safetensors",
+)  # fmt: skip
+"""The files that a run makes in its entries, besides folders with a record; what else is there is the user's."""
 
 
 def make_room(config: Mapping[str, Any]) -> Path | None:
@@ -32,7 +43,7 @@ def make_room(config: Mapping[str, Any]) -> Path | None:
     """
     folder, resume, overwrite = Path(config["run_dir"]), config["resume"], bool(config.get("overwrite"))
     moved = None
-    if resume != "auto" and holds_a_run(folder):
+    if resume != "auto" and in_the_way(folder, config["stages"]):
         if not overwrite:
             raise ConfigError(
                 f"run_dir={folder}: holds an earlier run ({_left(folder)}). Choose one of\n"
@@ -52,6 +63,33 @@ def holds_a_run(folder: Path) -> bool:
     return bool(_left(folder))
 
 
+def in_the_way(folder: Path, stages: Sequence[str]) -> bool:
+    """Whether these stages would replace what a run has left in a folder, or the config that it needs to go on.
+
+    What other stages have finished there may stay: stages may be run one by one in one folder.
+    """
+    begun = {entry.name for entry in (folder / CHECKPOINTS).glob("*") if checkpoints(entry)}
+    begun |= {file.stem for file in (folder / HISTORY).glob("*.csv")}
+    finished = {str((read_provenance(entry) or {}).get("stage")) for entry in _models(folder)}
+    finished |= {"evaluate"} if any((folder / name).exists() for name in EVALUATED) else set()
+    return not begun <= finished or not finished.isdisjoint(stages)
+
+
+def put_back(folder: Path) -> None:
+    """Undo what a crash has stopped half-way: the moving aside of an earlier run, see `make_room`."""
+    folder = named(folder)
+    for mark in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.replaced-*/{MARK}")):
+        if mark.parent.is_symlink():
+            continue
+        with lock(folder, inside=True):
+            for entry in sorted(mark.parent.iterdir()):
+                if entry != mark and not os.path.lexists(folder / entry.name):
+                    entry.rename(folder / entry.name)
+            mark.unlink()
+            with suppress(OSError):
+                mark.parent.rmdir()
+
+
 def clear_away(aside: Path) -> None:
     """Delete what `make_room` has moved, as far as this library has written it; the rest stays and is named."""
     for entry in sorted(aside.rglob("*"), reverse=True):  # what is in a folder before the folder
@@ -60,12 +98,16 @@ def clear_away(aside: Path) -> None:
                 continue
             if entry.is_dir():
                 remove_folder(entry) if any(entry.iterdir()) else entry.rmdir()
-            elif any(entry.match(name) for name in _OURS) and _is_loose(entry, aside):
+            elif _is_ours(entry.relative_to(aside)) and _is_loose(entry, aside):
                 entry.unlink()
     with suppress(OSError):
         aside.rmdir()
     if aside.exists():
         log.warning(f"{aside}: holds what this library has not written, or what was changed since; it stays")
+
+
+def _is_ours(file: Path) -> bool:
+    return any(file.match(name) and len(file.parts) == name.count("/") + 1 for name in _OURS)
 
 
 def _is_loose(file: Path, top: Path) -> bool:
@@ -95,11 +137,11 @@ def check_owner(folder: Path) -> None:
 def _left(folder: Path) -> str:
     """What a run has left in a folder, in words."""
     saved = [stage.name for stage in sorted((folder / CHECKPOINTS).glob("*")) if checkpoints(stage)]
-    rows = [file.stem for file in sorted((folder / "history").glob("*.csv"))]
+    rows = [file.stem for file in sorted((folder / HISTORY).glob("*.csv"))]
     found = [f"checkpoints of {', '.join(saved)}"] * bool(saved) + [f"history of {', '.join(rows)}"] * bool(rows)
     models = [entry.name for entry in _models(folder)]
     found += [f"finished: {', '.join(models)}"] * bool(models)
-    found += [name for name in ("report.md", "evaluation.json") if (folder / name).exists()]
+    found += [name for name in EVALUATED if (folder / name).exists()]
     return "; ".join(found)
 
 
@@ -119,9 +161,14 @@ def _move_aside(folder: Path, config: Mapping[str, Any]) -> Path:
         if inside is not None:
             raise ConfigError(f"overwrite=true: {key} reads {path}, which is part of the run to be replaced ({folder})")
     aside = free_name(folder, "replaced")
-    aside.mkdir()
-    for entry in there:
-        entry.rename(aside / entry.name)
+    try:
+        aside.mkdir()
+        (aside / MARK).touch()  # until all is there, see `put_back`
+        for entry in there:
+            entry.rename(aside / entry.name)
+        (aside / MARK).unlink()
+    except OSError as error:
+        raise DiskError(f"{aside}: the earlier run cannot be kept here ({error}); choose another run_dir") from error
     log.warning(f"{folder}: the earlier run is kept in {aside} until this one is complete")
     return aside
 

@@ -154,12 +154,12 @@ def test_case_56_a_replaced_run_is_kept_aside_until_the_new_one_is_complete(plac
     (tmp_path / "ranks.jsonl").write_text(ranks)
     run(config(place, overwrite=True))  # the failed one left nothing worth keeping
     (tmp_path / "run" / "figures").mkdir()
-    for name in ("mine.txt", "ours.png"):
+    for name in ("mine.txt", "mine.png", "kl_control.png"):
         (tmp_path / "run" / "figures" / name).write_text(name)
     run(config(place, overwrite=True))
     verify_folder(tmp_path / "run" / "rankings", "rank")
     assert (tmp_path / "run.replaced-1" / "history" / "mine.txt").read_text() == "mine"
-    assert sorted(path.name for path in (tmp_path / "run.replaced-2").rglob("*")) == ["figures", "mine.txt"]
+    assert sorted(path.name for path in (tmp_path / "run.replaced-2").rglob("*")) == ["figures", "mine.png", "mine.txt"]
     assert "run.replaced-2: holds what this library has not written" in caplog.text
 
 
