@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from rlhf_lightning.errors import ConfigError, DiskError, RLHFError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+_STARTED = time.time()
 
 
 def main() -> None:
@@ -117,7 +120,8 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     from omegaconf import OmegaConf
 
     folder = HydraConfig.get().runtime.output_dir
-    signals.would_leave(folder)
+    if _is_new(folder):
+        signals.would_leave(folder)
     from rlhf_lightning.config import load_config
     from rlhf_lightning.launch import count, launch
     from rlhf_lightning.precheck import check_complete
@@ -146,9 +150,15 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
         raise SystemExit(getattr(error, "exit_code", 1)) from None
 
 
+def _is_new(folder: str) -> bool:
+    """Whether this command has made a folder; an empty one of the user's stays."""
+    return os.path.isdir(folder) and os.stat(folder).st_mtime >= _STARTED
+
+
 def _remove_empty(folder: str) -> None:
     with suppress(OSError):
-        os.rmdir(folder)
+        if _is_new(folder):
+            os.rmdir(folder)
 
 
 def _run(config: dict[str, Any]) -> Any:

@@ -1,7 +1,11 @@
 """Cases 14, 56 and 57: what several runs leave in one folder, and what must not be refused there."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from rlhf_lightning.callbacks.events import lasting
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config import compose
-from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.errors import CheckpointError, ConfigError, DataError
 from rlhf_lightning.evaluation.report import CAPTIONS
 from rlhf_lightning.pipeline import run
 from rlhf_lightning.rights import OUTPUT_ROOT
@@ -19,6 +23,7 @@ from rlhf_lightning.stages.places import RECORD
 from rlhf_lightning.stages.room import FIGURES
 from tests.faults import trees
 from tests.faults.test_places import config
+from tests.gates.gate_sources import ROOT
 
 
 @pytest.fixture
@@ -76,6 +81,28 @@ def test_case_56_the_run_folder_may_be_the_working_folder(place, tmp_path, monke
     for more in ({}, {"overwrite": True}, {"resume": "auto"}):
         assert run(config(place, **there, **more))["rank/prompts"] == 1
     assert not list(tmp_path.glob("work.*"))
+
+
+@pytest.mark.parametrize("root", [".", "", "..", "../work"])
+def test_case_56_a_task_is_not_made_in_place_of_the_working_folder(tmp_path, monkeypatch, root):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(CheckpointError, match="is or holds the working folder"):
+        trees.task(root)
+
+
+@pytest.mark.parametrize("age", [0, 60])
+def test_case_56_an_empty_folder_of_the_user_stays_when_a_command_fails(tmp_path, age):
+    there = time.time() - age
+    (tmp_path / "mine").mkdir()
+    os.utime(tmp_path / "mine", (there, there))
+    for name in ("mine", "new"):
+        words = ["stage=sft", f"run_dir={tmp_path / name}", "sft.max_epochs=-1"]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *words], cwd=tmp_path, capture_output=True, check=False
+        )
+        assert done.returncode == 2, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_case_56_stages_may_be_run_one_by_one_in_one_folder(place, tmp_path):
