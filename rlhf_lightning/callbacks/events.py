@@ -1,15 +1,19 @@
-"""TensorBoard files that are no reason to end a run."""
+"""Loggers' files: TensorBoard's are no reason to end a run, and no table of numbers is deleted for a new one."""
 
 from __future__ import annotations
 
 import logging
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+from rlhf_lightning.checkpoint.places import free_name
 
 log = logging.getLogger(__name__)
 
@@ -17,12 +21,16 @@ log = logging.getLogger(__name__)
 def lasting(logger: Any) -> Any:
     """Let a `TensorBoardLogger` lose what the disk does not take, after one warning in silence.
 
+    A ``metrics.csv`` that is there already gets another name, since a `CSVLogger` begins by deleting it.
+
     Args:
         logger: any; others than TensorBoard's are returned as they are.
 
     Returns:
         the logger, or False where not even its folder can be made: the Trainer then has none.
     """
+    if isinstance(logger, CSVLogger):
+        _keep(Path(logger.log_dir) / "metrics.csv")
     if not isinstance(logger, TensorBoardLogger):
         return logger
     before = event_file_writer.RecordWriter
@@ -46,6 +54,14 @@ def lasting(logger: Any) -> Any:
 
     logger.save = save_what_fits  # type: ignore[method-assign]
     return logger
+
+
+@rank_zero_only
+def _keep(file: Path) -> None:
+    if os.path.lexists(file):
+        kept = free_name(file, "before")
+        file.rename(kept)
+        log.warning(f"{file}: was there already, and is {kept.name} now")
 
 
 class _Records(RecordWriter):

@@ -195,10 +195,15 @@ def remove(folder: Path) -> None:
 
 def free_name(path: Path, word: str) -> Path:
     """A name beside ``path`` that nothing has: ``NAME.WORD-1``, or the next number."""
-    number = 1
+    number, path = 1, named(path)
     while os.path.lexists(beside := path.with_name(f"{path.name}.{word}-{number}")):
         number += 1
     return beside
+
+
+def named(path: Path) -> Path:
+    """The same folder by its name, where it is given as ``.`` or by ``..``."""
+    return path.resolve() if path.name in ("", "..") else path
 
 
 def _left_by_us(entry: Path) -> bool:

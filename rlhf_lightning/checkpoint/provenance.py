@@ -22,6 +22,7 @@ PROVENANCE = "provenance.json"
 MARK = ".rlhf_lightning"  # in a folder that is being filled or deleted, so that a later run knows whose it is
 SCHEMA = 2
 _UNSEALED = 1  # the schema before, without a checksum of the record itself; still read
+AGAIN = f"Run the stage again or, if you changed the file yourself, delete {PROVENANCE} beside it"
 _PACKAGES = ("rlhf-lightning", "torch", "lightning", "transformers", "hydra-core")
 
 
@@ -61,9 +62,9 @@ def verify_folder(path: str | Path, expect_stage: str | None = None) -> dict[str
         if not file.is_file():
             raise CheckpointError(f"{file}: missing, though {PROVENANCE} lists it; run the stage again")
         if file.stat().st_size != want["bytes"]:
-            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, expected {want['bytes']}; run the stage again")
+            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, expected {want['bytes']}. {AGAIN}")
         if sha256(file) != want["sha256"]:
-            raise CheckpointError(f"{file}: checksum differs from {PROVENANCE}; the file was changed or is damaged")
+            raise CheckpointError(f"{file}: checksum differs from {PROVENANCE}; it was changed or is damaged. {AGAIN}")
     return record
 
 

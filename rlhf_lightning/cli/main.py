@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from rlhf_lightning.errors import ConfigError, DiskError, RLHFError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+_STARTED = time.time()
 
 
 def main() -> None:
@@ -74,10 +77,11 @@ def _compose_and_run(arguments: list[str]) -> None:
     from rlhf_lightning.config.hydra_loader import judged
     from rlhf_lightning.config.locations import CONF_DIR
     from rlhf_lightning.config.messages import explain
+    from rlhf_lightning.config.typed import Typed
 
+    Typed([argument for argument in arguments if not argument.startswith("-")])  # nobody repeats its secrets
     if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
         raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
-    _refuse_secrets_in_sweeps(arguments)
     shown = _wants_traceback()
 
     started = False
@@ -109,19 +113,6 @@ def _compose_and_run(arguments: list[str]) -> None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-def _refuse_secrets_in_sweeps(arguments: list[str]) -> None:
-    """Hydra prints the overrides of a sweep and writes them to ``multirun.yaml``."""
-    from rlhf_lightning.console.redaction import is_secret
-
-    for argument in arguments if {"-m", "--multirun"} & set(arguments) else ():
-        key, _, value = argument.lstrip("+").partition("=")
-        if is_secret(key) and value and "${" not in value:
-            raise ConfigError(
-                f"{key}: a sweep prints and saves its command line; write {key}='${{oc.env:NAME}}' and put the secret "
-                "into an environment variable"
-            )
-
-
 def _job(cfg: DictConfig, shown: bool) -> Any:
     """One Hydra job. A single run leaves through SystemExit, which keeps Hydra's frames out of the traceback."""
     from hydra.core.hydra_config import HydraConfig
@@ -129,7 +120,8 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     from omegaconf import OmegaConf
 
     folder = HydraConfig.get().runtime.output_dir
-    signals.would_leave(folder)
+    if _is_new(folder):
+        signals.would_leave(folder)
     from rlhf_lightning.cli.launch import count, launch
     from rlhf_lightning.config.checks import check_complete
     from rlhf_lightning.config.compose import load_config
@@ -158,9 +150,15 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
         raise SystemExit(getattr(error, "exit_code", 1)) from None
 
 
+def _is_new(folder: str) -> bool:
+    """Whether this command has made a folder; an empty one of the user's stays."""
+    return os.path.isdir(folder) and os.stat(folder).st_mtime >= _STARTED
+
+
 def _remove_empty(folder: str) -> None:
     with suppress(OSError):
-        os.rmdir(folder)
+        if _is_new(folder):
+            os.rmdir(folder)
 
 
 def _run(config: dict[str, Any]) -> Any:

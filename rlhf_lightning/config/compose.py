@@ -68,7 +68,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict
     config["trusted_targets"] = _trusted(config.get("trusted_targets") or [], overrides)
     _check_remote_code(config, overrides)
     check_names(config, config["trusted_targets"])
-    check_numbers(config)  # first: the text of a number of very many digits takes long
+    check_numbers(config)  # one of very many digits has no text, which all others ask for
     check_rights(config, OmegaConf.to_container(cfg, resolve=False) if typed.local else None, typed)
     check_config(config)
     return config

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from rlhf_lightning.config.bounds import LARGEST_FILE, LOADING, MOST_LOADED, che
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.rights import check_places
 from rlhf_lightning.config.typed import Typed
+from rlhf_lightning.console.redaction import is_secret, redact_text
 from rlhf_lightning.errors import ConfigError
 
 # What Hydra may call: its own and its plug-ins' launchers and sweepers, and handlers that write where we say.
@@ -110,7 +111,7 @@ class JudgedLoader(ConfigLoaderImpl):
             check_hydra(cfg.hydra, overrides)
             self._check_places(cfg, typed)
             if run_mode == RunMode.MULTIRUN:
-                check_sweep(Path(cfg.hydra.sweep.dir))
+                check_sweep(Path(cfg.hydra.sweep.dir), overrides)
         except (HydraException, OmegaConfBaseException, RecursionError) as error:
             if (known := composing.ours(error)) is not None:
                 raise known from None
@@ -172,11 +173,15 @@ def bound_loading(repo: Any) -> None:
     repo.load_config = load_within_bounds
 
 
-def check_sweep(folder: Path) -> None:
-    """Refuse a folder for a sweep where Hydra, which asks nobody, would replace what the user has.
+def check_sweep(folder: Path, overrides: Sequence[str] = ()) -> None:
+    """Refuse a sweep that would replace what the user has, or write down a secret: Hydra asks nobody.
+
+    Args:
+        folder: of the sweep; Hydra writes `SWEEP` there.
+        overrides: the command line, which Hydra prints and writes down.
 
     Raises:
-        ConfigError: names the file.
+        ConfigError: names the file or the key.
     """
     file = folder / SWEEP
     ours = file.is_file() and file.read_bytes()[: len(_SWEEP_BEGINS)] == _SWEEP_BEGINS
@@ -185,6 +190,17 @@ def check_sweep(folder: Path) -> None:
             f"hydra.sweep.dir={folder}: {SWEEP if os.path.lexists(file) else 'it'} is a link or not a sweep's; a sweep "
             "would replace it. Choose another folder"
         )
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key == "run_dir":
+            raise ConfigError(
+                "run_dir: the jobs of a sweep have folders of their own; give hydra.sweep.dir=FOLDER instead"
+            )
+        if redact_text(override) != override or (is_secret(key) and value and "${" not in value):
+            raise ConfigError(
+                f"{key}: a sweep prints and saves its command line; write {key}='${{oc.env:NAME}}' and put the secret "
+                "into an environment variable"
+            )
 
 
 def _check_file(path: str) -> int:

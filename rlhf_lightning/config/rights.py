@@ -33,6 +33,8 @@ HARMLESS = frozenset(
 )  # fmt: skip
 PLACES = frozenset(("HOME", "PWD", "SCRATCH"))  # no file may ask for them, and yet they are no secrets
 
+OUTPUT_ROOT = "runs"  # ours, see conf/base.yaml; where a link of this name leads is the choice of whoever made it
+
 _READ = frozenset(
     ["policy", "reference", "critic", "proxy", "human_ranks", "held_out", "train", "validation", "folders", "revision"]
 )
@@ -101,6 +103,7 @@ def check_places(config: Mapping[str, Any], raw: Any, typed: Typed) -> list[Any]
             places.append(value)
             continue
         by_hand = typed.has((name,), _at(raw, (name,))) or (name == "run_dir" and typed.sets_run_dir())
+        by_hand = by_hand or (name == "output_root" and value == OUTPUT_ROOT)
         if not by_hand and not any(_is_below(value, place, strictly=True) for place in (os.getcwd(), *places)):
             raise refusal(config, (name,), value, "may choose it below the working directory only, in no hidden folder")
         places.append(value)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from rlhf_lightning.config import locations
-from rlhf_lightning.console.redaction import is_secret, remember
+from rlhf_lightning.console.redaction import is_secret, remember, secrets
 
 Key = tuple[str, ...]
 
@@ -37,11 +37,13 @@ class Typed:
             if override.startswith("~") or not equals or "@" in name or "/" in name:
                 continue
             key = tuple(re.findall(r"[^.\[\]]+", name))
+            if "{" in value.replace("${", ""):
+                remember(("", text) for text in secrets(_parsed(override)) if "${" not in text)
             if value.lstrip().startswith("{"):
                 self.keys |= {(*key, *path) for path, _ in leaves(_parsed(override))}
             else:
                 (self.lists if re.match(r"\s*(\[|\w+\()", value) else self.keys).add(key)
-                if is_secret(key[-1]):
+                if is_secret(key[-1]) and "${" not in value:
                     remember([(key[-1], value.strip("'\""))])
 
     def has(self, key: Key, raw: Any = ...) -> bool:

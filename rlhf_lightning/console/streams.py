@@ -39,6 +39,7 @@ _WARNINGS = (
     r".*does not have many workers.*",  # our loaders read from memory
     r".*available but not used.*",  # the accelerator was chosen on purpose
     r"Checkpoint directory .* exists and is not empty",
+    r"Experiment logs directory .* exists and is not empty",  # what is there gets another name before
     r"You passed in a `val_dataloader` but have no `validation_step`.*",  # PPO is judged by the evaluate stage
     r"predict returned None.*",  # answers are collected by the module
     r"It is recommended to use `self\.log\(.*sync_dist=True.*",  # what we log is summed over ranks already

@@ -269,7 +269,9 @@ def _head(model: PreTrainedModel, path: str) -> nn.Linear:
 def _nothing(path: str | Path, what: str, error: BaseException) -> CheckpointError:
     why = _reason(error)
     if Path(path).exists():
-        return CheckpointError(f"{path}: no {what} to load there ({why})")
+        inside = max(Path(path).glob("**/config.json"), key=lambda file: file.stat().st_mtime, default=None)
+        hint = f"; did you mean {inside.parent}?" if inside is not None and inside.parent != Path(path) else ""
+        return CheckpointError(f"{path}: no {what} to load there ({why}){hint}")
     return CheckpointError(
         f"{path}: no such folder (relative paths start at {Path.cwd()}), and no {what} of that name to load from the "
         f"hub ({why})"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint.places import LOCK, foreign, links
+from rlhf_lightning.checkpoint.provenance import read_provenance
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.rules.stages import NEEDED
 
@@ -17,6 +18,7 @@ ENTRIES = (
     "lightning_logs", LOG,
 )  # fmt: skip
 """What a run makes in its folder, besides the outputs of its stages."""
+_WRITTEN = (".output", ".folder", ".dirpath", "_dir")  # how keys of places that are written end
 
 
 def outputs(section: Mapping[str, Any]) -> list[str]:
@@ -67,11 +69,11 @@ def check_places(config: Mapping[str, Any]) -> None:
     read = list(inputs(config))
     for key, place in places.items():
         for name, path in read:
-            if _holds(place, Path(path)) and not _is_made_before(key, name, config["stages"]):
+            if _holds(place, Path(path)) and not is_made_before(key, name, config["stages"]):
                 raise ConfigError(
                     f"{key}={place}: is or holds {name} ({path}), which the run reads; choose another one"
                 )
-        if reason := foreign(place, whole=False):
+        if (reason := foreign(place, whole=False)) and not _is_kept(config, key, place):
             raise CheckpointError(f"{key}={place}: {reason}; nothing was changed. Choose another place")
 
 
@@ -96,7 +98,14 @@ def _holds(place: Path, other: Path) -> bool:
     return other.resolve().is_relative_to(place.resolve())
 
 
-def _is_made_before(place: str, read: str, stages: Sequence[str]) -> bool:
+def _is_kept(config: Mapping[str, Any], key: str, place: Path) -> bool:
+    """Whether a place is the output of a stage that is done and will only be read."""
+    if config["resume"] != "auto" or config.get("overwrite") or not place.is_dir() or place.is_symlink():
+        return False
+    return (read_provenance(place) or {}).get("stage") == key.partition(".")[0]
+
+
+def is_made_before(place: str, read: str, stages: Sequence[str]) -> bool:
     """Whether the run writes what stands under the key ``place`` before it reads what stands under ``read``."""
     if place.startswith("task"):
         return True
@@ -109,10 +118,10 @@ def _is_made_before(place: str, read: str, stages: Sequence[str]) -> bool:
 
 def inputs(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Key and path of everything that a config names and that is there, besides the places it writes to."""
-    idle = {"run_dir", "output_root", "task", "hydra", *NEEDED} - set(config["stages"])
+    idle = {"run_dir", "output_root", "task", "hydra", "logger", "checkpoint", *NEEDED} - set(config["stages"])
     for name, section in config.items():
         if name not in idle:
-            yield from ((key, text) for key, text in _texts(section, name) if not key.endswith((".output", ".folder")))
+            yield from ((key, text) for key, text in _texts(section, name) if not key.endswith(_WRITTEN))
 
 
 def _texts(tree: Any, key: str) -> Iterator[tuple[str, str]]:

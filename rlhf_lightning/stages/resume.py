@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,11 +24,11 @@ from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
 from rlhf_lightning.config.compose import config_text, redact
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, RECORD, check_entries, check_places, outputs
-from rlhf_lightning.stages.room import check_owner, clear_away, holds_a_run, make_room
+from rlhf_lightning.stages.room import check_owner, clear_away, holds_a_run, in_the_way, make_room, put_back, record_of
 
 log = logging.getLogger(__name__)
 UNSEEN = {"resume", "overwrite", "run_dir", "output_root", "logger", "trusted_targets"}
-FREE = UNSEEN | {"threads", "trainer", "callbacks", "checkpoint"}
+FREE = UNSEEN | {"stages", "threads", "trainer", "callbacks", "checkpoint"}
 """Keys with which a run may go on that was made with others; those that are not in `UNSEEN` are told and recorded."""
 DECIDES_BITS = ("trainer.precision:",)  # except these
 
@@ -55,6 +57,7 @@ class RunFolder:
         if not rank_zero_only.rank:  # type: ignore[attr-defined]
             check_places(config)
             check_entries(self.path)
+            put_back(self.path)
         if self.resume == "auto":
             self._check_config(config)
         elif self.resume != "none":
@@ -103,8 +106,11 @@ class RunFolder:
 
     def _record(self, state: str) -> None:
         """Write `RECORD`: whose folder this is, and how far the run is."""
-        record = {"schema": SCHEMA, "kind": "run", "stages": self.stages, "state": state, "changed": self._changed}
-        write_file(self.path / RECORD, sealed(record))
+        inside = [output.absolute() for output in self._outputs if self._is_inside(output)]
+        names = {output.relative_to(self.path.absolute()).as_posix() for output in inside}
+        names |= {name for name in record_of(self.path).get("outputs", ()) if (self.path / name).is_dir()}
+        record = {"schema": SCHEMA, "kind": "run", "stages": self.stages, "outputs": sorted(names), "state": state}
+        write_file(self.path / RECORD, sealed(record | {"changed": self._changed}))
 
     def finished(self, stage: str, output: str | Path | None) -> dict[str, Any] | None:
         """The metrics of a stage that is done, once its folder is verified; None if it is to run, or has no folder.
@@ -146,7 +152,9 @@ class RunFolder:
         done = [output.name for output in self._outputs if read_provenance(output)]
         if done and newest is None:
             kept = f"{kept}, but {', '.join(done)} {'is' if len(done) == 1 else 'are'} complete"
-        return f"{kept}. Go on with the same command and resume=auto run_dir={self.path}"
+        sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        folder = f"hydra.sweep.dir={self.path.parent}" if sweep else f"run_dir={self.path}"
+        return f"{kept}. Go on with the same command and resume=auto {folder}"
 
     def _check_path(self, config: Mapping[str, Any]) -> None:
         if not is_checkpoint(self.resume):
@@ -168,6 +176,8 @@ class RunFolder:
     def _check_config(self, config: Mapping[str, Any]) -> None:
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             return  # the first rank looks for all of them, and writes the file again
+        if not in_the_way(self.path, self.stages):
+            return  # nothing was made with the config before
         changed = _changes(saved_config(self.path), config)
         refused = [line for line in changed if _part(line) not in FREE or line.startswith(DECIDES_BITS)]
         if refused:
@@ -217,9 +227,10 @@ def _changes(text: str, config: Mapping[str, Any]) -> list[str]:
         return []
     saved = OmegaConf.to_container(OmegaConf.create(text))
     assert isinstance(saved, dict)
-    before = _moved(saved, str(saved["run_dir"]), str(config["run_dir"]))
+    moved = _moved(saved, str(saved["run_dir"]), str(config["run_dir"]))
     now = OmegaConf.to_container(OmegaConf.create(config_text(config)))
-    return list(differences(before, now))
+    changed = {line.partition(": ")[0] for line in differences(saved, now)}  # `sft` may be a word as well as the folder
+    return [line for line in differences(moved, now) if line.partition(": ")[0] in changed]
 
 
 def _part(line: str) -> str:

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import glob
 import logging
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint.io import checkpoints
-from rlhf_lightning.checkpoint.places import foreign, free_name, remove_folder
-from rlhf_lightning.checkpoint.provenance import read_provenance, read_sealed
-from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, ENTRIES, LOG, RECORD, inputs, outputs
+from rlhf_lightning.checkpoint.places import foreign, free_name, lock, named, remove_folder
+from rlhf_lightning.checkpoint.provenance import MARK, read_provenance, read_sealed
+from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
+from rlhf_lightning.rules.stages import NEEDED
+from rlhf_lightning.stages.places import (
+    CHECKPOINTS,
+    CONFIG,
+    ENTRIES,
+    HISTORY,
+    LOG,
+    RECORD,
+    inputs,
+    is_made_before,
+    outputs,
+    written,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
-_OURS = (CONFIG, RECORD, LOG, "report.md", "evaluation.json", "*.csv", "*.png", "events.out.tfevents.*", "hparams.yaml",
-         "state.json", "tensors.safetensors")  # fmt: skip
-"""Names of the files that a run makes in its entries."""
+EVALUATED = ("report.md", "evaluation.json")
+FIGURES = (
+    "reward_kl_frontier", "kl_control", "response_shape", "update_health", "reward_model_accuracy",
+    "reward_model_reliability", "sft_loss",
+)  # fmt: skip
+_OURS = (
+    CONFIG, RECORD, LOG, *EVALUATED, *(f"{HISTORY}/{stage}.csv" for stage in NEEDED),
+    *(f"figures/{name}.png" for name in FIGURES), "tensorboard/*/events.out.tfevents.*", "tensorboard/*/hparams.yaml",
+    "bad_batches/*/step-*/rank-*/state.json", "bad_batches/*/step-*/rank-*/tensors.safetensors",
+)  # fmt: skip
+"""The files that a run makes in its entries, besides folders with a record; what else is there is the user's."""
 
 
 def make_room(config: Mapping[str, Any]) -> Path | None:
@@ -32,7 +54,7 @@ def make_room(config: Mapping[str, Any]) -> Path | None:
     """
     folder, resume, overwrite = Path(config["run_dir"]), config["resume"], bool(config.get("overwrite"))
     moved = None
-    if resume != "auto" and holds_a_run(folder):
+    if resume != "auto" and in_the_way(folder, config["stages"]):
         if not overwrite:
             raise ConfigError(
                 f"run_dir={folder}: holds an earlier run ({_left(folder)}). Choose one of\n"
@@ -52,6 +74,41 @@ def holds_a_run(folder: Path) -> bool:
     return bool(_left(folder))
 
 
+def in_the_way(folder: Path, stages: Sequence[str]) -> bool:
+    """Whether these stages would replace what a run has left in a folder, or the config that it needs to go on.
+
+    What other stages have finished there may stay: stages may be run one by one in one folder.
+    """
+    finished, unfinished = _stages(folder)
+    return bool(unfinished) or not finished.isdisjoint(stages)
+
+
+def put_back(folder: Path) -> None:
+    """Undo what a crash has stopped half-way: the moving aside of an earlier run, see `make_room`."""
+    folder = named(folder)
+    for mark in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.replaced-*/{MARK}")):
+        if mark.parent.is_symlink():
+            continue
+        with lock(folder, inside=True):
+            for entry in sorted(mark.parent.iterdir()):
+                if entry != mark:
+                    _give_back(entry, folder / entry.name)
+            mark.unlink()
+            with suppress(OSError):
+                mark.parent.rmdir()
+
+
+def _give_back(entry: Path, place: Path) -> None:
+    """Move an entry to its place, or what is in it where the place is a folder that stayed."""
+    if not os.path.lexists(place):
+        entry.rename(place)
+    elif entry.is_dir() and place.is_dir() and not place.is_symlink():
+        for inside in sorted(entry.iterdir()):
+            _give_back(inside, place / inside.name)
+        with suppress(OSError):
+            entry.rmdir()
+
+
 def clear_away(aside: Path) -> None:
     """Delete what `make_room` has moved, as far as this library has written it; the rest stays and is named."""
     for entry in sorted(aside.rglob("*"), reverse=True):  # what is in a folder before the folder
@@ -60,12 +117,16 @@ def clear_away(aside: Path) -> None:
                 continue
             if entry.is_dir():
                 remove_folder(entry) if any(entry.iterdir()) else entry.rmdir()
-            elif any(entry.match(name) for name in _OURS) and _is_loose(entry, aside):
+            elif _is_ours(entry.relative_to(aside)) and _is_loose(entry, aside):
                 entry.unlink()
     with suppress(OSError):
         aside.rmdir()
     if aside.exists():
         log.warning(f"{aside}: holds what this library has not written, or what was changed since; it stays")
+
+
+def _is_ours(file: Path) -> bool:
+    return any(file.match(name) and len(file.parts) == name.count("/") + 1 for name in _OURS)
 
 
 def _is_loose(file: Path, top: Path) -> bool:
@@ -80,9 +141,8 @@ def check_owner(folder: Path) -> None:
     Raises:
         CheckpointError: names the entry.
     """
-    with suppress(CheckpointError):
-        if read_sealed(folder / RECORD).get("kind") == "run":
-            return
+    if record_of(folder):
+        return
     for name in ENTRIES:
         entry = folder / name
         if entry.is_file() or (entry.is_dir() and any(entry.iterdir())):
@@ -95,33 +155,70 @@ def check_owner(folder: Path) -> None:
 def _left(folder: Path) -> str:
     """What a run has left in a folder, in words."""
     saved = [stage.name for stage in sorted((folder / CHECKPOINTS).glob("*")) if checkpoints(stage)]
-    rows = [file.stem for file in sorted((folder / "history").glob("*.csv"))]
+    rows = sorted(_logged(folder))
     found = [f"checkpoints of {', '.join(saved)}"] * bool(saved) + [f"history of {', '.join(rows)}"] * bool(rows)
-    models = [entry.name for entry in _models(folder)]
+    models = [model.name for model, _ in _models(folder)]
     found += [f"finished: {', '.join(models)}"] * bool(models)
-    found += [name for name in ("report.md", "evaluation.json") if (folder / name).exists()]
+    found += [name for name in EVALUATED if (folder / name).exists()]
     return "; ".join(found)
 
 
-def _models(folder: Path) -> Iterator[Path]:
-    """The folders of finished stages in a run's folder."""
-    for entry in sorted(folder.glob("*")):
+def record_of(folder: Path) -> dict[str, Any]:
+    """The record of the run that made a folder; empty if none did."""
+    with suppress(CheckpointError):
+        record = read_sealed(folder / RECORD)
+        return record if record.get("kind") == "run" else {}
+    return {}
+
+
+def _models(folder: Path) -> Iterator[tuple[Path, str]]:
+    """What stages have finished in a run's folder, by its record, and which stage it was."""
+    for name in record_of(folder).get("outputs", ()):
         with suppress(CheckpointError, OSError):
-            if entry.is_dir() and read_provenance(entry) is not None:
-                yield entry
+            found = read_provenance(folder / name) if (folder / name).is_dir() else None
+            if found is not None:
+                yield folder / name, str(found.get("stage"))
+
+
+def _logged(folder: Path) -> set[str]:
+    """The stages with rows in their history."""
+    return {file.stem for file in (folder / HISTORY).glob("*.csv") if file.read_bytes().count(b"\n") > 1}
+
+
+def _stages(folder: Path) -> tuple[set[str], set[str]]:
+    """The stages that have finished in a folder, and those that have only begun."""
+    finished = {stage for _, stage in _models(folder)}
+    finished |= {"evaluate"} if any((folder / name).exists() for name in EVALUATED) else set()
+    begun = _logged(folder) | {entry.name for entry in (folder / CHECKPOINTS).glob("*") if checkpoints(entry)}
+    return finished, begun - finished
 
 
 def _move_aside(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Move all that a run has made in its folder to a place beside it."""
-    there = [entry for entry in (*(folder / name for name in ENTRIES), *_models(folder)) if entry.exists()]
-    for key, path in inputs(config):
-        inside = next((entry for entry in there if Path(path).resolve().is_relative_to(entry.resolve())), None)
-        if inside is not None:
-            raise ConfigError(f"overwrite=true: {key} reads {path}, which is part of the run to be replaced ({folder})")
+    """Move what these stages have made in a folder, and what has only begun there, to a place beside it."""
+    stages = {*config["stages"], *_stages(folder)[1]}
+    kept = [f"{part}/{stage}" for stage in stages for part in (CHECKPOINTS, "tensorboard", "bad_batches")]
+    kept += [f"{HISTORY}/{stage}.csv" for stage in stages]
+    kept += [*EVALUATED, "figures"] if "evaluate" in stages else []
+    there = [folder / name for name in kept if (folder / name).exists()]
+    there += [model for model, stage in _models(folder) if stage in stages]
+    makers = written(config).items()
+    for key, text in inputs(config):
+        path = Path(text).resolve()
+        made = [name for name, place in makers if path.is_relative_to(place.resolve())]
+        again = any(is_made_before(name, key, config["stages"]) for name in made)  # by this run, before it is read
+        if not again and any(path.is_relative_to(entry.resolve()) for entry in there):
+            raise ConfigError(f"overwrite=true: {key} reads {text}, which is part of the run to be replaced ({folder})")
     aside = free_name(folder, "replaced")
-    aside.mkdir()
-    for entry in there:
-        entry.rename(aside / entry.name)
+    try:
+        aside.mkdir()
+        (aside / MARK).touch()  # until all is there, see `put_back`
+        for entry in there:
+            place = aside / entry.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            entry.rename(place)
+        (aside / MARK).unlink()
+    except OSError as error:
+        raise DiskError(f"{aside}: the earlier run cannot be kept here ({error}); choose another run_dir") from error
     log.warning(f"{folder}: the earlier run is kept in {aside} until this one is complete")
     return aside
 

@@ -30,6 +30,8 @@ def prepare_folder(root: str | Path, stage: str, config: Mapping[str, Any], writ
         CheckpointError: a file of the folder is damaged, or something else is there; nothing is changed.
     """
     root, metrics = Path(root), dict[str, Any]()
+    if Path.cwd().is_relative_to(root.resolve()):
+        raise CheckpointError(f"{root}: is or holds the working folder; choose a folder of its own")
     if _is_prepared(root, stage, config):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)

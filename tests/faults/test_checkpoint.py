@@ -393,6 +393,8 @@ def test_case_13_what_cannot_be_saved_is_refused_before_the_first_step_with_its_
 def test_case_14_another_config_is_refused_with_the_list_of_what_changed(tmp_path):
     before = {f"key{i}": i for i in range(7)}
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({"run_dir": str(tmp_path), "stages": ["sft"], **before}))
+    (tmp_path / "history").mkdir()
+    (tmp_path / "history" / "sft.csv").touch()
     with pytest.raises(ConfigError) as refused:
         run_folder(tmp_path, resume="auto", key0=9, key1="x", key2=None, key3=[1], key4=0, key5=0, key6=0)
     text = str(refused.value)

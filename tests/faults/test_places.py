@@ -17,6 +17,11 @@ from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError, RLHFE
 from rlhf_lightning.stages.pipeline import run
 from tests.faults import small_run, trees
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:predict returned None"),  # answers are collected by the module
+    pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),
+]
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
@@ -141,10 +146,12 @@ def test_case_56_a_finished_run_and_its_outputs_are_replaced_only_if_told_to(pla
     assert not list(tmp_path.glob("run.replaced-*"))
 
 
-def test_case_56_a_replaced_run_is_kept_aside_until_the_new_one_is_complete(place, tmp_path, monkeypatch, caplog):
+def test_case_56_a_replaced_run_is_kept_aside_until_the_new_one_is_complete(place, tmp_path, caplog):
     run(config(place))
-    (tmp_path / "run" / "history").mkdir()
-    (tmp_path / "run" / "history" / "mine.txt").write_text("mine")
+    add = trees.add
+    for name in ("checkpoints", "tensorboard"):
+        (tmp_path / "run" / name / "rank").mkdir(parents=True)
+    add(tmp_path / "run" / "checkpoints" / "rank" / "mine.txt")
     ranks = (tmp_path / "ranks.jsonl").read_text()
     (tmp_path / "ranks.jsonl").write_text("{broken")
     with pytest.raises(RLHFError):
@@ -153,14 +160,50 @@ def test_case_56_a_replaced_run_is_kept_aside_until_the_new_one_is_complete(plac
     verify_folder(tmp_path / "run.replaced-1" / "rankings", "rank")
     (tmp_path / "ranks.jsonl").write_text(ranks)
     run(config(place, overwrite=True))  # the failed one left nothing worth keeping
-    (tmp_path / "run" / "figures").mkdir()
-    for name in ("mine.txt", "ours.png"):
-        (tmp_path / "run" / "figures" / name).write_text(name)
+    (tmp_path / "run" / "tensorboard" / "rank").mkdir(parents=True)
+    for name in ("mine.txt", "events.out.tfevents.1"):
+        add(tmp_path / "run" / "tensorboard" / "rank" / name)
     run(config(place, overwrite=True))
     verify_folder(tmp_path / "run" / "rankings", "rank")
-    assert (tmp_path / "run.replaced-1" / "history" / "mine.txt").read_text() == "mine"
-    assert sorted(path.name for path in (tmp_path / "run.replaced-2").rglob("*")) == ["figures", "mine.txt"]
+    assert (tmp_path / "run.replaced-1" / "checkpoints" / "rank" / "mine.txt").read_text() == "mine"
+    assert [path.name for path in trees.files(tmp_path / "run.replaced-2")] == ["mine.txt"]
     assert "run.replaced-2: holds what this library has not written" in caplog.text
+
+
+def test_case_56_a_run_with_the_shipped_defaults_is_replaced(tmp_path):
+    words = [word for word in small_run.prepare(tmp_path) if not word.startswith("logger=")]
+    words = [
+        *words, "stages=[sft,rank]", f"run_dir={tmp_path / 'run'}", "judge=function", "judge.isolate=false",
+        "judge.function=tests.faults.trees.letters", "rank.data.max_rows=2", "rank.data.max_prompt_length=32",
+        "rank.sampling.max_new_tokens=4",
+    ]  # fmt: skip
+    run(compose(words))
+    (tmp_path / "run" / "sft" / "notes.txt").write_text("mine")
+    run(compose([*words, "resume=auto"]))  # nothing is written to what is done, so notes may lie there
+    (tmp_path / "run" / "sft" / "notes.txt").unlink()
+    with pytest.raises(ConfigError, match=r"holds an earlier run \(history of sft; finished: rankings, sft\)"):
+        run(compose(words))
+    run(compose([*words, "overwrite=true"]))
+    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run"]
+    assert len(list((tmp_path / "run" / "tensorboard" / "sft").glob("events*"))) == 1
+
+
+def test_case_56_models_in_a_folder_that_no_run_made_are_not_those_of_a_run(place, tmp_path):
+    run(config(place))
+    shutil.copytree(tmp_path / "run" / "rankings", tmp_path / "models" / "monday")
+    run(config(place, run_dir="models", output="models/tuesday", overwrite=True))
+    run(config(place, run_dir="models", output="models/tuesday", overwrite=True))
+    for name in ("monday", "tuesday"):
+        verify_folder(tmp_path / "models" / name, "rank")
+
+
+def test_case_56_a_run_that_ended_before_its_first_step_is_none(place, tmp_path):
+    (tmp_path / "ranks.jsonl").write_text("broken")
+    for _ in range(2):
+        with pytest.raises(RLHFError, match=r"ranks\.jsonl:1"):
+            run(config(place))
+        (tmp_path / "run" / "history").mkdir(exist_ok=True)
+        (tmp_path / "run" / "history" / "rank.csv").write_text("step,kind,seconds\n")
 
 
 def test_case_56_what_comes_to_an_output_during_training_is_kept_and_so_is_the_model(tmp_path):
@@ -402,6 +445,8 @@ def test_case_56_a_sweep_replaces_no_file_of_the_user(tmp_path, kind):
         file.symlink_to(tmp_path / "ours" / "multirun.yaml" if kind == "link" else "nowhere")
     with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=.*would replace it"):
         check_sweep(tmp_path / "sweep")
+    with pytest.raises(ConfigError, match=r"run_dir: the jobs .* give hydra\.sweep\.dir=FOLDER"):
+        check_sweep(tmp_path / "new", ["run_dir=mine"])
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "evaluation.json", "report.md"])

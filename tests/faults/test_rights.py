@@ -231,6 +231,32 @@ def test_case_65_no_message_repeats_a_secret_of_the_command_line(secret, word):
     assert "abcdefg1" not in redact_text(str(told.value))
 
 
+@pytest.mark.parametrize(
+    "word", ["+api_key=abcdefg1", "+my={api_key: abcdefg1}", "+my.list=[{token: abcdefg1}]", "+my.url=http://me:abcdefg1@host",
+             "+my.api_key=abc", "+my.api_key=abcdefg1,abcdefg2"],
+)  # fmt: skip
+def test_case_65_a_sweep_with_a_secret_is_refused_however_it_is_asked_for(secret, tmp_path, word):
+    from rlhf_lightning.config.hydra_loader import check_sweep
+    from rlhf_lightning.config.typed import Typed
+
+    Typed([word])
+    with pytest.raises(ConfigError, match="a sweep prints and saves its command line") as told:
+        check_sweep(tmp_path, ["seed=1,2", word])
+    assert "abc" not in str(told.value)
+    check_sweep(tmp_path, ["seed=1,2", "+my.api_key='${oc.env:MY_DATABASE}'", "+my={token: '${oc.env:MY_DATABASE}'}"])
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multi", "hydra.mode=MULTIRUN"])
+def test_case_65_a_sweep_with_a_secret_writes_and_prints_nothing(tmp_path, flag):
+    words = [flag, "+my={api_key: abcdefg1}", "stage=sft"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2 and "a sweep prints" in done.stderr, done.stderr
+    assert "abcdefg1" not in done.stderr + done.stdout and not list(tmp_path.iterdir())
+
+
 def test_case_65_another_process_hides_what_this_one_knows(secret):
     compose(["stage=sft", "+x.note='${oc.env:MY_DATABASE}'", "+x.pin='${oc.env:PIN}'"])
     handed = json.loads(json.dumps(known()))

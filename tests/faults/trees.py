@@ -22,6 +22,11 @@ NAMES = (
 ROW = {"prompt": "the food", "completions": [" was good", " was bad"], "ranks": [0, 1]}
 
 
+def letters(prompts, completions, **columns):
+    """A judge that likes long answers."""
+    return [float(len(completion)) for completion in completions]
+
+
 def task(root):
     """A task of one file."""
     return prepare_folder(root, "test-task", {}, lambda folder: (folder / "rows.jsonl").write_text("{}\n") and {})
