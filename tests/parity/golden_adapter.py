@@ -16,14 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the file is also run by it
 from rlhf_lightning.functional import (
     advantage,
     aggregate,
-    best_of_n,
     diagnostics,
     kl,
     kto,
     logprobs,
     masking,
-    optimum,
-    overoptimisation,
     policy,
     ppo,
     preference,
@@ -33,6 +30,7 @@ from rlhf_lightning.functional import (
     scores,
     sft,
 )
+from rlhf_lightning.functional.theory import best_of_n, optimum, overoptimisation
 from rlhf_lightning.optim.adam import TF1Adam
 from rlhf_lightning.optim.kl_controllers import AdaptiveKL
 

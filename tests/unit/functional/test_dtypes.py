@@ -7,13 +7,10 @@ from torch.testing import assert_close
 from rlhf_lightning.functional import (
     advantage,
     aggregate,
-    best_of_n,
     diagnostics,
     kl,
     kto,
     masking,
-    optimum,
-    overoptimisation,
     ppo,
     preference,
     ratios,
@@ -21,6 +18,7 @@ from rlhf_lightning.functional import (
     reward,
     scores,
 )
+from rlhf_lightning.functional.theory import best_of_n, optimum, overoptimisation
 
 MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, False], [True, True, False]])
 FINISHED = torch.tensor([True, False, True, False])
