@@ -14,7 +14,9 @@ from rlhf_lightning.checkpoint.places import lock, write_file
 from rlhf_lightning.checkpoint.provenance import read_sealed
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError, RLHFError
+from rlhf_lightning.stages import resume
 from rlhf_lightning.stages.pipeline import run
+from rlhf_lightning.stages.resume import RunFolder
 from tests.faults import small_run, trees
 
 pytestmark = [
@@ -348,8 +350,10 @@ def test_case_59_where_no_checkpoint_can_be_read_nothing_is_trained_or_deleted(s
         for path in saved:
             damage(path, how, draw)
         before = trees.belongings(copy / "checkpoints")
+        config = compose([*words, f"run_dir={copy}"]) if number == 0 else resume._moved(config, run_dir, str(copy))
+        run_dir = config["run_dir"]
         with pytest.raises(CheckpointError, match="none of 3 checkpoints can be used, and none is deleted") as refused:
-            run(compose([*words, f"run_dir={copy}"]))
+            run(config) if number == 0 else RunFolder(config).checkpoint("sft")
         assert refused.value.exit_code == 5 and str(refused.value).count("step-00000") == 3
         assert trees.belongings(copy / "checkpoints") == before and not (copy / "sft").exists()
 

@@ -33,8 +33,7 @@ def task(root):
 
 
 @cache
-def base_config(ranks):
-    """The config of a stage that reads rankings of people and writes them to its output; see `make_config`."""
+def _composed():
     words = [
         "stage=rank",
         "task=custom",
@@ -44,8 +43,14 @@ def base_config(ranks):
         "callbacks={}",
         "run_dir=run",
     ]
-    task = {"_target_": "tests.faults.trees.task", "root": "task"}
-    return compose([*words, "run_dir=run", f"rank.human_ranks={ranks}", "trusted_targets=[tests]"]) | {"task": task}
+    return compose([*words, "rank.human_ranks=ranks.jsonl", "output_root=runs", "trusted_targets=[tests]"])
+
+
+def base_config(ranks):
+    """The config of a stage that reads rankings of people and writes them to its output; see `make_config`."""
+    config = copy.deepcopy(_composed())
+    config["rank"]["human_ranks"] = str(ranks)
+    return config | {"task": {"_target_": "tests.faults.trees.task", "root": "task"}}
 
 
 def make_config(base, **places):
