@@ -14,9 +14,8 @@ from rlhf_lightning.checkpoint.places import lock, write_file
 from rlhf_lightning.checkpoint.provenance import read_sealed
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError, RLHFError
-from rlhf_lightning.stages import resume
 from rlhf_lightning.stages.pipeline import run
-from rlhf_lightning.stages.resume import RunFolder
+from rlhf_lightning.stages.resume import RunFolder, _moved
 from tests.faults import small_run, trees
 
 pytestmark = [
@@ -341,7 +340,7 @@ def stopped(tmp_path_factory):
 @pytest.mark.parametrize("how", ["newer schema", "flipped bit", "gone", "no record"])
 def test_case_59_where_no_checkpoint_can_be_read_nothing_is_trained_or_deleted(stopped, tmp_path, how):
     words, folder = stopped
-    draw = random.Random(how)
+    draw, original = random.Random(how), compose([*words, f"run_dir={folder}"])
     for number in range(10):
         copy = tmp_path / str(number)
         shutil.copytree(folder, copy)
@@ -350,10 +349,9 @@ def test_case_59_where_no_checkpoint_can_be_read_nothing_is_trained_or_deleted(s
         for path in saved:
             damage(path, how, draw)
         before = trees.belongings(copy / "checkpoints")
-        config = compose([*words, f"run_dir={copy}"]) if number == 0 else resume._moved(config, run_dir, str(copy))
-        run_dir = config["run_dir"]
+        moved = _moved(original, str(folder), str(copy))
         with pytest.raises(CheckpointError, match="none of 3 checkpoints can be used, and none is deleted") as refused:
-            run(config) if number == 0 else RunFolder(config).checkpoint("sft")
+            run(moved) if number == 0 else RunFolder(moved).checkpoint("sft")
         assert refused.value.exit_code == 5 and str(refused.value).count("step-00000") == 3
         assert trees.belongings(copy / "checkpoints") == before and not (copy / "sft").exists()
 
