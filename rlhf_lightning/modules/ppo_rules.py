@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.rules.combinations import check_algorithm
+from rlhf_lightning.rules.partials import unwrapped
 
 
 def refuse_void(
@@ -31,17 +31,8 @@ def refuse_void(
         ConfigError: the combination cannot learn what it says it learns.
     """
     sampling.require_scorable()
-    function, bound = _unwrap(advantage)
-    check_algorithm(settings, _path(function), bound, _path(_unwrap(policy_loss)[0]), critic)
-
-
-def _unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The function inside nested partials, and all keywords bound to it."""
-    bound: dict[str, Any] = {}
-    while isinstance(function, partial):
-        bound = {**function.keywords, **bound}
-        function = function.func
-    return function, bound
+    function, bound = unwrapped(advantage)
+    check_algorithm(settings, _path(function), bound, _path(unwrapped(policy_loss)[0]), critic)
 
 
 def _path(function: Callable[..., Any]) -> str:
