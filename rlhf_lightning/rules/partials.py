@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,3 +25,15 @@ def called(function: Callable[..., Any]) -> str:
     """The name of a function or class for a message, without what is bound."""
     inner = unwrapped(function)[0]
     return getattr(inner, "__name__", type(inner).__name__)
+
+
+def takes(function: Callable[..., Any]) -> frozenset[str]:
+    """Names of the arguments of the function inside, bound or not; none where they cannot be known.
+
+    >>> sorted(takes(partial(called, function=print)))
+    ['function']
+    """
+    try:
+        return frozenset(inspect.signature(unwrapped(function)[0]).parameters)
+    except ValueError:  # some that are written in C
+        return frozenset()

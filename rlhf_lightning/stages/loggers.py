@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rlhf_lightning.callbacks.events import lasting
 from rlhf_lightning.config.loggers import logger_nodes
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.rules.partials import unwrapped
+from rlhf_lightning.rules.partials import takes, unwrapped
 
 
 def build_loggers(group: Any, stage: str, build: Callable[..., Any]) -> list[Logger] | Literal[False]:
@@ -29,8 +28,7 @@ def build_loggers(group: Any, stage: str, build: Callable[..., Any]) -> list[Log
     for key, node in logger_nodes(group).items():
         factory = build({**node, "_partial_": True})
         try:
-            takes = inspect.signature(factory).parameters
-            given = {name: value for name, value in _offered(unwrapped(factory)[0], stage).items() if name in takes}
+            given = {name: value for name, value in _offered(unwrapped(factory)[0], stage).items() if name in takes(factory)}
             logger = lasting(factory(**{name: v for name, v in given.items() if node.get(name) is None}))
         except ImportError as error:
             raise ConfigError(f"{key}: {error}") from error
