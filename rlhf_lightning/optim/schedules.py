@@ -1,5 +1,5 @@
-"""Learning-rate schedules as partial functions, ours and those of torch and transformers: ``scheduler(optimizer)``, with
-the number of steps under the name by which each takes it."""
+"""Learning-rate schedules as partial functions, ours and those of torch and transformers: ``scheduler(optimizer)``,
+with the number of steps under the name by which each takes it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def make_schedule(factory: Callable[..., Any], optimizer: Optimizer, total_steps
     Raises:
         ConfigError: it does not take what is bound, lacks something, or waits for a metric.
 
-    >>> schedule = make_schedule(torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.SGD([torch.ones(1)], lr=1.0), 8)
-    >>> schedule.T_max
+    >>> sgd = torch.optim.SGD([torch.ones(1)], lr=1.0)
+    >>> make_schedule(torch.optim.lr_scheduler.CosineAnnealingLR, sgd, 8).T_max
     8
     """
     name, bound = called(factory), unwrapped(factory)[1]

@@ -28,8 +28,9 @@ def build_loggers(group: Any, stage: str, build: Callable[..., Any]) -> list[Log
     for key, node in logger_nodes(group).items():
         factory = build({**node, "_partial_": True})
         try:
-            given = {name: value for name, value in _offered(unwrapped(factory)[0], stage).items() if name in takes(factory)}
-            logger = lasting(factory(**{name: v for name, v in given.items() if node.get(name) is None}))
+            offered = _offered(unwrapped(factory)[0], stage)
+            wanted = [name for name in offered if name in takes(factory) and node.get(name) is None]
+            logger = lasting(factory(**{name: offered[name] for name in wanted}))
         except ImportError as error:
             raise ConfigError(f"{key}: {error}") from error
         except TypeError as error:

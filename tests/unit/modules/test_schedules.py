@@ -16,6 +16,7 @@ from tests.unit.modules.test_ppo import fit, module
 from tests.unit.modules.test_sft_and_reward import trainer
 
 STEPS = 4  # of both runs below
+LINEAR, COSINE = transformers.get_linear_schedule_with_warmup, transformers.get_cosine_schedule_with_warmup
 SCHEDULES = {  # what the user binds, and the same with the length written out
     "ours": (partial(schedules.linear), {"total_steps": STEPS}),
     "cosine": (lr_scheduler.CosineAnnealingLR, {"T_max": STEPS}),
@@ -24,8 +25,8 @@ SCHEDULES = {  # what the user binds, and the same with the length written out
     "one_cycle": (partial(lr_scheduler.OneCycleLR, max_lr=0.01), {"total_steps": STEPS}),
     "exponential": (partial(lr_scheduler.ExponentialLR, gamma=0.5), {}),
     "of_its_own": (partial(lr_scheduler.CosineAnnealingLR, T_max=40), {}),
-    "hf_linear": (partial(transformers.get_linear_schedule_with_warmup, num_warmup_steps=2), {"num_training_steps": STEPS}),
-    "hf_cosine": (partial(transformers.get_cosine_schedule_with_warmup, num_warmup_steps=0), {"num_training_steps": STEPS}),
+    "hf_linear": (partial(LINEAR, num_warmup_steps=2), {"num_training_steps": STEPS}),
+    "hf_cosine": (partial(COSINE, num_warmup_steps=0), {"num_training_steps": STEPS}),
     "hf_constant": (transformers.get_constant_schedule, {}),
 }  # fmt: skip
 ADAM = partial(torch.optim.AdamW, lr=1e-3)
@@ -67,7 +68,7 @@ def test_ppo_ends_at_the_learning_rate_of_the_schedule(name):
     ("factory", "optimizer", "says"),
     [
         (lr_scheduler.OneCycleLR, ADAM, r"sft\.scheduler: OneCycleLR cannot be made .*max_lr.*\+sft\.scheduler\.NAME"),
-        (transformers.get_linear_schedule_with_warmup, ADAM, r"sft\.scheduler: .*num_warmup_steps"),
+        (LINEAR, ADAM, r"sft\.scheduler: .*num_warmup_steps"),
         (lr_scheduler.ReduceLROnPlateau, ADAM, r"ReduceLROnPlateau waits for a metric"),
         (partial(schedules.linear, warm=1), ADAM, r"sft\.scheduler: linear .*warm"),
         (lambda o: lr_scheduler.LambdaLR(o, lambda step: float("nan")), ADAM, r"gives the learning rate nan"),
