@@ -7,7 +7,7 @@ What it cannot be called with, or what it returns that nothing can be learned fr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ def check_advantage(formula: Formula, group_size: int = 1) -> None:
     mask = torch.ones(rows, 2, dtype=torch.bool)
     mask[-1, 1] = False
     rewards = torch.where(mask, torch.linspace(-1.0, 1.0, rows)[:, None].expand(rows, 2), 0)
-    found = _call(ADVANTAGE, formula, rewards, torch.full_like(rewards, 0.1), mask)
+    found = _call(ADVANTAGE, formula, (rewards, torch.full_like(rewards, 0.1), mask), {})
     if not isinstance(found, tuple) or len(found) != 2:
         raise _wrong(ADVANTAGE, formula, found, "(advantages, returns)")
     for name, tensor in zip(("advantages", "returns"), found, strict=True):
@@ -79,10 +79,8 @@ def check_policy_loss(formula: Formula, aggregation: Aggregation = _TOKEN_MEAN) 
     mask = torch.tensor([[True, True], [True, False]])
     logprobs = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], requires_grad=True)
     advantages = torch.tensor([[1.0, -1.0], [0.5, 0.0]])
-    found = _call(
-        POLICY_LOSS, formula, logprobs, logprobs.detach().clone(), advantages, mask,
-        weights=None, denominator=aggregation.count(mask), aggregate=aggregation.aggregate,
-    )  # fmt: skip
+    named = {"weights": None, "denominator": aggregation.count(mask), "aggregate": aggregation.aggregate}
+    found = _call(POLICY_LOSS, formula, (logprobs, logprobs.detach().clone(), advantages, mask), named)
     _require_fields(POLICY_LOSS, formula, found, PolicyLoss._fields, "PolicyLoss")
     _require_learnable(POLICY_LOSS, formula, found.loss, logprobs)
     _require_shape(POLICY_LOSS, formula, "per_token", found.per_token, mask.shape)
@@ -101,7 +99,7 @@ def check_pair_loss(formula: Formula) -> bool:
     rejected, lengths = torch.tensor([-2.5, -2.75]), torch.tensor([2, 2])
     last = {"weights": torch.ones(2), "denominator": 2.0}
     reference = (chosen.detach().clone(), rejected.clone())
-    found = _call(PAIR_LOSS, formula, chosen, rejected, *reference, lengths, lengths, **last)
+    found = _call(PAIR_LOSS, formula, (chosen, rejected, *reference, lengths, lengths), last)
     _require_fields(PAIR_LOSS, formula, found, ("loss", "chosen_rewards", "rejected_rewards"), "PreferenceLoss")
     _require_learnable(PAIR_LOSS, formula, found.loss, chosen)
     for name in ("chosen_rewards", "rejected_rewards"):
@@ -121,7 +119,8 @@ def check_answer_loss(formula: Formula) -> None:
     """
     logprobs = torch.tensor([-2.0, -3.0], requires_grad=True)
     good = torch.tensor([True, False])
-    found = _call(ANSWER_LOSS, formula, logprobs, torch.tensor([-2.5, -2.5]), good, torch.zeros(()), denominator=2.0)
+    given = (logprobs, torch.tensor([-2.5, -2.5]), good, torch.zeros(()))
+    found = _call(ANSWER_LOSS, formula, given, {"denominator": 2.0})
     _require_fields(ANSWER_LOSS, formula, found, ("loss", "rewards"), "KTOLoss")
     _require_learnable(ANSWER_LOSS, formula, found.loss, logprobs)
     _require_shape(ANSWER_LOSS, formula, "rewards", found.rewards, (2,))
@@ -135,11 +134,11 @@ def check_ranking_loss(formula: Formula) -> None:
     """
     scores = torch.tensor([0.5, 0.0, 0.25, 0.5], requires_grad=True)
     ranks, prompts = torch.tensor([1, 2, 1, 2]), torch.tensor([0, 0, 1, 1])
-    loss = _call(RANKING_LOSS, formula, scores, ranks, prompts, margins=torch.zeros(4), denominator=2.0)
+    loss = _call(RANKING_LOSS, formula, (scores, ranks, prompts), {"margins": torch.zeros(4), "denominator": 2.0})
     _require_learnable(RANKING_LOSS, formula, loss, scores)
 
 
-def _call(slot: Slot, formula: Formula, *given: Any, **named: Any) -> Any:
+def _call(slot: Slot, formula: Formula, given: Sequence[Any], named: Mapping[str, Any]) -> Any:
     """Call a copy, so that a formula with a memory does not remember it; random numbers are as before."""
     with suppress(Exception):
         formula = copy.deepcopy(formula)
