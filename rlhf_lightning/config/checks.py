@@ -18,8 +18,9 @@ import yaml
 
 from rlhf_lightning.config.bounds import check_numbers
 from rlhf_lightning.config.locations import CONF_DIR
+from rlhf_lightning.config.loggers import logger_nodes
 from rlhf_lightning.config.messages import nearest, shown
-from rlhf_lightning.config.signatures import WORDS, Kind, Signature, is_number, signature
+from rlhf_lightning.config.signatures import RESERVED, WORDS, Kind, Signature, is_number, signature
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.optim import kl_controllers as kl_control
 from rlhf_lightning.rules import combinations
@@ -33,7 +34,6 @@ _TRANSLATED = {
 # Numbers of a stage that no constructor takes, and the least they can be.
 _LEAST = {"max_epochs": 1, "samples_per_prompt": 1, "n": 2}
 _REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
-_RESERVED = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning
 
 
@@ -55,6 +55,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         _check_node(key, node)
     if (lora := _lora(config)) is not None:
         _check_node("model.lora", lora)
+    logger_nodes(config.get("logger"))
     trainer = config.get("trainer") or {}
     _check_trainer(trainer)
     for stage in stages:
@@ -152,7 +153,7 @@ def _check_node(key: str, node: Mapping[str, Any]) -> None:
     takes = signature(target)
     if takes is None or "_args_" in node:
         return
-    given = {name: value for name, value in node.items() if name not in _RESERVED}
+    given = {name: value for name, value in node.items() if name not in RESERVED}
     for name, value in given.items():
         if name == "train" and value is None:
             continue  # see `check_complete`

@@ -1,5 +1,5 @@
-"""Hydra's config loader with three changes: it composes once where Hydra composes twice, judges ``hydra.*``, and
-stops where a config grows without end.
+"""Hydra's config loader with four changes: it composes once where Hydra composes twice, judges ``hydra.*``, stops where
+a config grows without end, and removes what swapped parts leave behind.
 
 Hydra acts upon its own part of the config (log handlers, callbacks, launchers, environment variables, folders) before
 the task function sees anything, so that part is judged while it is composed.
@@ -26,6 +26,7 @@ from rlhf_lightning.config import resolving as composing
 from rlhf_lightning.config.bounds import LARGEST_FILE, LOADING, MOST_LOADED, check_brackets, check_text
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.rights import check_places
+from rlhf_lightning.config.swaps import drop_leftovers
 from rlhf_lightning.config.typed import Typed
 from rlhf_lightning.console.redaction import is_secret, redact_text
 from rlhf_lightning.errors import ConfigError
@@ -76,6 +77,7 @@ class JudgedLoader(ConfigLoaderImpl):
     """See the module. Hydra composes once only to ask for ``hydra.mode``: what came of it is kept for the run."""
 
     _kept: tuple[list[str], DictConfig | Exception] | None = None
+    _composed: tuple[Any, Any] = ((), None)  # defaults list and repository of what was composed last
 
     def load_configuration(
         self,
@@ -110,6 +112,7 @@ class JudgedLoader(ConfigLoaderImpl):
             cfg = super().load_configuration(config_name, overrides, run_mode, from_shell)
             check_hydra(cfg.hydra, overrides)
             self._check_places(cfg, typed)
+            drop_leftovers(cfg, self._layers, typed)
             if run_mode == RunMode.MULTIRUN:
                 check_sweep(Path(cfg.hydra.sweep.dir), overrides)
         except (HydraException, OmegaConfBaseException, RecursionError) as error:
@@ -126,6 +129,16 @@ class JudgedLoader(ConfigLoaderImpl):
         raw = OmegaConf.to_container(cfg, resolve=False) if typed.local else None
         names = [name for name in ("output_root", "run_dir") if name in cfg and not OmegaConf.is_missing(cfg, name)]
         check_places({name: cfg[name] for name in names}, raw, typed)
+
+    def _compose_config_from_defaults_list(self, defaults: Any, repo: Any) -> DictConfig:
+        self._composed = defaults, repo
+        return super()._compose_config_from_defaults_list(defaults, repo)
+
+    def _layers(self) -> list[Any]:
+        """The files of what was composed last, each where the tree has it; read again, for composing changes them."""
+        defaults, repo = self._composed
+        loaded = [self._load_single_config(default, repo.delegate).config for default in defaults]
+        return [OmegaConf.to_container(config, resolve=False) for config in loaded]
 
     def _take(self) -> DictConfig:
         assert self._kept is not None

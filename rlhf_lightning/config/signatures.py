@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 _ROOTS = ("rlhf_lightning", "lightning", "torch")
 _METHOD = re.compile(r"    (?:@|async |def (?!__init__|__post_init__))")  # the beginning of what is not read
-
+RESERVED = frozenset(("_target_", "_partial_", "_args_", "_recursive_", "_convert_"))
+"""Keys of a node that are Hydra's own."""
 
 WORDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null",
@@ -83,9 +84,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-@functools.cache
 def signature(target: str) -> Signature | None:
     """What ``target``, an import path, takes; None where its source is not looked at or cannot be found."""
+    return signature_anywhere(target) if target.split(".")[0] in _ROOTS else None
+
+
+@functools.cache
+def signature_anywhere(target: str) -> Signature | None:
+    """The same for targets of any package, those of the user too."""
     found = _find(target)
     module, node = found or (None, None)
     if module is not None and isinstance(node, ast.FunctionDef):
@@ -96,7 +102,7 @@ def signature(target: str) -> Signature | None:
 def _of_class(module: _Module, node: ast.ClassDef) -> Signature:
     methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
     bases = [found for base in node.bases if (found := _base(module, base)) is not None]
-    inherited = [signature(f"{home.name}.{one.name}") for home, one in bases]
+    inherited = [signature_anywhere(f"{home.name}.{one.name}") for home, one in bases]
     ranges = [r for one in inherited if one is not None for r in one.ranges]
     if "__init__" in methods:
         arguments = _arguments(module, methods["__init__"])
@@ -223,16 +229,18 @@ def _lookup(module: _Module, name: str) -> tuple[_Module, ast.stmt] | None:
     base = module.name.split(".")
     base = base[: len(base) - node.level + module.is_package] if node.level else []
     original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
-    return _find(".".join([*base, *([node.module] if node.module else []), original]))
+    target = ".".join([*base, *([node.module] if node.module else []), original])
+    known = target.split(".")[0] in (*_ROOTS, module.name.split(".")[0])
+    return _find(target) if known else None
 
 
 @functools.cache
 def _module(name: str) -> _Module | None:
     root, *rest = name.split(".")
-    folder = _folder(root)
-    if folder is None:
+    place = _place(root)
+    if place is None:
         return None
-    path = folder.joinpath(*rest)
+    path = place.joinpath(*rest)
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not file.is_file():
         return None
@@ -255,9 +263,15 @@ def _parse(source: str) -> ast.Module:
 
 
 @functools.cache
-def _folder(root: str) -> Path | None:
-    spec = importlib.util.find_spec(root) if root in _ROOTS else None
+def _place(root: str) -> Path | None:
+    """The folder of a package or the file of a module, without importing it."""
+    try:
+        spec = importlib.util.find_spec(root)
+    except (ImportError, ValueError):
+        return None
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    if not places and spec is not None and spec.has_location and spec.origin is not None:
+        places = [spec.origin]
     return Path(places[0]) if places else None
 
 

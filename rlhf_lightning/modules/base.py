@@ -23,6 +23,7 @@ from rlhf_lightning.modules.precision import convert_weights
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
 from rlhf_lightning.modules.splitting import Splitting
 from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.optim.schedules import make_schedule
 from rlhf_lightning.rules.combinations import FSDP1_REFUSED
 from rlhf_lightning.rules.ranges import require
 
@@ -39,7 +40,7 @@ class RLHFModule(lightning.LightningModule):
     Args:
         tokenizer: of the model in training; saved with every export.
         optimizer: called with parameter groups, for example ``partial(torch.optim.AdamW, lr=1e-5)``.
-        scheduler: called with the optimizer and ``total_steps=``; None keeps the learning rate.
+        scheduler: see `rlhf_lightning.optim.schedules.make_schedule`; None keeps the learning rate.
         max_grad_norm: clip the global gradient norm to this; 0 does not clip.
         max_skipped_steps: end the run when so many steps in a row, at least 1, had numbers that were not finite.
     """
@@ -102,7 +103,7 @@ class RLHFModule(lightning.LightningModule):
         optimizer = self._optimizer(self.parameter_groups())
         if self._scheduler is None:
             return optimizer
-        scheduler = self._scheduler(optimizer, total_steps=self.total_optimizer_steps())
+        scheduler = make_schedule(self._scheduler, optimizer, self.total_optimizer_steps(), f"{self.stage}.scheduler")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:

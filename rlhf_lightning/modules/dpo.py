@@ -14,9 +14,11 @@ from rlhf_lightning.functional.preference import PreferenceLoss, dpo_loss
 from rlhf_lightning.functional.reward import kwise_pairs
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
+from rlhf_lightning.modules.formulas import check_pair_loss
 from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
 from rlhf_lightning.modules.splitting import in_parts
 from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.rules.partials import called
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import ComparisonBatch
 
@@ -62,9 +64,9 @@ class DPOModule(OfflineModule):
         max_grad_norm: float = 1.0,
         max_skipped_steps: int = 3,
     ) -> None:
-        has_reference = needs_reference(loss)
+        has_reference = check_pair_loss(loss)
         if reference is not None and not has_reference:
-            raise ConfigError(f"{_name(loss)} compares answers without a reference; leave `reference` out (null)")
+            raise ConfigError(f"{called(loss)} compares answers without a reference; leave `reference` out (null)")
         require("loss_coef", loss_coef, at_least=0)
         require("nll_coef", nll_coef, at_least=0)
         if loss_coef == nll_coef == 0:
@@ -141,33 +143,5 @@ class DPOModule(OfflineModule):
         return divide_by_count((per_token / torch.bincount(owner)[owner]).sum(), batch.denominator)
 
 
-def needs_reference(loss: PairLoss) -> bool:
-    """Try a loss on one pair, so that what it cannot work with is known before a model is loaded.
-
-    Returns:
-        False if it also works with None for the reference's log-probabilities.
-
-    Raises:
-        ConfigError: the loss refuses its own numbers, or is not called as the losses of this library are.
-    """
-    zero, one = torch.zeros(1), torch.ones(1)
-    try:
-        loss(zero, zero, zero, zero, one, one, weights=one, denominator=1.0)
-    except (TypeError, RuntimeError) as error:
-        raise ConfigError(
-            f"loss {_name(loss)} cannot be called as f(chosen, rejected, ref_chosen, ref_rejected, chosen_lengths, "
-            f"rejected_lengths, *, weights, denominator): {error}"
-        ) from error
-    try:
-        loss(zero, zero, None, None, one, one, weights=one, denominator=1.0)
-    except (TypeError, AttributeError):
-        return True
-    return False
-
-
 def _rows(answers: AnswerLogprobs, rows: Tensor) -> AnswerLogprobs:
     return AnswerLogprobs(answers.policy[rows], None if answers.reference is None else answers.reference[rows])
-
-
-def _name(loss: PairLoss) -> str:
-    return getattr(getattr(loss, "func", loss), "__name__", type(loss).__name__)

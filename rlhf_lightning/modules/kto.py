@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kto import KTOLoss, kto_loss, kto_reference_point
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
+from rlhf_lightning.modules.formulas import check_answer_loss
 from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
 from rlhf_lightning.modules.splitting import in_parts
 from rlhf_lightning.modules.totals import Totals
@@ -54,7 +54,7 @@ class KTOModule(OfflineModule):
         max_grad_norm: float = 1.0,
         max_skipped_steps: int = 3,
     ) -> None:
-        try_loss(loss)
+        check_answer_loss(loss)
         super().__init__(policy, tokenizer, optimizer, scheduler, reference, True, max_grad_norm, max_skipped_steps)
         self.loss = loss
         self._point = torch.zeros(())  # of the optimizer step that is being accumulated
@@ -153,18 +153,3 @@ class KTOModule(OfflineModule):
         parts = [self.logprobs(answers.select(rows).trimmed()) for rows in groups]
         back = torch.cat(groups).argsort()
         return AnswerLogprobs(*(torch.cat(column)[back.to(lengths.device)] for column in zip(*parts, strict=True)))
-
-
-def try_loss(loss: AnswerLoss) -> None:
-    """Call a loss on one answer, so that what it cannot work with is known before a model is loaded.
-
-    Raises:
-        ConfigError: the loss refuses its own numbers, or is not called as `kto_loss` is.
-    """
-    zero = torch.zeros(1)
-    try:
-        loss(zero, zero, zero > 0, torch.zeros(()), denominator=1.0)
-    except (TypeError, RuntimeError) as error:
-        raise ConfigError(
-            f"loss cannot be called as f(logprobs, ref_logprobs, desirable, reference_point, *, denominator): {error}"
-        ) from error

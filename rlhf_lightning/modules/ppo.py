@@ -61,7 +61,7 @@ class PPOModule(OnlineModule):
         scorer: judges the answers, see `rlhf_lightning.scoring`.
         tokenizer: of the policy; taken from the recipe by default.
         optimizer: called with the parameter groups ``policy`` and ``critic``; AdamW(lr=1e-5, eps=1e-5) by default.
-        scheduler: called with the optimizer and ``total_steps=``; None keeps the learning rate.
+        scheduler: see `RLHFModule`.
         critic: what the critic starts from, see `rlhf_lightning.modules.critics.Critic`; unused without one.
         engine: samples the answers; `LoopEngine` by default.
         sampling: length and temperature of the answers.

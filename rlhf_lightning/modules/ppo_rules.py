@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
+from rlhf_lightning.functional.aggregate import aggregation
+from rlhf_lightning.modules.formulas import check_advantage, check_policy_loss
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.rules.combinations import check_algorithm
+from rlhf_lightning.rules.partials import unwrapped
 
 
 def refuse_void(
@@ -18,7 +20,7 @@ def refuse_void(
     policy_loss: Callable[..., Any],
     critic: Any = "policy",
 ) -> None:
-    """Check what only makes sense together; functions of one's own pass.
+    """Check what only makes sense together, and call the two functions on a few numbers.
 
     Args:
         settings: numbers of the algorithm.
@@ -28,20 +30,13 @@ def refuse_void(
         critic: what the critic starts from.
 
     Raises:
-        ConfigError: the combination cannot learn what it says it learns.
+        ConfigError: the combination cannot learn what it says it learns, or a function cannot be called as it will be.
     """
     sampling.require_scorable()
-    function, bound = _unwrap(advantage)
-    check_algorithm(settings, _path(function), bound, _path(_unwrap(policy_loss)[0]), critic)
-
-
-def _unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The function inside nested partials, and all keywords bound to it."""
-    bound: dict[str, Any] = {}
-    while isinstance(function, partial):
-        bound = {**function.keywords, **bound}
-        function = function.func
-    return function, bound
+    function, bound = unwrapped(advantage)
+    check_algorithm(settings, _path(function), bound, _path(unwrapped(policy_loss)[0]), critic)
+    check_advantage(advantage, settings.group_size)
+    check_policy_loss(policy_loss, aggregation(settings.aggregation, norm=sampling.max_new_tokens))
 
 
 def _path(function: Callable[..., Any]) -> str:

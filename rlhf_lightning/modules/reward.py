@@ -13,6 +13,7 @@ from rlhf_lightning.functional.reward import kwise_logistic_loss, kwise_pairs
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.recipes import depth_of
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.formulas import check_ranking_loss
 from rlhf_lightning.modules.held_out import HeldOut
 from rlhf_lightning.modules.splitting import in_parts
 from rlhf_lightning.modules.totals import Totals
@@ -37,6 +38,9 @@ class RewardModule(RLHFModule):
         num_layers: see `Pretrained.reward_model`.
         max_grad_norm: see `RLHFModule`.
         max_skipped_steps: see `RLHFModule`.
+
+    Raises:
+        ConfigError: the ranking loss cannot be called so, see `rlhf_lightning.modules.formulas`.
     """
 
     stage, trains = "reward", "model"
@@ -54,6 +58,7 @@ class RewardModule(RLHFModule):
         max_grad_norm: float = 1.0,
         max_skipped_steps: int = 3,
     ) -> None:
+        check_ranking_loss(ranking_loss)
         super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
         self._source = (model,)  # a tuple: Lightning would register a bare model
         self.ranking_loss = ranking_loss

@@ -1,13 +1,81 @@
-"""Learning-rate schedules as partial functions: ``scheduler(optimizer, total_steps=...)``."""
+"""Learning-rate schedules as partial functions, ours and those of torch and transformers: ``scheduler(optimizer)``,
+with the number of steps under the name by which each takes it."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.rules.partials import called, takes, unwrapped
 from rlhf_lightning.rules.ranges import require
+
+LENGTHS = ("total_steps", "num_training_steps", "T_max", "total_iters")
+"""How schedules call the optimizer steps of the whole run."""
+
+
+def make_schedule(factory: Callable[..., Any], optimizer: Optimizer, total_steps: int, key: str = "scheduler") -> Any:
+    """Call a schedule with the optimizer and, unless it is bound already, with its length, if it takes one.
+
+    Args:
+        factory: a class or function, with or without arguments bound by ``functools.partial``.
+        optimizer: given by position.
+        total_steps: optimizer steps of the whole run.
+        key: where it is set, for messages.
+
+    Raises:
+        ConfigError: it does not take what is bound, lacks something, or waits for a metric.
+
+    >>> sgd = torch.optim.SGD([torch.ones(1)], lr=1.0)
+    >>> make_schedule(torch.optim.lr_scheduler.CosineAnnealingLR, sgd, 8).T_max
+    8
+    """
+    name, bound = called(factory), unwrapped(factory)[1]
+    length = next((word for word in LENGTHS if word in takes(factory)), None)
+    given = {} if length is None or bound.get(length) is not None else {length: total_steps}
+    try:
+        schedule = factory(optimizer, **given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{key}: {name} cannot be made ({error}); arguments are added as +{key}.NAME=VALUE"
+        ) from error
+    if isinstance(schedule, ReduceLROnPlateau):
+        raise ConfigError(f"{key}: {name} waits for a metric, and a step has none; choose one that counts steps")
+    return schedule
+
+
+def check_schedule(factory: Callable[..., Any] | None, optimizer: Callable[..., Optimizer], key: str) -> None:
+    """Build an optimizer of one parameter and its schedule, so that mistakes are known before a model is loaded.
+
+    Args:
+        factory: as for `make_schedule`; None keeps the learning rate.
+        optimizer: called with one parameter group.
+        key: where the schedule is set; the optimizer is named beside it.
+
+    Raises:
+        ConfigError: the schedule or the optimizer cannot be made, or a learning rate is not finite.
+    """
+    where = f"{key.rpartition('.')[0]}.optimizer".lstrip(".")
+    group = {"name": "policy", "params": [torch.nn.Parameter(torch.zeros(2, 2))]}
+    try:
+        made = optimizer([group])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {called(optimizer)} cannot be called with parameter groups: {error}") from error
+    if factory is None:
+        return
+    schedule = make_schedule(factory, made, total_steps=2, key=key)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no step of the optimizer comes before
+        schedule.step()
+    rates = [float(one["lr"]) for one in made.param_groups]
+    if not all(map(math.isfinite, rates)):
+        raise ConfigError(f"{key}: {called(factory)} gives the learning rate {rates[0]} after the first of two steps")
 
 
 def linear(optimizer: Optimizer, total_steps: int, *, warmup_ratio: float = 0.0, final: float = 0.0) -> LambdaLR:

@@ -1,9 +1,9 @@
 """The stages of a run, each a function from the run to the metrics it ends with."""
 
 from rlhf_lightning.stages.best_of_n import run_best_of_n
-from rlhf_lightning.stages.dpo import check_dpo, run_dpo
+from rlhf_lightning.stages.dpo import run_dpo
 from rlhf_lightning.stages.evaluate import run_evaluate
-from rlhf_lightning.stages.kto import check_kto, run_kto
+from rlhf_lightning.stages.kto import run_kto
 from rlhf_lightning.stages.ppo import run_ppo
 from rlhf_lightning.stages.rank import run_rank
 from rlhf_lightning.stages.reward import run_reward
@@ -12,8 +12,6 @@ from rlhf_lightning.stages.sft import run_sft
 
 __all__ = [
     "Run",
-    "check_dpo",
-    "check_kto",
     "run_best_of_n",
     "run_dpo",
     "run_evaluate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rlhf_lightning.modules.kto import try_loss
 from rlhf_lightning.stages.offline import train_offline
 from rlhf_lightning.stages.run import Run
 
@@ -10,12 +9,3 @@ from rlhf_lightning.stages.run import Run
 def run_kto(run: Run) -> dict[str, float]:
     """Learn from single answers and export the policy; returns the last metrics."""
     return train_offline(run, "kto", run.build(run.section("kto")["loss"]))
-
-
-def check_kto(run: Run) -> None:
-    """Refuse what cannot work before any stage runs.
-
-    Raises:
-        ConfigError: a loss with impossible numbers.
-    """
-    try_loss(run.build(run.section("kto")["loss"]))

@@ -14,8 +14,6 @@ from rlhf_lightning.config.checks import check_complete, check_config
 from rlhf_lightning.config.compose import save_config
 from rlhf_lightning.stages import (
     Run,
-    check_dpo,
-    check_kto,
     run_best_of_n,
     run_dpo,
     run_evaluate,
@@ -25,6 +23,7 @@ from rlhf_lightning.stages import (
     run_reward,
     run_sft,
 )
+from rlhf_lightning.stages.parts import check_parts
 from rlhf_lightning.stages.places import outputs
 from rlhf_lightning.stages.ranks import join, stop_if_asked
 
@@ -37,10 +36,6 @@ STAGES: dict[str, Callable[[Run], dict[str, float]]] = {
     "kto": run_kto,
     "best_of_n": run_best_of_n,
     "evaluate": run_evaluate,
-}
-CHECKS: dict[str, Callable[[Run], None]] = {  # what stages look at with torch before anything runs
-    "dpo": check_dpo,
-    "kto": check_kto,
 }
 SCORED = {"rank", "ppo", "best_of_n", "evaluate"}  # stages that ask the judge or the scorer
 
@@ -81,8 +76,7 @@ def _run_stages(run: Run) -> dict[str, float]:
     if run.is_first:
         save_config(dict(run.config), run.folder)
     for stage in stages:
-        if stage in CHECKS:
-            CHECKS[stage](run)
+        check_parts(run, stage)
     _check_objects(run)
     run.prepare()
     metrics: dict[str, float] = {}

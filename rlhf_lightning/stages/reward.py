@@ -14,14 +14,14 @@ def run_reward(run: Run) -> dict[str, float]:
     tokenizer = source.tokenizer()
     data = run.build(section["data"], tokenizer=tokenizer)
     node = dict(section["module"])
-    ranking_loss = run.build(node.pop("ranking_loss"))
+    own = {"ranking_loss": run.build(node.pop("ranking_loss"))} if "ranking_loss" in node else {}
     module = run.build(
         node,
         model=source,
         tokenizer=tokenizer,
         optimizer=run.build(section["optimizer"]),
         scheduler=run.build(section["scheduler"]),
-        ranking_loss=ranking_loss,
+        **own,
     )
     trainer = run.trainer("reward", max_epochs=section["max_epochs"])
     trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)

@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning import signals
 from rlhf_lightning.callbacks import DurableCheckpoint, History, StopAtBoundary
-from rlhf_lightning.callbacks.events import lasting
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
@@ -23,6 +22,7 @@ from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.modules.precision import HALF, HalfWeights
+from rlhf_lightning.stages.loggers import build_loggers
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.places import CHECKPOINTS, HISTORY
 from rlhf_lightning.stages.resume import RunFolder
@@ -100,16 +100,15 @@ class Run:
         return self.build({**self.config["model"], **changes})
 
     def trainer(self, stage: str, callbacks: Sequence[Callback] = (), **limits: Any) -> lightning.Trainer:
-        """A Trainer with the run's logger and callbacks; ``limits`` are the stage's own arguments."""
+        """A Trainer with the run's loggers and callbacks; ``limits`` are the stage's own arguments."""
         lightning.seed_everything(self.seed, verbose=False)
         surrounding = [self.build(node) for node in (self.config.get("callbacks") or {}).values()]
         on_error = (self.config["checkpoint"] or {}).get("on_error", "raise")
         history = History(self.folder / HISTORY / f"{stage}.csv", on_error=on_error)
         every = [*callbacks, *surrounding, history, *self._saver(stage)]  # a guard sees what a monitor logs at once
-        logger = self.config.get("logger")
         defaults = {
             "default_root_dir": self.folder,
-            "logger": lasting(self.build(logger, name=stage, version="")) if logger else False,
+            "logger": build_loggers(self.config.get("logger"), stage, self.build),
             "callbacks": every,
             "enable_checkpointing": any(isinstance(part, Checkpoint) for part in every),
             "plugins": [DurableCheckpointIO(config_text(self.config))],

@@ -8,6 +8,8 @@ from rlhf_lightning.config.compose import compose
 from rlhf_lightning.config.locations import help_text
 from rlhf_lightning.data.check import parser
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.stages import Run
+from rlhf_lightning.stages.parts import check_parts
 from tests.gates.gate_docs import blocks, commands, overrides
 from tests.gates.gate_sources import ROOT
 
@@ -51,7 +53,24 @@ def test_command_in_the_documentation_composes(words):
     elif words[:2] == ["data", "check"]:
         assert parser().parse_args(words[2:]).files
     elif "--config-dir" not in words:
-        compose(overrides(words))
+        config = compose(overrides(words))
+        for stage in config["stages"]:
+            try_parts(config, stage)
+
+
+def try_parts(config, stage):
+    """Build and call what a command puts into the slots of a stage, except for parts of the reader's own."""
+    try:
+        check_parts(Run(config | {"resume": "none"}), stage)
+    except ConfigError as error:
+        if "cannot import my_project" not in str(error):
+            raise
+
+
+def test_the_gate_sees_a_command_whose_part_cannot_be_called():
+    config = compose(["stage=ppo", "ppo.policy_loss._target_=rlhf_lightning.functional.kto.kto_loss"])
+    with pytest.raises(ConfigError, match=r"ppo\.policy_loss: kto_loss cannot be called"):
+        try_parts(config, "ppo")
 
 
 def test_few_blocks_are_left_out():

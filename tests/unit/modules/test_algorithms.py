@@ -230,5 +230,7 @@ def test_void_combinations_are_refused_with_the_reason(parts, says):
         refuse_void(PPOSettings(**settings), **chosen)
 
 
-def test_a_function_of_ones_own_is_never_refused():
-    refuse_void(PPOSettings(baseline="none"), Sampling(), lambda r, v, m: (r, r), lambda *a, **k: None)
+def test_a_function_of_ones_own_is_no_combination_to_be_refused():
+    refuse_void(
+        PPOSettings(baseline="none"), Sampling(), lambda r, v, m: (r, r), lambda *a, **k: clipped_policy_loss(*a, **k)
+    )

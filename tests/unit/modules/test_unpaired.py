@@ -159,7 +159,7 @@ def test_bfloat16_autocast_keeps_the_gradient_of_the_policy(file):
     [
         (partial(kto_loss, beta=-1.0), "beta=-1.0"),
         (partial(kto_loss, undesirable_weight=-1.0), "undesirable_weight=-1.0"),
-        (dpo_loss, r"loss cannot be called as f\(logprobs"),
+        (dpo_loss, r"^kto\.loss: dpo_loss cannot be called as f\(logprobs"),
     ],
 )
 def test_void_losses_are_refused_before_a_model_is_loaded(loss, message):
