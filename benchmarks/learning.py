@@ -1,4 +1,4 @@
-"""Does the pipeline learn what the hidden judge wants, on every seed, and does it hack its reward without a KL price?
+"""Does the pipeline learn what the hidden judge wants, on every seed, and does it hack its reward without a KL penalty?
 
     python -m benchmarks.learning --seeds 5
 

@@ -161,7 +161,7 @@ class Experience(TensorData):
     logprobs: Tensor  # float [B, T], under the policy that sampled, recomputed by the training forward
     ref_logprobs: Tensor  # float [B, T]
     values: Tensor  # float [B, T], 0 without a critic
-    rewards: Tensor  # float [B, T], score minus the KL price, per token
+    rewards: Tensor  # float [B, T], score minus the KL penalty, per token
     advantages: Tensor  # float [B, T]
     returns: Tensor  # float [B, T]
     hidden: Tensor | None = None  # float [B, S, D], output of the frozen lower layers, if there are any

@@ -21,7 +21,7 @@ Layout = dict[str, dict[str, list[Any]]]
 
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "PPO: reward and KL": {
-        "reward against its KL price": ("objective/scores", "objective/rlhf_reward", "objective/non_score_reward"),
+        "reward against its KL penalty": ("objective/scores", "objective/rlhf_reward", "objective/non_score_reward"),
         "KL against its target (nats per response)": ("objective/kl", "objective/kl_target"),
         "beta": ("objective/kl_coef",),
     },

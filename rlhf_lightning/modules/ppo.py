@@ -51,7 +51,7 @@ class Forward(NamedTuple):
 
 
 class PPOModule(OnlineModule):
-    """One `training_step` is one whole iteration: sample, score, price the KL, learn.
+    """One `training_step` is one whole iteration: sample, score, subtract the KL penalty, learn.
 
     PPO, RLOO, GRPO, REINFORCE++ and their kin differ only in ``advantage``, ``policy_loss`` and ``settings``;
     ``conf/algorithm/`` holds the combinations that have names.
@@ -65,7 +65,7 @@ class PPOModule(OnlineModule):
         critic: what the critic starts from, see `rlhf_lightning.modules.critics.Critic`; unused without one.
         engine: samples the answers; `LoopEngine` by default.
         sampling: length and temperature of the answers.
-        kl_controller: sets the KL price; ``FixedKL()`` by default.
+        kl_controller: sets the KL penalty; ``FixedKL()`` by default.
         advantage: ``f(rewards, values, mask) -> (advantages, returns)``, all [B, T].
         policy_loss: see `rlhf_lightning.functional.policy`.
         settings: the numbers of the update.
@@ -138,14 +138,14 @@ class PPOModule(OnlineModule):
                 experience = checked(self, self.evaluate(rollout, scores))
             with self.phase("learn"):
                 updates = self.learn(experience)
-            achieved = objective(self, experience, self.settings.group_size) | self.price()
+            achieved = objective(self, experience, self.settings.group_size) | self.kl_metrics()
             if not self.reuses_logprobs(rollout):
                 achieved |= engine_gap(self, experience)
             self.kl_controller.update(achieved["objective/kl"], num_sequences=int(achieved["episodes"]))
             self.finish(experience, achieved | updates)
 
-    def price(self) -> dict[str, float]:
-        """What a nat of KL costs in this iteration, and the KL that is steered to."""
+    def kl_metrics(self) -> dict[str, float]:
+        """The KL coefficient of this iteration, and the KL that is steered to."""
         target = self.kl_controller.target
         return {"objective/kl_coef": self.kl_controller.coef} | (
             {} if target is None else {"objective/kl_target": target}
@@ -153,7 +153,7 @@ class PPOModule(OnlineModule):
 
     @torch.no_grad()
     def evaluate(self, rollout: Rollout, scores: Tensor) -> Experience:
-        """Log-probabilities, values, KL price, advantages and returns of a rollout, nothing with a gradient.
+        """Log-probabilities, values, KL penalty, advantages and returns of a rollout, nothing with a gradient.
 
         The forward runs in the very micro-batches of the first learning pass, so that its first ratio is exactly 1.
         """

@@ -32,7 +32,7 @@ class EnsembleScorer:
     Args:
         members: at least two scorers.
         combine: ``mean``; ``worst_case``, the lowest member; ``uncertainty_weighted``, mean - coef * variance.
-        coef: price of a unit of variance.
+        coef: coefficient of the variance.
         name: how the ensemble is called in logs.
 
     Attributes:

@@ -24,7 +24,7 @@ class Source:
 
     Args:
         scorer: judges answers, or tokens of them.
-        weight: of its verdict in the sum; below 0 it is a price.
+        weight: of its verdict in the sum; below 0 it is a penalty.
         transforms: what is done to its verdict first, see `rlhf_lightning.scoring.transforms`.
     """
 

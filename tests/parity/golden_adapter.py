@@ -149,13 +149,13 @@ def shaped_rewards(inputs, params, case_id):
         estimator=ESTIMATORS[params["kl_estimator"]],
     )
     out = shape(verdicts, **knobs)
-    price_only = shape(torch.zeros_like(verdicts))
+    penalty_only = shape(torch.zeros_like(verdicts))
     return {
         "token_rewards": out.rewards,
         "kl": out.kl,
         "kl_sum_mean": aggregate.seq_mean_token_sum(out.kl, mask),
         "kl_token_mean": aggregate.token_mean(out.kl, mask),
-        "non_score_reward_mean": aggregate.seq_mean_token_sum(price_only.rewards, mask),
+        "non_score_reward_mean": aggregate.seq_mean_token_sum(penalty_only.rewards, mask),
         "score_mean": kl.shape_scores(verdicts, finished, **knobs).mean(),
         "rlhf_reward_mean": aggregate.seq_mean_token_sum(out.rewards, mask),
     }
