@@ -29,7 +29,7 @@ from rlhf_lightning.modules.iteration import checked, fitting, guarded
 from rlhf_lightning.modules.micro_batches import evaluated
 from rlhf_lightning.modules.objective import engine_gap, objective
 from rlhf_lightning.modules.online import Denominators, OnlineModule
-from rlhf_lightning.modules.ppo_rules import refuse_void
+from rlhf_lightning.modules.ppo_rules import check_combination
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.modules.watched import of_policy, of_value
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
@@ -71,7 +71,7 @@ class PPOModule(OnlineModule):
         settings: the numbers of the update.
 
     Raises:
-        ConfigError: the combination is void, see `rlhf_lightning.modules.ppo_rules`.
+        ConfigError: the combination is invalid, see `rlhf_lightning.modules.ppo_rules`.
     """
 
     stage, trains = "ppo", "policy"
@@ -93,7 +93,7 @@ class PPOModule(OnlineModule):
         settings: PPOSettings | None = None,
     ) -> None:
         settings, sampling = settings or PPOSettings(), sampling or Sampling()
-        refuse_void(settings, sampling, advantage, policy_loss, critic)
+        check_combination(settings, sampling, advantage, policy_loss, critic)
         if tokenizer is None and not isinstance(policy, Pretrained):
             raise ConfigError(
                 "PPOModule(policy=<model>) also needs tokenizer=, since a plain model does not know its own"

@@ -1,4 +1,4 @@
-"""Combinations that are mathematically void, each refused with the reason before a model is loaded."""
+"""Combinations that are mathematically invalid, each refused with the reason before a model is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.rules.combinations import check_algorithm
 
 
-def refuse_void(
+def check_combination(
     settings: PPOSettings,
     sampling: Sampling,
     advantage: Callable[..., Any],

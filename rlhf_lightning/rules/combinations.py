@@ -146,7 +146,7 @@ def check_adapter_dropout(dropout: float) -> None:
 def check_algorithm(
     settings: Any, advantage: str, bound: Mapping[str, Any], policy_loss: str, critic: Any = "policy"
 ) -> None:
-    """Refuse combinations that are mathematically void; functions of one's own pass.
+    """Refuse combinations that are mathematically invalid; functions of one's own pass.
 
     Args:
         settings: `PPOSettings`, or an object with the same numbers.

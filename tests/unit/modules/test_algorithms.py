@@ -14,7 +14,7 @@ from rlhf_lightning.functional.advantage import dr_grpo, gae, grpo, rloo
 from rlhf_lightning.functional.policy import reinforce_loss
 from rlhf_lightning.functional.ppo import clipped_policy_loss
 from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.modules.ppo_rules import refuse_void
+from rlhf_lightning.modules.ppo_rules import check_combination
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import Sampling
@@ -222,13 +222,13 @@ GROUPED = {"advantage": partial(rloo, group_size=4), "group_size": 4, "baseline"
         ({"sampling": Sampling(top_k=5)}, "sampling.top_k=5"),
     ],
 )
-def test_void_combinations_are_refused_with_the_reason(parts, says):
+def test_invalid_combinations_are_refused_with_the_reason(parts, says):
     slots = {"advantage": gae, "policy_loss": clipped_policy_loss, "sampling": Sampling(), "critic": "policy"}
     settings = {k: v for k, v in parts.items() if k not in slots}
     chosen = {**slots, **{k: v for k, v in parts.items() if k in slots}}
     with pytest.raises(ConfigError, match=says):
-        refuse_void(PPOSettings(**settings), **chosen)
+        check_combination(PPOSettings(**settings), **chosen)
 
 
 def test_a_function_of_ones_own_is_never_refused():
-    refuse_void(PPOSettings(baseline="none"), Sampling(), lambda r, v, m: (r, r), lambda *a, **k: None)
+    check_combination(PPOSettings(baseline="none"), Sampling(), lambda r, v, m: (r, r), lambda *a, **k: None)

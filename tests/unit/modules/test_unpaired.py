@@ -162,6 +162,6 @@ def test_bfloat16_autocast_keeps_the_gradient_of_the_policy(file):
         (dpo_loss, r"loss cannot be called as f\(logprobs"),
     ],
 )
-def test_void_losses_are_refused_before_a_model_is_loaded(loss, message):
+def test_invalid_losses_are_refused_before_a_model_is_loaded(loss, message):
     with pytest.raises(ConfigError, match=message):
         KTOModule(Pretrained("nowhere"), tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), loss=loss)
