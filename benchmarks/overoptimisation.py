@@ -3,11 +3,11 @@
     python -m benchmarks.overoptimisation --seeds 4
 
 Gold, the true score of `benchmarks.bigram.Toy`, adds up what each symbol of a sequence is worth, less a penalty for
-every pair of equal symbols. Twenty proxies learn it from the same 50 noisy comparisons, each from random first weights and a
-bootstrap sample. The first of them is optimised alone, through best-of-n and through `PPOModule` without a KL penalty;
-then all twenty are, as an `EnsembleScorer` (mean minus variance). `RewardHackingGuard` watches both runs with its
-default limits. Prints one row per seed and what was not reached, and draws gold and proxy against sqrt(KL). Exit status
-1 if, on any seed,
+every pair of equal symbols. Twenty proxies learn it from the same 50 noisy comparisons, each from random first weights
+and a bootstrap sample. The first of them is optimised alone, through best-of-n and through `PPOModule` without a KL
+penalty; then all twenty are, as an `EnsembleScorer` (mean minus variance). `RewardHackingGuard` watches both runs with
+its default limits. Prints one row per seed and what was not reached, and draws gold and proxy against sqrt(KL). Exit
+status 1 if, on any seed,
 
 * gold does not fall while the proxy rises, through best-of-n or (by more than a tenth of its gain) through PPO;
 * the guard does not name the fall of gold while gold still has 90 % of its gain, be it too late or too early;
@@ -30,7 +30,7 @@ import lightning
 import torch
 
 from benchmarks.bigram import LENGTH, Bigram, Linear, Prompts, Toy, tokenizer
-from benchmarks.verdict import judge
+from benchmarks.conclusion import conclude
 from rlhf_lightning.callbacks import RewardHackingGuard
 from rlhf_lightning.evaluation.plotting import BLUE, GREEN, GREY, ORANGE, label, legend, panels
 from rlhf_lightning.functional.advantage import returns_only
@@ -270,7 +270,7 @@ def main() -> None:
     outcomes = [run_seed(seed, options.combine) for seed in range(options.first, options.first + options.seeds)]
     print(table(outcomes))
     draw(outcomes, options.figure)
-    judge(outcomes)
+    conclude(outcomes)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.soak_verdict import finished_files, history_rows, saved_steps
+from benchmarks.soak_traces import finished_files, history_rows, saved_steps
 
 STAGES = ("sft", "rank", "reward", "ppo")
 WORDS = [

@@ -157,7 +157,7 @@ class Experience(TensorData):
     """A rollout with all that learning needs. Every tensor is detached; nothing here is ever saved."""
 
     rollout: Rollout
-    scores: Tensor  # float [B], the scorer's verdict
+    scores: Tensor  # float [B], of the scorer
     logprobs: Tensor  # float [B, T], under the policy that sampled, recomputed by the training forward
     ref_logprobs: Tensor  # float [B, T]
     values: Tensor  # float [B, T], 0 without a critic

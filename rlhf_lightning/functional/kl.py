@@ -118,7 +118,7 @@ def shape_scores(
     """Scores ``[B]`` clipped first, then less the penalty where the response was cut off.
 
     Args:
-        scores: the scorer's verdicts, ``[B]``.
+        scores: of the scorer, ``[B]``.
         finished: bool ``[B]``, True where the response ended by itself.
         score_clip: ``(low, high)``, or one number for ``(-c, c)``.
         missing_eos_penalty: subtracted from the score of every response that is not finished.

@@ -63,7 +63,7 @@ def checked(module: OnlineModule, experience: Experience) -> Experience:
 
 
 def _notice_equal(module: OnlineModule, scores: Tensor) -> None:
-    """Count rollouts in which all ranks' verdicts [B] are one and the same number, and warn of the first."""
+    """Count rollouts in which all ranks' scores [B] are one and the same number, and warn of the first."""
     judged = torch.where(scores.isnan(), torch.inf, scores), torch.where(scores.isnan(), -torch.inf, scores)
     lowest, highest = module.over_ranks(torch.stack([judged[0].min(), judged[1].max()])).unbind(1)
     if len(scores) * module.world_size == 1 or lowest.min() != highest.max():

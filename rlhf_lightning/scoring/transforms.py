@@ -33,7 +33,7 @@ from rlhf_lightning.types import Rollout
 
 @runtime_checkable
 class Transform(Protocol):
-    """One step between the verdicts and the rewards."""
+    """One step between the scores and the rewards."""
 
     place: ClassVar[int]  # in the order above
 

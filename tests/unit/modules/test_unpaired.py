@@ -120,7 +120,7 @@ def test_validation_has_one_reference_point_whatever_the_batches(file, micro, ot
     )
 
 
-def test_held_out_verdicts_are_learned_and_the_reference_stands_still(tmp_path):
+def test_held_out_labels_are_learned_and_the_reference_stands_still(tmp_path):
     good, bad = [" very good .", " good and kind .", " happy"], [" bad .", " slow and bad .", " very slow"]
 
     def rows(prompts):
