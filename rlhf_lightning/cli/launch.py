@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from rlhf_lightning import signals
 from rlhf_lightning.cli.grace import Grace
-from rlhf_lightning.config.messages import told_as_config_error
+from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.console import redaction
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import ConfigError, RLHFError
@@ -116,7 +116,7 @@ def count(trainer: Mapping[str, Any]) -> int:
     import lightning  # asks the machine
 
     asked = {name: trainer[name] for name in ("accelerator", "devices") if name in trainer}
-    with told_as_config_error(asked):
+    with as_config_error(asked):
         return lightning.Trainer(
             **asked, logger=False, enable_checkpointing=False, enable_progress_bar=False
         ).num_devices

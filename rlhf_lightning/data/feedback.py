@@ -120,7 +120,7 @@ class FeedbackData(RowDataModule[Feedback]):
         """See `RowDataModule`."""
         answers, labels = [], []
         for row in rows:
-            prompt, completions, row_labels = self._answers(row)
+            prompt, completions, row_labels = self._labelled(row)
             for completion, desirable in zip(completions, row_labels, strict=True):
                 if desirable is None:
                     counts["undecided"] += 1
@@ -137,7 +137,7 @@ class FeedbackData(RowDataModule[Feedback]):
             items.append(Feedback(fitted, desirable))
         return items
 
-    def _answers(self, row: LocatedRow) -> tuple[Any, list[Any], list[bool | None]]:
+    def _labelled(self, row: LocatedRow) -> tuple[Any, list[Any], list[bool | None]]:
         """Prompt, answers, and whether each is good; None where a ranking does not say."""
         columns = row.row
         kind = row_type(columns, self.kind)

@@ -72,7 +72,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         except SystemExit as stop:  # `signals.Stopped`, or what a Trainer of somebody else makes of SIGTERM
             if not signals.received():
                 raise
-            notes = [getattr(stop, "note", ""), this.files.how_to_go_on()]
+            notes = [getattr(stop, "note", ""), this.files.resume_hint()]
             raise signals.Stopped(signals.received(), "; ".join(filter(None, notes))) from stop
 
 

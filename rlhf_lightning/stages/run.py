@@ -18,7 +18,7 @@ from rlhf_lightning.callbacks.events import lasting
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
-from rlhf_lightning.config.messages import told_as_config_error
+from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
@@ -152,7 +152,7 @@ class Run:
         if isinstance(strategy, Mapping):
             seconds = {"timeout": timedelta(seconds=strategy["timeout"])} if "timeout" in strategy else {}
             given["strategy"] = self.build(strategy, **seconds)
-        with told_as_config_error(self.config["trainer"]):
+        with as_config_error(self.config["trainer"]):
             trainer: lightning.Trainer = self.build({"_target_": target}, **{**arguments, **given})
         # Lightning's own handler of SIGTERM talks to the other ranks at any moment; ours is there already.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
