@@ -105,7 +105,7 @@ class Rollout(TensorData):
     prompt_mask: Tensor  # bool [B, P]
     response_ids: Tensor  # long [B, T], padded on the right
     mask: Tensor  # bool [B, T], True at response tokens that count
-    finished: Tensor  # bool [B], True where the answer ended by itself (EOS or stop), False where it was cut off
+    finished: Tensor  # bool [B], True where the answer ended by itself (EOS or stop), False where it was truncated
     rollout_logprobs: Tensor | None  # float [B, T], as the engine computed them while sampling
     weight_version: int  # optimizer steps of the policy that sampled
     rows: tuple[Row, ...]  # B dataset rows
@@ -203,7 +203,7 @@ class AnswerBatch(TensorData):
 
 @dataclass(frozen=True)
 class FeedbackBatch(AnswerBatch):
-    """Single answers that somebody called good or bad."""
+    """Single answers labelled good or bad."""
 
     desirable: Tensor  # bool [B], True where the answer was called good
     mismatched: (

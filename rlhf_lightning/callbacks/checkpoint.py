@@ -202,7 +202,7 @@ class DurableCheckpoint(Checkpoint):
         return path in self._good
 
     def _remove(self, trainer: pl.Trainer, path: Path) -> None:
-        """Delete a checkpoint, unless it is damaged: somebody may still want to look at it."""
+        """Delete a checkpoint, unless it is damaged: it may still be worth a look."""
         try:
             trainer.strategy.remove_checkpoint(path)
         except CheckpointError as error:

@@ -153,7 +153,7 @@ def sample_table(experience: Experience, tokenizer: Any, samples: int, max_chara
         prompt, response = _texts(rollout, row, tokenizer)
         prompt = prompt if len(prompt) <= max_characters else "..." + prompt[-max_characters:]
         response = response if len(response) <= max_characters else response[:max_characters] + "..."
-        ending = "" if rollout.finished[row] else " *(cut off)*"
+        ending = "" if rollout.finished[row] else " *(truncated)*"
         numbers = f"{experience.scores[row]:.3f} | {kl[row]:.2f} | {int(rollout.lengths[row])}"
         shown = markdown(prompt, newline="<br>"), markdown(response, newline="<br>")
         lines.append(f"| {numbers} | {shown[0] or ' '} | {shown[1] or ' '}{ending} |")

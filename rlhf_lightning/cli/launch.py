@@ -246,7 +246,7 @@ def _outcome(ranks: Sequence[_Rank], go_on: str) -> Any:
         return ranks[0].report.get("returned")
     first = next((rank for rank in failed if rank.at_fault), None)
     hung = [
-        f"rank {rank.number} gave no answer{rank.where} and was killed"
+        f"rank {rank.number} did not respond{rank.where} and was killed"
         for rank in failed
         if rank.killed and rank is not first
     ]
@@ -270,7 +270,7 @@ def _says(rank: _Rank) -> str:
     if rank.code < 0:
         name = signal.Signals(-rank.code).name
         return f"was ended by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
-    return f"ended with exit code {rank.code} and without a word"
+    return f"ended with exit code {rank.code} and no error message"
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _samples(evaluation: Mapping[str, Any]) -> str:
             match = next((other for other in policy["samples"] if other["prompt"] == sample["prompt"]), None)
             if match is not None:
                 numbers = " | ".join(f"{match['scores'][score]:.3f}" for score in scores)
-                ending = "" if match["finished"] else " *(cut off)*"
+                ending = "" if match["finished"] else " *(truncated)*"
                 lines.append(f"| {markdown(name)} | {_inline(match['completion'], 500)}{ending} | {numbers} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) or "No samples were kept."

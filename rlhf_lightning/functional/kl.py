@@ -115,7 +115,7 @@ def shape_scores(
     score_clip: float | tuple[float, float] | None = None,
     missing_eos_penalty: float = 0.0,
 ) -> Tensor:
-    """Scores ``[B]`` clipped first, then less the penalty where the response was cut off.
+    """Scores ``[B]`` clipped first, then less the penalty where the response was truncated.
 
     Args:
         scores: of the scorer, ``[B]``.

@@ -289,7 +289,7 @@ class PPOModule(OnlineModule):
         return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
 
     def _counted(self, rollout: Rollout, scores: Tensor) -> Tensor | None:
-        """Responses to learn from, bool [B]: judged, and not cut off where that disqualifies; None means all."""
+        """Responses to learn from, bool [B]: judged, and not truncated where that disqualifies; None means all."""
         judged = ~totals(scores, rollout.mask).isnan()
         counted = judged & rollout.finished if self.settings.mask_truncated else judged
         return None if counted.all() else counted

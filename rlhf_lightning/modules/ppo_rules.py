@@ -18,7 +18,7 @@ def check_combination(
     policy_loss: Callable[..., Any],
     critic: Any = "policy",
 ) -> None:
-    """Check what only makes sense together; functions of one's own pass.
+    """Check what only makes sense together; user-defined functions pass.
 
     Args:
         settings: numbers of the algorithm.

@@ -46,8 +46,8 @@ class PPOSettings:
         value_coef: weight of the value loss.
         value_clip_range: half-width of the trust region around the old value.
         score_clip: clip scores to plus or minus this before the KL penalty; None does not clip.
-        missing_eos_penalty: subtracted from the score of an answer that was cut off.
-        mask_truncated: do not learn from answers that were cut off.
+        missing_eos_penalty: subtracted from the score of an answer that was truncated.
+        mask_truncated: do not learn from answers that were truncated.
         whiten_advantages: zero mean and unit variance over all tokens of the rollout, on all ranks.
         max_resamples: sample the groups again whose responses all score the same, at most so often.
         critic_warmup: rollouts during which only the critic learns.

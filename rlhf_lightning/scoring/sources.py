@@ -39,7 +39,7 @@ class RewardSources:
         score = sum_i weight_i * score_i,  over the sources i that judged the answer
 
     A source abstains from an answer with NaN; its term is then left out and the other weights stay as they are. An
-    answer that nobody judges is NaN, and PPO learns nothing from it. If any source judges tokens [B, T], so does the
+    answer that no source scores is NaN, and PPO learns nothing from it. If any source judges tokens [B, T], so does the
     sum: scores of whole answers go to the last token.
 
     Args:

@@ -135,7 +135,7 @@ class RunFolder:
         return dict(record["metrics"])
 
     def checkpoint(self, stage: str) -> Path | None:
-        """Where training of a stage goes on; None starts it anew."""
+        """Where training of a stage goes on; None starts it from scratch."""
         if self.resume == "none":
             return None
         if self.resume != "auto":

@@ -174,7 +174,7 @@ def scalars(trainer: lightning.Trainer) -> dict[str, float]:
 
 
 def verify_sources(files: str | Sequence[str]) -> None:
-    """Check the folders that earlier stages wrote against their checksums; files of one's own pass."""
+    """Check the folders that earlier stages wrote against their checksums; your own files pass."""
     for folder in {Path(file).parent for file in ([files] if isinstance(files, str) else files)}:
         if read_provenance(folder):
             verify_folder(folder)

@@ -151,7 +151,7 @@ def test_resuming_a_finished_run_is_an_error_and_not_zero_steps(tmp_path):
 
 
 def test_a_resumed_run_has_the_adam_moments_of_policy_and_critic(whole, tmp_path):
-    """NeMo-RL PR 3171: both optimizers started anew, silently."""
+    """NeMo-RL PR 3171: both optimizers started from scratch, silently."""
     folder, module, *_ = whole
     path = folder / "ckpt" / f"step={2 * UPDATES}.ckpt"
     saved = torch.load(path, weights_only=True)

@@ -34,9 +34,9 @@ COMPLETIONS = ["good", "fine words", "odd", "bad"]
 HANGS = ("sleeps", "regex", "ignores_signals")
 CULPRITS = {  # what each does, and the sample the error must show
     "raises": (r"raised KeyError: 'odd' \(hostile_rewards\.py:\d+\)", 2),
-    "sleeps": (r"gave no answer within 0\.5 s", 0),
-    "regex": (r"gave no answer within 0\.5 s", 2),
-    "ignores_signals": (r"gave no answer within 0\.5 s", 0),
+    "sleeps": (r"did not respond within 0\.5 s", 0),
+    "regex": (r"did not respond within 0\.5 s", 2),
+    "ignores_signals": (r"did not respond within 0\.5 s", 0),
     "exits": (r"ended its process \(exit code 3\)", 0),
     "sys_exits": (r"raised SystemExit: 0", 0),
     "segfaults": (r"ended its process \(signal SIGSEGV\)", 0),
@@ -288,7 +288,7 @@ def test_in_a_config_functions_are_isolated_and_the_judge_brings_its_policy_alon
         scorer = safe_instantiate(node, trusted=config["trusted_targets"])
         assert isinstance(scorer, FunctionScorer) and scorer._isolated is not None
         assert (scorer.on_error, scorer.timeout, scorer.retries) == (on_error, timeout, 0)
-    with pytest.raises(ConfigError, match="nobody scores"):
+    with pytest.raises(ConfigError, match="no scorer is configured"):
         safe_instantiate(compose(["stage=ppo", "task=custom", "model.path=m"])["scorer"])
 
 

@@ -122,7 +122,7 @@ def run_folder(tmp_path):
 def test_the_report_holds_conclusion_table_samples_figures_and_configuration(tmp_path):
     text = write_report(run_folder(tmp_path)).read_text()
     assert text.startswith("# Report: base → sft → ppo\n\n**gold up by 1.000")
-    assert "| ppo | &lt;b&gt; *(cut off)* | 2.000 | 3.000 |" in text
+    assert "| ppo | &lt;b&gt; *(truncated)* | 2.000 | 3.000 |" in text
     assert "**Prompt** tell &#124; me" in text
     assert "* **ppo**: rollouts 2, score 0.500, KL 2.00, 2 s" in text
     assert "seed: 7" in text

@@ -50,7 +50,7 @@ def build(
     critic="policy",
     **settings,
 ):
-    """A module of one's own choice over the tiny policy."""
+    """A module with settings of choice over the tiny policy."""
     return PPOModule(
         tiny.policy(scale=0.3),
         FunctionScorer(scorer),
@@ -144,7 +144,7 @@ def test_entropy_is_rewarded():
     assert entropy(0.5) > entropy(0.0) + 0.05
 
 
-def test_cut_off_answers_can_be_left_out():
+def test_truncated_answers_can_be_left_out():
     module = build(mask_truncated=True, sampling=Sampling(max_new_tokens=14))
     logged = fit(module)
     e = module.last_experience

@@ -57,11 +57,8 @@ def test_none_abstains_and_zero_is_a_score():
         return [None, 0.0, 2]
 
     rows = [{"prompt": "p"}] * 3
-    assert FunctionScorer(sometimes, abstain_value=-1.0).score_texts(["p"] * 3, ["a", "b", "c"], rows) == [
-        -1.0,
-        0.0,
-        2.0,
-    ]
+    scorer = FunctionScorer(sometimes, abstain_value=-1.0)
+    assert scorer.score_texts(["p"] * 3, ["a", "b", "c"], rows) == [-1.0, 0.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +93,7 @@ def reward_folder(tmp_path):
     return tmp_path / "reward"
 
 
-def test_a_reward_model_scores_at_the_end_token_even_of_cut_off_answers(rollout, reward_folder):
+def test_a_reward_model_scores_at_the_end_token_even_of_truncated_answers(rollout, reward_folder):
     scorer = RewardModelScorer(Pretrained(str(reward_folder)))
     scores = scorer.score(rollout, tiny.tokenizer())
     assert rollout.finished.any() and not rollout.finished.all()
