@@ -147,7 +147,7 @@ def peak_memory(device: str) -> int:
     """Bytes: the highest resident set so far, or on CUDA the highest allocation."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    try:  # unlike ru_maxrss this starts anew with a new program
+    try:  # unlike ru_maxrss this starts again with a new program
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):

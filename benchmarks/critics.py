@@ -4,7 +4,7 @@
     python -m benchmarks.critics --task smollm2 --seeds 4
 
 For each seed the layouts start from the same policy and run the same number of rollouts, one after the other. A layout
-is judged at the CPU time at which the fastest of its seed was done: the reward reached by then (score minus KL price)
+is judged at the CPU time at which the fastest of its seed was done: the reward reached by then (score minus KL penalty)
 and the score of a judge nobody learns from. ``miniature`` learns from a reward model, as the pipeline does; ``smollm2``
 from the judge itself, which then is the proxy.
 """

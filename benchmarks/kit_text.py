@@ -26,7 +26,7 @@ LEFT_OUT = {
 
 
 class Lengths(NamedTuple):
-    """Tokens of a text: log-normal around ``median``, cut off at ``low`` and ``high``."""
+    """Tokens of a text: log-normal around ``median``, clipped to ``low`` and ``high``."""
 
     median: float
     sigma: float

@@ -1,4 +1,4 @@
-"""Does the pipeline learn what the hidden judge wants, on every seed, and does it hack its reward without a KL price?
+"""Does the pipeline learn what the hidden judge wants, on every seed, and does it hack its reward without a KL penalty?
 
     python -m benchmarks.learning --seeds 5
 
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.verdict import judge
+from benchmarks.conclusion import conclude
 from rlhf_lightning.evaluation import read_history
 
 WINDOW = 5  # rollouts in a mean, against the noise of 64 responses
@@ -126,7 +126,7 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = list(pool.map(lambda seed: run_seed(seed, options.root, options.overrides), seeds))
     print(table(outcomes))
-    judge(outcomes)
+    conclude(outcomes)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ class Meter(pl.Callback):
 def overrides_of(job: dict[str, Any]) -> list[str]:
     """The command line of a job: which files, sizes that both sides share, and what makes them do the same.
 
-    Beside sizes: no rows held out (the peer holds out none), a fixed KL price, and online no early stop of the updates,
-    which would be less work.
+    Beside sizes: no rows held out (the peer holds out none), a fixed KL penalty, and online no early stop of the
+    updates, which would be less work.
     """
     learner, stage = job["learner"], STAGE[job["learner"]]
     words = [

@@ -2,12 +2,12 @@
 
     python -m benchmarks.overoptimisation --seeds 4
 
-Gold, the true score of `benchmarks.bigram.Toy`, adds up what each symbol of a sequence is worth, less a price for every
-pair of equal symbols. Twenty proxies learn it from the same 50 noisy comparisons, each from random first weights and a
-bootstrap sample. The first of them is optimised alone, through best-of-n and through `PPOModule` without a KL price;
-then all twenty are, as an `EnsembleScorer` (mean minus variance). `RewardHackingGuard` watches both runs with its
-default limits. Prints one row per seed and what was not reached, and draws gold and proxy against sqrt(KL). Exit status
-1 if, on any seed,
+Gold, the true score of `benchmarks.bigram.Toy`, adds up what each symbol of a sequence is worth, less a penalty for
+every pair of equal symbols. Twenty proxies learn it from the same 50 noisy comparisons, each from random first weights
+and a bootstrap sample. The first of them is optimised alone, through best-of-n and through `PPOModule` without a KL
+penalty; then all twenty are, as an `EnsembleScorer` (mean minus variance). `RewardHackingGuard` watches both runs with
+its default limits. Prints one row per seed and what was not reached, and draws gold and proxy against sqrt(KL). Exit
+status 1 if, on any seed,
 
 * gold does not fall while the proxy rises, through best-of-n or (by more than a tenth of its gain) through PPO;
 * the guard does not name the fall of gold while gold still has 90 % of its gain, be it too late or too early;
@@ -30,7 +30,7 @@ import lightning
 import torch
 
 from benchmarks.bigram import LENGTH, Bigram, Linear, Prompts, Toy, tokenizer
-from benchmarks.verdict import judge
+from benchmarks.conclusion import conclude
 from rlhf_lightning.callbacks import RewardHackingGuard
 from rlhf_lightning.evaluation.plotting import BLUE, GREEN, GREY, ORANGE, label, legend, panels
 from rlhf_lightning.functional.advantage import returns_only
@@ -49,7 +49,7 @@ from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import EnsembleScorer, Scorer
 from rlhf_lightning.types import Experience
 
-MEMBERS, COEF = 20, 1.0  # of the ensemble, and its price of a unit of variance
+MEMBERS, COEF = 20, 1.0  # of the ensemble, and its coefficient of the variance
 RESPONSES, HELD_OUT = 256, 8192  # per rollout: that PPO learns from, and that the guard takes gold from
 ROLLOUTS, RATE = 200, 0.005  # of PPO, and its learning rate
 CHUNK, CHUNKS = 100_000, 5  # samples of the base policy that best-of-n picks from
@@ -166,7 +166,7 @@ def through_ppo(
     held_out: int = HELD_OUT,
     action: Any = "warn",
 ) -> Curve:
-    """PPO without a KL price, watched by the guard with its default limits and gold of answers of its own."""
+    """PPO without a KL penalty, watched by the guard with its default limits and gold of answers of its own."""
     lightning.seed_everything(seed, verbose=False)
     settings = PPOSettings(baseline="none", ppo_epochs=2, missing_eos_penalty=0.0, max_approx_kl=None, seed=seed)
     policy: Any = Bigram(toy.first.float(), toy.after.float())
@@ -270,7 +270,7 @@ def main() -> None:
     outcomes = [run_seed(seed, options.combine) for seed in range(options.first, options.first + options.seeds)]
     print(table(outcomes))
     draw(outcomes, options.figure)
-    judge(outcomes)
+    conclude(outcomes)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from benchmarks.verdict import judge
+from benchmarks.conclusion import conclude
 from rlhf_lightning.data import ComparisonData
 from rlhf_lightning.functional.diagnostics import calibration
 from rlhf_lightning.modules import RewardModule
@@ -215,7 +215,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="lightning")
     outcomes = [run_seed(seed, Task()) for seed in range(options.first, options.first + options.seeds)]
     print(table(outcomes))
-    judge(outcomes)
+    conclude(outcomes)
 
 
 if __name__ == "__main__":

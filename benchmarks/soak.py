@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.soak_verdict import finished_files, history_rows, saved_steps
+from benchmarks.soak_traces import finished_files, history_rows, saved_steps
 
 STAGES = ("sft", "rank", "reward", "ppo")
 WORDS = [
@@ -109,8 +109,8 @@ class Soak:
     def _check_resume(self, log: Path, before: dict[str, int]) -> None:
         """Whether the run went on from the newest checkpoint that there was."""
         text = log.read_text(encoding="utf-8", errors="replace")
-        for stage, step, anew in _RESUMED.findall(text)[:1]:
-            self.counts["resumes"] += not anew
+        for stage, step, from_scratch in _RESUMED.findall(text)[:1]:
+            self.counts["resumes"] += not from_scratch
             if lost := before.get(stage, 0) - int(step or 0):
                 self._fault("lost steps", f"{log}: {stage} lost {lost}", lost)
         if "skipped the checkpoint" in text:

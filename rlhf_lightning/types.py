@@ -105,7 +105,7 @@ class Rollout(TensorData):
     prompt_mask: Tensor  # bool [B, P]
     response_ids: Tensor  # long [B, T], padded on the right
     mask: Tensor  # bool [B, T], True at response tokens that count
-    finished: Tensor  # bool [B], True where the answer ended by itself (EOS or stop), False where it was cut off
+    finished: Tensor  # bool [B], True where the answer ended by itself (EOS or stop), False where it was truncated
     rollout_logprobs: Tensor | None  # float [B, T], as the engine computed them while sampling
     weight_version: int  # optimizer steps of the policy that sampled
     rows: tuple[Row, ...]  # B dataset rows
@@ -157,11 +157,11 @@ class Experience(TensorData):
     """A rollout with all that learning needs. Every tensor is detached; nothing here is ever saved."""
 
     rollout: Rollout
-    scores: Tensor  # float [B], the scorer's verdict
+    scores: Tensor  # float [B], of the scorer
     logprobs: Tensor  # float [B, T], under the policy that sampled, recomputed by the training forward
     ref_logprobs: Tensor  # float [B, T]
     values: Tensor  # float [B, T], 0 without a critic
-    rewards: Tensor  # float [B, T], score minus the KL price, per token
+    rewards: Tensor  # float [B, T], score minus the KL penalty, per token
     advantages: Tensor  # float [B, T]
     returns: Tensor  # float [B, T]
     hidden: Tensor | None = None  # float [B, S, D], output of the frozen lower layers, if there are any
@@ -203,7 +203,7 @@ class AnswerBatch(TensorData):
 
 @dataclass(frozen=True)
 class FeedbackBatch(AnswerBatch):
-    """Single answers that somebody called good or bad."""
+    """Single answers labelled good or bad."""
 
     desirable: Tensor  # bool [B], True where the answer was called good
     mismatched: (

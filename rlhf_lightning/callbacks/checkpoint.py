@@ -20,7 +20,7 @@ from rlhf_lightning.callbacks.loops import (
     with_validation_to_come,
 )
 from rlhf_lightning.callbacks.steps import steps_done, steps_planned
-from rlhf_lightning.checkpoint.io import DurableCheckpointIO, superfluous
+from rlhf_lightning.checkpoint.io import DurableCheckpointIO, expired
 from rlhf_lightning.checkpoint.places import foreign
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.rules.ranges import require
@@ -191,7 +191,7 @@ class DurableCheckpoint(Checkpoint):
             self._save_took = time.monotonic() - self._since
         self._good.add(path)
         if trainer.is_global_zero:
-            for old in superfluous(self.folder, self._saved, self.keep, self._is_good):
+            for old in expired(self.folder, self._saved, self.keep, self._is_good):
                 self._remove(trainer, old)
         return path
 
@@ -202,7 +202,7 @@ class DurableCheckpoint(Checkpoint):
         return path in self._good
 
     def _remove(self, trainer: pl.Trainer, path: Path) -> None:
-        """Delete a checkpoint, unless it is damaged: somebody may still want to look at it."""
+        """Delete a checkpoint, unless it is damaged: it may still be worth a look."""
         try:
             trainer.strategy.remove_checkpoint(path)
         except CheckpointError as error:

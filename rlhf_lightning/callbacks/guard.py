@@ -79,7 +79,7 @@ class RewardHackingGuard(pl.Callback):
         require("samples_per_prompt", samples_per_prompt, at_least=1)
         if held_out is not None and gold is None:
             raise ConfigError(
-                "guard.held_out needs somebody who judges the answers; add +judge@callbacks.guard.gold=function "
+                "guard.held_out needs a judge of the answers; add +judge@callbacks.guard.gold=function "
                 "callbacks.guard.gold.function=my_project.fn"
             )
         self.detector = HackingDetector(limits)
@@ -146,7 +146,7 @@ class RewardHackingGuard(pl.Callback):
             [self.gold_tag] if self.gold_tag else sorted(t for t in trainer.callback_metrics if t.startswith(MONITOR))
         )
         value = trainer.callback_metrics.get(tags[0]) if tags else None
-        # Lightning keeps the storage of a number until its tag is logged anew
+        # Lightning keeps the storage of a number until its tag is logged again
         if value is None or (self._seen is not None and value.data_ptr() == self._seen.data_ptr()):
             return None
         self._seen = value

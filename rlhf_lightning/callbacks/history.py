@@ -169,7 +169,7 @@ def _validations(rows: list[dict[str, Cell]]) -> list[dict[str, Cell]]:
 
 
 def _same(value: Tensor, before: Tensor | None) -> bool:
-    """Whether this is still the number of an earlier step: Lightning keeps its storage until the tag is logged anew."""
+    """Whether this number is of an earlier step: Lightning keeps its storage until the tag is logged again."""
     return before is not None and value.data_ptr() == before.data_ptr()
 
 

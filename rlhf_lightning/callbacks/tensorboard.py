@@ -21,7 +21,7 @@ Layout = dict[str, dict[str, list[Any]]]
 
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "PPO: reward and KL": {
-        "reward against its KL price": ("objective/scores", "objective/rlhf_reward", "objective/non_score_reward"),
+        "reward against its KL penalty": ("objective/scores", "objective/rlhf_reward", "objective/non_score_reward"),
         "KL against its target (nats per response)": ("objective/kl", "objective/kl_target"),
         "beta": ("objective/kl_coef",),
     },
@@ -153,7 +153,7 @@ def sample_table(experience: Experience, tokenizer: Any, samples: int, max_chara
         prompt, response = _texts(rollout, row, tokenizer)
         prompt = prompt if len(prompt) <= max_characters else "..." + prompt[-max_characters:]
         response = response if len(response) <= max_characters else response[:max_characters] + "..."
-        ending = "" if rollout.finished[row] else " *(cut off)*"
+        ending = "" if rollout.finished[row] else " *(truncated)*"
         numbers = f"{experience.scores[row]:.3f} | {kl[row]:.2f} | {int(rollout.lengths[row])}"
         shown = markdown(prompt, newline="<br>"), markdown(response, newline="<br>")
         lines.append(f"| {numbers} | {shown[0] or ' '} | {shown[1] or ' '}{ending} |")

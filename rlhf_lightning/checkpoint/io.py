@@ -127,7 +127,7 @@ def newest_checkpoint(folder: str | Path, skipped: Callable[[str], None]) -> Pat
     return None
 
 
-def superfluous(folder: str | Path, step: int, keep: int, good: Callable[[Path], bool]) -> list[Path]:
+def expired(folder: str | Path, step: int, keep: int, good: Callable[[Path], bool]) -> list[Path]:
     """What may go once the checkpoint of ``step`` is complete: all but the newest ``keep`` that are good.
 
     Checkpoints of later steps go too. The run has gone back behind them, because they are damaged or because it was

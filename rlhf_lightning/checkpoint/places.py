@@ -1,7 +1,7 @@
 """What may be written, replaced and deleted: what is not there yet, and what this library itself has written.
 
 Every writer of the library goes through here or through `rlhf_lightning.checkpoint.folders`, which asks `foreign`.
-Nothing is followed through a link: a link, a device or a file with a second name is somebody else's.
+Nothing is followed through a link: a link, a device or a file with a second name is not ours.
 """
 
 from __future__ import annotations

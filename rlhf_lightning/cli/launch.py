@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from rlhf_lightning import signals
 from rlhf_lightning.cli.grace import Grace
-from rlhf_lightning.config.messages import told_as_config_error
+from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.console import redaction
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import ConfigError, RLHFError
@@ -116,7 +116,7 @@ def count(trainer: Mapping[str, Any]) -> int:
     import lightning  # asks the machine
 
     asked = {name: trainer[name] for name in ("accelerator", "devices") if name in trainer}
-    with told_as_config_error(asked):
+    with as_config_error(asked):
         return lightning.Trainer(
             **asked, logger=False, enable_checkpointing=False, enable_progress_bar=False
         ).num_devices
@@ -246,7 +246,7 @@ def _outcome(ranks: Sequence[_Rank], go_on: str) -> Any:
         return ranks[0].report.get("returned")
     first = next((rank for rank in failed if rank.at_fault), None)
     hung = [
-        f"rank {rank.number} gave no answer{rank.where} and was killed"
+        f"rank {rank.number} did not respond{rank.where} and was killed"
         for rank in failed
         if rank.killed and rank is not first
     ]
@@ -270,7 +270,7 @@ def _says(rank: _Rank) -> str:
     if rank.code < 0:
         name = signal.Signals(-rank.code).name
         return f"was ended by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
-    return f"ended with exit code {rank.code} and without a word"
+    return f"ended with exit code {rank.code} and no error message"
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a config may name in ``_target_``. Default deny: every name is judged before anything is imported or called.
 
-A config can come from somebody else, and naming a callable in it means calling it. Two looks are taken. First every
+A config can come from someone else, and naming a callable in it means calling it. Two looks are taken. First every
 name of the tree is compared with the list below, with no import. Then each name is resolved and the object found must
 itself be defined where the list says, so that a module's own imports (``rlhf_lightning.data.os.system``) are no way
 around it.

@@ -63,7 +63,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def check_complete(config: Mapping[str, Any]) -> None:
-    """Judge whether a config that is to run has what its stages need: data, and somebody who scores.
+    """Judge whether a config that is to run has what its stages need: data, and a scorer.
 
     Args:
         config: as `check_config` takes it.
@@ -77,9 +77,9 @@ def check_complete(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{stage}.data.train is not set; {NEEDED[stage]}")
         scorer = config.get("scorer") or {}
         if stage in ("ppo", "best_of_n") and "judge" in scorer and not scorer["judge"]:
-            raise ConfigError(combinations.NOBODY_SCORES)
+            raise ConfigError(combinations.NO_SCORER)
         if stage == "evaluate" and not (config["judge"] or section["proxy"] or section["judges"]):
-            raise ConfigError(combinations.NOBODY_JUDGES)
+            raise ConfigError(combinations.NO_JUDGE)
 
 
 def _check_stages(stages: Any) -> None:

@@ -37,7 +37,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
 
 
 @contextmanager
-def told_as_config_error(trainer: Mapping[str, Any]) -> Iterator[None]:
+def as_config_error(trainer: Mapping[str, Any]) -> Iterator[None]:
     """While a Trainer is built: what Lightning does not like about the config group ``trainer``, in our words.
 
     Raises:

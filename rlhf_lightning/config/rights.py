@@ -1,6 +1,6 @@
 """What a config file may do, and what only the command line may: write elsewhere, name addresses, read the environment.
 
-A config can come from somebody else. All of it that the user did not type, see `rlhf_lightning.config.typed`, is judged
+A config can come from someone else. All of it that the user did not type, see `rlhf_lightning.config.typed`, is judged
 here. What is not known to be read only is held to be written.
 """
 

@@ -49,8 +49,8 @@ def markdown(text: str, newline: str = " ") -> str:
     address or a mention, is shown as its wide form.
 
     Args:
-        text: what somebody wrote.
-        newline: what stands for the end of a line, of one's own Markdown.
+        text: what someone else wrote.
+        newline: what stands for the end of a line, of the Markdown around it.
 
     >>> markdown("![x](http://a.example) | <b>")
     '&#33;&#91;x&#93;(http&#58;//a&#46;example) &#124; &lt;b&gt;'

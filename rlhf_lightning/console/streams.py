@@ -65,7 +65,7 @@ def unbreakable() -> None:
 
     A pipe that nobody reads any more, a full disk and a terminal that is gone swallow the text; characters that the
     terminal does not know are written as escapes. Streams that were closed lead nowhere, so that no file of the run can
-    take their place. Streams that somebody else has put in place of ours stay as they are.
+    take their place. Streams that other code has put in place of ours stay as they are.
     """
     for descriptor in range(3):
         try:

@@ -1,4 +1,4 @@
-"""Single answers with a verdict, good or bad, for KTO."""
+"""Single answers with a label, good or bad, for KTO."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Feedback:
         return replace(self, weight=0)
 
     def token_ids(self) -> list[int]:
-        """All ids, and the verdict."""
+        """All ids, and the label."""
         return [*self.example.input_ids, int(self.desirable)]
 
 
@@ -120,8 +120,8 @@ class FeedbackData(RowDataModule[Feedback]):
         """See `RowDataModule`."""
         answers, labels = [], []
         for row in rows:
-            prompt, completions, verdicts = self._verdicts(row)
-            for completion, desirable in zip(completions, verdicts, strict=True):
+            prompt, completions, row_labels = self._labelled(row)
+            for completion, desirable in zip(completions, row_labels, strict=True):
                 if desirable is None:
                     counts["undecided"] += 1
                     continue
@@ -137,7 +137,7 @@ class FeedbackData(RowDataModule[Feedback]):
             items.append(Feedback(fitted, desirable))
         return items
 
-    def _verdicts(self, row: LocatedRow) -> tuple[Any, list[Any], list[bool | None]]:
+    def _labelled(self, row: LocatedRow) -> tuple[Any, list[Any], list[bool | None]]:
         """Prompt, answers, and whether each is good; None where a ranking does not say."""
         columns = row.row
         kind = row_type(columns, self.kind)
@@ -147,7 +147,7 @@ class FeedbackData(RowDataModule[Feedback]):
             return (
                 columns["prompt"],
                 columns["completions"],
-                [_verdict(rank, columns["ranks"]) for rank in columns["ranks"]],
+                [_label(rank, columns["ranks"]) for rank in columns["ranks"]],
             )
         if kind == "prompt+chosen+rejected":
             return columns["prompt"], [columns["chosen"], columns["rejected"]], [True, False]
@@ -245,6 +245,6 @@ def next_prompt(items: Sequence[Feedback], place: int) -> Feedback:
     return next((item for item in after if item.example.prompt_ids != own), items[(place + 1) % len(items)])
 
 
-def _verdict(rank: float, ranks: Sequence[float]) -> bool | None:
+def _label(rank: float, ranks: Sequence[float]) -> bool | None:
     below, above = sum(other > rank for other in ranks), sum(other < rank for other in ranks)
     return None if below == above else below > above

@@ -1,10 +1,10 @@
 """Judge policies by their samples, draw the run, and write the report."""
 
 from rlhf_lightning.evaluation.compare import Comparison, compare, summarise, win_rate
+from rlhf_lightning.evaluation.conclusion import conclusion
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import read_histories, read_history
 from rlhf_lightning.evaluation.report import before_and_after, print_table, read_evaluation, write_report
-from rlhf_lightning.evaluation.verdict import verdict
 
 __all__ = [
     "Comparison",
@@ -16,7 +16,7 @@ __all__ = [
     "read_history",
     "save_figures",
     "summarise",
-    "verdict",
+    "conclusion",
     "win_rate",
     "write_report",
 ]

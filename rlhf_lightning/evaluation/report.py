@@ -32,9 +32,9 @@ from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.console.display import fence, markdown, plain
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import DataError
+from rlhf_lightning.evaluation.conclusion import conclusion, opponent, winner
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import HistoryRow, last_value, read_histories
-from rlhf_lightning.evaluation.verdict import opponent, verdict, winner
 
 CAPTIONS = {
     "reward_kl_frontier": "What each nat of KL bought. A proxy that climbs while the judge falls is over-optimised.",
@@ -81,7 +81,7 @@ def write_report(run_dir: str | Path) -> Path:
     figures = save_figures(histories, run_dir / "figures", evaluation, bins)
     sections = [
         f"# Report: {' → '.join(map(markdown, evaluation['policies']))}",
-        f"**{markdown(verdict(evaluation))}**",
+        f"**{markdown(conclusion(evaluation))}**",
         "## Before and after\n\n" + before_and_after(evaluation),
         "## Samples\n\n" + _samples(evaluation),
     ]
@@ -93,7 +93,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def print_table(evaluation: Mapping[str, Any]) -> None:
-    """The verdict and the before/after table on the terminal."""
+    """The conclusion and the before/after table on the terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text  # a name in brackets is no markup
@@ -108,7 +108,7 @@ def print_table(evaluation: Mapping[str, Any]) -> None:
     console = Console(highlight=False, force_terminal=False)
     with console.capture() as shown:
         console.print(table)
-        console.print(Text(plain(verdict(evaluation))))
+        console.print(Text(plain(conclusion(evaluation))))
     say(shown.get().rstrip())
 
 
@@ -182,7 +182,7 @@ def _samples(evaluation: Mapping[str, Any]) -> str:
             match = next((other for other in policy["samples"] if other["prompt"] == sample["prompt"]), None)
             if match is not None:
                 numbers = " | ".join(f"{match['scores'][score]:.3f}" for score in scores)
-                ending = "" if match["finished"] else " *(cut off)*"
+                ending = "" if match["finished"] else " *(truncated)*"
                 lines.append(f"| {markdown(name)} | {_inline(match['completion'], 500)}{ending} | {numbers} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) or "No samples were kept."

@@ -4,7 +4,7 @@ The estimators look at sampled tokens only; ``d = logprobs - ref_logprobs`` with
 elementwise, nats per token; sum them over a response for nats per response. None of them is clamped,
 but k3 goes on as a straight line where d is below -20, before its exponential overflows.
 
-As a *price in the reward*, k1 gives the exact gradient of the sequence KL. As a *loss* k1 has zero expected gradient,
+As a *penalty in the reward*, k1 gives the exact gradient of the sequence KL. As a *loss* k1 has zero expected gradient,
 k3 follows the forward KL, and every per-token loss ignores that early tokens decide which later KL is paid. Sources:
 Schulman 2020, "Approximating KL divergence"; arXiv:2510.01555.
 """
@@ -25,7 +25,7 @@ STRAIGHT_FROM = 20.0
 
 
 class ShapedRewards(NamedTuple):
-    """What each token earned, and what of it was the price for leaving the reference."""
+    """What each token earned, and what of it was the penalty for leaving the reference."""
 
     rewards: Tensor  # float [B, T], score on the last token that counts minus kl_coef * kl; 0 outside the mask
     kl: Tensor  # float [B, T], nats per token, 0 outside the mask
@@ -62,7 +62,7 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def absolute(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """``|d|``: not an estimate of the KL, but a bounded-slope price seen in older recipes.
+    """``|d|``: not an estimate of the KL, but a bounded-slope penalty seen in older recipes.
 
     >>> absolute(torch.tensor(-3.0), torch.tensor(-1.0))
     tensor(2.)
@@ -115,10 +115,10 @@ def shape_scores(
     score_clip: float | tuple[float, float] | None = None,
     missing_eos_penalty: float = 0.0,
 ) -> Tensor:
-    """Scores ``[B]`` clipped first, then less the penalty where the response was cut off.
+    """Scores ``[B]`` clipped first, then less the penalty where the response was truncated.
 
     Args:
-        scores: the scorer's verdicts, ``[B]``.
+        scores: of the scorer, ``[B]``.
         finished: bool ``[B]``, True where the response ended by itself.
         score_clip: ``(low, high)``, or one number for ``(-c, c)``.
         missing_eos_penalty: subtracted from the score of every response that is not finished.
@@ -144,7 +144,7 @@ def shaped_rewards(
     missing_eos_penalty: float = 0.0,
     estimator: Callable[[Tensor, Tensor], Tensor] = k1,
 ) -> ShapedRewards:
-    """Rewards per token: the price of leaving the reference everywhere, the score on the last token that counts.
+    """Rewards per token: minus the KL penalty everywhere, the score on the last token that counts.
 
         r_t = -kl_coef * kl_t + [t is the last token that counts] * score
 
@@ -156,7 +156,7 @@ def shaped_rewards(
         ref_logprobs: the same under the reference, ``[B, T]``.
         mask: bool ``[B, T]``.
         finished: bool ``[B]``, see `shape_scores`, as are ``score_clip`` and ``missing_eos_penalty``.
-        kl_coef: price of one nat, in units of the score.
+        kl_coef: coefficient of the KL penalty, score per nat.
         estimator: `k1`, `k2`, `k3`, `absolute` or any elementwise function of the two log-probabilities.
 
     Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 2; openai/lm-human-preferences, ``compute_rewards``.

@@ -123,7 +123,7 @@ def watched(
     clipped: Tensor | None = None,
     held: Tensor | None = None,
 ) -> PolicyLoss:
-    """A loss with what to watch beside it; for policy losses of one's own.
+    """A loss with what to watch beside it; for policy losses that you write.
 
     Args:
         loss: ``[]``, keeps its gradient.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rlhf_lightning.functional.reward import pair_mean, verdicts
+from rlhf_lightning.functional.reward import pair_mean, pair_statistics
 from rlhf_lightning.rules.ranges import require
 
 
@@ -67,7 +67,7 @@ def preference_loss(
         per_pair.detach(),
         chosen_rewards.detach(),
         rejected_rewards.detach(),
-        *verdicts(chosen_rewards - rejected_rewards),
+        *pair_statistics(chosen_rewards - rejected_rewards),
     )
 
 

@@ -40,10 +40,10 @@ def _logistic(difference: Tensor, margin: Tensor | float, label_smoothing: float
     return (1 - label_smoothing) * softplus(-gap) + label_smoothing * softplus(gap)
 
 
-def verdicts(difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pair_statistics(difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Accuracy (strict), tie rate and mean margin of differences chosen - rejected ``[N]``; detached, zeros for none.
 
-    >>> verdicts(torch.tensor([3.0, 0.0, -1.0, 0.0]))
+    >>> pair_statistics(torch.tensor([3.0, 0.0, -1.0, 0.0]))
     (tensor(0.2500), tensor(0.5000), tensor(0.5000))
     """
     gap, count = difference.detach(), max(len(difference), 1)
@@ -99,7 +99,7 @@ def pairwise_logistic_loss(
     loss = pair_mean(per_pair, weights, denominator)
     if center_coef:
         loss = loss + center_coef * pair_mean((chosen + rejected).square(), None, denominator)
-    return PairwiseLoss(loss, per_pair.detach(), *verdicts(difference))
+    return PairwiseLoss(loss, per_pair.detach(), *pair_statistics(difference))
 
 
 def kwise_pairs(ranks: Tensor, prompt_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

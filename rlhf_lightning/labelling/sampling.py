@@ -92,7 +92,7 @@ class SamplingModule(lightning.LightningModule):
         """Nothing is trained here."""
 
     def _records(self, rollout: Rollout) -> list[Record]:
-        verdicts = {scorer.name: scorer.score(rollout, self.tokenizer).tolist() for scorer in self.scorers}
+        scores = {scorer.name: scorer.score(rollout, self.tokenizer).tolist() for scorer in self.scorers}
         gaps = self._gaps(rollout) if "reference" in self.frozen else None
         records = []
         for i, text in enumerate(completion_texts(rollout, self.tokenizer)):
@@ -100,7 +100,7 @@ class SamplingModule(lightning.LightningModule):
                 "prompt": rollout.rows[i]["prompt"],
                 "row": dict(rollout.rows[i]),
                 "completion": text,
-                "scores": {name: values[i] for name, values in verdicts.items()},
+                "scores": {name: values[i] for name, values in scores.items()},
                 "length": int(rollout.lengths[i]),
                 "finished": bool(rollout.finished[i]),
                 "kl": None if gaps is None else float(gaps[0][i]),

@@ -1,4 +1,4 @@
-"""Whether the parts of a model folder that somebody else wrote belong together: weights, config, special tokens."""
+"""Whether the parts of a model folder that someone else wrote belong together: weights, config, special tokens."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ class Pretrained:
         _check_folder(self.path)
         try:
             config = AutoConfig.from_pretrained(self.path, **self._source(), **overrides)
-        except Exception as error:  # the folder is somebody else's: it can be wrong in any way
+        except Exception as error:  # the folder is someone else's: it can be wrong in any way
             raise _nothing(self.path, "model", error) from error
         check_config(config, self.path)
         for name, value in config.to_dict().items():

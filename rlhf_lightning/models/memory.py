@@ -43,7 +43,7 @@ def halved(attempt: Callable[[int], T], size: int, what: str, advice: str, small
     """Call ``attempt(size)``, and again with half the size as long as memory does not suffice.
 
     Args:
-        attempt: does the work with so many rows at once; called anew from the start.
+        attempt: does the work with so many rows at once; called again from the start.
         size: rows to begin with.
         what: the work, for messages.
         advice: which keys to lower if the smallest size does not fit either.

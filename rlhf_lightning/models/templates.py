@@ -1,4 +1,4 @@
-"""Render conversations by the chat template of a tokenizer, which is a program that somebody else wrote.
+"""Render conversations by the chat template of a tokenizer, which is a program that someone else wrote.
 
 It runs in the sandbox of transformers, and here with an end: a conversation gets `SECONDS` of processor time, about
 `MEMORY` bytes more than the process holds, and `OUTPUT` characters. The time is kept in the main thread only, where

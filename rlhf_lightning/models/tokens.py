@@ -1,4 +1,4 @@
-"""Text to ids and back by a tokenizer that somebody else wrote, which can fail in ways that are no `Exception`."""
+"""Text to ids and back by a tokenizer that someone else wrote, which can fail in ways that are no `Exception`."""
 
 from __future__ import annotations
 

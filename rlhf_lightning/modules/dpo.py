@@ -86,7 +86,7 @@ class DPOModule(OfflineModule):
         answers = self.logprobs(batch)
         better, worse, prompt = kwise_pairs(batch.ranks, batch.prompt_index)
         chosen, rejected = _rows(answers, better), _rows(answers, worse)
-        verdict = self.loss(
+        result = self.loss(
             chosen.policy,
             rejected.policy,
             chosen.reference,
@@ -97,19 +97,19 @@ class DPOModule(OfflineModule):
             denominator=batch.denominator,
         )
         nll = self._nll(answers.policy, batch, prompt)
-        total = self.loss_coef * verdict.loss + self.nll_coef * nll
+        total = self.loss_coef * result.loss + self.nll_coef * nll
         sums = {
             "num_pairs": torch.tensor(len(better)),
             "num_prompts": torch.tensor(batch.num_prompts),
             "loss": total.detach() * batch.denominator,
             "nll": nll.detach() * batch.denominator,
-            "tie_rate": (verdict.chosen_rewards == verdict.rejected_rewards).sum(),
-            "rewards/accuracies": (verdict.chosen_rewards > verdict.rejected_rewards).sum(),
-            "rewards/margins": (verdict.chosen_rewards - verdict.rejected_rewards).sum(),
+            "tie_rate": (result.chosen_rewards == result.rejected_rewards).sum(),
+            "rewards/accuracies": (result.chosen_rewards > result.rejected_rewards).sum(),
+            "rewards/margins": (result.chosen_rewards - result.rejected_rewards).sum(),
         }
         for name, side, rewards in (
-            ("chosen", chosen, verdict.chosen_rewards),
-            ("rejected", rejected, verdict.rejected_rewards),
+            ("chosen", chosen, result.chosen_rewards),
+            ("rejected", rejected, result.rejected_rewards),
         ):
             sums |= {f"rewards/{name}": rewards.sum(), f"logps/{name}": side.policy.sum()}
             if side.reference is not None:

@@ -16,7 +16,7 @@ from rlhf_lightning.functional.diagnostics import (
     fit_temperature,
     length_bias,
 )
-from rlhf_lightning.functional.reward import kwise_pairs, verdicts
+from rlhf_lightning.functional.reward import kwise_pairs, pair_statistics
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.types import ComparisonBatch
 
@@ -128,7 +128,7 @@ def _with_pairs(answers: Findings, table: dict[str, Tensor]) -> Findings:
     misled = table["worse_length"] > table["better_length"]
     logged["num_pairs_longer_is_worse"] = float(misled.sum())
     if misled.any():
-        logged["accuracy_longer_is_worse"] = verdicts((better - worse)[misled])[0].item()
+        logged["accuracy_longer_is_worse"] = pair_statistics((better - worse)[misled])[0].item()
     stored = {
         "temperature": temperature,
         "reliability": _bins(fit.bins, "confidence"),
@@ -142,7 +142,7 @@ def _by_subset(margins: Tensor, subsets: list[str]) -> dict[str, float]:
     logged = {}
     for name in sorted(set(subsets) - {""}):
         rows = torch.tensor([subset == name for subset in subsets])
-        logged[f"accuracy/{name}"] = verdicts(margins[rows])[0].item()
+        logged[f"accuracy/{name}"] = pair_statistics(margins[rows])[0].item()
     return logged | ({"accuracy_mean_of_subsets": sum(logged.values()) / len(logged)} if logged else {})
 
 

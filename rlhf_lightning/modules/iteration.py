@@ -63,7 +63,7 @@ def checked(module: OnlineModule, experience: Experience) -> Experience:
 
 
 def _notice_equal(module: OnlineModule, scores: Tensor) -> None:
-    """Count rollouts in which all ranks' verdicts [B] are one and the same number, and warn of the first."""
+    """Count rollouts in which all ranks' scores [B] are one and the same number, and warn of the first."""
     judged = torch.where(scores.isnan(), torch.inf, scores), torch.where(scores.isnan(), -torch.inf, scores)
     lowest, highest = module.over_ranks(torch.stack([judged[0].min(), judged[1].max()])).unbind(1)
     if len(scores) * module.world_size == 1 or lowest.min() != highest.max():
@@ -107,7 +107,7 @@ def fitting(module: OnlineModule, attempt: Callable[[Schedule], T], schedule: Sc
     """
     state = random_state(module.device)
 
-    def anew(rows: int) -> T:
+    def again(rows: int) -> T:
         module.trainer.optimizers[0].zero_grad()
         restore_random_state(state, module.device)
         return attempt(schedule.at_most(rows))
@@ -117,7 +117,7 @@ def fitting(module: OnlineModule, attempt: Callable[[Schedule], T], schedule: Sc
         "lower ppo.settings.micro_batch_size, ppo.sampling.max_new_tokens or ppo.data.max_prompt_length, or compute in "
         "fewer bits with trainer.precision=bf16-mixed and model.dtype=bfloat16"
     )
-    result, fitted = halved(anew, rows, module.stage, advice, smallest=1 if module.world_size == 1 else rows)
+    result, fitted = halved(again, rows, module.stage, advice, smallest=1 if module.world_size == 1 else rows)
     if fitted < schedule.micro:
         module.most_rows = fitted
     return result

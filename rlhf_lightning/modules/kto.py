@@ -77,22 +77,22 @@ class KTOModule(OfflineModule):
         """
         assert answers.reference is not None
         point = point.to(answers.policy)
-        verdict = self.loss(answers.policy, answers.reference, desirable, point, denominator=denominator)
+        result = self.loss(answers.policy, answers.reference, desirable, point, denominator=denominator)
         drift = (answers.policy - answers.reference).detach()
         sums = {
             "num_answers": torch.tensor(len(desirable)),
-            "loss": verdict.loss.detach() * denominator,
+            "loss": result.loss.detach() * denominator,
             "kl": point * len(desirable),
             "rewards/accuracies": torch.where(desirable, drift > point, drift < point).sum(),
         }
         for name, rows in (("chosen", desirable), ("rejected", ~desirable)):
             sums |= {
                 f"num_{name}": rows.sum(),
-                f"rewards/{name}": verdict.rewards[rows].sum(),
+                f"rewards/{name}": result.rewards[rows].sum(),
                 f"logps/{name}": answers.policy[rows].sum(),
                 f"drift/{name}": drift[rows].sum(),
             }
-        return verdict.loss, sums
+        return result.loss, sums
 
     def training_loss(self, batch: FeedbackBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The first micro-batch of an optimizer step also measures the reference point."""

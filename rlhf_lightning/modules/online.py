@@ -99,7 +99,7 @@ class OnlineModule(RLHFModule):
         return rollout
 
     def score(self, rollout: Rollout) -> Tensor:
-        """The scorer's verdicts, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
+        """What the scorer gives, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
         return on_all_ranks(self, "a score", partial(self.scorer.score, rollout, self.tokenizer), rollout)
 
     def resample(self, prompts: PromptBatch, rollout: Rollout, scores: Tensor) -> tuple[Rollout, Tensor]:

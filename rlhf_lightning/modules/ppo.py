@@ -29,7 +29,7 @@ from rlhf_lightning.modules.iteration import checked, fitting, guarded
 from rlhf_lightning.modules.micro_batches import evaluated
 from rlhf_lightning.modules.objective import engine_gap, objective
 from rlhf_lightning.modules.online import Denominators, OnlineModule
-from rlhf_lightning.modules.ppo_rules import refuse_void
+from rlhf_lightning.modules.ppo_rules import check_combination
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.modules.watched import of_policy, of_value
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
@@ -51,7 +51,7 @@ class Forward(NamedTuple):
 
 
 class PPOModule(OnlineModule):
-    """One `training_step` is one whole iteration: sample, score, price the KL, learn.
+    """One `training_step` is one whole iteration: sample, score, subtract the KL penalty, learn.
 
     PPO, RLOO, GRPO, REINFORCE++ and their kin differ only in ``advantage``, ``policy_loss`` and ``settings``;
     ``conf/algorithm/`` holds the combinations that have names.
@@ -65,13 +65,13 @@ class PPOModule(OnlineModule):
         critic: what the critic starts from, see `rlhf_lightning.modules.critics.Critic`; unused without one.
         engine: samples the answers; `LoopEngine` by default.
         sampling: length and temperature of the answers.
-        kl_controller: sets the KL price; ``FixedKL()`` by default.
+        kl_controller: sets the KL penalty; ``FixedKL()`` by default.
         advantage: ``f(rewards, values, mask) -> (advantages, returns)``, all [B, T].
         policy_loss: see `rlhf_lightning.functional.policy`.
         settings: the numbers of the update.
 
     Raises:
-        ConfigError: the combination is void, see `rlhf_lightning.modules.ppo_rules`.
+        ConfigError: the combination is invalid, see `rlhf_lightning.modules.ppo_rules`.
     """
 
     stage, trains = "ppo", "policy"
@@ -93,7 +93,7 @@ class PPOModule(OnlineModule):
         settings: PPOSettings | None = None,
     ) -> None:
         settings, sampling = settings or PPOSettings(), sampling or Sampling()
-        refuse_void(settings, sampling, advantage, policy_loss, critic)
+        check_combination(settings, sampling, advantage, policy_loss, critic)
         if tokenizer is None and not isinstance(policy, Pretrained):
             raise ConfigError(
                 "PPOModule(policy=<model>) also needs tokenizer=, since a plain model does not know its own"
@@ -138,14 +138,14 @@ class PPOModule(OnlineModule):
                 experience = checked(self, self.evaluate(rollout, scores))
             with self.phase("learn"):
                 updates = self.learn(experience)
-            achieved = objective(self, experience, self.settings.group_size) | self.price()
+            achieved = objective(self, experience, self.settings.group_size) | self.kl_metrics()
             if not self.reuses_logprobs(rollout):
                 achieved |= engine_gap(self, experience)
             self.kl_controller.update(achieved["objective/kl"], num_sequences=int(achieved["episodes"]))
             self.finish(experience, achieved | updates)
 
-    def price(self) -> dict[str, float]:
-        """What a nat of KL costs in this iteration, and the KL that is steered to."""
+    def kl_metrics(self) -> dict[str, float]:
+        """The KL coefficient of this iteration, and the KL that is steered to."""
         target = self.kl_controller.target
         return {"objective/kl_coef": self.kl_controller.coef} | (
             {} if target is None else {"objective/kl_target": target}
@@ -153,7 +153,7 @@ class PPOModule(OnlineModule):
 
     @torch.no_grad()
     def evaluate(self, rollout: Rollout, scores: Tensor) -> Experience:
-        """Log-probabilities, values, KL price, advantages and returns of a rollout, nothing with a gradient.
+        """Log-probabilities, values, KL penalty, advantages and returns of a rollout, nothing with a gradient.
 
         The forward runs in the very micro-batches of the first learning pass, so that its first ratio is exactly 1.
         """
@@ -289,7 +289,7 @@ class PPOModule(OnlineModule):
         return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
 
     def _counted(self, rollout: Rollout, scores: Tensor) -> Tensor | None:
-        """Responses to learn from, bool [B]: judged, and not cut off where that disqualifies; None means all."""
+        """Responses to learn from, bool [B]: judged, and not truncated where that disqualifies; None means all."""
         judged = ~totals(scores, rollout.mask).isnan()
         counted = judged & rollout.finished if self.settings.mask_truncated else judged
         return None if counted.all() else counted

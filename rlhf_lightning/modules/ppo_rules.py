@@ -1,4 +1,4 @@
-"""Combinations that are mathematically void, each refused with the reason before a model is loaded."""
+"""Combinations that are mathematically invalid, each refused with the reason before a model is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlhf_lightning.rules.combinations import check_algorithm
 from rlhf_lightning.rules.partials import unwrapped
 
 
-def refuse_void(
+def check_combination(
     settings: PPOSettings,
     sampling: Sampling,
     advantage: Callable[..., Any],

@@ -40,14 +40,14 @@ class PPOSettings:
             computes, see `rlhf_lightning.functional.ratios`; None ignores the difference.
         entropy_coef: bonus per nat of the policy's entropy per token.
         reuse_logprobs: where a rollout is learned from in one update, without a critic and in full precision, take the
-            log-probabilities of the engine for the KL price, and those of the update itself for its ratio, instead of
+            log-probabilities of the engine for the KL penalty, and those of the update itself for its ratio, instead of
             computing them beforehand.
         max_approx_kl: stop the updates of a rollout once KL(old || new) exceeds this, nats per token; None never stops.
         value_coef: weight of the value loss.
         value_clip_range: half-width of the trust region around the old value.
-        score_clip: clip scores to plus or minus this before the KL price; None does not clip.
-        missing_eos_penalty: subtracted from the score of an answer that was cut off.
-        mask_truncated: do not learn from answers that were cut off.
+        score_clip: clip scores to plus or minus this before the KL penalty; None does not clip.
+        missing_eos_penalty: subtracted from the score of an answer that was truncated.
+        mask_truncated: do not learn from answers that were truncated.
         whiten_advantages: zero mean and unit variance over all tokens of the rollout, on all ranks.
         max_resamples: sample the groups again whose responses all score the same, at most so often.
         critic_warmup: rollouts during which only the critic learns.

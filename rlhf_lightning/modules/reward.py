@@ -27,7 +27,7 @@ class RewardModule(RLHFModule):
     """Fit R(x, y) to rankings with -log sigmoid(R(x, y_w) - R(x, y_l)), all pairs of a prompt in one batch element.
 
     Args:
-        model: a loading recipe (the SFT folder: backbone kept, head drawn anew) or a sequence-classification model.
+        model: a loading recipe (the SFT folder: backbone kept, new head) or a sequence-classification model.
         tokenizer: of the model.
         optimizer: see `RLHFModule`.
         scheduler: see `RLHFModule`.

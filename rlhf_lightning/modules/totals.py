@@ -26,7 +26,7 @@ class Totals:
             self._sums[name] = self._sums.get(name, 0) + value.detach().double()
 
     def means(self, module: RLHFModule, count: str) -> dict[str, float]:
-        """Every sum over all ranks divided by the sum called ``count``, which itself stays a sum; then start anew."""
+        """Every sum over all ranks divided by the sum called ``count``, which itself stays a sum; then reset."""
         names = sorted(self._sums)
         totals = dict(zip(names, module.sum_over_ranks(*(self._sums[n] for n in names)), strict=True))
         self._sums = {}

@@ -1,4 +1,4 @@
-"""Choosing ``kl_coef`` (beta), the price of one nat of KL(policy || reference), while training runs.
+"""Choosing ``kl_coef`` (beta), the coefficient of the KL penalty, while training runs.
 
 KL here is always **nats per response**: the mean over responses of the sum of log-ratios over their tokens. A target
 copied from a library that averages over tokens is too small by the response length.
@@ -19,7 +19,7 @@ class KLController(Protocol):
 
     @property
     def coef(self) -> float:
-        """Price of one nat, in units of the score."""
+        """Coefficient of the KL penalty, score per nat."""
 
     @property
     def target(self) -> float | None:
@@ -57,7 +57,7 @@ def _warn_at(ceiling: float, coef: float) -> None:
 
 
 class FixedKL:
-    """The same price throughout; 0 charges nothing.
+    """The same coefficient throughout; 0 means no KL penalty.
 
     >>> controller = FixedKL(0.1)
     >>> controller.update(kl=50.0, num_sequences=512)

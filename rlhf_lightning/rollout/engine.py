@@ -28,7 +28,7 @@ class Sampling:
     """The distribution answers are drawn from.
 
     Args:
-        max_new_tokens: an answer that has not ended by then is cut off.
+        max_new_tokens: an answer that has not ended by then is truncated.
         temperature: divides the logits, here and wherever training scores tokens.
         top_k: keep only the k likeliest tokens; 0 keeps all. Not for training, see `require_scorable`.
         top_p: keep the smallest set of tokens with this probability; 1 keeps all. Not for training.
@@ -81,7 +81,7 @@ class RolloutEngine(Protocol):
         """One answer per prompt row. Only stop strings need the tokenizer."""
 
     def seed(self, seed: int) -> None:
-        """Start the private random stream anew; every rank gets a seed of its own."""
+        """Start the private random stream from scratch; every rank gets a seed of its own."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain state that makes the next rollout after a resume the same."""

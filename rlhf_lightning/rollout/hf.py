@@ -47,7 +47,7 @@ class HFGenerateEngine:
         self._policy, self._eos, self._pad, self._version = policy, tuple(eos_token_ids), pad_token_id, version
 
     def seed(self, seed: int) -> None:
-        """Start anew. `generate` takes no generator, so each call runs in a forked and seeded global stream."""
+        """Start from scratch. `generate` takes no generator, so each call runs in a forked and seeded global stream."""
         self._seed, self._calls = seed, 0
 
     def state_dict(self) -> dict[str, Any]:

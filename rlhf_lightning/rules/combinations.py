@@ -16,12 +16,13 @@ FSDP1_REFUSED = (
 )
 FSDP2_LAYOUT = "trainer=fsdp2 needs model.freeze_below=0; use trainer=ddp with frozen layers"
 FSDP2_ADAPTERS = "trainer=fsdp2 cannot shard weights that a reference shares; use trainer=ddp with model.lora"
-NOBODY_SCORES = (
-    "scorer: nobody scores the answers; add scorer=function scorer.function=my_project.fn, or "
+NO_SCORER = (
+    "scorer: no scorer is configured; add scorer=function scorer.function=my_project.fn, or "
     "scorer=reward_model scorer.model.path=FOLDER"
 )
-NOBODY_JUDGES = (
-    "evaluate: nobody judges; add judge=function judge.function=my_project.fn, or evaluate.proxy=REWARD_MODEL_FOLDER"
+NO_JUDGE = (
+    "evaluate: no judge is configured; add judge=function judge.function=my_project.fn, or "
+    "evaluate.proxy=REWARD_MODEL_FOLDER"
 )
 WHICH_CRITIC = "ppo.critic={!r}: choose policy, shared_trunk or the folder of a reward model."
 
@@ -146,7 +147,7 @@ def check_adapter_dropout(dropout: float) -> None:
 def check_algorithm(
     settings: Any, advantage: str, bound: Mapping[str, Any], policy_loss: str, critic: Any = "policy"
 ) -> None:
-    """Refuse combinations that are mathematically void; functions of one's own pass.
+    """Refuse combinations that are mathematically invalid; user-defined functions pass.
 
     Args:
         settings: `PPOSettings`, or an object with the same numbers.

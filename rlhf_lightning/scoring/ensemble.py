@@ -32,7 +32,7 @@ class EnsembleScorer:
     Args:
         members: at least two scorers.
         combine: ``mean``; ``worst_case``, the lowest member; ``uncertainty_weighted``, mean - coef * variance.
-        coef: price of a unit of variance.
+        coef: coefficient of the variance.
         name: how the ensemble is called in logs.
 
     Attributes:
@@ -73,12 +73,12 @@ class EnsembleScorer:
 
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """The combined score, float32 [B], or [B, T] if a member judges tokens."""
-        verdicts = [member.score(rollout, tokenizer).float() for member in self.members]
-        whole = torch.stack([totals(verdict, rollout.mask) for verdict in verdicts])  # [members, B]
+        scores = [member.score(rollout, tokenizer).float() for member in self.members]
+        whole = torch.stack([totals(score, rollout.mask) for score in scores])  # [members, B]
         self._remembered.keep(rollout, {"disagreement": whole.std(0, correction=0)})
-        if all(verdict.dim() == 1 for verdict in verdicts):
+        if all(score.dim() == 1 for score in scores):
             return self._combine(whole)
-        return self._combine(torch.stack([on_last_token(verdict, rollout.mask) for verdict in verdicts]))
+        return self._combine(torch.stack([on_last_token(score, rollout.mask) for score in scores]))
 
     def state_dict(self) -> dict[str, Any]:
         """State of the members that have one, by their number."""

@@ -19,20 +19,20 @@ from rlhf_lightning.errors import ConfigError, RewardFunctionError
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.scoring.isolation.process import CallFailed, IsolatedFunction
 from rlhf_lightning.scoring.isolation.worker import describe, load, plain
+from rlhf_lightning.scoring.returned_scores import Checked, checked, error_policy
 from rlhf_lightning.scoring.scorer import Details, Remembered, completion_ids, completion_texts, on_last_token
-from rlhf_lightning.scoring.verdicts import Checked, checked, error_policy
 from rlhf_lightning.types import Rollout
 
 RewardFunction = Callable[..., Sequence[float | None] | Sequence[Sequence[float] | None] | Tensor]
-Verdicts = list[float | list[float]]
+Scores = list[float | list[float]]
 SHOWN = 200  # characters of a prompt or a completion in an error message
 log = logging.getLogger(__name__)
 
 
 class _Judged(NamedTuple):
-    verdicts: Verdicts
+    scores: Scores
     tries: int
-    failed: list[int]  # samples whose last try brought no verdict
+    failed: list[int]  # samples whose last try brought no score
 
 
 class FunctionScorer:
@@ -56,10 +56,10 @@ class FunctionScorer:
         timeout: seconds that one call of an isolated function may take.
         retries: how often a call that failed is tried again with the same arguments.
         on_error: what happens when the last try failed. ``raise`` ends the run; ``abstain`` leaves the answers without
-            a verdict unjudged (NaN), all of them if the call failed as a whole; a number is their score.
+            a score unjudged (NaN), all of them if the call failed as a whole; a number is their score.
 
     With retries, or an ``on_error`` other than ``raise``, each rollout has the details ``failed_calls`` and
-    ``retries`` (counts of this rank) and ``failed_answers`` (1 for an answer that lost its verdict).
+    ``retries`` (counts of this rank) and ``failed_answers`` (1 for an answer that lost its score).
 
     Raises:
         ConfigError: an argument out of range, a path that leads to no function, or one to isolate without a path.
@@ -108,25 +108,25 @@ class FunctionScorer:
         prompts = [row["prompt"] for row in rollout.rows]
         texts = completion_texts(rollout, tokenizer)
         judged = self._judge(prompts, texts, rollout.rows, completion_ids(rollout))
-        verdicts, mask = judged.verdicts, rollout.mask
+        returned, mask = judged.scores, rollout.mask
         if self.retries or self.on_error != "raise":
             self._remembered.keep(rollout, _details(judged, mask.device))
-        whole = torch.tensor([0.0 if isinstance(v, list) else v for v in verdicts], device=mask.device)
-        if not any(isinstance(v, list) for v in verdicts):
+        whole = torch.tensor([0.0 if isinstance(v, list) else v for v in returned], device=mask.device)
+        if not any(isinstance(v, list) for v in returned):
             return whole
         scores = on_last_token(whole, mask)
-        for row, verdict in enumerate(verdicts):
-            if isinstance(verdict, list):
-                scores[row, mask[row]] = torch.tensor(verdict, device=mask.device)
+        for row, score in enumerate(returned):
+            if isinstance(score, list):
+                scores[row, mask[row]] = torch.tensor(score, device=mask.device)
         return scores
 
-    def verdicts(
+    def score_texts(
         self,
         prompts: Sequence[Any],
         texts: Sequence[str],
         rows: Sequence[Any],
         ids: Sequence[Sequence[int]] | None = None,
-    ) -> Verdicts:
+    ) -> Scores:
         """Call the function on texts and check what comes back: one float per text, or a list of one per token.
 
         Args:
@@ -138,7 +138,7 @@ class FunctionScorer:
         Raises:
             RewardFunctionError, ConfigError: as `score`.
         """
-        return self._judge(prompts, texts, rows, ids).verdicts
+        return self._judge(prompts, texts, rows, ids).scores
 
     def _judge(
         self, prompts: Sequence[Any], texts: Sequence[str], rows: Sequence[Any], ids: Sequence[Sequence[int]] | None
@@ -153,7 +153,7 @@ class FunctionScorer:
         lengths = None if ids is None else [len(i) for i in ids]
         for tries in range(1, self.retries + 2):
             found, failure = self._try(arguments, lengths)
-            faults = {i: verdict for i, verdict in enumerate(found) if isinstance(verdict, str)}
+            faults = {i: fault for i, fault in enumerate(found) if isinstance(fault, str)}
             if not faults:
                 break
             last = tries > self.retries
@@ -162,8 +162,8 @@ class FunctionScorer:
             then = f"on_error={self.on_error} for {len(faults)} of {len(found)} answers" if last else "trying again"
             log.warning("reward function %s %s; %s", self.name, next(iter(faults.values())), then)
         instead = self.on_error if isinstance(self.on_error, float) else math.nan
-        verdicts: Verdicts = [instead if isinstance(v, str) else v for v in found]
-        return _Judged(verdicts, tries, list(faults))
+        scores: Scores = [instead if isinstance(v, str) else v for v in found]
+        return _Judged(scores, tries, list(faults))
 
     def _try(
         self, arguments: Mapping[str, Any], lengths: Sequence[int] | None, seconds: float | None = None
@@ -234,7 +234,7 @@ def _shortened(sample: Any) -> str:
 
 
 def _details(judged: _Judged, device: torch.device) -> Details:
-    lost = torch.zeros(len(judged.verdicts), device=device)
+    lost = torch.zeros(len(judged.scores), device=device)
     lost[judged.failed] = 1.0
     failed_calls = judged.tries if judged.failed else judged.tries - 1
     return {

@@ -24,8 +24,8 @@ from rlhf_lightning.models.memory import halved
 from rlhf_lightning.models.templates import render
 from rlhf_lightning.models.tokens import encode
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.scoring.returned_scores import error_policy
 from rlhf_lightning.scoring.scorer import completion_texts
-from rlhf_lightning.scoring.verdicts import error_policy
 from rlhf_lightning.types import Rollout
 
 log = logging.getLogger(__name__)
@@ -155,10 +155,10 @@ def pads_last(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def close(rollout: Rollout, eos_token_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask [B, S + 1] in which answers that were cut off end with EOS as well.
+    """Ids and mask [B, S + 1] in which answers that were truncated end with EOS as well.
 
-    The reward model has learned from answers that all end with EOS, and its verdict is read there; without it the score
-    of a cut-off answer would be read where none was ever trained.
+    The reward model has learned from answers that all end with EOS, and the score is read there; without it the score
+    of a truncated answer would be read where none was ever trained.
     """
     ids = torch.cat([rollout.input_ids, torch.full_like(rollout.input_ids[:, :1], eos_token_id)], dim=1)
     mask = torch.cat([rollout.attention_mask, torch.zeros_like(rollout.attention_mask[:, :1])], dim=1)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import last_index
 from rlhf_lightning.models.tokens import decode
-from rlhf_lightning.rules.combinations import NOBODY_SCORES
+from rlhf_lightning.rules.combinations import NO_SCORER
 from rlhf_lightning.types import Rollout
 
 Details = dict[str, Tensor]
@@ -43,7 +43,7 @@ def as_scorer(judge: Scorer | None) -> Scorer:
         ConfigError: there is no judge.
     """
     if not judge:
-        raise ConfigError(NOBODY_SCORES)
+        raise ConfigError(NO_SCORER)
     return judge
 
 

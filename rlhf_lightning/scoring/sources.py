@@ -24,8 +24,8 @@ class Source:
 
     Args:
         scorer: judges answers, or tokens of them.
-        weight: of its verdict in the sum; below 0 it is a price.
-        transforms: what is done to its verdict first, see `rlhf_lightning.scoring.transforms`.
+        weight: of its score in the sum; below 0 it is a penalty.
+        transforms: what is done to its score first, see `rlhf_lightning.scoring.transforms`.
     """
 
     scorer: Scorer
@@ -36,11 +36,11 @@ class Source:
 class RewardSources:
     """A weighted sum of scorers.
 
-        score = sum_i weight_i * verdict_i,  over the sources i that judged the answer
+        score = sum_i weight_i * score_i,  over the sources i that judged the answer
 
     A source abstains from an answer with NaN; its term is then left out and the other weights stay as they are. An
-    answer that nobody judges is NaN, and PPO learns nothing from it. If any source judges tokens [B, T], so does the
-    sum: verdicts on whole answers go to the last token.
+    answer that no source scores is NaN, and PPO learns nothing from it. If any source judges tokens [B, T], so does the
+    sum: scores of whole answers go to the last token.
 
     Args:
         sources: by the names they have in logs; a `Source`, its arguments as a mapping, or a bare scorer of weight 1.
@@ -105,15 +105,15 @@ class RewardSources:
                 part.load_state_dict(state[place])
 
     def _mix(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase, details: Details | None = None) -> Tensor:
-        verdicts = []
+        scores = []
         for name, source in self.sources.items():
-            verdict = source.scorer.score(rollout, tokenizer).float()
+            score = source.scorer.score(rollout, tokenizer).float()
             if details is not None:
                 own = details_of(source.scorer, rollout)
-                details |= {name: totals(verdict, rollout.mask)}
+                details |= {name: totals(score, rollout.mask)}
                 details |= {f"{name}/{part}": column for part, column in own.items()}
-            verdicts.append(transformed(source.transforms, verdict, rollout, tokenizer, source.scorer.score))
-        return weighted_sum(verdicts, [source.weight for source in self.sources.values()], rollout.mask)
+            scores.append(transformed(source.transforms, score, rollout, tokenizer, source.scorer.score))
+        return weighted_sum(scores, [source.weight for source in self.sources.values()], rollout.mask)
 
     def _stateful(self) -> Iterator[tuple[str, Any]]:
         parts: list[tuple[str, Any]] = [(f"transforms/{type(t).__name__}", t) for t in self.transforms]
@@ -123,26 +123,26 @@ class RewardSources:
         return ((place, part) for place, part in parts if is_stateful(part))
 
 
-def weighted_sum(verdicts: Sequence[Tensor], weights: Sequence[float], mask: Tensor) -> Tensor:
-    """Weighted verdicts added up over those that judged; NaN in rows that none did.
+def weighted_sum(scores: Sequence[Tensor], weights: Sequence[float], mask: Tensor) -> Tensor:
+    """Weighted scores added up over those that judged; NaN in rows that none did.
 
     Args:
-        verdicts: [B] or [B, T] each; a row that is not finite at a token that counts abstains.
-        weights: one per verdict.
+        scores: [B] or [B, T] each; a row that is not finite at a token that counts abstains.
+        weights: one per score.
         mask: tokens that count, bool [B, T].
 
     Returns:
-        [B] if all verdicts are, else [B, T] with 0 outside the mask.
+        [B] if all scores are, else [B, T] with 0 outside the mask.
 
     >>> nan = float("nan")
     >>> weighted_sum([torch.tensor([1.0, nan]), torch.tensor([2.0, 3.0])], [1.0, 0.5], torch.ones(2, 1).bool())
     tensor([2.0000, 1.5000])
     """
-    judged = torch.stack([~totals(verdict, mask).isnan() for verdict in verdicts])
-    if any(verdict.dim() == 2 for verdict in verdicts):
-        verdicts = [on_last_token(verdict, mask) for verdict in verdicts]
+    judged = torch.stack([~totals(score, mask).isnan() for score in scores])
+    if any(score.dim() == 2 for score in scores):
+        scores = [on_last_token(score, mask) for score in scores]
         judged = judged.unsqueeze(-1)
-    terms = [w * torch.where(known, v, 0) for w, known, v in zip(weights, judged, verdicts, strict=True)]
+    terms = [w * torch.where(known, v, 0) for w, known, v in zip(weights, judged, scores, strict=True)]
     return torch.where(judged.any(0), torch.stack(terms).sum(0), torch.nan)
 
 

@@ -6,7 +6,7 @@
 4. `LengthPenalty`
 5. `OverlongPenalty`
 
-After them come ``score_clip`` and ``missing_eos_penalty`` of `PPOSettings`, and last the price of KL. Scores [B] and
+After them come ``score_clip`` and ``missing_eos_penalty`` of `PPOSettings`, and last the KL penalty. Scores [B] and
 [B, T] are both taken unless a class says otherwise; NaN (not judged) stays NaN.
 """
 
@@ -33,7 +33,7 @@ from rlhf_lightning.types import Rollout
 
 @runtime_checkable
 class Transform(Protocol):
-    """One step between the verdicts and the rewards."""
+    """One step between the scores and the rewards."""
 
     place: ClassVar[int]  # in the order above
 

@@ -11,7 +11,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation import compare, print_table, write_report
 from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
-from rlhf_lightning.rules.combinations import NOBODY_JUDGES
+from rlhf_lightning.rules.combinations import NO_JUDGE
 from rlhf_lightning.scoring import RewardModelScorer, Scorer
 from rlhf_lightning.stages.run import Run
 
@@ -58,7 +58,7 @@ def _scorers(run: Run) -> list[Scorer]:
         scorers.append(RewardModelScorer(Pretrained(section["proxy"], dtype=run.config["model"]["dtype"]), name=PROXY))
     scorers += [run.build(node) for node in section["judges"]]
     if not scorers:
-        raise ConfigError(NOBODY_JUDGES)
+        raise ConfigError(NO_JUDGE)
     return scorers
 
 

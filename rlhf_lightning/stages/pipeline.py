@@ -64,10 +64,10 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         try:
             join(this.predictor(), config)
             return _run_stages(this)
-        except SystemExit as stop:  # `signals.Stopped`, or what a Trainer of somebody else makes of SIGTERM
+        except SystemExit as stop:  # `signals.Stopped`, or what a user-defined Trainer makes of SIGTERM
             if not signals.received():
                 raise
-            notes = [getattr(stop, "note", ""), this.files.how_to_go_on()]
+            notes = [getattr(stop, "note", ""), this.files.resume_hint()]
             raise signals.Stopped(signals.received(), "; ".join(filter(None, notes))) from stop
 
 

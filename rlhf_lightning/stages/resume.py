@@ -135,7 +135,7 @@ class RunFolder:
         return dict(record["metrics"])
 
     def checkpoint(self, stage: str) -> Path | None:
-        """Where training of a stage goes on; None starts it anew."""
+        """Where training of a stage goes on; None starts it from scratch."""
         if self.resume == "none":
             return None
         if self.resume != "auto":
@@ -144,7 +144,7 @@ class RunFolder:
         log.info(f"stage {stage}: " + (f"goes on from {found}" if found else "no checkpoint, starting new"))
         return found
 
-    def how_to_go_on(self) -> str:
+    def resume_hint(self) -> str:
         """What to tell the user of a run that was stopped."""
         saved = [found[0] for stage in self.stages if (found := checkpoints(self.path / CHECKPOINTS / stage))]
         newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)

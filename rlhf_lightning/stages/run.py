@@ -17,7 +17,7 @@ from rlhf_lightning.callbacks import DurableCheckpoint, History, StopAtBoundary
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
-from rlhf_lightning.config.messages import told_as_config_error
+from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
@@ -151,7 +151,7 @@ class Run:
         if isinstance(strategy, Mapping):
             seconds = {"timeout": timedelta(seconds=strategy["timeout"])} if "timeout" in strategy else {}
             given["strategy"] = self.build(strategy, **seconds)
-        with told_as_config_error(self.config["trainer"]):
+        with as_config_error(self.config["trainer"]):
             trainer: lightning.Trainer = self.build({"_target_": target}, **{**arguments, **given})
         # Lightning's own handler of SIGTERM talks to the other ranks at any moment; ours is there already.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -173,7 +173,7 @@ def scalars(trainer: lightning.Trainer) -> dict[str, float]:
 
 
 def verify_sources(files: str | Sequence[str]) -> None:
-    """Check the folders that earlier stages wrote against their checksums; files of one's own pass."""
+    """Check the folders that earlier stages wrote against their checksums; your own files pass."""
     for folder in {Path(file).parent for file in ([files] if isinstance(files, str) else files)}:
         if read_provenance(folder):
             verify_folder(folder)

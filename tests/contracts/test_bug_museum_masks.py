@@ -162,7 +162,7 @@ def test_the_leak_would_be_seen(tmp_path, monkeypatch):
 
 
 def test_pairs_over_the_length_limit_are_counted_and_reported(tmp_path, caplog):
-    """TRL dropped them without a word."""
+    """TRL dropped them silently."""
     rows = [
         {"prompt": "we", "chosen": " left happy", "rejected": " left"},
         {"prompt": "the food was", "chosen": " very good and the service was kind", "rejected": " bad"},

@@ -44,17 +44,17 @@ CONTROLLERS = {
 
 
 class Trail(lightning.Callback):
-    """The price of a nat in each rollout, and the optimizer's state when training starts."""
+    """The KL coefficient in each rollout, and the optimizer's state when training starts."""
 
     def __init__(self):
-        self.prices, self.at_start = [], None
+        self.coefs, self.at_start = [], None
 
     def on_train_batch_start(self, trainer, module, *_):
         if self.at_start is None:
             self.at_start = copy.deepcopy(trainer.optimizers[0].state_dict())
 
     def on_train_batch_end(self, trainer, module, *_):
-        self.prices.append(float(trainer.callback_metrics["objective/kl_coef"]))
+        self.coefs.append(float(trainer.callback_metrics["objective/kl_coef"]))
 
 
 def ppo(folder, callbacks=(), kl="log-space", resume=None):
@@ -110,7 +110,7 @@ def test_ppo_resumed_at_any_boundary_takes_the_steps_that_were_left(whole, after
     folder, module, run, _ = whole
     again = Trail()
     resumed, other = ppo(folder, [again], resume=folder / "ckpt" / f"step={UPDATES * after}.ckpt")
-    assert len(again.prices) == ROLLOUTS - after and other.global_step == run.global_step == ROLLOUTS * UPDATES
+    assert len(again.coefs) == ROLLOUTS - after and other.global_step == run.global_step == ROLLOUTS * UPDATES
     assert_same(resumed.state_dict(), module.state_dict())
 
 
@@ -151,7 +151,7 @@ def test_resuming_a_finished_run_is_an_error_and_not_zero_steps(tmp_path):
 
 
 def test_a_resumed_run_has_the_adam_moments_of_policy_and_critic(whole, tmp_path):
-    """NeMo-RL PR 3171: both optimizers started anew, silently."""
+    """NeMo-RL PR 3171: both optimizers started from scratch, silently."""
     folder, module, *_ = whole
     path = folder / "ckpt" / f"step={2 * UPDATES}.ckpt"
     saved = torch.load(path, weights_only=True)
@@ -176,8 +176,8 @@ def test_the_price_of_kl_goes_on_where_it_was(tmp_path, kl):
     stop = phases.SaveAt(2, folder / "stop.ckpt")
     module, _ = ppo(folder, [trail, stop], kl)
     resumed, _ = ppo(folder, [again], kl, resume=folder / "stop.ckpt")
-    assert len(set(trail.prices)) == ROLLOUTS  # it moves, so that going back would show
-    assert again.prices == trail.prices[2:]
+    assert len(set(trail.coefs)) == ROLLOUTS  # it moves, so that going back would show
+    assert again.coefs == trail.coefs[2:]
     assert resumed.kl_controller.state_dict() == module.kl_controller.state_dict()
 
 

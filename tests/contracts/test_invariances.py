@@ -130,7 +130,7 @@ def test_ppo(pad_id, parts):
 
 @pytest.mark.parametrize("factor", [0.1, 10.0], ids=["too cheap", "too dear"])
 def test_the_controller_steers_the_real_policy_to_its_target_from_ten_times_off(factor):
-    """KL is nats per response; the right price of this task lies near 0.3."""
+    """KL is nats per response; the right KL coefficient of this task lies near 0.3."""
     module = PPOModule(
         tiny.policy(scale=0.3),
         phases.FunctionScorer(phases.praise),

@@ -1,4 +1,4 @@
-"""A child process that ends without a word before the n-th event of some kind."""
+"""A child process that ends with no error message before the n-th event of some kind."""
 
 import os
 from collections.abc import Callable

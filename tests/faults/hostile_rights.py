@@ -1,6 +1,6 @@
 """Config files of a stranger that write elsewhere, connect, read the environment, or grow: each an ``experiment``.
 
-OUTSIDE stands for a folder that is nobody's business, PORT for a port that somebody listens to, and CANARY for a
+OUTSIDE stands for a folder that is nobody's business, PORT for a port that is listened to, and CANARY for a
 variable of the environment whose value must not be seen anywhere.
 """
 

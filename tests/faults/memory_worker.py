@@ -37,7 +37,7 @@ class Watch(DurableCheckpoint):
         for parameter in trainer.lightning_module.parameters():
             parameter.grad = None
         before = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
         path = super().save(trainer)
         peak = status("VmHWM")
         size = sum(file.stat().st_size for file in path.iterdir())

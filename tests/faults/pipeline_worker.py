@@ -1,6 +1,6 @@
 """One rank of two of a pipeline that dies at a place: ``python -m tests.faults.pipeline_worker FILE PLACE WORD ...``
 
-``PLACE`` is where both ranks end without a word, such as ``step 2 of sft``, ``export sft`` or ``after sft``; with
+``PLACE`` is where both ranks end without a message, such as ``step 2 of sft``, ``export sft`` or ``after sft``; with
 ``none`` they go through. Every place that is come to is added to ``FILE`` and the number of the rank.
 """
 

@@ -98,8 +98,8 @@ MISTAKES = [
     # something is missing
     ("stage=sft task=custom", "model.path has no default|add model.path=VALUE"),
     ("stage=sft task=custom model.path=m", "sft.data.train is not set; add data.demonstrations=FILE"),
-    ("stage=evaluate judge=none", "evaluate: nobody judges; add judge=function"),
-    ("stage=ppo judge=none", "scorer: nobody scores the answers; add scorer=function"),
+    ("stage=evaluate judge=none", "evaluate: no judge is configured; add judge=function"),
+    ("stage=ppo judge=none", "scorer: no scorer is configured; add scorer=function"),
     ("stage=sft sft.data.train=${oc.env:SURELY_NOT_SET}", "Is the environment variable set?"),
 ]  # fmt: skip
 CPU = 0.5  # seconds of one command, user and system

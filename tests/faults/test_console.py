@@ -142,10 +142,10 @@ def test_case_61_a_log_on_a_full_disk_loses_lines_after_one_warning(log, tmp_pat
 
 @pytest.mark.parametrize("make", [os.symlink, os.link, lambda _, log: os.mkfifo(log)], ids=["symlink", "link", "pipe"])
 def test_case_61_a_log_is_not_written_through_a_link_and_waits_for_no_reader(log, tmp_path, make, capsys):
-    (tmp_path / "other").write_text("of somebody else")
+    (tmp_path / "other").write_text("of someone else")
     make(tmp_path / "other", tmp_path / "train.log")
     log("a line")
-    assert (tmp_path / "other").read_text() == "of somebody else"
+    assert (tmp_path / "other").read_text() == "of someone else"
     assert capsys.readouterr().err.startswith(f"{tmp_path / 'train.log'}: not all that is logged is there")
 
 

@@ -54,7 +54,7 @@ def module(kind, train, validation=None, **options):
 
 # What is wrong with a line, and where it is wrong
 BROKEN = {
-    "cut off": (b'{"prompt": "a', "{where}:12: broken JSON"),
+    "truncated": (b'{"prompt": "a', "{where}:12: broken JSON"),
     "trailing comma": (b'{"prompt": "a",}', "{where}:16: broken JSON: trailing comma"),
     "two objects": (b'{"prompt": "a"} {"prompt": "b"}', "{where}:17: more than one value"),
 }

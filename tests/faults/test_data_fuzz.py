@@ -70,7 +70,7 @@ def dumped(row):
 def change_bytes(line, draw):
     place, kind = draw.randrange(len(line)), draw.randrange(10)
     if kind == 0:
-        return line[:place]  # cut off
+        return line[:place]  # truncated
     if kind == 1:
         return line + draw.choice([b"", b" ", b","]) + line  # two objects
     if kind == 2:

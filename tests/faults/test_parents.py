@@ -16,7 +16,7 @@ from tests.faults import small_run
 
 
 class Rewrites(lightning.Callback):
-    """Somebody saves another version of the data, and of the model's config, while the stage trains."""
+    """Another version of the data, and of the model's config, is saved while the stage trains."""
 
     def __init__(self, files):
         self.files = files

@@ -368,7 +368,7 @@ def test_case_59_a_damaged_checkpoint_stays_when_its_step_is_saved_again_and_whe
     with pytest.warns(UserWarning, match=r"an old checkpoint is not deleted: .*step-000002"):
         callback.save(trainer)
     assert (folder / "step-000004.damaged-1" / "state.json").read_text() == "damaged"
-    assert [path.name[-1] for path in checkpoints(folder)] == ["4", "3", "2"]  # 1 is good and superfluous
+    assert [path.name[-1] for path in checkpoints(folder)] == ["4", "3", "2"]  # 1 is good and expired
     trainer.global_step = 5
     callback.save(trainer)
     assert [path.name[-1] for path in checkpoints(folder)] == ["5", "4", "2"]

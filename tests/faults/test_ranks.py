@@ -121,7 +121,7 @@ def wait_for_ranks(tmp_path):
 FAULTS = {
     "raise": (3, "DataError: rows.jsonl:3: is empty"),
     "bug": (1, "KeyError: 'a bug'"),
-    "exit": (1, "ended with exit code 9 and without a word"),
+    "exit": (1, "ended with exit code 9 and no error message"),
     "kill": (1, "was ended by SIGKILL, perhaps for lack of memory"),
 }
 
@@ -144,7 +144,7 @@ def test_case_53_a_rank_that_hangs_is_killed_and_named_by_the_one_that_waited(co
     assert process.returncode == 1
     last = errors.splitlines()[-1]
     assert last.startswith(f"rank {1 - rank}: RuntimeError: [gloo")
-    assert re.search(rf"\(rank {rank} gave no answer in work \(program\.py:\d+\) and was killed\)$", last)
+    assert re.search(rf"\(rank {rank} did not respond in work \(program\.py:\d+\) and was killed\)$", last)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

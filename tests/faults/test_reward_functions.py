@@ -34,9 +34,9 @@ COMPLETIONS = ["good", "fine words", "odd", "bad"]
 HANGS = ("sleeps", "regex", "ignores_signals")
 CULPRITS = {  # what each does, and the sample the error must show
     "raises": (r"raised KeyError: 'odd' \(hostile_rewards\.py:\d+\)", 2),
-    "sleeps": (r"gave no answer within 0\.5 s", 0),
-    "regex": (r"gave no answer within 0\.5 s", 2),
-    "ignores_signals": (r"gave no answer within 0\.5 s", 0),
+    "sleeps": (r"did not respond within 0\.5 s", 0),
+    "regex": (r"did not respond within 0\.5 s", 2),
+    "ignores_signals": (r"did not respond within 0\.5 s", 0),
     "exits": (r"ended its process \(exit code 3\)", 0),
     "sys_exits": (r"raised SystemExit: 0", 0),
     "segfaults": (r"ended its process \(signal SIGSEGV\)", 0),
@@ -98,42 +98,42 @@ def scorer():
         each.close()
 
 
-def verdicts(scorer, completions=COMPLETIONS, **columns):
+def scores(scorer, completions=COMPLETIONS, **columns):
     rows = [{"prompt": f"prompt {i}", **columns} for i in range(len(completions))]
-    return scorer.verdicts([row["prompt"] for row in rows], completions, rows, [[5, 1] for _ in completions])
+    return scorer.score_texts([row["prompt"] for row in rows], completions, rows, [[5, 1] for _ in completions])
 
 
 def test_an_isolated_function_gives_what_it_gives_here(scorer):
     isolated = scorer("words")
-    assert verdicts(isolated) == verdicts(scorer("words", isolate=False)) == [1.0, 2.0, 1.0, 1.0]
+    assert scores(isolated) == scores(scorer("words", isolate=False)) == [1.0, 2.0, 1.0, 1.0]
     first = isolated._isolated.pid
-    assert verdicts(isolated, ["a b c"]) == [3.0]
+    assert scores(isolated, ["a b c"]) == [3.0]
     assert isolated._isolated.pid == first != os.getpid()
-    assert verdicts(scorer("decimals")) == [0.5] * 4
-    assert verdicts(scorer("tensor", isolate=False)) == [0.0, 1.0, 2.0, 3.0]
+    assert scores(scorer("decimals")) == [0.5] * 4
+    assert scores(scorer("tensor", isolate=False)) == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_arguments_arrive_as_they_are(scorer):
     prompts = ["p", [{"role": "user", "content": "h\u00e9\ud800"}]]
     rows = [{"prompt": prompts[0], "pair": (1, 2), "array": np.arange(2.0), "number": float("inf")}, {"prompt": ""}]
-    assert scorer("columns_back", abstain_value=-1.0).verdicts(prompts, ["a", "b\x00\u2028"], rows) == [1.0, -1.0]
+    assert scorer("columns_back", abstain_value=-1.0).score_texts(prompts, ["a", "b\x00\u2028"], rows) == [1.0, -1.0]
 
 
 def test_what_json_cannot_hold_is_refused_with_the_name_of_the_column(scorer):
     with pytest.raises(ConfigError, match=r"column 'when' .* holds a date\); .* isolate=false"):
-        verdicts(scorer("words", on_error="abstain"), when=datetime.date(2026, 1, 1))
-    assert len(verdicts(scorer("words", isolate=False), when=datetime.date(2026, 1, 1))) == 4
+        scores(scorer("words", on_error="abstain"), when=datetime.date(2026, 1, 1))
+    assert len(scores(scorer("words", isolate=False), when=datetime.date(2026, 1, 1))) == 4
 
 
 def test_a_function_without_room_for_the_columns_is_told_of_them(scorer):
     with pytest.raises(RewardFunctionError, match=r"unexpected keyword argument 'topic'.*\n.*add \*\*columns"):
-        verdicts(scorer("bare"), topic="x")
-    assert verdicts(scorer("bare")) == [0.0] * 4
+        scores(scorer("bare"), topic="x")
+    assert scores(scorer("bare")) == [0.0] * 4
 
 
 def test_what_the_function_prints_is_not_taken_for_its_answer(scorer, capfd):
     printing = scorer("prints")
-    assert verdicts(printing) == verdicts(printing) == [1.0, 2.0, 1.0, 1.0]
+    assert scores(printing) == scores(printing) == [1.0, 2.0, 1.0, 1.0]
     out, err = capfd.readouterr()
     assert out == "" and err.count("to stdout") == err.count("to descriptor 1") == err.count("from a child") == 2
 
@@ -143,7 +143,7 @@ def test_case_51_raise_ends_with_an_error_that_shows_the_sample(scorer, name):
     failing = scorer(name, isolate=name not in IMPORTS_TORCH, timeout=0.5 if name in HANGS else 30.0)
     says, sample = CULPRITS[name]
     with pytest.raises(RewardFunctionError, match=says) as caught:
-        verdicts(failing)
+        scores(failing)
     shown = re.search(r"sample (\d) of 4(.*): prompt 'prompt (\d)', completion '(.*)' \(1 try\)", str(caught.value))
     assert shown[1] == shown[3] == str(sample) and shown[4] == COMPLETIONS[sample]
     assert "scorer.on_error=abstain" in str(caught.value)
@@ -155,46 +155,46 @@ def test_case_51_abstain_and_a_value_go_on_and_count(scorer, name, caplog):
     options = {"isolate": name not in IMPORTS_TORCH, "timeout": 0.5 if name in HANGS else 30.0}
     abstaining = scorer(name, on_error="abstain", abstain_value=7.0, **options)
     with caplog.at_level(logging.WARNING):
-        found = verdicts(abstaining)
+        found = scores(abstaining)
     assert re.search(CULPRITS[name][0] + r".*on_error=abstain", caplog.text)
     lost = [value != value for value in found]
     assert lost == ([True] * 4 if name in WHOLE or name in IMPORTS_TORCH else [False, False, True, False])
     valued = scorer(name, on_error=-1, **options)
-    assert [value == -1.0 for value in verdicts(valued)] == lost
+    assert [value == -1.0 for value in scores(valued)] == lost
 
 
 def test_the_error_of_a_long_sample_is_short(scorer):
     with pytest.raises(RewardFunctionError) as caught:
-        verdicts(scorer("exits"), ["x" * 10_000])
+        scores(scorer("exits"), ["x" * 10_000])
     assert len(str(caught.value)) < 1000 and "(10002 characters)" in str(caught.value)
 
 
 def test_the_traceback_of_the_worker_comes_along(scorer):
     with pytest.raises(RewardFunctionError) as caught:
-        verdicts(scorer("raises"))
+        scores(scorer("raises"))
     (note,) = caught.value.__cause__.__notes__
     assert "in raises" in note and "KeyError" in note
 
 
 def test_case_51_a_hang_shows_where_it_hung(scorer, capfd):
     with pytest.raises(RewardFunctionError, match=r"scorer\.timeout="):
-        verdicts(scorer("regex", timeout=0.4), ["odd"])
+        scores(scorer("regex", timeout=0.4), ["odd"])
     assert "in regex" in capfd.readouterr().err
 
 
 def test_case_51_a_death_is_tried_again_and_the_next_call_finds_a_worker(scorer, tmp_path):
     shaky = scorer("second_time", retries=1)
-    assert verdicts(shaky, folder=str(tmp_path)) == [1.0, 2.0, 1.0, 1.0]
+    assert scores(shaky, folder=str(tmp_path)) == [1.0, 2.0, 1.0, 1.0]
     (tmp_path / "seen").unlink()
     once = scorer("second_time", on_error="abstain")
-    assert all(value != value for value in verdicts(once, folder=str(tmp_path)))
-    assert verdicts(once, folder=str(tmp_path)) == [1.0, 2.0, 1.0, 1.0]
+    assert all(value != value for value in scores(once, folder=str(tmp_path)))
+    assert scores(once, folder=str(tmp_path)) == [1.0, 2.0, 1.0, 1.0]
 
 
 def test_tries_are_bounded(scorer):
     begin = time.monotonic()
     with pytest.raises(RewardFunctionError, match=r"\(3 tries\)"):
-        verdicts(scorer("sleeps", timeout=0.2, retries=2), ["x"])
+        scores(scorer("sleeps", timeout=0.2, retries=2), ["x"])
     assert time.monotonic() - begin < 5
     calls = []
 
@@ -203,27 +203,27 @@ def test_tries_are_bounded(scorer):
         raise ValueError
 
     with pytest.raises(RewardFunctionError, match=r"\(3 tries\)"):
-        verdicts(FunctionScorer(broken, retries=2), ["x"])
+        scores(FunctionScorer(broken, retries=2), ["x"])
     assert len(calls) == 3
 
 
 def test_a_worker_that_dies_between_calls_costs_nothing(scorer):
     steady = scorer("words")
-    verdicts(steady)
+    scores(steady)
     os.kill(steady._isolated.pid, signal.SIGKILL)
     time.sleep(0.05)
-    assert verdicts(steady) == [1.0, 2.0, 1.0, 1.0]
+    assert scores(steady) == [1.0, 2.0, 1.0, 1.0]
 
 
 def test_the_deadline_ends_what_the_function_started_too(scorer, tmp_path):
     with pytest.raises(RewardFunctionError):
-        verdicts(scorer("spawns", timeout=0.5), ["x"], folder=str(tmp_path))
+        scores(scorer("spawns", timeout=0.5), ["x"], folder=str(tmp_path))
     assert gone(int((tmp_path / "pid").read_text()))
 
 
 def test_a_worker_ends_with_its_scorer():
     scorer = FunctionScorer(f"{HERE}.words", isolate=True)
-    verdicts(scorer)
+    scores(scorer)
     pid = scorer._isolated.pid
     del scorer
     assert gone(pid)
@@ -264,7 +264,7 @@ def test_ctrl_c_does_not_leave_an_answer_for_the_next_call(scorer):
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(KeyboardInterrupt):
-            verdicts(steady)
+            scores(steady)
     finally:
         signal.signal(signal.SIGALRM, old)
     assert steady._isolated.pid is None
@@ -277,7 +277,7 @@ def test_without_isolation_it_runs_here_and_a_debugger_can_be_left():
 
     pids = []
     with pytest.raises(bdb.BdbQuit):
-        verdicts(FunctionScorer(quits, on_error="abstain", retries=1))
+        scores(FunctionScorer(quits, on_error="abstain", retries=1))
     assert pids == [os.getpid()]
 
 
@@ -288,7 +288,7 @@ def test_in_a_config_functions_are_isolated_and_the_judge_brings_its_policy_alon
         scorer = safe_instantiate(node, trusted=config["trusted_targets"])
         assert isinstance(scorer, FunctionScorer) and scorer._isolated is not None
         assert (scorer.on_error, scorer.timeout, scorer.retries) == (on_error, timeout, 0)
-    with pytest.raises(ConfigError, match="nobody scores"):
+    with pytest.raises(ConfigError, match="no scorer is configured"):
         safe_instantiate(compose(["stage=ppo", "task=custom", "model.path=m"])["scorer"])
 
 
@@ -296,7 +296,7 @@ def test_functions_without_an_import_path_are_refused_and_others_found():
     with pytest.raises(ConfigError, match=r"isolate=true: .*isolate=false"):
         FunctionScorer(lambda prompts, completions: [], isolate=True)
     found = FunctionScorer(hostile_rewards.words, isolate=True)
-    assert verdicts(found) == [1.0, 2.0, 1.0, 1.0]
+    assert scores(found) == [1.0, 2.0, 1.0, 1.0]
     found.close()
 
 
@@ -375,10 +375,10 @@ def test_case_51_the_command_ends_with_code_six(tmp_path):
 def test_case_51_a_function_that_changes_its_arguments_changes_neither_rows_nor_retries(scorer, isolate):
     steps = ["look"]
     with pytest.raises(RewardFunctionError, match=r"sample 2 of 4: prompt 'prompt 2', completion 'odd' \(2 tries\)"):
-        verdicts(scorer("changes", isolate=isolate, retries=1), steps=steps)
+        scores(scorer("changes", isolate=isolate, retries=1), steps=steps)
     assert steps == ["look"]
 
 
 def test_case_51_a_fork_that_returns_does_not_answer(scorer):
     judge = scorer("forks")
-    assert [verdicts(judge, ["good"]), verdicts(judge, ["bad"])] == [[1.0], [1.0]]
+    assert [scores(judge, ["good"]), scores(judge, ["bad"])] == [[1.0], [1.0]]

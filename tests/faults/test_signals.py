@@ -317,7 +317,7 @@ def test_case_63_a_rank_that_does_not_end_after_a_signal_is_named_and_killed(tmp
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 143 and time.monotonic() - start < 5
-    assert re.match(r"stopped by SIGTERM; rank 1 gave no answer in hangs \(deaf\.py:\d+\) and was killed", output)
+    assert re.match(r"stopped by SIGTERM; rank 1 did not respond in hangs \(deaf\.py:\d+\) and was killed", output)
 
 
 def test_case_63_ranks_that_write_have_as_long_as_it_grows(tmp_path, monkeypatch):

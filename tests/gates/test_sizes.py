@@ -6,7 +6,7 @@ from tests.gates.gate_sources import PACKAGE, ROOT, project_files
 SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("hydra_plugins/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
 PYTHON = sorted([*PACKAGE.rglob("*.py"), *SCRIPTS])
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-# Functions whose arguments belong to somebody else's signature.
+# Functions whose arguments belong to another library's signature.
 KEYWORDS_ALLOWED = frozenset(
     {
         "benchmarks/peer.py::on_train_begin",  # transformers.TrainerCallback

@@ -158,7 +158,7 @@ def test_training_ends_at_the_exact_optimum(algorithm, name, seed):
 @pytest.mark.parametrize(
     ("name", "kl"),
     [("two_token", FlippedKL), ("two_token", lambda beta: FixedKL(beta / 2)), ("bandit_beta1.0", FlippedKL)],
-    ids=["sign flipped", "price halved", "sign flipped in a bandit"],
+    ids=["sign flipped", "penalty halved", "sign flipped in a bandit"],
 )
 def test_a_wrong_kl_price_is_seen(name, kl):
     assert distance(name, *train(name, 0, kl)) > 0.1
@@ -167,8 +167,8 @@ def test_a_wrong_kl_price_is_seen(name, kl):
 @pytest.mark.parametrize("name", ["two_token", "bandit_beta1.0"])
 def test_k1_as_a_loss_is_seen_and_refused(name, monkeypatch):
     in_the_loss = {"kl_placement": "loss", "kl_estimator": "k1"}
-    void = PPO | {"settings": PPO["settings"] | in_the_loss}
+    invalid = PPO | {"settings": PPO["settings"] | in_the_loss}
     with pytest.raises(ConfigError, match="expected gradient of k1 as a loss is zero"):
-        train(name, 0, FixedKL, void)
-    monkeypatch.setattr(ppo, "refuse_void", lambda *parts: None)
-    assert distance(name, *train(name, 0, FixedKL, void)) > 0.1
+        train(name, 0, FixedKL, invalid)
+    monkeypatch.setattr(ppo, "check_combination", lambda *parts: None)
+    assert distance(name, *train(name, 0, FixedKL, invalid)) > 0.1

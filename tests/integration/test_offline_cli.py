@@ -126,7 +126,7 @@ def test_best_of_n_keeps_the_best_answers_and_learns_them(whole, assets, tmp_pat
         (["stage=kto", "data.feedback=x.jsonl", "kto.loss.desirable_weight=-1"], "desirable_weight=-1"),
         (["stage=best_of_n", "data.prompts=null"], r"best_of_n\.data\.train is not set"),
         (["stage=best_of_n", "data.prompts=x.jsonl", "best_of_n.n=1"], "must be at least 2"),
-        (["stage=best_of_n", "data.prompts=x.jsonl"], "nobody scores"),
+        (["stage=best_of_n", "data.prompts=x.jsonl"], "no scorer is configured"),
         (["stages=[sft,rank,dpo]", "loss.beta=-1", "data.demonstrations=x", "data.prompts=x"], "beta=-1"),
     ],
 )

@@ -74,11 +74,11 @@ def test_ppo_resumed_after_a_rollout_is_the_uninterrupted_run(uninterrupted, aft
 
 
 def test_the_runs_differ_where_they_should(uninterrupted):
-    """The test of the tests above: prompts and price change from rollout to rollout."""
+    """The test of the tests above: prompts and KL coefficient change from rollout to rollout."""
     folder, whole, _, answers = uninterrupted
     assert len({str(answer) for answer in answers}) == ROLLOUTS
-    prices = [torch.load(folder / f"{i}.ckpt", weights_only=True)["rlhf"]["kl"]["coef"] for i in (1, 3, 5)]
-    assert len(set(prices)) == 3 and prices[-1] == whole.kl_controller.coef
+    coefs = [torch.load(folder / f"{i}.ckpt", weights_only=True)["rlhf"]["kl"]["coef"] for i in (1, 3, 5)]
+    assert len(set(coefs)) == 3 and coefs[-1] == whole.kl_controller.coef
 
 
 def test_the_checkpoint_is_plain_and_holds_policy_and_critic_only(uninterrupted):

@@ -133,7 +133,7 @@ def discounted_returns(inputs, params, case_id):
 
 
 def shaped_rewards(inputs, params, case_id):
-    verdicts, finished, mask = real(inputs["scores"]), flags(inputs["has_eos"]), flags(inputs["mask"])
+    given_scores, finished, mask = real(inputs["scores"]), flags(inputs["has_eos"]), flags(inputs["mask"])
     bounds = params.get("score_clip")
     knobs = {
         "score_clip": tuple(bounds) if isinstance(bounds, list) else bounds,
@@ -148,15 +148,15 @@ def shaped_rewards(inputs, params, case_id):
         kl_coef=params["beta"],
         estimator=ESTIMATORS[params["kl_estimator"]],
     )
-    out = shape(verdicts, **knobs)
-    price_only = shape(torch.zeros_like(verdicts))
+    out = shape(given_scores, **knobs)
+    penalty_only = shape(torch.zeros_like(given_scores))
     return {
         "token_rewards": out.rewards,
         "kl": out.kl,
         "kl_sum_mean": aggregate.seq_mean_token_sum(out.kl, mask),
         "kl_token_mean": aggregate.token_mean(out.kl, mask),
-        "non_score_reward_mean": aggregate.seq_mean_token_sum(price_only.rewards, mask),
-        "score_mean": kl.shape_scores(verdicts, finished, **knobs).mean(),
+        "non_score_reward_mean": aggregate.seq_mean_token_sum(penalty_only.rewards, mask),
+        "score_mean": kl.shape_scores(given_scores, finished, **knobs).mean(),
         "rlhf_reward_mean": aggregate.seq_mean_token_sum(out.rewards, mask),
     }
 
@@ -280,11 +280,11 @@ def ensemble(inputs, params, case_id):
 
 
 def reward_shaping(inputs, params, case_id):
-    verdicts, references = real(inputs["reward"]), real(inputs["ref_rewards"])
+    given_scores, references = real(inputs["reward"]), real(inputs["ref_rewards"])
     return {
-        "par": scores.preference_as_reward(verdicts, references, **params),
-        "lsc": scores.log_sigmoid_centered(verdicts, references),
-        "centered": scores.centered(verdicts, references),
+        "par": scores.preference_as_reward(given_scores, references, **params),
+        "lsc": scores.log_sigmoid_centered(given_scores, references),
+        "centered": scores.centered(given_scores, references),
     }
 
 

@@ -88,7 +88,7 @@ def test_groups_have_their_own_rate_and_parameters_without_gradient_rest():
 
 
 @pytest.mark.parametrize("knobs", [{"lr": -1.0}, {"eps": -1.0}, {"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}])
-def test_void_knobs_are_refused(knobs):
+def test_invalid_knobs_are_refused(knobs):
     with pytest.raises(ConfigError):
         TF1Adam([a_parameter()], **knobs)
 

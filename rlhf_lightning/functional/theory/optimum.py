@@ -50,7 +50,7 @@ def bandit_optimum(ref_logits: Tensor, rewards: Tensor, *, beta: float) -> Bandi
     Args:
         ref_logits: of the reference, ``[..., V]``.
         rewards: ``[..., V]``.
-        beta: price of one nat, in units of the reward.
+        beta: coefficient of the KL penalty, reward per nat.
 
     Raises:
         ConfigError: beta is not above 0.
@@ -60,7 +60,7 @@ def bandit_optimum(ref_logits: Tensor, rewards: Tensor, *, beta: float) -> Bandi
     (tensor([0.7500, 0.2500]), tensor(2.))
     """
     if not beta > 0:
-        raise ConfigError(f"beta={beta}: must be above 0; without a price the best answer alone is the optimum")
+        raise ConfigError(f"beta={beta}: must be above 0; without a KL penalty the best answer alone is the optimum")
     tilted = log_softmax(ref_logits) + rewards / beta
     logprobs = log_softmax(tilted)
     kl = full_kl(logprobs, ref_logits)
@@ -75,7 +75,7 @@ def tree_optimum(first_logits: Tensor, second_logits: Tensor, rewards: Tensor, *
         first_logits: of the reference for the first token, ``[V]``.
         second_logits: of the reference for the second token given the first, ``[V, W]``.
         rewards: of each answer, ``[V, W]``.
-        beta: price of one nat, in units of the reward.
+        beta: coefficient of the KL penalty, reward per nat.
 
     Raises:
         ConfigError: beta is not above 0.

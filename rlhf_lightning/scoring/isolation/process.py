@@ -68,7 +68,7 @@ class IsolatedFunction:
         message = _encoded(arguments)
         self.start()
         answer = self._exchange(
-            message, seconds, f"gave no answer within {seconds:g} s (standard error shows where it was)"
+            message, seconds, f"did not respond within {seconds:g} s (standard error shows where it was)"
         )
         return answer["returned"]
 

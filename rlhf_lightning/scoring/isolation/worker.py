@@ -42,7 +42,7 @@ def load(path: str) -> Callable[..., Any]:
 def plain(value: Any) -> Any:
     """What a function returned as None, numbers and lists of them; tensors and arrays become lists.
 
-    Anything else becomes ``{"type": its type, "repr": a short text}``, which is no verdict.
+    Anything else becomes ``{"type": its type, "repr": a short text}``, which is no score.
     """
     if hasattr(value, "tolist"):
         value = value.tolist()

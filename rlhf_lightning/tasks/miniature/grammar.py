@@ -140,7 +140,8 @@ class _Writer:
 
     def _clause(self) -> str:
         shape = self.rng.choices(
-            (self._state, self._feeling, self._verdict, self._sighting, self._aside), (0.4, 0.2, 0.12, 0.16, 0.12)
+            (self._state, self._feeling, self._recommendation, self._sighting, self._aside),
+            (0.4, 0.2, 0.12, 0.16, 0.12),
         )[0]
         return self._stuttered(shape())
 
@@ -151,9 +152,9 @@ class _Writer:
         verb = self._fresh(self._by_mood(VERBS_POSITIVE, VERBS_NEUTRAL, VERBS_NEGATIVE))
         return f"{self.rng.choice(PEOPLE)} {verb} the {self._noun()}"
 
-    def _verdict(self) -> str:
-        verdicts = self._by_mood(("recommend it",), ("come back",), ("avoid it",))
-        return f"{self.rng.choice(PEOPLE)} would {self.rng.choice(verdicts)}"
+    def _recommendation(self) -> str:
+        recommendations = self._by_mood(("recommend it",), ("come back",), ("avoid it",))
+        return f"{self.rng.choice(PEOPLE)} would {self.rng.choice(recommendations)}"
 
     def _sighting(self) -> str:
         verb = self.rng.choice(("there was", "we had", "it had"))

@@ -197,8 +197,8 @@ def test_the_guard_is_chosen_on_the_command_line():
 def test_a_monitor_means_over_the_answers_it_judges(tmp_path):
     monitor = ScoreMonitor(Curve([0.0, 0.0]))
     nan = float("nan")
-    verdicts = [torch.tensor([1.0, nan, 3.0, nan]), torch.full((4,), nan)]
-    monitor.scorer.score = lambda rollout, tokenizer: verdicts.pop(0)[: len(rollout)]
+    scores = [torch.tensor([1.0, nan, 3.0, nan]), torch.full((4,), nan)]
+    monitor.scorer.score = lambda rollout, tokenizer: scores.pop(0)[: len(rollout)]
     fitted = trainer([monitor], tmp_path)
     fitted.fit(Hacked(2), loader(2))
-    assert float(fitted.callback_metrics["monitor/gold"]) == 2.0 and not verdicts
+    assert float(fitted.callback_metrics["monitor/gold"]) == 2.0 and not scores

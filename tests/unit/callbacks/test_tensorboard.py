@@ -77,7 +77,7 @@ def test_the_sample_table_goes_from_worst_to_best_and_stays_a_table():
     table = sample_table(experience(), Tokenizer(), samples=2, max_characters=100).splitlines()
     assert table[2:] == [
         "| -1.000 | 0.00 | 1 | &lt;i&gt;so&lt;/i&gt; film | bad&#124; |",
-        "| 2.000 | 1.00 | 1 | good | &lt;i&gt;so&lt;/i&gt; *(cut off)* |",
+        "| 2.000 | 1.00 | 1 | good | &lt;i&gt;so&lt;/i&gt; *(truncated)* |",
     ]
 
 

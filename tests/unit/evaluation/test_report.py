@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.evaluation import before_and_after, print_table, read_history, verdict, write_report
+from rlhf_lightning.evaluation import before_and_after, conclusion, print_table, read_history, write_report
 
 
 def estimate(mean, stderr=0.1):
@@ -54,9 +54,9 @@ def evaluation(gold=2.0, proxy=3.0):
     }
 
 
-def test_the_verdict_names_change_kl_win_rate_judge_and_gap():
+def test_the_conclusion_names_change_kl_win_rate_judge_and_gap():
     # sqrt(2) * 0.1; spreads over 100 prompts are 1 and 2: gap 2 / 2 - 1 / 1
-    assert verdict(evaluation()) == (
+    assert conclusion(evaluation()) == (
         "gold up by 1.000 (± 0.141) from sft to ppo at a KL of 5.00 nats per response; "
         "win rate 80.0% [71.0, 87.0] against sft, judged by gold; "
         "proxy proxy +2.000, proxy-gold gap +0.00 standard deviations of sft."
@@ -73,19 +73,19 @@ def test_the_verdict_names_change_kl_win_rate_judge_and_gap():
     ],
 )
 def test_a_proxy_that_rises_alone_is_named_for_what_it_is(gold, proxy, found):
-    sentence = verdict(evaluation(gold, proxy))
+    sentence = conclusion(evaluation(gold, proxy))
     assert ("WARNING" in sentence or "Caution" in sentence) is (found is not None)
     assert (found or "") in sentence
 
 
 def test_a_change_within_its_error_is_no_change():
-    assert verdict(evaluation(gold=1.2)).startswith("gold did not clearly change from sft to ppo (+0.200 ± 0.141)")
+    assert conclusion(evaluation(gold=1.2)).startswith("gold did not clearly change from sft to ppo (+0.200 ± 0.141)")
 
 
 def test_a_single_policy_has_nothing_to_compare_with():
     alone = evaluation()
     alone["policies"] = {"sft": alone["policies"]["sft"]}
-    assert verdict(alone) == "Only sft was evaluated: there is nothing to compare it with."
+    assert conclusion(alone) == "Only sft was evaluated: there is nothing to compare it with."
 
 
 def test_the_table_mirrors_the_win_rate_of_what_came_before_sft():
@@ -119,10 +119,10 @@ def run_folder(tmp_path):
     return tmp_path
 
 
-def test_the_report_holds_verdict_table_samples_figures_and_configuration(tmp_path):
+def test_the_report_holds_conclusion_table_samples_figures_and_configuration(tmp_path):
     text = write_report(run_folder(tmp_path)).read_text()
     assert text.startswith("# Report: base → sft → ppo\n\n**gold up by 1.000")
-    assert "| ppo | &lt;b&gt; *(cut off)* | 2.000 | 3.000 |" in text
+    assert "| ppo | &lt;b&gt; *(truncated)* | 2.000 | 3.000 |" in text
     assert "**Prompt** tell &#124; me" in text
     assert "* **ppo**: rollouts 2, score 0.500, KL 2.00, 2 s" in text
     assert "seed: 7" in text

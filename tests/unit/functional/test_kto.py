@@ -91,6 +91,6 @@ def test_rewards_are_reported_by_kind_and_detached():
 
 
 @pytest.mark.parametrize("knobs", [{"beta": 0.0}, {"desirable_weight": -1.0}, {"undesirable_weight": -1.0}])
-def test_void_knobs_are_refused(knobs):
+def test_invalid_knobs_are_refused(knobs):
     with pytest.raises(ConfigError):
         kto_loss(torch.zeros(1), torch.zeros(1), torch.ones(1).bool(), ZERO, **knobs)

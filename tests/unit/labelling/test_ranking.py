@@ -24,7 +24,7 @@ def test_the_best_answer_gets_rank_one_and_equal_scores_tie():
     assert ranks([3.0]) == [1]
 
 
-def test_an_answer_without_a_verdict_has_no_rank():
+def test_an_answer_without_a_score_has_no_rank():
     records = [record("p", "a", float("nan")), record("p", "b", 1.0), record("p", "c", 2.0)]
     (row,) = ranking_rows(records, "gold")
     assert (row["completions"], row["ranks"]) == (["b", "c"], [2, 1])

@@ -30,7 +30,7 @@ def test_the_first_of_the_best_finished_answers_is_kept_with_its_score():
     assert [row["completion"] for row in best_rows(RECORDS[:4], "other", 4)] == [" a"]
 
 
-def test_an_answer_without_a_verdict_is_not_the_best():
+def test_an_answer_without_a_score_is_not_the_best():
     unjudged = record("p", " z", float("nan"))
     assert [row["completion"] for row in best_rows([unjudged, *RECORDS[:4]], "s", 5)] == [" b"]
     assert best_rows([unjudged] * 2, "s", 2) == []

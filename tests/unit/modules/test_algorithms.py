@@ -14,7 +14,7 @@ from rlhf_lightning.functional.advantage import dr_grpo, gae, grpo, rloo
 from rlhf_lightning.functional.policy import reinforce_loss
 from rlhf_lightning.functional.ppo import clipped_policy_loss
 from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.modules.ppo_rules import refuse_void
+from rlhf_lightning.modules.ppo_rules import check_combination
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import Sampling
@@ -50,7 +50,7 @@ def build(
     critic="policy",
     **settings,
 ):
-    """A module of one's own choice over the tiny policy."""
+    """A module with settings of choice over the tiny policy."""
     return PPOModule(
         tiny.policy(scale=0.3),
         FunctionScorer(scorer),
@@ -144,7 +144,7 @@ def test_entropy_is_rewarded():
     assert entropy(0.5) > entropy(0.0) + 0.05
 
 
-def test_cut_off_answers_can_be_left_out():
+def test_truncated_answers_can_be_left_out():
     module = build(mask_truncated=True, sampling=Sampling(max_new_tokens=14))
     logged = fit(module)
     e = module.last_experience
@@ -222,15 +222,15 @@ GROUPED = {"advantage": partial(rloo, group_size=4), "group_size": 4, "baseline"
         ({"sampling": Sampling(top_k=5)}, "sampling.top_k=5"),
     ],
 )
-def test_void_combinations_are_refused_with_the_reason(parts, says):
+def test_invalid_combinations_are_refused_with_the_reason(parts, says):
     slots = {"advantage": gae, "policy_loss": clipped_policy_loss, "sampling": Sampling(), "critic": "policy"}
     settings = {k: v for k, v in parts.items() if k not in slots}
     chosen = {**slots, **{k: v for k, v in parts.items() if k in slots}}
     with pytest.raises(ConfigError, match=says):
-        refuse_void(PPOSettings(**settings), **chosen)
+        check_combination(PPOSettings(**settings), **chosen)
 
 
-def test_a_function_of_ones_own_is_no_combination_to_be_refused():
-    refuse_void(
+def test_a_user_defined_function_is_no_combination_to_be_refused():
+    check_combination(
         PPOSettings(baseline="none"), Sampling(), lambda r, v, m: (r, r), lambda *a, **k: clipped_policy_loss(*a, **k)
     )

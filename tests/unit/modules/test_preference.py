@@ -259,7 +259,7 @@ def test_held_out_preferences_are_learned(tmp_path, loss):
         ({"loss_coef": 0.0}, "one of them above 0"),
     ],
 )
-def test_void_combinations_are_refused_before_a_model_is_loaded(options, message):
+def test_invalid_combinations_are_refused_before_a_model_is_loaded(options, message):
     if "reference" in options:
         options = options | {"reference": Pretrained("nowhere")}
     with pytest.raises(ConfigError, match=message):

@@ -120,7 +120,7 @@ def test_validation_has_one_reference_point_whatever_the_batches(file, micro, ot
     )
 
 
-def test_held_out_verdicts_are_learned_and_the_reference_stands_still(tmp_path):
+def test_held_out_labels_are_learned_and_the_reference_stands_still(tmp_path):
     good, bad = [" very good .", " good and kind .", " happy"], [" bad .", " slow and bad .", " very slow"]
 
     def rows(prompts):
@@ -162,6 +162,6 @@ def test_bfloat16_autocast_keeps_the_gradient_of_the_policy(file):
         (dpo_loss, r"^kto\.loss: dpo_loss cannot be called as f\(logprobs"),
     ],
 )
-def test_void_losses_are_refused_before_a_model_is_loaded(loss, message):
+def test_invalid_losses_are_refused_before_a_model_is_loaded(loss, message):
     with pytest.raises(ConfigError, match=message):
         KTOModule(Pretrained("nowhere"), tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), loss=loss)

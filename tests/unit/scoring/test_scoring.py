@@ -1,4 +1,4 @@
-"""Scorers: TRL's function signature, verdicts that are checked, reward models with the same or another tokenizer."""
+"""Scorers: TRL's function signature, scores that are checked, reward models with the same or another tokenizer."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_conversational_prompts_get_conversational_completions():
         return [1.0]
 
     messages = [{"role": "user", "content": "how was it?"}]
-    assert FunctionScorer(spy).verdicts([messages], ["fine"], [{"prompt": messages}]) == [1.0]
+    assert FunctionScorer(spy).score_texts([messages], ["fine"], [{"prompt": messages}]) == [1.0]
 
 
 def test_none_abstains_and_zero_is_a_score():
@@ -57,17 +57,18 @@ def test_none_abstains_and_zero_is_a_score():
         return [None, 0.0, 2]
 
     rows = [{"prompt": "p"}] * 3
-    assert FunctionScorer(sometimes, abstain_value=-1.0).verdicts(["p"] * 3, ["a", "b", "c"], rows) == [-1.0, 0.0, 2.0]
+    scorer = FunctionScorer(sometimes, abstain_value=-1.0)
+    assert scorer.score_texts(["p"] * 3, ["a", "b", "c"], rows) == [-1.0, 0.0, 2.0]
 
 
 @pytest.mark.parametrize(
     ("result", "message"),
     [(None, "None for 2"), ([1.0], "1 values for 2"), ([1.0, float("nan")], "nan"), ([1.0, "good"], "'good'")],
 )
-def test_a_verdict_that_is_no_number_each_is_refused(result, message):
+def test_a_score_that_is_no_number_each_is_refused(result, message):
     scorer = FunctionScorer(lambda prompts, completions: result, name="mine")
     with pytest.raises(RewardFunctionError, match=f"mine returned .*{message}"):
-        scorer.verdicts(["p", "p"], ["a", "b"], [{"prompt": "p"}] * 2)
+        scorer.score_texts(["p", "p"], ["a", "b"], [{"prompt": "p"}] * 2)
 
 
 def test_an_exception_names_the_function_and_shows_a_sample():
@@ -75,7 +76,7 @@ def test_an_exception_names_the_function_and_shows_a_sample():
         raise KeyError("answer")
 
     with pytest.raises(RewardFunctionError, match=r"broken raised KeyError.*'first'"):
-        FunctionScorer(broken).verdicts(["p"], ["first"], [{"prompt": "p"}])
+        FunctionScorer(broken).score_texts(["p"], ["first"], [{"prompt": "p"}])
 
 
 def test_a_path_that_leads_nowhere_is_a_config_error():
@@ -92,7 +93,7 @@ def reward_folder(tmp_path):
     return tmp_path / "reward"
 
 
-def test_a_reward_model_scores_at_the_end_token_even_of_cut_off_answers(rollout, reward_folder):
+def test_a_reward_model_scores_at_the_end_token_even_of_truncated_answers(rollout, reward_folder):
     scorer = RewardModelScorer(Pretrained(str(reward_folder)))
     scores = scorer.score(rollout, tiny.tokenizer())
     assert rollout.finished.any() and not rollout.finished.all()

@@ -28,14 +28,14 @@ NAN = math.nan
 class Given:
     """Says what it was given, one tensor after the other; the last one for ever."""
 
-    def __init__(self, *verdicts, name="given"):
-        self.name, self.verdicts = name, [torch.as_tensor(v) for v in verdicts]
+    def __init__(self, *scores, name="given"):
+        self.name, self.scores = name, [torch.as_tensor(v) for v in scores]
 
     def to(self, device):
         return self
 
     def score(self, rollout, tokenizer):
-        return self.verdicts.pop(0) if len(self.verdicts) > 1 else self.verdicts[0]
+        return self.scores.pop(0) if len(self.scores) > 1 else self.scores[0]
 
 
 def rollout(lengths=(2, 3), rows=None):
@@ -56,7 +56,7 @@ def score(scorer, given=None):
 # ------------------------------------------------------------------------------------------------------ the sum
 
 
-def test_verdicts_are_weighted_and_added():
+def test_scores_are_weighted_and_added():
     sources = RewardSources({"a": Source(Given([1.0, 2.0])), "b": {"scorer": Given([10.0, 20.0]), "weight": -0.5}})
     assert score(sources).tolist() == [-4.0, -8.0]
 
@@ -71,7 +71,7 @@ def test_a_row_that_nobody_judges_is_not_a_number():
     assert found.isnan().tolist() == [True, False] and found[1] == 1.0
 
 
-def test_verdicts_on_answers_go_to_the_last_token_where_another_source_judges_tokens():
+def test_scores_of_answers_go_to_the_last_token_where_another_source_judges_tokens():
     tokens = [[1.0, 2.0, 99.0], [3.0, 4.0, 5.0]]  # the 99 stands on padding
     found = score(RewardSources({"steps": Given(tokens), "end": Source(Given([10.0, NAN]), 0.5)}))
     assert found.tolist() == [[1.0, 7.0, 0.0], [3.0, 4.0, 5.0]]
@@ -335,10 +335,8 @@ def test_running_statistics_can_keep_the_mean_and_stop():
 
 
 def test_running_statistics_survive_a_resume():
-    def sources(*verdicts):
-        return RewardSources(
-            {"a": Source(Given(*verdicts), 1.0, [RunningNormalise()])}, [RunningNormalise(center=False)]
-        )
+    def sources(*scores):
+        return RewardSources({"a": Source(Given(*scores), 1.0, [RunningNormalise()])}, [RunningNormalise(center=False)])
 
     whole, first, second = sources([0.0, 2.0], [4.0, 9.0]), sources([0.0, 2.0]), sources([4.0, 9.0])
     score(whole)

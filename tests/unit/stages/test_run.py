@@ -62,9 +62,9 @@ def test_a_judge_that_is_not_there_is_known_before_the_first_stage(tmp_path):
 
 def test_a_run_that_is_stopped_names_the_stages_that_are_complete(tmp_path):
     config = compose([f"run_dir={tmp_path}"])
-    assert "; no step" not in RunFolder(config).how_to_go_on()
+    assert "; no step" not in RunFolder(config).resume_hint()
     write_folder(tmp_path / "sft", lambda folder: None, {"stage": "sft"})
-    assert RunFolder(config).how_to_go_on().startswith("no step was saved, but sft is complete. Go on with")
+    assert RunFolder(config).resume_hint().startswith("no step was saved, but sft is complete. Go on with")
 
 
 @pytest.mark.parametrize(

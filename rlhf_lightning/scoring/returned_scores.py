@@ -1,4 +1,4 @@
-"""What a reward function returned, sample by sample: verdicts, and what is wrong with the others."""
+"""What a reward function returned, sample by sample: scores, and what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Checked = list[float | list[float] | str]
 
 
 def checked(returned: Any, count: int, lengths: Sequence[int] | None, abstain_value: float) -> Checked:
-    """The verdicts on ``count`` samples.
+    """The scores on ``count`` samples.
 
     Args:
         returned: as `worker.plain` writes it.
@@ -24,7 +24,7 @@ def checked(returned: Any, count: int, lengths: Sequence[int] | None, abstain_va
         abstain_value: what None stands for.
 
     Raises:
-        CallFailed: it is not one verdict per sample.
+        CallFailed: it is not one score per sample.
 
     >>> checked([1, None, float("nan")], 3, None, 0.0)
     [1.0, 0.0, 'returned nan where a finite number is needed, or None to abstain']
@@ -34,28 +34,28 @@ def checked(returned: Any, count: int, lengths: Sequence[int] | None, abstain_va
         raise CallFailed(f"returned {what} for {count} completions where a list with one number or None each is needed")
     width = None if lengths is None else max(lengths, default=0)
     found: Checked = []
-    for i, verdict in enumerate(returned):
-        if isinstance(verdict, list):
-            found.append(_per_token(verdict, None if lengths is None else lengths[i], width))
+    for i, score in enumerate(returned):
+        if isinstance(score, list):
+            found.append(_per_token(score, None if lengths is None else lengths[i], width))
         else:
-            found.append(abstain_value if verdict is None else _number(verdict))
+            found.append(abstain_value if score is None else _number(score))
     return found
 
 
-def _number(verdict: Any) -> float | str:
-    if isinstance(verdict, (list, dict)) or verdict is None or not abs(verdict) <= FLOAT32_MAX:
-        return f"returned {_shown(verdict)} where a finite number is needed, or None to abstain"
-    return float(verdict)
+def _number(score: Any) -> float | str:
+    if isinstance(score, (list, dict)) or score is None or not abs(score) <= FLOAT32_MAX:
+        return f"returned {_shown(score)} where a finite number is needed, or None to abstain"
+    return float(score)
 
 
-def _per_token(verdict: list[Any], length: int | None, width: int | None) -> list[float] | str:
-    if length is not None and len(verdict) not in (length, width):
+def _per_token(score: list[Any], length: int | None, width: int | None) -> list[float] | str:
+    if length is not None and len(score) not in (length, width):
         return (
-            f"returned {len(verdict)} numbers for the {length} tokens of an answer; "
+            f"returned {len(score)} numbers for the {length} tokens of an answer; "
             "give one per id of completion_ids, or one number for the whole answer"
         )
     numbers = []
-    for item in verdict[:length]:
+    for item in score[:length]:
         number = _number(item)
         if isinstance(number, str):
             return number
@@ -68,7 +68,7 @@ def _shown(value: Any) -> str:
 
 
 def error_policy(on_error: str | float) -> str | float:
-    """What to do without a verdict: ``raise``, ``abstain``, or the score to give instead as a float.
+    """What to do without a score: ``raise``, ``abstain``, or the score to give instead as a float.
 
     Raises:
         ConfigError: none of these.

@@ -21,7 +21,7 @@ def opponent(evaluation: Mapping[str, Any]) -> str:
     return "sft" if "sft" in before else before[-1]
 
 
-def verdict(evaluation: Mapping[str, Any]) -> str:
+def conclusion(evaluation: Mapping[str, Any]) -> str:
     """What happened to the judge's score at which KL, who won how often, and whether the proxy can be trusted.
 
     A change counts as up or down only where it is clear of its standard error (1.96 of them); the errors are taken as
