@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.modules.formulas import check_answer_loss, check_pair_loss, check_ranking_loss
-from rlhf_lightning.modules.ppo_rules import refuse_void
+from rlhf_lightning.modules.ppo_rules import check_combination
 from rlhf_lightning.optim.schedules import check_schedule
 from rlhf_lightning.rules.partials import called
 from rlhf_lightning.stages.run import Run
@@ -31,7 +31,7 @@ def check_parts(run: Run, stage: str) -> None:
 def _ppo(run: Run, section: Mapping[str, Any]) -> None:
     settings, sampling = run.build(section["settings"]), run.build(section["sampling"])
     advantage, policy_loss = run.build(section["advantage"]), run.build(section["policy_loss"])
-    refuse_void(settings, sampling, advantage, policy_loss, section["critic"])
+    check_combination(settings, sampling, advantage, policy_loss, section["critic"])
 
 
 def _reward(run: Run, section: Mapping[str, Any]) -> None:
