@@ -16,7 +16,7 @@ from rlhf_lightning.types import PromptBatch, Rollout
 SYMBOLS, LENGTH = 12, 10
 COMPARISONS, SHARPNESS = 50, 2.0  # how many, and how sure their labeller is: sigmoid(2 * difference of gold)
 PRIOR = 1.0  # standard deviation of a proxy's weights before it has seen a comparison
-REPEAT_PRICE = 0.3  # that gold takes for each pair of equal symbols
+REPEAT_PENALTY = 0.3  # that gold takes for each pair of equal symbols
 
 
 class Bigram(nn.Module):
@@ -89,7 +89,7 @@ class Toy:
     def __init__(self, seed: int) -> None:
         self.random = torch.Generator().manual_seed(seed)
         self.first, self.after = 0.5 * self.normal(SYMBOLS), 0.5 * self.normal(SYMBOLS, SYMBOLS)
-        truth = torch.cat([0.5 * self.normal(SYMBOLS), torch.full((SYMBOLS,), -REPEAT_PRICE).double()])
+        truth = torch.cat([0.5 * self.normal(SYMBOLS), torch.full((SYMBOLS,), -REPEAT_PENALTY).double()])
         self.seen = features(self.sample(20_000))
         self.gold = Linear("gold", truth, self.seen)
         left, right = self.sample(COMPARISONS), self.sample(COMPARISONS)

@@ -170,7 +170,7 @@ def test_a_resumed_run_has_the_adam_moments_of_policy_and_critic(whole, tmp_path
 
 
 @pytest.mark.parametrize("kl", list(CONTROLLERS))
-def test_the_price_of_kl_goes_on_where_it_was(tmp_path, kl):
+def test_the_kl_coefficient_goes_on_where_it_was(tmp_path, kl):
     """verl issue 2653, ray issue 22444, OpenRLHF, SkyRL: beta went back to its first value."""
     folder, trail, again = phases.write(tmp_path), Trail(), Trail()
     stop = phases.SaveAt(2, folder / "stop.ckpt")

@@ -160,7 +160,7 @@ def test_training_ends_at_the_exact_optimum(algorithm, name, seed):
     [("two_token", FlippedKL), ("two_token", lambda beta: FixedKL(beta / 2)), ("bandit_beta1.0", FlippedKL)],
     ids=["sign flipped", "penalty halved", "sign flipped in a bandit"],
 )
-def test_a_wrong_kl_price_is_seen(name, kl):
+def test_a_wrong_kl_penalty_is_seen(name, kl):
     assert distance(name, *train(name, 0, kl)) > 0.1
 
 

@@ -36,7 +36,7 @@ def test_no_other_distribution_has_a_higher_objective(beta):
         assert (other.exp() * rewards).sum() - beta * full_kl(other, ref) < best.objective
 
 
-def test_the_price_decides_between_the_reference_and_the_best_answer():
+def test_the_kl_penalty_decides_between_the_reference_and_the_best_answer():
     ref, rewards = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([3.0, 1.0, 2.0])
     assert_close(bandit_optimum(ref, rewards, beta=1e6).logprobs, ref.log_softmax(0), atol=1e-5, rtol=0)
     greedy = bandit_optimum(ref, rewards, beta=1e-3)
@@ -135,7 +135,7 @@ def test_tokens_that_nobody_may_write_leave_the_gradient_finite():
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan")])
-def test_an_optimum_without_a_price_is_refused(beta):
+def test_an_optimum_without_a_kl_penalty_is_refused(beta):
     with pytest.raises(ConfigError, match="above 0"):
         bandit_optimum(torch.zeros(2), torch.zeros(2), beta=beta)
     with pytest.raises(ConfigError, match="above 0"):

@@ -33,7 +33,7 @@ def test_disagreement_lowers_a_score():
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
-def test_the_price_of_disagreement_is_the_variance_over_members(ddof):
+def test_the_penalty_on_disagreement_is_the_variance_over_members(ddof):
     members = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = members.mean(0) - 0.5 * members.var(0, correction=ddof)
     assert_close(uncertainty_weighted(members, ddof=ddof), expected)

@@ -68,7 +68,7 @@ def test_gradients_do_not_depend_on_the_micro_batch_split(critic):
         assert (after[micro] - after[8]).norm() <= 1e-5 * (after[8] - start).norm()
 
 
-def test_the_reward_is_the_score_minus_the_kl_price_and_returns_are_advantages_plus_values():
+def test_the_reward_is_the_score_minus_the_kl_penalty_and_returns_are_advantages_plus_values():
     ppo = module(kl=0.3, missing_eos_penalty=0.0, whiten_advantages=False)
     fit(ppo, steps=3)
     e = ppo.last_experience
