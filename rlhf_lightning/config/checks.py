@@ -22,7 +22,7 @@ from rlhf_lightning.config.loggers import logger_nodes
 from rlhf_lightning.config.messages import nearest, shown
 from rlhf_lightning.config.signatures import RESERVED, WORDS, Kind, Signature, is_number, signature
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.optim import kl_controllers as kl_control
+from rlhf_lightning.optim import kl_controllers
 from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.rules.stages import NEEDED
@@ -169,8 +169,8 @@ def _check_node(key: str, node: Mapping[str, Any]) -> None:
             require(f"{key}.{limit.parameter}", given[limit.parameter], **limit.bounds)
     if target.startswith("torch.optim.") and is_number(given.get("lr")):
         require(f"{key}.lr", given["lr"], above=0)
-    if target.startswith(f"{kl_control.__name__}."):
-        getattr(kl_control, target.rpartition(".")[2])(**given)  # needs no torch, and knows more
+    if target.startswith(f"{kl_controllers.__name__}."):
+        getattr(kl_controllers, target.rpartition(".")[2])(**given)  # needs no torch, and knows more
 
 
 def _check_value(key: str, value: Any, kinds: tuple[Kind, ...] | None) -> None:

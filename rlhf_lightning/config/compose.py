@@ -50,7 +50,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict
     """
     from hydra.core.hydra_config import HydraConfig
 
-    from rlhf_lightning.config import resolving as composing
+    from rlhf_lightning.config import resolving
 
     cfg = cfg.copy()
     if overrides is None:
@@ -60,11 +60,11 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict
     if HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
         # The folder Hydra made. Ranks started by Lightning get the same one on their command line.
         OmegaConf.update(cfg, "run_dir", HydraConfig.get().runtime.output_dir, force_add=True)
-    typed = composing.begin(overrides)
+    typed = resolving.begin(overrides)
     try:
         config = _plain(cfg)
     finally:
-        composing.end()
+        resolving.end()
     config["trusted_targets"] = _trusted(config.get("trusted_targets") or [], overrides)
     _check_remote_code(config, overrides)
     check_names(config, config["trusted_targets"])
@@ -124,12 +124,12 @@ def save_config(config: Mapping[str, Any], run_dir: str | Path) -> Path:
 
 
 def _plain(cfg: Any) -> Any:
-    from rlhf_lightning.config import resolving as composing
+    from rlhf_lightning.config import resolving
 
     try:
         tree = _resolved(cfg)
     except (OmegaConfBaseException, ConfigError) as error:
-        if (known := composing.ours(error)) is not None:
+        if (known := resolving.ours(error)) is not None:
             raise known from None
         if isinstance(error, (MissingMandatoryValue, InterpolationToMissingValueError)):
             raise _not_given(sorted(_missing(OmegaConf.to_container(cfg)))) from None

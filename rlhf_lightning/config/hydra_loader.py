@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlhf_lightning.config import resolving as composing
+from rlhf_lightning.config import resolving
 from rlhf_lightning.config.bounds import LARGEST_FILE, LOADING, MOST_LOADED, check_brackets, check_text
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.rights import check_places
@@ -70,7 +70,7 @@ def judged() -> Iterator[None]:
         raise ConfigError(f"hydra.job_logging: {error}: {error.__cause__}") from error
     finally:
         patched.ConfigLoaderImpl, yaml.SafeLoader = before
-        composing.end()
+        resolving.end()
 
 
 class JudgedLoader(ConfigLoaderImpl):
@@ -107,7 +107,7 @@ class JudgedLoader(ConfigLoaderImpl):
     def _load(self, config_name: str | None, overrides: list[str], run_mode: RunMode, from_shell: bool) -> DictConfig:
         for override in overrides:
             check_brackets(override, override.partition("=")[0])
-        typed = composing.begin(overrides)
+        typed = resolving.begin(overrides)
         try:
             cfg = super().load_configuration(config_name, overrides, run_mode, from_shell)
             check_hydra(cfg.hydra, overrides)
@@ -116,9 +116,9 @@ class JudgedLoader(ConfigLoaderImpl):
             if run_mode == RunMode.MULTIRUN:
                 check_sweep(Path(cfg.hydra.sweep.dir), overrides)
         except (HydraException, OmegaConfBaseException, RecursionError) as error:
-            if (known := composing.ours(error)) is not None:
+            if (known := resolving.ours(error)) is not None:
                 raise known from None
-            if composing.too_deep(error):
+            if resolving.too_deep(error):
                 raise ConfigError("a config file leads to itself, by its defaults list or an interpolation") from error
             raise
         return cfg

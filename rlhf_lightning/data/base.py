@@ -1,4 +1,4 @@
-"""What the three data modules share: reading, checking, splitting, encoding, loading, resuming."""
+"""What the four data modules share: reading, checking, splitting, encoding, loading, resuming."""
 
 from __future__ import annotations
 
