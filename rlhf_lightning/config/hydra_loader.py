@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlhf_lightning import signals
 from rlhf_lightning.config import resolving
 from rlhf_lightning.config.bounds import LARGEST_FILE, LOADING, MOST_LOADED, check_brackets, check_text
 from rlhf_lightning.config.locations import CONF_DIR
@@ -129,6 +130,8 @@ class JudgedLoader(ConfigLoaderImpl):
         raw = OmegaConf.to_container(cfg, resolve=False) if typed.local else None
         names = [name for name in ("output_root", "run_dir") if name in cfg and not OmegaConf.is_missing(cfg, name)]
         check_places({name: cfg[name] for name in names}, raw, typed)
+        if "run_dir" in names and not os.path.lexists(str(cfg.run_dir)):
+            signals.would_leave(str(cfg.run_dir))
 
     def _compose_config_from_defaults_list(self, defaults: Any, repo: Any) -> DictConfig:
         self._composed = defaults, repo

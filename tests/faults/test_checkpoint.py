@@ -394,7 +394,7 @@ def test_case_14_another_config_is_refused_with_the_list_of_what_changed(tmp_pat
     before = {f"key{i}": i for i in range(7)}
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({"run_dir": str(tmp_path), "stages": ["sft"], **before}))
     (tmp_path / "history").mkdir()
-    (tmp_path / "history" / "sft.csv").touch()
+    (tmp_path / "history" / "sft.csv").write_text("step\n1\n")
     with pytest.raises(ConfigError) as refused:
         run_folder(tmp_path, resume="auto", key0=9, key1="x", key2=None, key3=[1], key4=0, key5=0, key6=0)
     text = str(refused.value)
