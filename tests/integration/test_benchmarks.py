@@ -136,3 +136,14 @@ def test_a_tiny_run_prints_and_writes_what_it_promises(kit, tmp_path, capsys):
         low, median, high = sorted(summary[name])
         assert 0 < low == median == high
     assert "| ours |" in capsys.readouterr().out
+
+
+def test_histories_that_differ_are_told_apart(capsys):
+    from benchmarks.same_numbers import compare
+
+    row = {"step": "1", "kind": "train", "seconds": "3", "perf/x": "1", "loss": "0.5", "empty": ""}
+    assert compare("sft", [row], [row | {"seconds": "9", "perf/x": "2", "loss": "0.5000000001"}]) == 0
+    assert compare("sft", [row], [row | {"loss": "0.50001"}]) == 1
+    assert compare("sft", [row], [row | {"empty": "0"}]) == 1
+    assert compare("sft", [row], []) == 1
+    assert "sft, row 0: loss 0.5 -> 0.50001" in capsys.readouterr().out
