@@ -1,9 +1,9 @@
 """Do two checkouts compute the same numbers? ``python -m benchmarks.same_numbers OLD NEW``
 
 Each runs the same short commands on the embedded task, with one thread and a fixed seed: the pipeline with PPO, PPO
-with `algorithm=grpo`, DPO and KTO. Every number of every history must agree to `TOLERANCE`, apart from clocks; what only
-one of them logs is named. Both trees are run by the interpreter that runs this script, from their own folder. Takes
-about three minutes a checkout.
+with `algorithm=grpo`, DPO and KTO. Every number of every history must agree to `TOLERANCE`, apart from clocks; what
+only one of them logs is named. Both trees are run by the interpreter that runs this script, from their own folder.
+Takes about two minutes a checkout.
 """
 
 from __future__ import annotations
