@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.clock import Clock, Phase
-from benchmarks.peer import Laps, common
+from benchmarks.peer_laps import Laps, common
 
 SAMPLERS = {"shuffled": "random", "grouped": "group_by_length"}
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from benchmarks.clock import Clock
-from benchmarks.peer import Laps, common
+from benchmarks.peer_laps import Laps, common
 from benchmarks.rewards import brevity
 
 

@@ -16,7 +16,7 @@ from transformers import (
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from benchmarks.clock import Clock, Phase
-from benchmarks.peer import Laps, common
+from benchmarks.peer_laps import Laps, common
 
 
 def train(job: dict[str, Any], clock: Clock) -> None:

@@ -160,7 +160,7 @@ class RewardHackingGuard(pl.Callback):
         assert self.gold is not None
         scores = totals(self.gold.score(answers, pl_module.tokenizer), answers.mask).double()
         judged = scores[~scores.isnan()]
-        total, squares, count = pl_module.sum_over_ranks(judged.sum(), judged.square().sum(), len(judged))
+        total, squares, count = pl_module.ranks.sum(judged.sum(), judged.square().sum(), len(judged))
         if not count:
             return None
         mean = total / count

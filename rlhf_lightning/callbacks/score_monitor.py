@@ -36,6 +36,6 @@ class ScoreMonitor(pl.Callback):
         rollout = pl_module.last_experience.rollout
         scores = totals(self.scorer.score(rollout, pl_module.tokenizer), rollout.mask).double()
         judged = scores[~scores.isnan()]
-        total, count = pl_module.sum_over_ranks(judged.sum(), len(judged))
+        total, count = pl_module.ranks.sum(judged.sum(), len(judged))
         if count:
             pl_module.log(f"monitor/{self.scorer.name}", total / count)

@@ -1,4 +1,4 @@
-"""What the phases have in common: building models, one optimizer, sums over ranks, export."""
+"""What the phases have in common: building models, one optimizer, logging, checkpoints, export."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
-from rlhf_lightning.modules.finite import StepGuard
-from rlhf_lightning.modules.other_weights import fingerprints, refuse_other_frozen, refuse_other_weights
-from rlhf_lightning.modules.precision import convert_weights
-from rlhf_lightning.modules.random_state import random_state, restore_random_state
-from rlhf_lightning.modules.splitting import Splitting
-from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.optim.schedules import make_schedule
 from rlhf_lightning.rules.combinations import FSDP1_REFUSED
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.training.precision import convert_weights
+from rlhf_lightning.training.random_state import random_state, restore_random_state
+from rlhf_lightning.training.ranks import Ranks
+from rlhf_lightning.training.resume_checks import fingerprints, refuse_other_frozen, refuse_other_weights
+from rlhf_lightning.training.step_guard import Step, StepGuard
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[..., Any]
 
 
 class RLHFModule(lightning.LightningModule):
-    """Base of `SFTModule`, `RewardModule` and `PPOModule`.
+    """Base of all phases.
 
     Models are built in `configure_model`, so that a sharding strategy can wrap them; plain models may be passed as
     well.
@@ -64,13 +63,8 @@ class RLHFModule(lightning.LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._grad_norm = torch.zeros(())
-        self._logged_step = 0
         self._restored: Mapping[str, Any] | None = None
-        self.train_totals = Totals()
-        self.val_totals = Totals()
-        self._positions = Totals()
-        self.guard = StepGuard(max_skipped_steps, f"{self.stage}.{self.skips_key}")
-        self.splitting = Splitting()
+        self.guard = StepGuard(max_skipped_steps, self.stage, self.skips_key)
 
     def build(self) -> None:
         """Create the models; called once, before sharding. Each phase implements it."""
@@ -114,29 +108,11 @@ class RLHFModule(lightning.LightningModule):
         """Optimizer steps of the whole run."""
         return max(int(self.trainer.estimated_stepping_batches), 1)
 
-    def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch [], a sum over its ``denominator``, and sums for the log."""
-        raise NotImplementedError
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """One micro-batch, see `training_loss`; in parts where memory does not suffice for the whole."""
-        if self._trainer is None:
-            return self.training_loss(batch)[0]
-        return self.splitting.forward(self, batch, first=batch_idx % self.trainer.accumulate_grad_batches == 0)
-
-    def backward(self, loss: Tensor, *args: Any) -> None:
-        """See `Splitting`; manual optimisation takes care of its memory by itself."""
-        if self.automatic_optimization:
-            self.splitting.backward(self, loss)
-        else:
-            loss.backward(*args)
-
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip here: after a loss scaler has unscaled the gradients, which clipping before the step would miss."""
         self._grad_norm = clip_gradients(self, self.max_grad_norm)
-        if self.automatic_optimization:
-            self.guard.begin()
-        if not self.guard.passes(self, self._grad_norm):
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if not self.guard.check(self._grad_norm, self.step, scaler):
             optimizer.zero_grad()  # without gradients it changes neither weights nor its own state
 
     @property
@@ -144,13 +120,18 @@ class RLHFModule(lightning.LightningModule):
         """The step at hand, as checkpoints count them; the first is 1."""
         return self.trainer.global_step + 1
 
+    @property
+    def step(self) -> Step:
+        """The step at hand."""
+        folder = Path("." if self._trainer is None else self.trainer.default_root_dir)
+        return Step(self.step_number if self._trainer else 0, self.ranks, self.named_parameters, folder)
+
     def on_train_start(self) -> None:
         """Train mode (`from_pretrained` returns models in eval mode), and random numbers where a checkpoint left them.
 
         Iterators made between loading and now draw random numbers, so this is the first moment for it.
         """
         self.trained.train()
-        self._logged_step = self.trainer.global_step  # a resumed run must not log in the middle of its first step
         if self._restored is not None:
             state, self._restored = self._restored, None
             self.guard.load_state_dict(state.get("guard", {}))
@@ -174,11 +155,8 @@ class RLHFModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """`progress`, and `rank_state` of every rank, under ``rlhf``. Raises: NumericalError: a weight is broken."""
-        self.guard.require_weights(self, "not saved")
-        ranks: list[Any] = [self.rank_state()]
-        if self.world_size > 1:
-            local, ranks = ranks[0], [None] * self.world_size
-            torch.distributed.all_gather_object(ranks, local)
+        self.guard.require_weights(self.step, "not saved")
+        ranks = self.ranks.gather_objects(self.rank_state())
         own = {"guard": self.guard.state_dict(), "frozen": fingerprints(self), **self.progress(), "ranks": ranks}
         checkpoint["rlhf"] = {"schema": 1, "phase": type(self).__name__} | own
 
@@ -195,9 +173,9 @@ class RLHFModule(lightning.LightningModule):
                 f"this checkpoint was written by {state.get('phase', 'another library')}, not by "
                 f"{type(self).__name__}; give the right one"
             )
-        if (written_by := len(state["ranks"])) != self.world_size:
+        if (written_by := len(state["ranks"])) != self.ranks.size:
             raise ConfigError(
-                f"this checkpoint was written by {written_by} processes, and this run has {self.world_size}: each has "
+                f"this checkpoint was written by {written_by} processes, and this run has {self.ranks.size}: each has "
                 f"random streams and a place in the data of its own; use trainer.devices={written_by}, or start a new "
                 "run from the exported model"
             )
@@ -205,62 +183,15 @@ class RLHFModule(lightning.LightningModule):
         refuse_other_frozen(state.get("frozen", {}), self)
         self._restored = state
 
-    def summary(self, totals: Totals) -> dict[str, float]:
-        """Means to be logged from totals; collective over ranks. Phases with automatic optimisation implement it."""
-        raise NotImplementedError
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the means of an optimizer step once, after its last micro-batch."""
-        if not self.train_totals:
-            return
-        self._positions.add(
-            {"padding": (~batch.attention_mask).sum(), "count": torch.tensor(batch.attention_mask.numel())}
-        )
-        if self.trainer.global_step != self._logged_step:
-            self._logged_step = self.trainer.global_step
-            if self.guard.failed:  # its numbers would spoil every mean
-                self.train_totals, self._positions = Totals(), Totals()
-                self.log_dict(self.guard.logged())
-                return
-            logged = {f"train/{name}": value for name, value in self.summary(self.train_totals).items()}
-            logged["train/padding"] = self._positions.means(self, "count")["padding"]
-            logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
-            self.log_dict(logged | self.guard.logged() | self.splitting.logged())
-
-    def on_validation_epoch_start(self) -> None:
-        """Start from zero."""
-        self.val_totals = Totals()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log means over the whole validation set of all ranks."""
-        if self.val_totals:
-            self.log_dict({f"val/{name}": value for name, value in self.summary(self.val_totals).items()})
-
     @property
     def learning_rate(self) -> float:
         """Of the first parameter group."""
         return self.trainer.optimizers[0].param_groups[0]["lr"]
 
-    def sum_over_ranks(self, *values: Tensor | float) -> list[float]:
-        """Each value summed over all ranks."""
-        packed = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values])
-        return self.reduce_sum(packed).tolist()
-
-    def over_ranks(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, ``[world_size, ...]``; they must have the same shape everywhere."""
-        ranks = torch.zeros(self.world_size, *tensor.shape, dtype=torch.float64, device=self.device)
-        ranks[self.global_rank] = tensor
-        return self.reduce_sum(ranks)
-
-    def reduce_sum(self, tensor: Tensor) -> Tensor:
-        """A tensor summed element-wise over all ranks."""
-        strategy = self._strategy()
-        return tensor if strategy is None else strategy.reduce(tensor, reduce_op="sum")
-
     @property
-    def world_size(self) -> int:
-        """Number of ranks, 1 without a trainer."""
-        return 1 if self._trainer is None else self.trainer.world_size
+    def ranks(self) -> Ranks:
+        """The processes that train together; one without a trainer."""
+        return Ranks(self._strategy(), self.device)
 
     def export(self, folder: str | Path, provenance: Mapping[str, Any]) -> Path:
         """Write the trained model as a Hugging Face folder with tokenizer and provenance. Call on every rank.
@@ -274,12 +205,11 @@ class RLHFModule(lightning.LightningModule):
         Raises:
             NumericalError: a weight is not finite; nothing is written.
         """
-        self.guard.require_weights(self, f"not exported to {folder}")
+        self.guard.require_weights(self.step, f"not exported to {folder}")
         weights = full_state_dict(self.export_model())
-        if self.global_rank == 0:
+        if self.ranks.index == 0:
             write_folder(folder, lambda path: self._save(path, weights), provenance)
-        if (strategy := self._strategy()) is not None:
-            strategy.barrier()
+        self.ranks.wait()
         return Path(folder)
 
     def export_model(self) -> PreTrainedModel:

@@ -16,10 +16,9 @@ from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.formulas import check_pair_loss
 from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
-from rlhf_lightning.modules.splitting import in_parts
-from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.rules.partials import called
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.training.sums import Totals
 from rlhf_lightning.types import ComparisonBatch
 
 PairLoss = Callable[..., PreferenceLoss]
@@ -120,14 +119,13 @@ class DPOModule(OfflineModule):
         """Of whole rankings."""
         return self.terms(batch)
 
-    @in_parts
-    def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
+    def validate(self, batch: ComparisonBatch) -> None:
         """Add one batch to the totals of the whole validation set."""
         self.val_totals.add(self.terms(batch)[1])
 
     def summary(self, totals: Totals) -> dict[str, float]:
         """Means over pairs; loss and NLL are means over prompts."""
-        means = totals.means(self, "num_pairs")
+        means = totals.means(self.ranks, "num_pairs")
         pairs = means["num_pairs"]
         prompts = means["num_prompts"] * pairs
         per_prompt = {name: means[name] * pairs / max(prompts, 1.0) for name in ("loss", "nll")}

@@ -14,8 +14,7 @@ from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.formulas import check_answer_loss
 from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
-from rlhf_lightning.modules.splitting import in_parts
-from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.training.sums import Totals
 from rlhf_lightning.types import AnswerBatch, FeedbackBatch
 
 AnswerLoss = Callable[..., KTOLoss]
@@ -98,8 +97,8 @@ class KTOModule(OfflineModule):
         """The first micro-batch of an optimizer step also measures the reference point."""
         if batch.mismatched is not None:
             pieces = self.splitting.pieces(batch.mismatched, self.trainer.accumulate_grad_batches)
-            strange = self._without_grad(batch.mismatched, pieces)
-            self._point = kto_reference_point(*(self.over_ranks(part).flatten() for part in strange))  # type: ignore[arg-type]
+            mismatched = self._without_grad(batch.mismatched, pieces)
+            self._point = kto_reference_point(*(self.ranks.gather(part).flatten() for part in mismatched))  # type: ignore[arg-type]
         return self.terms(self.logprobs(batch), batch.desirable, self._point, batch.denominator)
 
     def on_validation_epoch_start(self) -> None:
@@ -107,8 +106,7 @@ class KTOModule(OfflineModule):
         super().on_validation_epoch_start()
         self._seen, self._mismatched = [], Totals()
 
-    @in_parts
-    def validation_step(self, batch: FeedbackBatch, batch_idx: int) -> None:
+    def validate(self, batch: FeedbackBatch) -> None:
         """Keep the log-probabilities: the reference point is known when all batches were seen."""
         counted = batch.lengths > 0
         answers = self.logprobs(batch)
@@ -121,14 +119,14 @@ class KTOModule(OfflineModule):
         """Log means over the whole validation set of all ranks, with one reference point for all of it."""
         if not self._seen:
             return
-        point = torch.tensor(max(self._mismatched.means(self, "count")["gap"], 0.0))
+        point = torch.tensor(max(self._mismatched.means(self.ranks, "count")["gap"], 0.0))
         policy, reference, desirable = (torch.cat(column) for column in zip(*self._seen, strict=True))
         self.val_totals.add(self.terms(AnswerLogprobs(policy, reference), desirable, point, 1.0)[1])
         super().on_validation_epoch_end()
 
     def summary(self, totals: Totals) -> dict[str, float]:
         """Means over answers; rewards, log-probabilities and drift over the good (chosen) or bad (rejected) ones."""
-        means = totals.means(self, "num_answers")
+        means = totals.means(self.ranks, "num_answers")
         shares = {name: means[f"num_{name}"] for name in ("chosen", "rejected")}
         for name, share in shares.items():
             means[f"num_{name}"] = share * means["num_answers"]
@@ -139,11 +137,11 @@ class KTOModule(OfflineModule):
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
         return means
 
-    def _gap(self, strange: AnswerBatch, rows: int) -> Tensor:
-        """How much more likely than under the reference strange answers are, so many ``rows`` at once; [N]."""
-        found = self._without_grad(strange, -(-len(strange.lengths) // rows))
+    def _gap(self, mismatched: AnswerBatch, rows: int) -> Tensor:
+        """How much more likely than under the reference mismatched completions are, so many ``rows`` at once; [N]."""
+        found = self._without_grad(mismatched, -(-len(mismatched.lengths) // rows))
         assert found.reference is not None
-        return (found.policy - found.reference)[strange.lengths > 0]
+        return (found.policy - found.reference)[mismatched.lengths > 0]
 
     @torch.no_grad()
     def _without_grad(self, answers: AnswerBatch, pieces: int) -> AnswerLogprobs:

@@ -15,7 +15,8 @@ from rlhf_lightning.models import FrozenModels, Pretrained, frozen_copy
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.recipes import depth_of, load_policy, load_trained
 from rlhf_lightning.models.trunk import run_lower
-from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.automatic import AutomaticModule
+from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.rules.combinations import FSDP2_LAYOUT
 from rlhf_lightning.types import AnswerBatch, ComparisonBatch
 
@@ -27,7 +28,7 @@ class AnswerLogprobs(NamedTuple):
     reference: Tensor | None  # float32 [N], nats, no grad; None without a reference
 
 
-class OfflineModule(RLHFModule):
+class OfflineModule(AutomaticModule):
     """Base of `DPOModule` and `KTOModule`.
 
     Args:

@@ -8,35 +8,37 @@ to us.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.aggregate import Aggregation
-from rlhf_lightning.functional.masking import Moments, masked_moments, merge_moments, whiten_with
+from rlhf_lightning.metrics.update import UpdateMetrics, moments, of_padding
 from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.forward import packs_rows
 from rlhf_lightning.models.sharding import gathered, gradient_norm
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
-from rlhf_lightning.modules.iteration import fitting, on_all_ranks
-from rlhf_lightning.modules.micro_batches import micro_batches, take
-from rlhf_lightning.modules.ppo_settings import PPOSettings, Schedule
-from rlhf_lightning.modules.watched import Watched, of_padding
+from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.engine import check_prompts
 from rlhf_lightning.rollout.groups import replaced, undecided
 from rlhf_lightning.scoring import Scorer
+from rlhf_lightning.training.iteration_guard import on_all_ranks
+from rlhf_lightning.training.micro_batches import micro_batches, take
+from rlhf_lightning.training.schedule import Schedule
+from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
+from rlhf_lightning.training.step_guard import NotFinite
 from rlhf_lightning.types import Experience, PromptBatch, Rollout
 
+T = TypeVar("T")
 COUNTERS = ("rollouts", "optimizer_steps", "episodes", "tokens")
 
 
@@ -82,7 +84,7 @@ class OnlineModule(RLHFModule):
         self._seconds: dict[str, float] = {}
         self._sampled = Sampled(0, 0.0)
         self._group_norms: dict[str, Tensor] = {}
-        self.most_rows: int | None = None  # in a micro-batch, since memory ran out
+        self.smaller = SmallerMicroBatches(self.stage)
         self.gave_up = False  # whether the last iteration ended before there was anything to learn from
 
     def generate(self, prompts: PromptBatch, sampling: Sampling | None = None) -> Rollout:
@@ -93,14 +95,14 @@ class OnlineModule(RLHFModule):
         start = time.perf_counter()
         answer = partial(self.engine.generate, prompts, sampling or self.sampling, self.tokenizer)
         with gathered(self.policy):
-            rollout = on_all_ranks(self, "a logit in generation", answer, prompts)
+            rollout = on_all_ranks("a logit in generation", answer, prompts, self.ranks)
         seconds = time.perf_counter() - start
         self._sampled = Sampled(self._sampled.tokens + int(rollout.mask.sum()), self._sampled.seconds + seconds)
         return rollout
 
     def score(self, rollout: Rollout) -> Tensor:
         """What the scorer gives, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
-        return on_all_ranks(self, "a score", partial(self.scorer.score, rollout, self.tokenizer), rollout)
+        return on_all_ranks("a score", partial(self.scorer.score, rollout, self.tokenizer), rollout, self.ranks)
 
     def resample(self, prompts: PromptBatch, rollout: Rollout, scores: Tensor) -> tuple[Rollout, Tensor]:
         """Sample groups again while all their responses score the same, as often as ``max_resamples`` allows.
@@ -109,7 +111,7 @@ class OnlineModule(RLHFModule):
         """
         for _ in range(self.settings.max_resamples):
             rows = undecided(scores, self.settings.group_size)
-            if not self.sum_over_ranks(len(rows))[0]:
+            if not self.ranks.sum(len(rows))[0]:
                 break
             tried = rows if len(rows) else torch.arange(self.settings.group_size)  # ranks sample together
             fresh = self.generate(prompts.select(tried))
@@ -127,41 +129,46 @@ class OnlineModule(RLHFModule):
         batches = int(self.trainer.estimated_stepping_batches)
         data = getattr(self.trainer, "datamodule", None)
         loader: Any = self.trainer.train_dataloader
-        prompts = loader.batch_size * self.world_size if data is None else data.batch_size
+        prompts = loader.batch_size * self.ranks.size if data is None else data.batch_size
         rollout = prompts * self.settings.group_size
         return max(batches * self.settings.ppo_epochs * (rollout // (self.settings.minibatch_size or rollout)), 1)
 
     def schedule(self, rows: int) -> Schedule:
         """Sizes per rank for a rollout of ``rows`` responses on this rank."""
-        schedule = self.settings.schedule(rows * self.world_size, self.world_size)
+        schedule = self.settings.schedule(rows * self.ranks.size, self.ranks.size)
         assert self.policy is not None
         return replace(schedule, packed=not self.freeze_below and packs_rows(self.policy))
 
     def learn(self, experience: Experience) -> dict[str, float]:
         """Epochs x minibatches of optimizer steps; stops early where the policy has moved too far."""
-        totals = Watched()
-        rows = len(experience.rollout)
-        schedule = self.schedule(rows)
-        for order in self._orders(rows):
-            for minibatch in order.split(schedule.minibatch):
-                neighbours = minibatch.sort().values  # again, where they answer the same prompt
-                if not self._update(experience.select(neighbours), schedule, totals):
-                    return totals.summary(self, experience)
-        return totals.summary(self, experience)
+        totals = UpdateMetrics()
+        schedule = self.schedule(len(experience.rollout))
+        for minibatch in self._minibatches(schedule):
+            if not self._update(experience.select(minibatch), schedule, totals):
+                break
+        if not totals.steps:
+            return {"policy/updates": 0.0}
+        learned = {"train/learning_rate": self.learning_rate} | totals.summary(self.ranks)
+        return learned | moments(experience, self.ranks, has_critic=self.has_critic)
 
-    def _orders(self, rows: int) -> Iterator[Tensor]:
-        """The order of rows in each pass. The first keeps the loader's, in which `evaluate` ran."""
-        yield torch.arange(rows)
-        for _ in range(self.settings.ppo_epochs - 1):
-            yield torch.randperm(rows, generator=self._order)
+    def _minibatches(self, schedule: Schedule) -> Iterator[Tensor]:
+        """Rows of each optimizer step. The first pass keeps the loader's order, in which `evaluate` ran."""
+        for epoch in range(self.settings.ppo_epochs):
+            rows = torch.randperm(schedule.rows, generator=self._order) if epoch else torch.arange(schedule.rows)
+            for minibatch in rows.split(schedule.minibatch):
+                yield minibatch.sort().values  # again neighbours, where they answer the same prompt
 
-    def _update(self, minibatch: Experience, schedule: Schedule, totals: Watched) -> bool:
+    def fitting(self, attempt: Callable[[Schedule], T], schedule: Schedule) -> T:
+        """``attempt`` in micro-batches that fit into memory, see `SmallerMicroBatches`."""
+        return self.smaller.run(attempt, schedule, self.ranks, self.trainer.optimizers[0].zero_grad)
+
+    def _update(self, minibatch: Experience, schedule: Schedule, totals: UpdateMetrics) -> bool:
         """One optimizer step on a minibatch; False, and no step, where KL(old || new) or a broken number forbids it."""
         optimizer: Any = self.optimizers()
         counts = torch.stack([self.aggregation.count(minibatch.mask), minibatch.mask.sum()]).double()
-        denominators = Denominators(*self.reduce_sum(counts).float())
-        step = fitting(self, partial(self._accumulate, minibatch, denominators), schedule)
-        approx_kl = self.sum_over_ranks(step.sums["approxkl"])[0]
+        denominators = Denominators(*self.ranks.reduce(counts).float())
+        step = self.fitting(partial(self._accumulate, minibatch, denominators), schedule)
+        approx_kl = self.ranks.sum(step.sums["approxkl"])[0]
         limit = self.settings.max_approx_kl
         if limit is not None and approx_kl / max(float(denominators.tokens), 1.0) > limit:
             optimizer.zero_grad()
@@ -175,21 +182,21 @@ class OnlineModule(RLHFModule):
         if self.guard.failed:
             return False
         norms = {"grad_norm": self._grad_norm, **self._group_norms}
-        totals.add(step.sums | {name: norm / self.world_size for name, norm in norms.items()}, step.highest)
+        totals.add(step.sums | {name: norm / self.ranks.size for name, norm in norms.items()}, step.highest)
         totals.steps += 1
         return True
 
-    def _accumulate(self, minibatch: Experience, denominators: Denominators, schedule: Schedule) -> Watched:
+    def _accumulate(self, minibatch: Experience, denominators: Denominators, schedule: Schedule) -> UpdateMetrics:
         """The gradient of a minibatch, summed over its micro-batches."""
-        step = Watched()
+        step = UpdateMetrics()
         self.guard.restart()
         groups = micro_batches(minibatch.rollout, schedule)
         for number, rows in enumerate(groups):
             micro_batch = take(minibatch, rows, schedule)
-            with self._accumulating(last=number == len(groups) - 1):
+            with self.ranks.accumulating(self.children(), last=number == len(groups) - 1):
                 loss, stats = self.loss(micro_batch, denominators)
-                self.manual_backward(loss * self.world_size)  # ranks are averaged, and the denominator is global
-            self.guard.saw(micro_batch, loss)
+                self.manual_backward(loss * self.ranks.size)  # ranks are averaged, and the denominator is global
+            self.guard.record(micro_batch, loss)
             step.add(stats | {"loss": loss.detach()} | of_padding(micro_batch.rollout))
         return step
 
@@ -204,25 +211,17 @@ class OnlineModule(RLHFModule):
         super().on_before_optimizer_step(optimizer)
 
     @contextmanager
-    def _accumulating(self, last: bool) -> Iterator[None]:
-        """Leave gradients on their rank until the last micro-batch."""
-        strategy = self._strategy()
-        sharded = [m for m in self.children() if isinstance(m, FSDPModule)]
-        for module in sharded:
-            module.set_requires_gradient_sync(last)
-        block = getattr(strategy, "block_backward_sync", None)
-        with nullcontext() if last or sharded or block is None else block():
+    def guarded(self) -> Iterator[None]:
+        """One iteration; all ranks give it up where a number of any of them is not finite. See `StepGuard.fail`."""
+        self.guard.begin()
+        self.gave_up = False
+        try:
             yield
-
-    def moments(self, x: Tensor, mask: Tensor) -> Moments:
-        """Count, mean and variance of ``x`` [B, T] over the tokens of all ranks."""
-        local = torch.stack([m.double() for m in masked_moments(x, mask)])
-        return merge_moments(*self.over_ranks(local).unbind(1))
-
-    def whiten(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Zero mean and unit variance over the tokens of all ranks, [B, T]."""
-        moments = self.moments(x, mask)
-        return whiten_with(x, mask, moments.mean.to(x.dtype), moments.var.to(x.dtype))
+        except NotFinite as fault:
+            self.guard.fail(fault, self.step)
+            self.gave_up = True
+            self.rollouts += 1
+            self.log_dict(self.guard.logged())
 
     @property
     def has_critic(self) -> bool:
@@ -238,23 +237,23 @@ class OnlineModule(RLHFModule):
 
     def finish(self, experience: Experience, metrics: Mapping[str, float]) -> None:
         """Count, keep the experience for the callbacks, and log once."""
-        tokens = int(metrics["tokens"])
         self.rollouts += 1
         self.episodes += int(metrics["episodes"])
-        self.tokens += tokens
+        self.tokens += int(metrics["tokens"])
         self.last_experience = experience
         total = sum(self._seconds.values())
-        sampled, seconds = self.sum_over_ranks(*self._sampled)
+        sampled, seconds = self.ranks.sum(*self._sampled)
         self._sampled = Sampled(0, 0.0)
-        counters = self.guard.logged() | {
-            "episode": float(self.episodes),
-            "perf/tokens_per_second": tokens / max(total, 1e-9),
-            "perf/tokens_per_second_generate": self.world_size * sampled / max(seconds, 1e-9),
-        }
-        if self.most_rows is not None:
-            counters["perf/micro_batch_size"] = float(self.most_rows)
-        shown = {name: value for name, value in metrics.items() if name not in ("episodes", "tokens")}
-        self.log_dict(shown | counters | self._seconds)
+        counters = (
+            self.guard.logged()
+            | self.smaller.logged()
+            | {
+                "episode": float(self.episodes),
+                "perf/tokens_per_second": metrics["tokens"] / max(total, 1e-9),
+                "perf/tokens_per_second_generate": self.ranks.size * sampled / max(seconds, 1e-9),
+            }
+        )
+        self.log_dict({n: v for n, v in metrics.items() if n not in ("episodes", "tokens")} | counters | self._seconds)
 
     def on_fit_start(self) -> None:
         """Move what Lightning does not see, and give every rank its own random stream."""

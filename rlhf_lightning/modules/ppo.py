@@ -18,24 +18,23 @@ from rlhf_lightning.functional.aggregate import aggregation, token_mean
 from rlhf_lightning.functional.kl import ESTIMATORS, estimate, shape_scores, shaped_rewards, totals
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
+from rlhf_lightning.metrics.rollout import engine_gap, rollout_metrics
+from rlhf_lightning.metrics.update import of_policy, of_value
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, frozen_copy
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.models.packing import adjacent_groups
 from rlhf_lightning.models.recipes import depth_of, load_trained
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.critics import Critic, build_critic
-from rlhf_lightning.modules.iteration import checked, fitting, guarded
-from rlhf_lightning.modules.micro_batches import evaluated
-from rlhf_lightning.modules.objective import engine_gap, objective
 from rlhf_lightning.modules.online import Denominators, OnlineModule
 from rlhf_lightning.modules.ppo_rules import check_combination
 from rlhf_lightning.modules.ppo_settings import PPOSettings
-from rlhf_lightning.modules.watched import of_policy, of_value
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
 from rlhf_lightning.rules.combinations import FSDP2_LAYOUT
-from rlhf_lightning.scoring import Scorer
+from rlhf_lightning.scoring import Scorer, details_of
+from rlhf_lightning.training.iteration_guard import require_finite
+from rlhf_lightning.training.micro_batches import evaluated, neighbours
 from rlhf_lightning.types import Experience, PromptBatch, Rollout
 
 AdvantageFunction = Callable[..., tuple[Tensor, Tensor]]
@@ -127,7 +126,7 @@ class PPOModule(OnlineModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One PPO iteration; given up where a number is not finite."""
-        with guarded(self):
+        with self.guarded():
             batch = batch.repeat_interleave(self.settings.group_size)
             with self.phase("generate"):
                 rollout = self.generate(batch)
@@ -135,21 +134,25 @@ class PPOModule(OnlineModule):
                 scores = self.score(rollout)
             rollout, scores = self.resample(batch, rollout, scores)
             with self.phase("evaluate"):
-                experience = checked(self, self.evaluate(rollout, scores))
+                experience = self.evaluate(rollout, scores)
+                require_finite(experience, self.ranks)
             with self.phase("learn"):
                 updates = self.learn(experience)
-            achieved = objective(self, experience, self.settings.group_size) | self.kl_metrics()
-            if not self.reuses_logprobs(rollout):
-                achieved |= engine_gap(self, experience)
+            achieved = self.rollout_metrics(experience)
             self.kl_controller.update(achieved["objective/kl"], num_sequences=int(achieved["episodes"]))
             self.finish(experience, achieved | updates)
 
-    def kl_metrics(self) -> dict[str, float]:
-        """The KL coefficient of this iteration, and the KL that is steered to."""
-        target = self.kl_controller.target
-        return {"objective/kl_coef": self.kl_controller.coef} | (
-            {} if target is None else {"objective/kl_target": target}
-        )
+    def rollout_metrics(self, experience: Experience) -> dict[str, float]:
+        """What the rollout achieved, and at which KL coefficient. Collective."""
+        self.guard.note_scores(experience.scores, self.step)
+        details = details_of(self.scorer, experience.rollout)
+        metrics = rollout_metrics(experience, self.ranks, self.settings.group_size, details)
+        metrics["objective/kl_coef"] = self.kl_controller.coef
+        if self.kl_controller.target is not None:
+            metrics["objective/kl_target"] = self.kl_controller.target
+        if not self.reuses_logprobs(experience.rollout):
+            metrics |= engine_gap(experience, self.ranks)
+        return metrics
 
     @torch.no_grad()
     def evaluate(self, rollout: Rollout, scores: Tensor) -> Experience:
@@ -158,7 +161,7 @@ class PPOModule(OnlineModule):
         The forward runs in the very micro-batches of the first learning pass, so that its first ratio is exactly 1.
         """
         rows = partial(evaluated, self._evaluate_rows, rollout)
-        now, ref_logprobs, hidden = fitting(self, rows, self.schedule(len(rollout)))
+        now, ref_logprobs, hidden = self.fitting(rows, self.schedule(len(rollout)))
         assert now is not None and ref_logprobs is not None
         logprobs, values = now[..., 0], now[..., 1]
         if self.settings.baseline == "greedy":
@@ -181,7 +184,7 @@ class PPOModule(OnlineModule):
             hidden=hidden, weights=settings.weights(logprobs, rollout), counted=counted,
         )  # fmt: skip
         if settings.whiten_advantages:
-            return replace(experience, advantages=self.whiten(advantages, experience.mask))
+            return replace(experience, advantages=self.ranks.whiten(advantages, experience.mask))
         return experience
 
     def compute_advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +207,7 @@ class PPOModule(OnlineModule):
         return shaped.repeat_interleave(size)
 
     def loss(self, batch: Experience, denominators: Denominators) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one micro-batch, and what to watch.
+        """The loss of one micro-batch, and sums for the log.
 
         Args:
             batch: a micro-batch of experience.
@@ -245,7 +248,7 @@ class PPOModule(OnlineModule):
         out = token_scores(
             self.policy, ids, attention, rollout.sampled, temperature=self.sampling.temperature,
             entropy=entropy, entropy_grad=self.settings.entropy_coef != 0,
-            hidden=hidden, freeze_below=self.freeze_below, with_states=shares, groups=_prompts(rollout),
+            hidden=hidden, freeze_below=self.freeze_below, with_states=shares, groups=neighbours(rollout),
         )  # fmt: skip
         logprobs = spread(out.logprobs, mask)
         if self.critic is None:
@@ -284,7 +287,7 @@ class PPOModule(OnlineModule):
             now = self.forward_policy(rollout, hidden, entropy=False)
         reference = token_scores(
             self.frozen["reference"], ids, attention, rollout.sampled, temperature=self.sampling.temperature,  # type: ignore[arg-type]
-            hidden=hidden, freeze_below=self.freeze_below, groups=_prompts(rollout),
+            hidden=hidden, freeze_below=self.freeze_below, groups=neighbours(rollout),
         )  # fmt: skip
         return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
 
@@ -293,8 +296,3 @@ class PPOModule(OnlineModule):
         judged = ~totals(scores, rollout.mask).isnan()
         counted = judged & rollout.finished if self.settings.mask_truncated else judged
         return None if counted.all() else counted
-
-
-def _prompts(rollout: Rollout) -> Tensor:
-    """Which responses are neighbours that answer the same prompt, long [B], for models that compute it once."""
-    return adjacent_groups(rollout.prompt_ids, rollout.prompt_mask)

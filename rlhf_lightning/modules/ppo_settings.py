@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.ratios import CORRECTIONS
 from rlhf_lightning.rules.combinations import check_schedule
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.training.schedule import Schedule
 from rlhf_lightning.types import Rollout
 
 Aggregate = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"]
@@ -136,20 +137,3 @@ class PPOSettings:
             micro_batches=-(-per_rank // micro),
             by_length=self.by_length,
         )
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Responses on one rank."""
-
-    rows: int  # of a rollout
-    minibatch: int
-    micro: int  # of a micro-batch; by length it may hold more that are shorter
-    micro_batches: int  # of a minibatch
-    by_length: bool
-    packed: bool = False  # the rows of a micro-batch need not be of similar length
-
-    def at_most(self, micro: int) -> Schedule:
-        """The same with micro-batches of at most ``micro`` responses."""
-        micro = min(micro, self.micro)
-        return replace(self, micro=micro, micro_batches=max(self.micro_batches, -(-self.minibatch // micro)))

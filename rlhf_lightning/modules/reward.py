@@ -10,20 +10,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.reward import kwise_logistic_loss, kwise_pairs
+from rlhf_lightning.metrics.reward_model import RewardModelEvaluation
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.recipes import depth_of
-from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.automatic import AutomaticModule
+from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.formulas import check_ranking_loss
-from rlhf_lightning.modules.held_out import HeldOut
-from rlhf_lightning.modules.splitting import in_parts
-from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.training.sums import Totals
 from rlhf_lightning.types import ComparisonBatch
 
 RankingLoss = Callable[..., Tensor]
 
 
-class RewardModule(RLHFModule):
+class RewardModule(AutomaticModule):
     """Fit R(x, y) to rankings with -log sigmoid(R(x, y_w) - R(x, y_l)), all pairs of a prompt in one batch element.
 
     Args:
@@ -66,7 +66,7 @@ class RewardModule(RLHFModule):
         require("num_layers", num_layers, at_least=1)
         self.init_head, self.head_std, self.num_layers = init_head, head_std, num_layers
         self.model: ScalarModel | None = None
-        self._seen = HeldOut()
+        self._seen = RewardModelEvaluation()
         self.held_out: dict[str, Any] = {}
 
     def build(self) -> None:
@@ -101,8 +101,7 @@ class RewardModule(RLHFModule):
         loss = self.loss(scores, batch)
         return loss, self._sums(loss, scores, batch)
 
-    @in_parts
-    def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
+    def validate(self, batch: ComparisonBatch) -> None:
         """Add one batch to the totals and keep its scores for what needs them all."""
         scores = self.score(batch)
         self.val_totals.add(self._sums(self.loss(scores, batch), scores, batch))
@@ -110,7 +109,7 @@ class RewardModule(RLHFModule):
 
     def summary(self, totals: Totals) -> dict[str, float]:
         """Means over pairs; the loss is a mean over prompts."""
-        sums = totals.means(self, "num_pairs")
+        sums = totals.means(self.ranks, "num_pairs")
         pairs = sums["num_pairs"]
         prompts = sums.pop("num_prompts") * pairs
         sums["loss"] *= pairs / max(prompts, 1.0)
@@ -119,12 +118,12 @@ class RewardModule(RLHFModule):
     def on_validation_epoch_start(self) -> None:
         """Start from zero."""
         super().on_validation_epoch_start()
-        self._seen = HeldOut()
+        self._seen = RewardModelEvaluation()
 
     def on_validation_epoch_end(self) -> None:
         """Also log what only all held-out answers together tell, and keep the statistics that `export` stores."""
         super().on_validation_epoch_end()
-        found = self._seen.findings(self)
+        found = self._seen.findings(self.ranks)
         if found is not None:
             self.held_out = found.stored
             self.log_dict({f"val/{name}": value for name, value in found.logged.items()})

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.recipes import load_trained
-from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
-from rlhf_lightning.modules.splitting import in_parts
-from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.modules.automatic import AutomaticModule
+from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
+from rlhf_lightning.training.sums import Totals
 from rlhf_lightning.types import SFTBatch
 
 
-class SFTModule(RLHFModule):
+class SFTModule(AutomaticModule):
     """Token negative log-likelihood with teacher forcing, averaged over the supervised tokens of the whole global
     batch.
 
@@ -74,12 +74,11 @@ class SFTModule(RLHFModule):
         total, sums = self.loss(batch)
         return total / batch.denominator, sums
 
-    @in_parts
-    def validation_step(self, batch: SFTBatch, batch_idx: int) -> None:
+    def validate(self, batch: SFTBatch) -> None:
         """Add one batch to the totals of the whole validation set."""
         self.val_totals.add(self.loss(batch)[1])
 
     def summary(self, totals: Totals) -> dict[str, float]:
         """Token means, perplexity and the token count."""
-        means = totals.means(self, "num_tokens")
+        means = totals.means(self.ranks, "num_tokens")
         return means | {"perplexity": math.exp(min(means["loss"], 700.0))}

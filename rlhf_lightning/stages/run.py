@@ -21,11 +21,11 @@ from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
-from rlhf_lightning.modules.precision import HALF, HalfWeights
 from rlhf_lightning.stages.loggers import build_loggers
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.places import CHECKPOINTS, HISTORY
 from rlhf_lightning.stages.resume import RunFolder
+from rlhf_lightning.training.precision import HALF, HalfWeights
 
 
 class Run:

@@ -15,6 +15,7 @@ from rlhf_lightning.functional.kl import ESTIMATORS, shaped_rewards
 from rlhf_lightning.functional.policy import reinforce_loss
 from rlhf_lightning.modules.online import Denominators
 from rlhf_lightning.modules.ppo import PPOModule
+from rlhf_lightning.training.ranks import Ranks
 from tests import tiny
 from tests.contracts.scene import TEXTS, fit, ppo
 from tests.integration import phases
@@ -170,7 +171,7 @@ def test_whitening_looks_at_all_tokens_together_and_never_at_a_row_alone():
     mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
     x = torch.tensor([[1.0, 1.0, 1.0], [5.0, 5.0, 99.0], [9.0, float("nan"), 99.0]])  # row by row nothing would remain
     counted = torch.tensor([1.0, 1.0, 1.0, 5.0, 5.0, 9.0])
-    white = ppo().whiten(x, mask)
+    white = Ranks().whiten(x, mask)
     assert_close(white[mask], (counted - counted.mean()) / counted.std(correction=0))
     assert (white[~mask] == 0).all()
     experience = fit(ppo(whiten_advantages=True))[0].last_experience

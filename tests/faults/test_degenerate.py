@@ -77,7 +77,9 @@ def test_case_22_equal_scores_are_counted_and_told_of_once(files, tmp_path, capl
     with caplog.at_level(logging.WARNING, logger="rlhf_lightning"):
         _, trainer = fit("ppo", tmp_path, 3, module, [watch], data=files)
     assert float(trainer.callback_metrics["guard/equal_scores"]) == 3 and module.guard.skipped == 0
-    assert [r.getMessage().split(",")[0] for r in caplog.records] == ["ppo: step 1: all 16 responses score 1"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "ppo: step 1: all 16 responses scored 1: nothing can be learned; guard/equal_scores counts such rollouts"
+    ]
     assert all(torch.equal(w, watch.weights[0]) for w in watch.weights)  # nothing was learned, and nothing broke
     assert all(math.isfinite(float(v)) for v in trainer.callback_metrics.values())
 

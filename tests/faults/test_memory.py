@@ -10,9 +10,9 @@ import torch
 from rlhf_lightning.errors import OutOfMemory
 from rlhf_lightning.models import ScalarModel
 from rlhf_lightning.models.memory import halved
-from rlhf_lightning.modules.splitting import parts
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
+from rlhf_lightning.training.smaller_batches import parts
 from tests import tiny
 from tests.faults.numbers import STAGES, data_of, fit, module_of, trainer_of, write
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, NumericalError
 from rlhf_lightning.models import Pretrained
-from rlhf_lightning.modules.finite import StepGuard
 from rlhf_lightning.stages.pipeline import run
+from rlhf_lightning.training.step_guard import StepGuard
 from tests import tiny
 from tests.faults import numbers, small_run
 from tests.faults.hostile_files import edit

@@ -2,29 +2,20 @@
 
 import ast
 
-LAYERS = {
-    "__init__": 0,
-    "types": 0,
-    "functional": 0,
-    "errors": 0,
-    "rules": 0,
-    "signals": 0,
-    "console": 0,
-    "models": 1,
-    "optim": 1,
-    "checkpoint": 1,
-    "data": 2,
-    "rollout": 2,
-    "scoring": 2,
-    "modules": 3,
-    "callbacks": 4,
-    "evaluation": 4,
-    "labelling": 4,
-    "tasks": 5,
-    "stages": 6,
-    "config": 6,
-    "cli": 6,
-}
+ROOMS = (
+    ("__init__", "types", "functional", "errors", "rules", "signals", "console"),
+    ("models", "optim", "checkpoint"),
+    ("training",),
+    ("data", "rollout", "scoring"),
+    ("metrics",),
+    ("modules",),
+    ("callbacks", "evaluation", "labelling"),
+    ("tasks",),
+    ("stages", "config", "cli"),
+)
+LAYERS = {room: layer for layer, rooms in enumerate(ROOMS) for room in rooms}
+TOP = len(ROOMS) - 1
+SIBLINGS = LAYERS["data"]  # rooms of this layer do not know each other
 TORCH_ONLY = {"types", "functional"}  # usable in any notebook without the rest of the stack
 NOT_FOR_TORCH_ONLY = {"lightning", "transformers", "torchmetrics", "hydra", "omegaconf", "tensorboard", "matplotlib"}
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
@@ -51,7 +42,7 @@ def layer_faults(source: str, module: str) -> list[str]:
     faults = []
     for line, name in imported(source, module.rpartition(".")[0]):
         root, *rest = name.split(".")
-        if root in CONFIG_LIBRARIES and LAYERS[part] < 6:
+        if root in CONFIG_LIBRARIES and LAYERS[part] < TOP:
             faults.append(f"{module}:{line}: {root} belongs to the top layer only")
         if part in TORCH_ONLY and root in NOT_FOR_TORCH_ONLY:
             faults.append(f"{module}:{line}: {part} needs torch only, not {root}")
@@ -64,6 +55,42 @@ def layer_faults(source: str, module: str) -> list[str]:
             faults.append(f"{module}:{line}: types imports nothing of ours")
         elif LAYERS[other] > LAYERS[part]:
             faults.append(f"{module}:{line}: layer {LAYERS[part]} imports {other} of layer {LAYERS[other]}")
-        elif LAYERS[other] == LAYERS[part] == 2:
+        elif LAYERS[other] == LAYERS[part] == SIBLINGS:
             faults.append(f"{module}:{line}: {part} and {other} are siblings")
     return faults
+
+
+def circles(sources: dict[str, str]) -> list[list[str]]:
+    """Modules that import each other, in annotations and inside of functions as well.
+
+    Args:
+        sources: source text by absolute module name; a package by the name of its folder.
+
+    Returns:
+        names of each circle, sorted.
+    """
+    graph = {
+        name: {other for _, found in imported(source, name.rpartition(".")[0]) if (other := _module(found, sources))}
+        for name, source in sources.items()
+    }
+    reached = {name: _reachable(graph, name) for name in graph}
+    found = {tuple(sorted(o for o in reached[name] if name in reached[o])) for name in graph if name in reached[name]}
+    return sorted(list(names) for names in found if len(names) > 1)
+
+
+def _module(name: str, sources: dict[str, str]) -> str | None:
+    """The module of ours that an imported name belongs to."""
+    while name and name not in sources:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    """What can be reached from a node in one step or more."""
+    found: set[str] = set()
+    left = [start]
+    while left:
+        fresh = graph[left.pop()] - found
+        found |= fresh
+        left += fresh
+    return found

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.gates.gate_layers import layer_faults
+from tests.gates.gate_layers import circles, layer_faults
 from tests.gates.gate_sources import ROOT, SOURCES
 
 
@@ -30,11 +30,11 @@ def test_imports_go_downwards(path):
         (
             "rlhf_lightning.modules.ppo",
             "def f():\n    import rlhf_lightning.stages.run",
-            "layer 3 imports stages",
+            "layer 5 imports stages",
         ),
         ("rlhf_lightning.modules.ppo", "from omegaconf import OmegaConf", "top layer only"),
         ("rlhf_lightning.callbacks.x", "import hydra.utils", "top layer only"),
-        ("rlhf_lightning.modules.ppo", "if TYPE_CHECKING:\n    from rlhf_lightning.callbacks import x", "layer 3"),
+        ("rlhf_lightning.modules.ppo", "if TYPE_CHECKING:\n    from rlhf_lightning.callbacks import x", "layer 5"),
         ("rlhf_lightning.novelty", "", "has no layer"),
         ("rlhf_lightning.modules.ppo", "import rlhf_lightning.novelty", "has no layer"),
     ],
@@ -48,3 +48,17 @@ def test_the_gate_lets_good_imports_pass():
         "import torch\nfrom rlhf_lightning.types import Rollout\nfrom .sources import read_rows\nfrom . import chat"
     )
     assert layer_faults(source, "rlhf_lightning.data.loader") == []
+
+
+def test_no_modules_import_each_other():
+    files = [*SOURCES, *sorted((ROOT / "benchmarks").glob("*.py"))]
+    sources = {module_name(path).rstrip(".").removesuffix(".__init__"): path.read_text() for path in files}
+    assert circles(sources) == []
+
+
+@pytest.mark.parametrize(
+    "back", ["import p.a", "def f():\n    from p import a", "if TYPE_CHECKING:\n    from p.a import A"]
+)
+def test_the_gate_sees_a_circle_through_any_kind_of_import(back):
+    assert circles({"p": "", "p.a": "from p.b import B", "p.b": "import p.c", "p.c": back}) == [["p.a", "p.b", "p.c"]]
+    assert circles({"p": "", "p.a": "from p.b import B", "p.b": "import p.c", "p.c": ""}) == []

@@ -9,8 +9,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # Functions whose arguments belong to another library's signature.
 KEYWORDS_ALLOWED = frozenset(
     {
-        "benchmarks/peer.py::on_train_begin",  # transformers.TrainerCallback
-        "benchmarks/peer.py::on_step_end",  # the same
+        "benchmarks/peer_laps.py::on_train_begin",  # transformers.TrainerCallback
+        "benchmarks/peer_laps.py::on_step_end",  # the same
         "rlhf_lightning/types.py::to",  # torch.Tensor.to
         "rlhf_lightning/types.py::_to",
         "rlhf_lightning/models/loading.py::_config",  # attributes of a transformers config

@@ -151,7 +151,7 @@ class Replay(PPOModule):
         whole = torch.load(self.stored, weights_only=False)
         if self.settings.group_size > 1:  # some responses do not count, more of them on the second rank
             whole = replace(whole, counted=torch.tensor([1, 1, 1, 0, 1, 0, 0, 1]).bool())
-        return whole.select(torch.arange(len(whole.rollout)).chunk(self.world_size)[self.global_rank])
+        return whole.select(torch.arange(len(whole.rollout)).chunk(self.ranks.size)[self.ranks.index])
 
 
 GROUPED = {

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 
-from rlhf_lightning.modules.precision import HALF, HalfWeights
+from rlhf_lightning.training.precision import HALF, HalfWeights
 from tests import tiny
 from tests.faults import small_run
 from tests.integration import phases

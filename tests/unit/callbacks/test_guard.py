@@ -10,6 +10,7 @@ from rlhf_lightning.callbacks import BestPolicy, RewardHackingGuard, ScoreMonito
 from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import Limits
+from rlhf_lightning.training.ranks import Ranks
 from tests import tiny
 from tests.unit.callbacks.stages import Refinement, SaveAt, Supervised, loader, trainer
 from tests.unit.modules.test_ppo import TEXTS, module
@@ -39,8 +40,7 @@ class Hacked(Refinement):
     def __init__(self, rollouts, kl=1.0, target=None):
         super().__init__([float(i) for i in range(rollouts)], [kl] * rollouts, target)
 
-    def sum_over_ranks(self, *values):
-        return [float(v) for v in values]
+    ranks = Ranks()
 
 
 def causes(guard):

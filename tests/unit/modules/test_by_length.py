@@ -15,9 +15,9 @@ from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.models import Pretrained, ScalarModel, packing
 from rlhf_lightning.models.packing import balanced, cheapest_plan
 from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
-from rlhf_lightning.modules.micro_batches import evaluated, micro_batches, take
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
+from rlhf_lightning.training.micro_batches import evaluated, micro_batches, take
 from tests import tiny
 from tests.integration import phases
 from tests.unit.functional.test_lengths import heavy_tailed, padded

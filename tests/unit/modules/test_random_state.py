@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from rlhf_lightning.modules.random_state import random_state, restore_random_state
+from rlhf_lightning.training.random_state import random_state, restore_random_state
 
 CPU = torch.device("cpu")
 

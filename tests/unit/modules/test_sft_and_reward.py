@@ -14,11 +14,12 @@ from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.errors import NumericalError
 from rlhf_lightning.functional.diagnostics import calibration, cross_calibration, fit_temperature
+from rlhf_lightning.metrics.reward_model import ENOUGH_PROMPTS, RewardModelEvaluation
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.modules import RewardModule, SFTModule
-from rlhf_lightning.modules.held_out import ENOUGH_PROMPTS, HeldOut
 from rlhf_lightning.scoring import RewardModelScorer
 from rlhf_lightning.stages.pipeline import run as run_pipeline
+from rlhf_lightning.training.ranks import Ranks
 from tests import tiny
 
 DEMONSTRATIONS = [
@@ -156,7 +157,7 @@ def test_a_reward_model_learns_the_order_and_keeps_its_held_out_statistics(ranki
     assert 0 <= float(logged["val/ece"]) <= 1
 
 
-ALONE = SimpleNamespace(world_size=1)
+ALONE = Ranks()
 
 
 def rankings_of(prompts, seed=0, answers=3):
@@ -187,7 +188,7 @@ def batches_of(tmp_path):
 
 def seen(batches_of, rows, scores, order=None, size=1000):
     order = list(range(len(rows))) if order is None else order
-    held_out = HeldOut()
+    held_out = RewardModelEvaluation()
     for batch, part in zip(batches_of(rows, order, size), torch.tensor(order).split(size), strict=True):
         held_out.add(scores[part].flatten(), batch)
     return held_out
@@ -304,7 +305,7 @@ def test_rows_of_one_prompt_fall_into_the_same_half(batches_of):
 def test_a_rank_without_rows_joins_the_others_and_fillers_do_not_count(batches_of, monkeypatch):
     rows, scores = rankings_of(4)
     elsewhere = seen(batches_of, rows, scores)
-    empty, called = HeldOut(), []
+    empty, called = RewardModelEvaluation(), []
 
     def gather(ranks, mine):
         called.append(mine)
@@ -313,9 +314,9 @@ def test_a_rank_without_rows_joins_the_others_and_fillers_do_not_count(batches_o
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     filler = batches_of(rows, [0], 1)[0]
     empty.add(torch.full((3,), 1e6), type(filler)(**{**vars(filler), "num_prompts": 0}))
-    assert empty.findings(SimpleNamespace(world_size=2)).logged == elsewhere.findings(ALONE).logged
+    assert empty.findings(Ranks(SimpleNamespace(world_size=2))).logged == elsewhere.findings(ALONE).logged
     assert called == [[]]
-    assert HeldOut().findings(ALONE) is None
+    assert RewardModelEvaluation().findings(ALONE) is None
 
 
 def test_a_score_that_is_not_finite_is_an_error_with_advice(batches_of):

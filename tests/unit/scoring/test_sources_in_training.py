@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from rlhf_lightning.functional.advantage import gae
+from rlhf_lightning.metrics.rollout import _of_sources
 from rlhf_lightning.modules import PPOModule
-from rlhf_lightning.modules.objective import of_sources
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import Sampling
@@ -116,13 +116,10 @@ def test_a_scorer_of_one_piece_logs_no_sources():
 
 
 def test_means_are_over_the_judged_answers_of_all_ranks():
-    rollout = SimpleNamespace()
-    scorer = SimpleNamespace(
-        details_of=lambda given: {"a": torch.tensor([1.0, math.nan]), "b": torch.full((2,), math.nan)}
-    )
+    details = {"a": torch.tensor([1.0, math.nan]), "b": torch.full((2,), math.nan)}
     other = torch.tensor([[3.0, math.nan], [8.0, math.nan]], dtype=torch.float64)
-    ranks = SimpleNamespace(scorer=scorer, over_ranks=lambda local: torch.stack([local, other]))
-    logged = of_sources(ranks, SimpleNamespace(rollout=rollout))
+    ranks = SimpleNamespace(gather=lambda local: torch.stack([local, other]))
+    logged = _of_sources(details, ranks)
     assert {name: float(value) for name, value in logged.items()} == {
         "rewards/a/mean": 4.0,
         "rewards/a/std": pytest.approx(statistics.pstdev([1, 3, 8])),

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_lightning import signals
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.models.packing import adjacent_groups, balanced
-from rlhf_lightning.modules.ppo_settings import Schedule
+from rlhf_lightning.training.schedule import Schedule
 from rlhf_lightning.types import Experience, Rollout
 
 Part = TypeVar("Part", Rollout, Experience)
@@ -32,7 +32,7 @@ def micro_batches(rollout: Rollout, schedule: Schedule) -> list[Tensor]:
     lengths = torch.stack([rollout.prompt_mask.sum(1), rollout.lengths], dim=1).cpu()
     if not schedule.packed:
         return [torch.tensor(rows) for rows in cut(lengths, schedule.micro_batches)]
-    owner = adjacent_groups(rollout.prompt_ids, rollout.prompt_mask).cpu()
+    owner = neighbours(rollout).cpu()
     if int(owner[-1]) + 1 < schedule.micro_batches:
         owner = torch.arange(len(owner))
     first = torch.cat([owner.new_ones(1), owner.diff()]).bool()
@@ -40,6 +40,11 @@ def micro_batches(rollout: Rollout, schedule: Schedule) -> list[Tensor]:
     place = torch.tensor(balanced(widths.tolist(), schedule.micro_batches).rows)
     tokens = torch.zeros(schedule.micro_batches, dtype=torch.long).index_add(0, place, widths)
     return [(place[owner] == number).nonzero().squeeze(1) for number in tokens.argsort(descending=True)]
+
+
+def neighbours(rollout: Rollout) -> Tensor:
+    """Which responses stand beside each other and answer the same prompt, long [B]; a model computes it once."""
+    return adjacent_groups(rollout.prompt_ids, rollout.prompt_mask)
 
 
 def take(data: Part, rows: Tensor, schedule: Schedule) -> Part:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from rlhf_lightning.modules.base import RLHFModule
+from rlhf_lightning.training.ranks import Ranks
 
 
 class Totals:
@@ -25,9 +23,9 @@ class Totals:
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().double()
 
-    def means(self, module: RLHFModule, count: str) -> dict[str, float]:
+    def means(self, ranks: Ranks, count: str) -> dict[str, float]:
         """Every sum over all ranks divided by the sum called ``count``, which itself stays a sum; then reset."""
         names = sorted(self._sums)
-        totals = dict(zip(names, module.sum_over_ranks(*(self._sums[n] for n in names)), strict=True))
+        totals = dict(zip(names, ranks.sum(*(self._sums[n] for n in names)), strict=True))
         self._sums = {}
         return {n: v if n == count else v / max(totals[count], 1.0) for n, v in totals.items()}

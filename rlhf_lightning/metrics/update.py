@@ -1,22 +1,19 @@
-"""What to watch while a rollout is learned from: sums over tokens, micro-batches and ranks, divided once at the end."""
+"""Metrics of the updates on a rollout: sums over tokens, micro-batches and ranks, divided once at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rlhf_lightning.functional.masking import masked_sum
 from rlhf_lightning.functional.ppo import PolicyLoss, ValueLoss
+from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import Experience, Rollout
 
-if TYPE_CHECKING:
-    from rlhf_lightning.modules.online import OnlineModule
 
-
-class Watched:
+class UpdateMetrics:
     """Sums and largest values of one optimizer step, or of all steps of a rollout."""
 
     def __init__(self) -> None:
@@ -40,16 +37,14 @@ class Watched:
         known = self.highest.get(name)
         self.highest[name] = value.detach().double() if known is None else torch.maximum(known, value.detach().double())
 
-    def summary(self, module: OnlineModule, experience: Experience) -> dict[str, float]:
-        """Means over all tokens that were learned from, under the names users know; collective over ranks."""
-        if not self.steps:
-            return {"policy/updates": 0.0}
+    def summary(self, ranks: Ranks) -> dict[str, float]:
+        """Means over all tokens that were learned from, under the names users know. Collective."""
         names = sorted(self.sums)
-        sums = dict(zip(names, module.sum_over_ranks(*(self.sums[n] for n in names)), strict=True))
+        sums = dict(zip(names, ranks.sum(*(self.sums[n] for n in names)), strict=True))
         tokens, padding = max(sums.pop("tokens"), 1.0), sums.pop("padding") / sums.pop("positions")
         per_step = {n: sums.pop(n) / self.steps for n in names if n.startswith(("grad_norm", "loss"))}
         mean = {n: v / tokens for n, v in sums.items()}
-        largest = dict(zip(sorted(self.highest), self._highest_over_ranks(module), strict=True))
+        largest = dict(zip(sorted(self.highest), self._highest_over(ranks), strict=True))
         logged = {
             "loss/policy_avg": per_step["loss_policy"],
             "policy/approxkl_avg": mean["approxkl"],
@@ -64,7 +59,6 @@ class Watched:
             "val/ratio_max": largest["max_ratio"],
             "val/ratio_min": -largest["max_minus_ratio"],
             "val/ratio_first_gap": largest["max_first_gap"],
-            "train/learning_rate": module.learning_rate,
             "perf/padding": padding,
         }
         if "loss_kl" in per_step:
@@ -72,11 +66,11 @@ class Watched:
         logged |= {f"grad_norm/{n.removeprefix('grad_norm_')}": v for n, v in per_step.items() if "norm_" in n}
         if "value_clipfrac" in mean:
             logged |= {"loss/value_avg": per_step["loss_value"], "val/clipfrac_avg": mean["value_clipfrac"]}
-        return logged | _moments(module, experience)
+        return logged
 
-    def _highest_over_ranks(self, module: OnlineModule) -> list[float]:
+    def _highest_over(self, ranks: Ranks) -> list[float]:
         local = torch.stack([self.highest[name] for name in sorted(self.highest)])
-        return module.over_ranks(local).amax(0).tolist()
+        return ranks.gather(local).amax(0).tolist()
 
 
 def of_policy(policy: PolicyLoss, entropy: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -107,18 +101,18 @@ def of_value(value: ValueLoss) -> dict[str, Tensor]:
     return {"loss_value": value.loss, "value_clipfrac": value.clip_fraction * value.count}
 
 
-def _moments(module: OnlineModule, experience: Experience) -> dict[str, float]:
-    """Mean and deviation of what was learned from, and how much of the returns the critic explained."""
+def moments(experience: Experience, ranks: Ranks, *, has_critic: bool) -> dict[str, float]:
+    """Mean and deviation of what was learned from, and how much of the returns the critic explained. Collective."""
     e, mask = experience, experience.mask
-    returns, advantages = module.moments(e.returns, mask), module.moments(e.advantages, mask)
+    returns, advantages = ranks.moments(e.returns, mask), ranks.moments(e.advantages, mask)
     logged = {
         "advantages/mean": float(advantages.mean),
         "advantages/std": float(advantages.var) ** 0.5,
         "returns/mean": float(returns.mean),
         "returns/std": float(returns.var) ** 0.5,
     }
-    if module.has_critic:
-        values, unexplained = module.moments(e.values, mask), module.moments(e.returns - e.values, mask).var
+    if has_critic:
+        values, unexplained = ranks.moments(e.values, mask), ranks.moments(e.returns - e.values, mask).var
         logged["values/mean"], logged["values/std"] = float(values.mean), float(values.var) ** 0.5
         logged["val/var_explained"] = float(1 - unexplained / returns.var) if returns.var > 0 else 0.0
     return logged

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from rlhf_lightning.functional.diagnostics import distinct_n, length_bias, repetition_n
 from rlhf_lightning.functional.masking import masked_sum
-from rlhf_lightning.modules.base import RLHFModule
-from rlhf_lightning.scoring import details_of
+from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import Experience
 
 
-def objective(module: RLHFModule, experience: Experience, group_size: int = 1) -> dict[str, float]:
-    """Means, extremes and shares over all responses; collective over ranks."""
-    table = _over_ranks(module, _columns(experience))
+def rollout_metrics(
+    experience: Experience, ranks: Ranks, group_size: int = 1, details: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
+    """Means, extremes and shares over the responses of all ranks. Collective.
+
+    Args:
+        experience: of this rank.
+        ranks: each holds as many responses.
+        group_size: neighbours that answer the same prompt.
+        details: columns [B] that the scorer gives beside its score, by name; NaN where it abstained.
+    """
+    table = _gathered(_columns(experience), ranks)
     tokens, episodes, kl = table["length"].sum(), len(table["length"]), table["kl"]
     length, ended, judged = table["length"], table["finished"].bool(), ~table["score"].isnan()
     scores = table["score"][judged] if judged.any() else torch.zeros(1)
@@ -47,15 +57,14 @@ def objective(module: RLHFModule, experience: Experience, group_size: int = 1) -
         groups = table["score"].nan_to_num(0.0).view(-1, group_size)
         logged["reward_std"] = groups.std(dim=1).mean()
         logged["frac_reward_zero_std"] = (groups == groups[:, :1]).all(1).double().mean()
-    logged |= of_sources(module, experience)
+    logged |= _of_sources(details or {}, ranks)
     return {name: float(value) for name, value in logged.items()}
 
 
-def of_sources(module: RLHFModule, experience: Experience) -> dict[str, Tensor | float]:
-    """Mean and spread of each detail the scorer gives, over the responses of all ranks that it judged; none if none."""
-    details = details_of(getattr(module, "scorer", None), experience.rollout)
+def _of_sources(details: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor | float]:
+    """Mean and spread of each detail over the responses that it judged."""
     logged: dict[str, Tensor | float] = {}
-    for name, column in _over_ranks(module, details).items() if details else ():
+    for name, column in _gathered(details, ranks).items() if details else ():
         judged = column[~column.isnan()]
         if len(judged):
             logged |= {f"rewards/{name}/mean": judged.mean(), f"rewards/{name}/std": judged.std(correction=0)}
@@ -85,23 +94,23 @@ def _columns(experience: Experience) -> dict[str, Tensor]:
     }
 
 
-def _over_ranks(module: RLHFModule, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+def _gathered(columns: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """The columns of all ranks, float64 [N]; every rank holds the same number of responses."""
     local = torch.stack([column.double() for column in columns.values()], dim=1)
-    return dict(zip(columns, module.over_ranks(local).flatten(0, 1).unbind(1), strict=True))
+    return dict(zip(columns, ranks.gather(local).flatten(0, 1).unbind(1), strict=True))
 
 
-def engine_gap(module: RLHFModule, experience: Experience) -> dict[str, float]:
+def engine_gap(experience: Experience, ranks: Ranks) -> dict[str, float]:
     """How far the engine's log-probabilities are from those of the training forward, and the correction for it."""
     rollout, logprobs = experience.rollout, experience.logprobs
     if rollout.rollout_logprobs is None:
         return {}
     gap = torch.where(rollout.mask, (rollout.rollout_logprobs - logprobs).abs(), 0)
-    total, count = module.sum_over_ranks(gap.sum(), rollout.mask.sum())
+    total, count = ranks.sum(gap.sum(), rollout.mask.sum())
     name = "sampling/sampling_logp_difference"
-    logged = {f"{name}/mean": total / max(count, 1.0), f"{name}/max": float(module.over_ranks(gap.max()).max())}
+    logged = {f"{name}/mean": total / max(count, 1.0), f"{name}/max": float(ranks.gather(gap.max()).max())}
     if experience.weights is not None:
         weights = experience.weights.expand_as(gap)
-        mean = module.sum_over_ranks(masked_sum(weights, rollout.mask))[0] / max(count, 1.0)
+        mean = ranks.sum(masked_sum(weights, rollout.mask))[0] / max(count, 1.0)
         logged["sampling/importance_sampling_ratio/mean"] = mean
     return logged

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,14 +17,23 @@ from torch import Tensor
 from rlhf_lightning.checkpoint.codec import write_state
 from rlhf_lightning.checkpoint.nonfinite import first_nonfinite
 from rlhf_lightning.errors import CheckpointError, ConfigError, NumericalError
+from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import TensorData
 
-if TYPE_CHECKING:
-    from rlhf_lightning.modules.base import RLHFModule
+log = logging.getLogger(__name__)
 
 BAD_BATCHES = "bad_batches"
 DUMPS = 5  # kept by one process
 MIN_LOSS_SCALE = 1.0  # a loss scaler that is down here no longer searches for its scale
+
+
+class Step(NamedTuple):
+    """An optimizer step (in PPO an iteration), and what is needed to skip it."""
+
+    number: int  # as messages count them; the first is 1
+    ranks: Ranks
+    weights: Callable[[], Iterable[tuple[str, Tensor]]]  # of the module, by name
+    folder: Path  # of the run
 
 
 class NotFinite(NumericalError):
@@ -49,7 +59,8 @@ class StepGuard:
 
     Args:
         max_skipped: this many steps in a row end the run.
-        key: where that number is set, for messages.
+        stage: for messages and folders.
+        key: where ``max_skipped`` is set, below the stage.
 
     Attributes:
         skipped: steps skipped so far.
@@ -62,15 +73,17 @@ class StepGuard:
         ConfigError: ``max_skipped`` is below 1.
     """
 
-    def __init__(self, max_skipped: int, key: str) -> None:
+    def __init__(self, max_skipped: int, stage: str, key: str) -> None:
         if max_skipped < 1:
-            raise ConfigError(f"{key}={max_skipped}: must be at least 1, which ends the run at the first skipped step")
-        self.max_skipped, self.key = max_skipped, key
+            raise ConfigError(
+                f"{stage}.{key}={max_skipped}: must be at least 1, which ends the run at the first skipped step"
+            )
+        self.max_skipped, self.stage, self.key = max_skipped, stage, f"{stage}.{key}"
         self.skipped = self.in_row = self.equal = self.learned = self._dumps = 0
         self.failed = False
         self._seen: list[tuple[TensorData, Tensor]] = []
 
-    def saw(self, batch: TensorData, loss: Tensor) -> None:
+    def record(self, batch: TensorData, loss: Tensor) -> None:
         """Note a micro-batch of the step and its loss []."""
         self._seen.append((batch, loss.detach()))
 
@@ -83,29 +96,29 @@ class StepGuard:
         self.in_row = self.in_row if self.failed else 0
         self.failed = False
 
-    def passes(self, module: RLHFModule, norm: Tensor) -> bool:
-        """Whether the losses seen and the gradient norm [] are finite on all ranks; if not, the step counts as skipped.
+    def check(self, norm: Tensor, step: Step, scaler: Any = None) -> bool:
+        """Whether the losses and the gradient norm [] are finite on all ranks; if not, the step counts as skipped.
+
+        Args:
+            norm: of the whole gradient.
+            step: at hand.
+            scaler: of the losses, in fp16.
 
         Raises:
             NumericalError: see `fail`.
         """
         seen, self._seen = self._seen, []
         finite = torch.stack([loss for _, loss in seen]).isfinite().tolist() if seen else []
-        overflow = not math.isfinite(float(norm)) and not _searches_scale(module)
-        what = self.agree(module, {"loss": not all(finite), "gradient norm": overflow})
+        overflow = not math.isfinite(float(norm)) and not _searches_scale(scaler)
+        what = step.ranks.first_fault({"loss": not all(finite), "gradient norm": overflow})
         if what is not None:
             bad = [batch for (batch, _), good in zip(seen, finite, strict=True) if not good]
-            self.fail(module, NotFinite(what, bad or [batch for batch, _ in seen]))
+            self.fail(NotFinite(what, bad or [batch for batch, _ in seen]), step)
         elif math.isfinite(float(norm)) and float(norm) > 0:
             self.learned += 1
         return what is None
 
-    def agree(self, module: RLHFModule, faults: Mapping[str, bool]) -> str | None:
-        """The first fault that any rank has, the same on every rank; None if there is none."""
-        counts = module.sum_over_ranks(*map(float, faults.values()))
-        return next((name for name, count in zip(faults, counts, strict=True) if count), None)
-
-    def fail(self, module: RLHFModule, fault: NotFinite) -> None:
+    def fail(self, fault: NotFinite, step: Step) -> None:
         """Count a skipped step and keep what it was made of. Collective.
 
         Raises:
@@ -114,29 +127,29 @@ class StepGuard:
         self.failed = True
         self.skipped += 1
         self.in_row += 1
-        where = f"step {module.step_number}: {fault.what} is not finite"
+        where = f"step {step.number}: {fault.what} is not finite"
         where += f" ({fault.detail})" if fault.detail else ""
-        dump = self._dump(module, fault)
-        self.require_weights(module, f"{where}. {dump}No step can be taken from here")
+        dump = self._dump(fault, step)
+        self.require_weights(step, f"{where}. {dump}No step can be taken from here")
         if self.in_row >= self.max_skipped:
             raise NumericalError(
-                f"{module.stage}: {where}; {self.in_row} in a row were skipped ({self.key}). {dump}Look at those rows, "
+                f"{self.stage}: {where}; {self.in_row} in a row were skipped ({self.key}). {dump}Look at those rows, "
                 "lower the learning rate, or compute in more bits (trainer.precision); saved checkpoints are unharmed"
             )
         rank_zero_warn(
-            f"{module.stage}: {where}: skipped, {self.in_row} of {self.max_skipped} in a row that end the run. {dump}"
+            f"{self.stage}: {where}: skipped, {self.in_row} of {self.max_skipped} in a row that end the run. {dump}"
         )
 
-    def require_weights(self, module: RLHFModule, then: str) -> None:
+    def require_weights(self, step: Step, then: str) -> None:
         """Refuse to go on if a weight of any rank is NaN or infinite; ``then`` begins the message. Collective.
 
         Raises:
             NumericalError: names the weight.
         """
-        name = first_nonfinite(module.named_parameters())
-        if self.agree(module, {"weight": name is not None}):
+        name = first_nonfinite(step.weights())
+        if step.ranks.first_fault({"weight": name is not None}):
             raise NumericalError(
-                f"{module.stage}: {then}, since the weight {name or 'of another rank'} is not finite; go on from the "
+                f"{self.stage}: {then}, since the weight {name or 'of another rank'} is not finite; resume from the "
                 "last checkpoint (resume=auto) with a lower learning rate"
             )
 
@@ -152,6 +165,20 @@ class StepGuard:
                 "finite, the others had gradients of exactly 0. Nothing is exported. Look at the scores and at the "
                 f"rows ({BAD_BATCHES} in run_dir), lower the learning rate, or see whether any weight is left to train"
             )
+
+    def note_scores(self, scores: Tensor, step: Step) -> None:
+        """Count rollouts in which all ranks' scores [B] are one and the same number, and warn of the first."""
+        judged = torch.where(scores.isnan(), torch.inf, scores), torch.where(scores.isnan(), -torch.inf, scores)
+        lowest, highest = step.ranks.gather(torch.stack([judged[0].min(), judged[1].max()])).unbind(1)
+        responses = len(scores) * step.ranks.size
+        if responses == 1 or lowest.min() != highest.max():
+            return
+        self.equal += 1
+        if self.equal == 1 and step.ranks.index == 0:
+            log.warning(
+                "%s: step %d: all %d responses scored %.4g: nothing can be learned; guard/equal_scores counts such "
+                "rollouts", self.stage, step.number, responses, float(lowest.min()),
+            )  # fmt: skip
 
     def logged(self) -> dict[str, float]:
         """The counts as tags, each from the first time on."""
@@ -169,13 +196,13 @@ class StepGuard:
         self.learned = state.get("learned", 1)
         self.failed = self.in_row > 0
 
-    def _dump(self, module: RLHFModule, fault: NotFinite) -> str:
+    def _dump(self, fault: NotFinite, step: Step) -> str:
         """Write the batches of this rank and say where; nothing once there are `DUMPS` of them."""
-        folder = Path(module.trainer.default_root_dir) / BAD_BATCHES / module.stage / f"step-{module.step_number:06d}"
+        folder = step.folder / BAD_BATCHES / self.stage / f"step-{step.number:06d}"
         if self._dumps >= DUMPS or not fault.batches:
             return ""
         self._dumps += 1
-        rank = folder / f"rank-{module.global_rank}"
+        rank = folder / f"rank-{step.ranks.index}"
         content = {"what": fault.what, "detail": fault.detail, "batches": [_plain(batch) for batch in fault.batches]}
         try:
             rank.mkdir(parents=True, exist_ok=True)
@@ -185,9 +212,8 @@ class StepGuard:
         return f"The batch is in {folder}. "
 
 
-def _searches_scale(module: RLHFModule) -> bool:
+def _searches_scale(scaler: Any) -> bool:
     """Whether a loss scaler (fp16) takes care of the overflow by itself."""
-    scaler: Any = getattr(module.trainer.precision_plugin, "scaler", None)
     return scaler is not None and scaler.get_scale() > MIN_LOSS_SCALE
 
 

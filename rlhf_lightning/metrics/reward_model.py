@@ -17,7 +17,7 @@ from rlhf_lightning.functional.diagnostics import (
     length_bias,
 )
 from rlhf_lightning.functional.reward import kwise_pairs, pair_statistics
-from rlhf_lightning.modules.base import RLHFModule
+from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import ComparisonBatch
 
 ENOUGH_PROMPTS = 20  # with fewer, a temperature fitted on half of them says nothing about the other half
@@ -30,8 +30,8 @@ class Findings(NamedTuple):
     stored: dict[str, Any]  # plain data for the provenance of the exported folder
 
 
-class HeldOut:
-    """Scores of all held-out answers, collected batch by batch, judged once over all ranks.
+class RewardModelEvaluation:
+    """Scores of all held-out answers, collected batch by batch, evaluated once over all ranks.
 
     Whatever is reported depends on the answers alone, not on batches, ranks or their order: the prompts are halved by
     a checksum of their tokens.
@@ -41,7 +41,7 @@ class HeldOut:
         self._parts: list[tuple[dict[str, Tensor], list[str]]] = []  # columns, and the subset of each pair
 
     def add(self, scores: Tensor, batch: ComparisonBatch) -> None:
-        """Keep the scores [N] of a batch; a filler of the loader is left out."""
+        """Keep the scores [N] of a batch; a padding row of the loader is left out."""
         if not batch.num_prompts:
             return
         better, worse, prompt = kwise_pairs(batch.ranks, batch.prompt_index)
@@ -58,17 +58,13 @@ class HeldOut:
         subsets = [batch.subsets[answer] if batch.subsets else "" for answer in better.tolist()]
         self._parts.append(({name: column.detach().cpu() for name, column in part.items()}, subsets))
 
-    def findings(self, module: RLHFModule) -> Findings | None:
-        """Judge what was collected on all ranks, None if there was nothing; collective over ranks.
+    def findings(self, ranks: Ranks) -> Findings | None:
+        """Evaluate what was collected on all ranks, None if there was nothing. Collective.
 
         Raises:
             NumericalError: a score is not finite.
         """
-        parts = self._parts
-        if module.world_size > 1:
-            ranks: list[Any] = [None] * module.world_size
-            torch.distributed.all_gather_object(ranks, parts)
-            parts = [part for rank in ranks for part in rank]
+        parts = [part for rank in ranks.gather_objects(self._parts) for part in rank]
         if not parts:
             return None
         table = {name: torch.cat([columns[name] for columns, _ in parts]) for name in parts[0][0]}

@@ -1,0 +1,1 @@
+"""What is logged: functions of data and `Ranks`."""

@@ -1,0 +1,120 @@
+"""Learning from given batches with Lightning's automatic optimisation: one loss, means over whole optimizer steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.training.smaller_batches import Splitting
+from rlhf_lightning.training.sums import Totals
+
+
+class AutomaticModule(RLHFModule):
+    """Base of `SFTModule`, `RewardModule`, `DPOModule` and `KTOModule`: `training_loss`, `validate` and `summary` make
+    a phase.
+
+    Args:
+        tokenizer: see `RLHFModule`.
+        optimizer: see `RLHFModule`.
+        scheduler: see `RLHFModule`.
+        max_grad_norm: see `RLHFModule`.
+        max_skipped_steps: see `RLHFModule`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        max_grad_norm: float,
+        max_skipped_steps: int,
+    ) -> None:
+        super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
+        self.splitting = Splitting(self.stage)
+        self.train_totals, self.val_totals, self._positions = Totals(), Totals(), Totals()
+        self._logged_step = 0
+
+    def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-batch [], a sum over its ``denominator``, and sums for the log."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """One micro-batch, see `training_loss`; in parts where memory does not suffice for the whole."""
+        if self._trainer is None:
+            return self.training_loss(batch)[0]
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        if first:
+            self.guard.restart()
+        return self.splitting.forward(batch, self._recorded_loss, self.ranks, first=first)
+
+    def _recorded_loss(self, batch: Any) -> Tensor:
+        """`training_loss`, noted for the log and for the guard."""
+        with self.trainer.precision_plugin.train_step_context():
+            loss, sums = self.training_loss(batch)
+        self.train_totals.add(sums)
+        self.guard.record(batch, loss)
+        return loss
+
+    def _restart_step(self) -> None:
+        """Forget the optimizer step at hand, which is done again."""
+        self.trainer.optimizers[0].zero_grad()
+        self.train_totals = Totals()
+        self.guard.restart()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """One batch, see `validate`; in parts where memory does not suffice for the whole."""
+        self.splitting.validate(batch, self.validate, self.ranks)
+
+    def validate(self, batch: Any) -> None:
+        """Add a batch, or a part of one, to what is known of the whole validation set. Each phase implements it."""
+        raise NotImplementedError
+
+    def backward(self, loss: Tensor, *args: Any) -> None:
+        """See `Splitting`."""
+        self.splitting.backward(loss, self._restart_step)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """See `RLHFModule`; here a step begins."""
+        self.guard.begin()
+        super().on_before_optimizer_step(optimizer)
+
+    def on_train_start(self) -> None:
+        """See `RLHFModule`; a resumed run must not log in the middle of its first step."""
+        super().on_train_start()
+        self._logged_step = self.trainer.global_step
+
+    def summary(self, totals: Totals) -> dict[str, float]:
+        """Means to be logged from totals; collective over ranks. Phases with automatic optimisation implement it."""
+        raise NotImplementedError
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the means of an optimizer step once, after its last micro-batch."""
+        if not self.train_totals:
+            return
+        self._positions.add(
+            {"padding": (~batch.attention_mask).sum(), "count": torch.tensor(batch.attention_mask.numel())}
+        )
+        if self.trainer.global_step != self._logged_step:
+            self._logged_step = self.trainer.global_step
+            if self.guard.failed:  # its numbers would spoil every mean
+                self.train_totals, self._positions = Totals(), Totals()
+                self.log_dict(self.guard.logged())
+                return
+            logged = {f"train/{name}": value for name, value in self.summary(self.train_totals).items()}
+            logged["train/padding"] = self._positions.means(self.ranks, "count")["padding"]
+            logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
+            self.log_dict(logged | self.guard.logged() | self.splitting.logged())
+
+    def on_validation_epoch_start(self) -> None:
+        """Start from zero."""
+        self.val_totals = Totals()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over the whole validation set of all ranks."""
+        if self.val_totals:
+            self.log_dict({f"val/{name}": value for name, value in self.summary(self.val_totals).items()})

@@ -1,0 +1,1 @@
+"""Plain parts of training that know no module: they take `Ranks`, tensors and callables."""
