@@ -1,0 +1,131 @@
+"""One rank of several: ``python -m tests.support.strategies_worker FOLDER`` runs all cases and saves what came out."""
+
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+import tests.conftest  # noqa: F401  (threads and no network)
+from rlhf_lightning.callbacks import DurableCheckpoint
+from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
+from rlhf_lightning.checkpoint.sharded import DurableModelParallelStrategy
+from tests.support import phases
+
+WORLD = 2
+
+
+def ddp():
+    return {"strategy": DDPStrategy(timeout=timedelta(seconds=100)), "devices": WORLD}
+
+
+def fsdp2():
+    strategy = DurableModelParallelStrategy(
+        data_parallel_size=WORLD, tensor_parallel_size=1, save_distributed_checkpoint=False,
+        timeout=timedelta(seconds=100),
+    )  # fmt: skip
+    return {"strategy": strategy, "devices": WORLD}
+
+
+def supervised(phase, where):
+    def run(folder):
+        module, trainer = phase(folder, world_size=WORLD, **where())
+        return {"weights": phases.flat(module.trained), "logged": logged(trainer)}
+
+    return run
+
+
+def replay(where, grouped=False, lora=False, critic="policy"):
+    def run(folder):
+        module, _ = phases.replay(folder, grouped, lora, critic, **where())
+        return {"weights": phases.flat(module.policy)} | ({} if grouped else {"critic": phases.flat(module.critic)})
+
+    return run
+
+
+def ppo(where, name):
+    def run(folder):
+        module, trainer = phases.ppo(folder, **where())
+        module.export(folder / name, {"stage": "ppo"})
+        module.export(folder / name, {"stage": "ppo"})  # replaces the folder, on all ranks
+        rollout = module.last_experience.rollout
+        return {
+            "weights": phases.flat(module.policy),
+            "critic": phases.flat(module.critic),
+            "kl": module.kl_controller.state_dict(),
+            "prompts": [row["prompt"] for row in rollout.rows],
+            "answers": [row[m].tolist() for row, m in zip(rollout.response_ids, rollout.mask, strict=True)],
+            "logged": logged(trainer),
+            "counts": (module.rollouts, module.optimizer_steps, module.episodes),
+        }
+
+    return run
+
+
+def resume(where, name):
+    """Three rollouts at once, and the same from the checkpoint after each of the first two."""
+
+    def state(module):
+        return [phases.flat(module.policy), phases.flat(module.critic), module.last_experience.rollout.response_ids]
+
+    def run(folder):
+        def fit(**options):
+            io = DurableCheckpointIO()
+            module, _ = phases.ppo(folder, rollouts=3, batch=4, plugins=[io], **options, **where())
+            return state(module)
+
+        saver = DurableCheckpoint(folder / name, every_n_steps=1, keep=2)
+        whole = fit(callbacks=[saver], checkpointing=True)
+        return {"whole": whole, "resumed": [fit(resume=stop) for stop in checkpoints(folder / name)]}
+
+    return run
+
+
+def same_prompts(folder):
+    """Both ranks answer the same prompt four times."""
+    module = phases.ppo_module(micro_batch_size=None)
+    (folder / "one").mkdir(exist_ok=True)
+    (folder / "one" / "prompts.jsonl").write_text('{"prompt": "the food was"}\n' * 8)
+    phases.ppo(folder / "one", module, rollouts=1, **ddp())
+    rollout = module.last_experience.rollout
+    return {"answers": [row[m].tolist() for row, m in zip(rollout.response_ids, rollout.mask, strict=True)]}
+
+
+def logged(trainer):
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("perf")}
+
+
+CASES = {
+    "sft_ddp": supervised(phases.sft, ddp),
+    "reward_ddp": supervised(phases.reward, ddp),
+    "ppo_ddp": ppo(ddp, "ppo_ddp"),
+    "same_prompts": same_prompts,
+    "replay_ddp": replay(ddp),
+    "lora_ddp": replay(ddp, lora=True),
+    "grouped_ddp": replay(ddp, grouped=True),
+    "grouped_fsdp2": replay(fsdp2, grouped=True),
+    "resume_ddp": resume(ddp, "resume_ddp"),
+    "sft_fsdp2": supervised(phases.sft, fsdp2),
+    "reward_fsdp2": supervised(phases.reward, fsdp2),
+    "ppo_fsdp2": ppo(fsdp2, "ppo_fsdp2"),
+    "replay_fsdp2": replay(fsdp2),
+    "shared_ddp": replay(ddp, critic="shared_trunk"),
+    "shared_fsdp2": replay(fsdp2, critic="shared_trunk"),
+    "resume_fsdp2": resume(fsdp2, "resume_fsdp2"),
+}
+
+
+def main(folder: Path) -> None:
+    for name, case in CASES.items():
+        try:
+            result = case(folder)
+        except Exception:
+            result = {"error": traceback.format_exc()}
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else "none"
+        torch.save(result, folder / f"{name}.{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
