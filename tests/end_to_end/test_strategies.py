@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.errors import ConfigError
-from tests.support import pair, phases, tiny
+from tests.support import jobs, offline, pair, phases, strategies_worker, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 SECONDS = 300
@@ -17,7 +17,11 @@ SECONDS = 300
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Data files, an experience of one process, and the results of all cases of the worker."""
-    folder = phases.write(tmp_path_factory.mktemp("strategies"))
+    folder = jobs.write(tmp_path_factory.mktemp("strategies"))
+    rows = [{"prompt": p, "completion": c, "label": y} for p, c, y in offline.FEEDBACK[:3]]
+    offline.write(folder / "three_answers.jsonl", rows)
+    rows = [{"prompt": p, "completions": c, "ranks": r} for p, c, r in offline.RANKINGS[:3]]
+    offline.write(folder / "three_rankings.jsonl", rows)
     module, _ = phases.ppo(folder, phases.ppo_module(minibatch_size=8, ppo_epochs=1), rollouts=3)
     torch.save(module.last_experience, folder / "experience.pt")
     pair.launch("tests.support.strategies_worker", str(folder), log=folder, seconds=SECONDS)
@@ -60,6 +64,22 @@ def test_two_processes_learn_what_one_learns_from_the_same_global_batch(folder, 
     for name, value in run.callback_metrics.items():
         rounding = 5e-5 if name.endswith(("_max", "_min")) else 1e-6  # one score, not a mean of many
         assert first["logged"][name] == pytest.approx(float(value), rel=1e-4, abs=rounding), name
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("phase", ["dpo", "simpo", "kto"])
+def test_two_processes_learn_from_given_answers_what_one_learns(folder, ranks, phase, strategy):
+    first, second = ranks(f"{phase}_{strategy}")
+    alone, run = strategies_worker.OFFLINE[phase](folder)
+    assert torch.equal(first["weights"], second["weights"])
+    assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(tiny.policy()))
+    for name, value in run.callback_metrics.items():
+        assert first["logged"][name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+        assert first["logged"][name] == second["logged"][name]
+    if phase != "simpo":
+        assert torch.equal(first["reference"], phases.flat(tiny.policy(1, scale=2.0)))
+    plain = AutoModelForCausalLM.from_pretrained(folder / f"{phase}_{strategy}")
+    assert torch.equal(phases.flat(plain), first["weights"])
 
 
 def test_two_ranks_of_ppo_answer_their_own_prompts_and_end_with_the_same_weights(folder, ranks):

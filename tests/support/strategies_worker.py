@@ -12,7 +12,10 @@ import tests.conftest  # noqa: F401  (threads and no network)
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.checkpoint.sharded import DurableModelParallelStrategy
-from tests.support import phases
+from rlhf_lightning.functional.kto import kto_loss
+from rlhf_lightning.functional.preference import dpo_loss
+from rlhf_lightning.functional.reference_free import simpo_loss
+from tests.support import offline, phases, tiny
 
 WORLD = 2
 
@@ -83,6 +86,43 @@ def resume(where, name):
     return run
 
 
+def dpo(folder, world_size=1, loss=dpo_loss, **options):
+    """Three epochs of two steps, validated on three rows, of which one rank of two has a filler in place of one."""
+    reference = None if loss is simpo_loss else tiny.policy(1, scale=2.0)
+    module = offline.preference(lr=0.1, loss=loss, reference=reference, nll_coef=0.1)
+    data = offline.pairs(folder / "eight_rankings.jsonl", 1, 4, folder / "three_rankings.jsonl")
+    return fit(module, data, world_size, options)
+
+
+def simpo(folder, world_size=1, **options):
+    return dpo(folder, world_size, simpo_loss, **options)
+
+
+def kto(folder, world_size=1, **options):
+    module = offline.unpaired(lr=0.1, loss=kto_loss, reference=tiny.policy(1, scale=2.0))
+    data = offline.answers(folder / "feedback.jsonl", 1, 4, folder / "three_answers.jsonl")
+    return fit(module, data, world_size, options)
+
+
+def fit(module, data, world_size, options):
+    run = phases.trainer(data.accumulate_for(world_size), 3, **options)
+    run.fit(module, datamodule=data)
+    return module, run
+
+
+OFFLINE = {"dpo": dpo, "simpo": simpo, "kto": kto}
+
+
+def learned_offline(phase, where, name):
+    def run(folder):
+        module, trainer = OFFLINE[phase](folder, world_size=WORLD, **where())
+        module.export(folder / name, {"stage": phase})
+        reference = {"reference": phases.flat(module.frozen["reference"])} if phase != "simpo" else {}
+        return {"weights": phases.flat(module.policy), "logged": logged(trainer), **reference}
+
+    return run
+
+
 def same_prompts(folder):
     """Both ranks answer the same prompt four times."""
     module = phases.ppo_module(micro_batch_size=None)
@@ -114,6 +154,11 @@ CASES = {
     "shared_ddp": replay(ddp, critic="shared_trunk"),
     "shared_fsdp2": replay(fsdp2, critic="shared_trunk"),
     "resume_fsdp2": resume(fsdp2, "resume_fsdp2"),
+    **{
+        f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
+        for phase in OFFLINE
+        for where in (ddp, fsdp2)
+    },
 }
 
 
