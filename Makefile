@@ -25,9 +25,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Under three minutes: lint, units, gates, parity with references, and the examples in docstrings.
+# Under three minutes: lint, all tests that neither inject faults nor run whole commands, and the examples in docstrings.
 check: lint
-	$(BIN)/python -m pytest -q -n 2 tests/unit tests/gates $(wildcard tests/parity) rlhf_lightning
+	$(BIN)/python -m pytest -q -n 2 tests rlhf_lightning --ignore=tests/faults --ignore=tests/end_to_end --ignore=tests/benchmarks
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2

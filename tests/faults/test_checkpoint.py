@@ -26,10 +26,8 @@ from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.modules import SFTModule
 from rlhf_lightning.stages import resume
 from rlhf_lightning.stages.resume import RunFolder
-from tests import tiny
-from tests.faults import jobs
 from tests.gates.gate_sources import ROOT
-from tests.integration import phases
+from tests.support import jobs, phases, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 IO = DurableCheckpointIO()
@@ -73,7 +71,7 @@ def test_case_01_a_pipeline_that_is_killed_twenty_times_ends_as_if_it_had_not_be
 
 @pytest.fixture(scope="module")
 def crashes(tmp_path_factory):
-    command = [sys.executable, "-m", "tests.faults.crash_worker", tmp_path_factory.mktemp("crashes")]
+    command = [sys.executable, "-m", "tests.support.crash_worker", tmp_path_factory.mktemp("crashes")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     return json.loads(done.stdout)
 

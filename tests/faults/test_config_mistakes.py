@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hydra.errors import ConfigCompositionException
@@ -126,7 +125,7 @@ def call(place, *command, text=None):
 def answers(place):
     """What each mistake is answered with."""
     commands = [command.split() for command, _ in MISTAKES]
-    done = call(place, "-P", str(Path(__file__).with_name("commands.py")), text=json.dumps(commands))
+    done = call(place, "-P", str(ROOT / "tests" / "support" / "commands.py"), text=json.dumps(commands))
     assert done.returncode == 0, done.stderr
     return {command: found for (command, _), found in zip(MISTAKES, json.loads(done.stdout), strict=True)}
 

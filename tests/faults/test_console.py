@@ -17,7 +17,7 @@ from rlhf_lightning.callbacks import history
 from rlhf_lightning.callbacks.events import lasting
 from rlhf_lightning.console import streams as console
 from rlhf_lightning.errors import DiskError
-from tests.faults import small_run
+from tests.support import small_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 
@@ -100,7 +100,7 @@ def test_case_62_a_console_that_is_held_does_not_hold_a_run_that_is_told_to_stop
 
 def test_case_62_the_command_trains_to_its_end_without_a_console(words, tmp_path):
     """Its reward function, which runs in a process of its own, prints too."""
-    function = "tests.faults.hostile_rewards.says"
+    function = "tests.support.hostile_rewards.says"
     command = [sys.executable, "train.py", *words, f"run_dir={tmp_path / 'run'}", "scorer.isolate=true"]
     command += [f"scorer.function={function}", "ppo.rollouts=1"]
     read, write = os.pipe()

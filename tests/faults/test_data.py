@@ -21,8 +21,8 @@ from rlhf_lightning.data.readers.problems import Problems
 from rlhf_lightning.data.rows.validate import load_rows, validate_rows
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.stages.pipeline import run
-from tests import tiny
 from tests.gates.gate_sources import ROOT
+from tests.support import tiny
 
 PAIR = {"prompt": "the food", "chosen": "was good", "rejected": "was bad"}
 DEMONSTRATION = {"prompt": "the food", "completion": "was good"}

@@ -13,7 +13,7 @@ from rlhf_lightning.data.readers.files import iter_rows
 from rlhf_lightning.data.readers.problems import Problems
 from rlhf_lightning.data.rows.validate import ROW_TYPES, validate_rows
 from rlhf_lightning.errors import DataError
-from tests import tiny
+from tests.support import tiny
 
 USER, ASSISTANT = {"role": "user", "content": "the food"}, {"role": "assistant", "content": "was good"}
 VALUES = [

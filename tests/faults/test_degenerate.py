@@ -27,8 +27,8 @@ from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import AdaptiveKL, FixedKL, LogSpaceKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer
-from tests import tiny
-from tests.faults.numbers import Break, Watch, fit, module_of, write
+from tests.support import tiny
+from tests.support.numeric_faults import Break, Watch, fit, module_of, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 POLICY_LOSSES = [

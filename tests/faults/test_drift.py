@@ -9,9 +9,7 @@ from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.evaluation.hacking import Limits
 from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.scoring import FunctionScorer
-from tests import tiny
-from tests.faults import jobs
-from tests.integration import phases
+from tests.support import jobs, phases, tiny
 
 
 def longer(prompts, completions, **columns):

@@ -12,9 +12,8 @@ from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.stages import pipeline
-from tests.faults import jobs, pair, pipeline_worker
 from tests.gates.gate_sources import ROOT
-from tests.integration import phases, small_pipeline
+from tests.support import jobs, pair, phases, pipeline_worker, small_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 
@@ -47,7 +46,7 @@ def two_ranks(folder, strategy, steps, every, *phases):
     """Take up the jobs of the phases with two processes; how many places there were in all."""
     jobs.write(folder)
     words = [str(folder), strategy, str(steps), str(every), *phases]
-    pair.launch("tests.faults.jobs_worker", *words, log=folder, seconds=3000)
+    pair.launch("tests.support.jobs_worker", *words, log=folder, seconds=3000)
     found = []
     for name in [f"{phase}.{rank}.json" for phase in phases for rank in (0, 1)]:
         assert (folder / name).is_file(), (folder / f"rank{name.split('.')[1]}.log").read_text()[-3000:]
@@ -68,7 +67,7 @@ def test_case_16_two_sharded_processes_take_up_jobs_and_end_the_same(tmp_path):
 
 
 def test_saving_takes_at_most_five_percent_of_the_checkpoint_in_memory(tmp_path):
-    command = [sys.executable, "-m", "tests.faults.memory_worker", tmp_path, "10"]
+    command = [sys.executable, "-m", "tests.support.memory_worker", tmp_path, "10"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     for size, grown in [map(int, line.split()) for line in done.stdout.splitlines()]:
         assert size > 120e6 and grown < 0.05 * size
@@ -133,7 +132,7 @@ def test_case_16_two_processes_of_a_pipeline_die_at_every_place_of_it_and_end_th
 
     def go(name, place):
         log, run = tmp_path / f"{name}.", f"run_dir={tmp_path / name}"
-        codes = pair.launch("tests.faults.pipeline_worker", str(log), place, *words, run, log=tmp_path)
+        codes = pair.launch("tests.support.pipeline_worker", str(log), place, *words, run, log=tmp_path)
         return codes, (tmp_path / "rank0.log").read_text()[-3000:]
 
     codes, told = go("whole", "none")

@@ -14,9 +14,9 @@ from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.console.redaction import redact
 from rlhf_lightning.errors import CheckpointError, DataError, RLHFError
 from rlhf_lightning.models import Pretrained
-from tests import tiny
-from tests.faults.hostile_files import CONFIGS, IGNORED, REFUSED, Evil, adapter, pickle
 from tests.gates.gate_sources import ROOT
+from tests.support import tiny
+from tests.support.hostile_files import CONFIGS, IGNORED, REFUSED, Evil, adapter, pickle
 
 SECRET = "s3cret-Zq81xw"
 # Command lines that would give a secret away.
@@ -58,7 +58,7 @@ def answers(place):
     environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{inside}", "EVIL": "os.system"}
     done = subprocess.run(
-        [sys.executable, "-P", str(Path(__file__).with_name("commands.py"))], cwd=inside, env=environment, text=True,
+        [sys.executable, "-P", str(ROOT / "tests" / "support" / "commands.py")], cwd=inside, env=environment, text=True,
         input=json.dumps(list(commands.values())), capture_output=True, check=False, timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

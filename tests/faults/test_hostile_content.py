@@ -22,8 +22,7 @@ from rlhf_lightning.models import Pretrained, templates
 from rlhf_lightning.models.templates import render
 from rlhf_lightning.models.tokens import TokenizerFault, decode, encode
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
-from tests import tiny
-from tests.faults import hostile_content
+from tests.support import hostile_content, tiny
 
 ROW = {"prompt": [{"role": "user", "content": "the food"}]}
 GOOD = "{% for m in messages %}{{ m['content'] }} {% endfor %}"

@@ -13,8 +13,8 @@ from rlhf_lightning.models.memory import halved
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
 from rlhf_lightning.training.smaller_batches import parts
-from tests import tiny
-from tests.faults.numbers import STAGES, data_of, fit, module_of, trainer_of, write
+from tests.support import tiny
+from tests.support.numeric_faults import STAGES, data_of, fit, module_of, trainer_of, write
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),

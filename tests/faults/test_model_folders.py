@@ -12,9 +12,9 @@ from rlhf_lightning.errors import CheckpointError, NumericalError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.training.step_guard import StepGuard
-from tests import tiny
-from tests.faults import numbers, small_run
-from tests.faults.hostile_files import edit
+from tests.support import small_run, tiny
+from tests.support.hostile_files import edit
+from tests.support.numeric_faults import STAGES, Break, fit, module_of, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 
@@ -108,17 +108,17 @@ def test_case_72_an_end_token_that_is_a_word_is_told(folder, caplog):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return numbers.write(tmp_path_factory.mktemp("data"))
+    return write(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("stage", numbers.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_case_72_a_fit_of_which_every_step_was_skipped_has_learned_nothing(stage, data, tmp_path):
-    module = numbers.module_of(stage, max_skipped_steps=9)
-    module, _ = numbers.fit(stage, tmp_path, 2, module, data=data, callbacks=[numbers.Break("grad", [1, 2])])
+    module = module_of(stage, max_skipped_steps=9)
+    module, _ = fit(stage, tmp_path, 2, module, data=data, callbacks=[Break("grad", [1, 2])])
     assert module.guard.skipped == 2
     with pytest.raises(NumericalError, match=f"{stage}: not one step has changed the model: 2 were skipped"):
         module.guard.require_learned(stage)
-    module, _ = numbers.fit(stage, tmp_path / "good", 2, data=data, callbacks=[numbers.Break("grad", [1])])
+    module, _ = fit(stage, tmp_path / "good", 2, data=data, callbacks=[Break("grad", [1])])
     module.guard.require_learned(stage)  # one good step is enough
 
 
@@ -137,10 +137,10 @@ def test_case_72_what_was_learned_before_a_checkpoint_counts():
 @pytest.mark.parametrize(
     "words",
     [
-        ["scorer.function=tests.faults.hostile_rewards.huge", "+ppo.settings.max_skipped_steps=9"],
+        ["scorer.function=tests.support.hostile_rewards.huge", "+ppo.settings.max_skipped_steps=9"],
         [
             "stages=[sft]", "sft.max_epochs=1", "+sft.module.max_skipped_steps=9",
-            "+callbacks.bad={_target_: tests.faults.numbers.Break, where: grad, when: [1, 2, 3, 4]}",
+            "+callbacks.bad={_target_: tests.support.numeric_faults.Break, where: grad, when: [1, 2, 3, 4]}",
         ],
     ],
     ids=["ppo", "sft"],

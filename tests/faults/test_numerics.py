@@ -14,9 +14,8 @@ from rlhf_lightning.errors import ConfigError, NumericalError
 from rlhf_lightning.models import ScalarModel
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
-from tests import tiny
-from tests.faults.numbers import STAGES, Break, Watch, fit, module_of, write
-from tests.integration import phases
+from tests.support import phases, tiny
+from tests.support.numeric_faults import STAGES, Break, Watch, fit, module_of, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 

@@ -3,15 +3,14 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from rlhf_lightning.checkpoint.io import checkpoints, newest_checkpoint
-from tests import tiny
-from tests.faults.numbers import write
+from tests.gates.gate_sources import ROOT
+from tests.support import tiny
+from tests.support.numeric_faults import write
 
-ROOT = Path(__file__).parents[2]
 FAULTS = [("sft", "loss", "nan", "loss"), ("ppo", "logits", "nan", "a logit in generation")]
 
 
@@ -32,16 +31,15 @@ OWN = {
     "sft": ["sft.max_epochs=4", "sft.data.batch_size=2", "sft.data.validation_fraction=0.0"],
     "ppo": [
         "ppo.rollouts=6", "ppo.data.batch_size=4", "ppo.data.max_prompt_length=32", "ppo.sampling.max_new_tokens=6",
-        "scorer=function", "scorer.function=tests.integration.phases.praise",
+        "scorer=function", "scorer.function=tests.support.phases.praise",
     ],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("stage", "where", "value", "says"), FAULTS)
 def test_case_19_to_21_the_command_ends_with_code_4(stage, where, value, says, words, tmp_path):
-    fault = (
-        f"+callbacks.fault={{_target_: tests.faults.numbers.Break, where: {where}, when: [3,4,5], value: '{value}'}}"
-    )
+    fields = f"where: {where}, when: [3,4,5], value: '{value}'"
+    fault = f"+callbacks.fault={{_target_: tests.support.numeric_faults.Break, {fields}}}"
     command = [sys.executable, "train.py", f"stage={stage}", *words, *OWN[stage], f"run_dir={tmp_path / 'run'}", fault]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

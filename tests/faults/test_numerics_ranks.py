@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.faults import pair
-from tests.faults.numbers import write
-from tests.faults.ranks import CASES
+from tests.support import pair
+from tests.support.numeric_faults import write
+from tests.support.numeric_faults_worker import CASES
 
 SECONDS = 170
 
@@ -14,7 +14,7 @@ SECONDS = 170
 def folder(tmp_path_factory):
     """The results of both ranks."""
     folder = write(tmp_path_factory.mktemp("ranks"))
-    pair.launch("tests.faults.ranks", str(folder), log=folder, seconds=SECONDS)
+    pair.launch("tests.support.numeric_faults_worker", str(folder), log=folder, seconds=SECONDS)
     return folder
 
 

@@ -22,9 +22,9 @@ from rlhf_lightning.evaluation.report import CAPTIONS
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.stages.places import RECORD
 from rlhf_lightning.stages.room import FIGURES
-from tests.faults import trees
 from tests.faults.test_places import config
 from tests.gates.gate_sources import ROOT
+from tests.support import trees
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.pipeline import run
-from tests.faults import small_run
+from tests.support import small_run
 
 
 class Rewrites(lightning.Callback):

@@ -16,7 +16,7 @@ from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError, RLHFError
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.stages.resume import RunFolder, _moved
-from tests.faults import small_run, trees
+from tests.support import small_run, trees
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:predict returned None"),  # answers are collected by the module
@@ -175,7 +175,7 @@ def test_case_56_a_run_with_the_shipped_defaults_is_replaced(tmp_path):
     words = [word for word in small_run.prepare(tmp_path) if not word.startswith("logger=")]
     words = [
         *words, "stages=[sft,rank]", f"run_dir={tmp_path / 'run'}", "judge=function", "judge.isolate=false",
-        "judge.function=tests.faults.trees.letters", "rank.data.max_rows=2", "rank.data.max_prompt_length=32",
+        "judge.function=tests.support.trees.letters", "rank.data.max_rows=2", "rank.data.max_prompt_length=32",
         "rank.sampling.max_new_tokens=4",
     ]  # fmt: skip
     run(compose(words))
@@ -357,7 +357,7 @@ def test_case_59_where_no_checkpoint_can_be_read_nothing_is_trained_or_deleted(s
 
 
 def test_case_59_a_damaged_checkpoint_stays_when_its_step_is_saved_again_and_when_old_ones_go(tmp_path):
-    from tests.faults.crash_worker import saver
+    from tests.support.crash_worker import saver
 
     folder = tmp_path / "checkpoints"
     for step in (1, 2, 3, 4):

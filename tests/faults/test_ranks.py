@@ -19,7 +19,7 @@ from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.stages import pipeline, ranks
 from rlhf_lightning.stages.resume import RunFolder
-from tests.faults import small_run
+from tests.support import small_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 TIMEOUT = 6  # seconds in which a rank must answer
@@ -270,7 +270,7 @@ def test_case_52_and_15_a_signal_to_one_rank_saves_and_another_number_of_ranks_c
         small_run.go(words, tmp_path / "run", "resume=auto")
 
 
-@pytest.mark.slow  # tests/unit/test_cli.py has the same without training
+@pytest.mark.slow  # tests/cli/test_cli.py has the same without training
 def test_case_54_every_job_of_a_sweep_has_its_own_ranks_folder_and_values(words, tmp_path):
     sweep = ["seed=0,1", "ppo.rollouts=1", f"output_root={tmp_path}"]
     code, lines = ended(small_run.start(words, *TWO_RANKS, *sweep, sweep=True), 120)

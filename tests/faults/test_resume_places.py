@@ -9,10 +9,9 @@ from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.stages.pipeline import run as run_pipeline
-from tests.faults import jobs
-from tests.integration import small_pipeline
+from tests.support import jobs, small_pipeline
 
-STOP = "{_target_: tests.integration.small_pipeline.Stop, after: 3}"
+STOP = "{_target_: tests.support.small_pipeline.Stop, after: 3}"
 EARLY = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max}"
 SURROUNDINGS = {
     "validation within the epoch": ["+trainer.val_check_interval=2"],
@@ -102,7 +101,7 @@ def test_case_16_best_of_n_goes_on_in_its_fine_tuning(tmp_path):
     given = small_pipeline.prepare(tmp_path)
     words = [
         "stage=best_of_n", "trusted_targets=[tests]", "scorer=function",
-        "scorer.function=tests.integration.phases.praise", "scorer.isolate=false", "best_of_n.n=16",
+        "scorer.function=tests.support.phases.praise", "scorer.isolate=false", "best_of_n.n=16",
         "best_of_n.sampling.max_new_tokens=30", "best_of_n.data.max_prompt_length=32",
         "best_of_n.sft.data.batch_size=2", "best_of_n.sft.data.validation_fraction=0", "best_of_n.sft.max_epochs=2",
         *(w for w in given if w.startswith(("task", "logger", "trainer", "threads", "model", "data.prompts", "+"))),

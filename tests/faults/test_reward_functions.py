@@ -25,11 +25,10 @@ from rlhf_lightning.modules import PPOModule
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer, RewardSources, details_of
-from tests import tiny
-from tests.faults import hostile_rewards
+from tests.gates.gate_sources import ROOT
+from tests.support import hostile_rewards, tiny
 
-HERE = "tests.faults.hostile_rewards"
-ROOT = Path(__file__).parents[2]
+HERE = "tests.support.hostile_rewards"
 COMPLETIONS = ["good", "fine words", "odd", "bad"]
 HANGS = ("sleeps", "regex", "ignores_signals")
 CULPRITS = {  # what each does, and the sample the error must show

@@ -7,7 +7,6 @@ import shlex
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -18,8 +17,8 @@ from rlhf_lightning.config.compose import compose, load_config, save_config
 from rlhf_lightning.console import redaction
 from rlhf_lightning.console.redaction import known, redact, redact_text, remember
 from rlhf_lightning.errors import ConfigError
-from tests.faults.hostile_rights import CONFIGS, GROWS, LOGGERS
 from tests.gates.gate_sources import ROOT
+from tests.support.hostile_rights import CONFIGS, GROWS, LOGGERS
 
 CANARY = "k3pt-f0r-me"
 # Every connection is noted; what may run only says with which config it would.
@@ -122,7 +121,7 @@ def answers(place):
     environment |= {"PYTHONPATH": str(ROOT), "CANARY": CANARY, "SLURM_JWT": CANARY, "SLURM_JOB_ID": "17"}
     before = seen(inside), seen(outside)
     done = subprocess.run(
-        [sys.executable, "-P", "-c", DRIVER, str(Path(__file__).with_name("commands.py"))], cwd=inside,
+        [sys.executable, "-P", "-c", DRIVER, str(ROOT / "tests" / "support" / "commands.py")], cwd=inside,
         env=environment, text=True, input=json.dumps(list(commands.values())), capture_output=True, check=False,
         timeout=300,
     )  # fmt: skip

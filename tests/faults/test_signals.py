@@ -17,13 +17,13 @@ from rlhf_lightning.cli.grace import Grace
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.rollout import LoopEngine
 from rlhf_lightning.scoring.isolation.process import IsolatedFunction
-from tests.faults import small_run
+from tests.support import small_run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),
     pytest.mark.filterwarnings("ignore:predict returned None"),
 ]
-TELLS = "tests.faults.hostile_rewards.tells_and_waits"
+TELLS = "tests.support.hostile_rewards.tells_and_waits"
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_case_63_a_long_step_is_saved_so_that_a_signal_costs_no_more_than_the_st
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_case_63_a_signal_to_the_process_of_a_reward_function_is_left_to_the_run(name):
-    worker = IsolatedFunction("tests.faults.hostile_rewards.child_answers_signals")
+    worker = IsolatedFunction("tests.support.hostile_rewards.child_answers_signals")
     worker.start()
     try:
         os.kill(worker.pid, signal.Signals[name])

@@ -15,8 +15,7 @@ from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.loading import load_tokenizer
 from rlhf_lightning.rollout import LoopEngine, Sampling
 from rlhf_lightning.scoring import RewardModelScorer
-from tests import tiny
-from tests.integration import phases
+from tests.support import phases, tiny
 
 TEXTS = ["the food was very good .", "we left", "bad"]
 

@@ -1,0 +1,91 @@
+import csv
+
+import pytest
+
+from rlhf_lightning.callbacks import History
+from tests.support.logging_modules import Refinement, SaveAt, Supervised, Validated, loader, trainer
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_step_and_each_validation_becomes_one_row(tmp_path):
+    history = History(tmp_path / "deep" / "sft.csv")
+    trainer([history], tmp_path, val_check_interval=2).fit(Validated(), loader(4), loader(1))
+    rows = rows_of(history.path)
+    assert [(row["step"], row["kind"]) for row in rows] == [
+        ("1", "train"),
+        ("2", "train"),
+        ("2", "validation"),
+        ("3", "train"),
+        ("4", "train"),
+        ("4", "validation"),
+    ]
+    assert [row["train/loss"] for row in rows] == ["1.0", "2.0", "", "3.0", "4.0", ""]
+    assert [row["val/loss"] for row in rows] == ["", "", "12.0", "", "", "14.0"]
+    assert [row["step"] for row in history.rows] == [1, 2, 2, 3, 4, 4]
+
+
+def test_accumulated_micro_batches_make_one_row_per_optimizer_step(tmp_path):
+    history = History(tmp_path / "sft.csv")
+    trainer([history], tmp_path, accumulate_grad_batches=2).fit(Supervised(), loader(4))
+    assert [row["step"] for row in history.rows] == [1, 2]
+
+
+def test_the_step_of_manual_optimisation_counts_rollouts(tmp_path):
+    history = History(tmp_path / "ppo.csv")
+    trainer([history], tmp_path).fit(Refinement([0.1, 0.2, 0.3], [1, 2, 3]), loader(3))
+    assert [(row["step"], row["kind"], row["objective/kl"]) for row in history.rows] == [
+        (1, "train", 1.0),
+        (2, "train", 2.0),
+        (3, "train", 3.0),
+    ]
+    assert "val/ratio" in history.rows[0]  # a training number, though its tag begins with val/
+
+
+def test_rows_follow_the_logging_interval(tmp_path):
+    history = History(tmp_path / "sft.csv", every_n_steps=2)
+    trainer([history], tmp_path).fit(Supervised(), loader(5))
+    assert [row["step"] for row in history.rows] == [2, 4]
+
+
+def test_a_number_that_was_not_logged_again_is_an_empty_cell(tmp_path):
+    class Sometimes(Supervised):
+        def training_step(self, batch, batch_idx):
+            if batch_idx % 2 == 0:
+                self.log("monitor/gold", 0.5)
+            return super().training_step(batch, batch_idx)
+
+    history = History(tmp_path / "sft.csv")
+    trainer([history], tmp_path).fit(Sometimes(), loader(4))
+    assert [row["monitor/gold"] for row in rows_of(history.path)] == ["0.5", "", "0.5", ""]
+    assert [row["train/perplexity"] for row in rows_of(history.path)] == ["7.0"] * 4  # equal, but logged
+
+
+def test_a_sanity_check_is_not_a_validation(tmp_path):
+    history = History(tmp_path / "sft.csv")
+    trainer([history], tmp_path, num_sanity_val_steps=1).fit(Validated(), loader(1), loader(1))
+    assert [row["kind"] for row in history.rows] == ["train", "validation"]
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")  # a plain loader has no position
+@pytest.mark.parametrize("rollouts", [4, 6])
+def test_a_resumed_fit_keeps_earlier_rows_and_drops_those_beyond_the_checkpoint(tmp_path, rollouts):
+    path = tmp_path / "ppo.csv"
+    saver = SaveAt(3, tmp_path / "at3.ckpt")
+    curves = [0.1 * i for i in range(6)], list(range(6))
+    trainer([History(path), saver], tmp_path).fit(Refinement(*curves), loader(5))
+    assert len(rows_of(path)) == 5
+    resumed = History(path)
+    trainer([resumed], tmp_path).fit(Refinement(*curves), loader(rollouts), ckpt_path=tmp_path / "at3.ckpt")
+    assert [row["step"] for row in rows_of(path)] == [str(i + 1) for i in range(rollouts)]
+    assert [row["objective/kl"] for row in resumed.rows] == [float(i) for i in range(rollouts)]
+
+
+def test_a_new_fit_replaces_an_old_file(tmp_path):
+    path = tmp_path / "sft.csv"
+    path.write_text("step,kind\n9,train\n")
+    trainer([History(path)], tmp_path).fit(Supervised(), loader(1))
+    assert [row["step"] for row in rows_of(path)] == ["1"]

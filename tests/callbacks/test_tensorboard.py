@@ -1,0 +1,92 @@
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from rlhf_lightning.callbacks import TensorBoardExtras
+from rlhf_lightning.callbacks.tensorboard import chart_layout, distributions, sample_table
+from rlhf_lightning.errors import ConfigError
+from tests.support.logging_modules import Refinement, SaveAt, Supervised, Tokenizer, experience, loader, trainer
+
+
+def events(tmp_path, module, batches, **options):
+    logger = TensorBoardLogger(tmp_path, name="", version="ppo")
+    trainer([TensorBoardExtras(**options)], tmp_path, logger=logger).fit(module, loader(batches))
+    accumulator = EventAccumulator(str(tmp_path / "ppo"), size_guidance={"histograms": 0, "tensors": 0})
+    return accumulator.Reload()
+
+
+def layout_of(accumulator):
+    content = accumulator.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    return layout_pb2.Layout.FromString(content)
+
+
+def test_histograms_and_samples_are_written_every_second_rollout_on_the_axis_of_the_scalars(tmp_path):
+    read = events(tmp_path, Refinement([0.5] * 5, [1] * 5), 5, every_n_rollouts=2)
+    assert [event.step for event in read.Scalars("objective/kl")] == [0, 1, 2, 3, 4]
+    assert [event.step for event in read.Histograms("responses/score")] == [0, 2, 4]
+    assert [event.step for event in read.Tensors("samples/text_summary")] == [0, 2, 4]
+    scores = read.Histograms("responses/score")[0].histogram_value
+    assert (scores.min, scores.max, scores.num) == (-1.0, 2.0, 3)
+
+
+def test_the_layout_draws_kl_against_its_target(tmp_path):
+    layout = layout_of(events(tmp_path, Refinement([0.5], [1]), 1))
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert charts["KL against its target (nats per response)"] == ["objective/kl", "objective/kl_target"]
+    assert {category.title.split(":")[0] for category in layout.category} == {"PPO"}
+
+
+def test_a_module_that_logs_late_still_gets_its_layout(tmp_path):
+    layout = layout_of(events(tmp_path, Supervised(), 3))
+    assert [category.title for category in layout.category] == ["Supervised"]
+
+
+def test_the_layout_names_the_stage_that_logs():
+    assert list(chart_layout(["train/accuracy", "train/loss"])) == ["Reward model"]
+    assert chart_layout(["something/else"]) == {}
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")  # a plain loader has no position
+def test_a_fit_that_goes_on_takes_back_the_steps_it_does_again(tmp_path):
+    saver = SaveAt(3, tmp_path / "at3.ckpt")
+    for resume in (None, str(saver.path)):
+        logger = TensorBoardLogger(tmp_path, name="", version="ppo")
+        fitted = trainer([TensorBoardExtras(), saver], tmp_path, logger=logger)
+        fitted.fit(Refinement([0.5] * 5, [1] * 5), loader(5), ckpt_path=resume)
+    read = EventAccumulator(str(tmp_path / "ppo"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in read.Scalars("objective/kl")] == [0, 1, 2, 3, 4]
+
+
+def test_other_loggers_are_left_alone(tmp_path):
+    logger = CSVLogger(tmp_path)
+    trainer([TensorBoardExtras()], tmp_path, logger=logger).fit(Refinement([0.5], [1]), loader(1))
+
+
+def test_distributions_hold_only_what_counts():
+    found = distributions(experience())
+    torch.testing.assert_close(found["responses/kl_nats"], torch.tensor([0.75, 0.0, 1.0]))
+    assert found["responses/length_tokens"].tolist() == [2, 1, 1]
+    ratios = torch.tensor([0.5, 0.25, 0.0, 1.0]).exp()
+    torch.testing.assert_close(found["tokens/ratio_policy_to_reference"], ratios)
+    assert found["tokens/advantage"].tolist() == [3.0] * 4
+
+
+def test_the_sample_table_goes_from_worst_to_best_and_stays_a_table():
+    table = sample_table(experience(), Tokenizer(), samples=2, max_characters=100).splitlines()
+    assert table[2:] == [
+        "| -1.000 | 0.00 | 1 | &lt;i&gt;so&lt;/i&gt; film | bad&#124; |",
+        "| 2.000 | 1.00 | 1 | good | &lt;i&gt;so&lt;/i&gt; *(truncated)* |",
+    ]
+
+
+def test_long_prompts_lose_their_beginning_and_long_responses_their_end():
+    table = sample_table(experience(), Tokenizer(), samples=3, max_characters=2)
+    assert "| ...lm | go... |" in table
+
+
+@pytest.mark.parametrize("argument", ["every_n_rollouts", "samples", "max_characters"])
+def test_arguments_below_one_are_refused(argument):
+    with pytest.raises(ConfigError, match=f"{argument}=0"):
+        TensorBoardExtras(**{argument: 0})

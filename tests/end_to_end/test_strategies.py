@@ -1,0 +1,190 @@
+"""DDP, FSDP2 and mixed precision: more processes or fewer bits, the same learning."""
+
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_lightning.checkpoint import verify_folder
+from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
+from rlhf_lightning.errors import ConfigError
+from tests.support import jobs, offline, pair, phases, strategies_worker, tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
+SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data files, an experience of one process, and the results of all cases of the worker."""
+    folder = jobs.write(tmp_path_factory.mktemp("strategies"))
+    rows = [{"prompt": p, "completion": c, "label": y} for p, c, y in offline.FEEDBACK[:3]]
+    offline.write(folder / "three_answers.jsonl", rows)
+    rows = [{"prompt": p, "completions": c, "ranks": r} for p, c, r in offline.RANKINGS[:3]]
+    offline.write(folder / "three_rankings.jsonl", rows)
+    module, _ = phases.ppo(folder, phases.ppo_module(minibatch_size=8, ppo_epochs=1), rollouts=3)
+    torch.save(module.last_experience, folder / "experience.pt")
+    pair.launch("tests.support.strategies_worker", str(folder), log=folder, seconds=SECONDS)
+    return folder
+
+
+@pytest.fixture
+def ranks(folder):
+    def read(name):
+        both = []
+        for rank in range(2):
+            file = folder / f"{name}.{rank}.pt"
+            log = (folder / f"rank{rank}.log").read_text()
+            assert file.is_file(), f"rank {rank} has not finished {name}:\n{log[-3000:]}"
+            result = torch.load(file, weights_only=True)
+            assert "error" not in result, f"rank {rank}:\n{result['error']}"
+            both.append(result)
+        return both
+
+    return read
+
+
+def assert_same_step(after, expected, start):
+    """Equal weights at 1e-6, and an equal way there at 1e-4 (the way is much shorter than the weights)."""
+    way = (expected - start).norm()
+    assert way > 1e-3
+    assert (after - expected).norm() <= 1e-6 * expected.norm()
+    assert (after - expected).norm() <= 1e-4 * way
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("phase", ["sft", "reward"])
+def test_two_processes_learn_what_one_learns_from_the_same_global_batch(folder, ranks, phase, strategy):
+    first, second = ranks(f"{phase}_{strategy}")
+    alone, run = getattr(phases, phase)(folder)
+    start = phases.flat(tiny.policy()) if phase == "sft" else None
+    expected = phases.flat(alone.trained)
+    assert torch.equal(first["weights"], second["weights"])
+    assert_same_step(first["weights"], expected, start if start is not None else torch.zeros_like(expected))
+    for name, value in run.callback_metrics.items():
+        rounding = 5e-5 if name.endswith(("_max", "_min")) else 1e-6  # one score, not a mean of many
+        assert first["logged"][name] == pytest.approx(float(value), rel=1e-4, abs=rounding), name
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("phase", ["dpo", "simpo", "kto"])
+def test_two_processes_learn_from_given_answers_what_one_learns(folder, ranks, phase, strategy):
+    first, second = ranks(f"{phase}_{strategy}")
+    alone, run = strategies_worker.OFFLINE[phase](folder)
+    assert torch.equal(first["weights"], second["weights"])
+    assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(tiny.policy()))
+    for name, value in run.callback_metrics.items():
+        assert first["logged"][name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+        assert first["logged"][name] == second["logged"][name]
+    if phase != "simpo":
+        assert torch.equal(first["reference"], phases.flat(tiny.policy(1, scale=2.0)))
+    plain = AutoModelForCausalLM.from_pretrained(folder / f"{phase}_{strategy}")
+    assert torch.equal(phases.flat(plain), first["weights"])
+
+
+def test_two_ranks_of_ppo_answer_their_own_prompts_and_end_with_the_same_weights(folder, ranks):
+    first, second = ranks("ppo_ddp")
+    assert torch.equal(first["weights"], second["weights"]) and torch.equal(first["critic"], second["critic"])
+    assert first["kl"] == second["kl"]
+    assert sorted(first["prompts"] + second["prompts"]) == sorted(phases.PROMPTS)
+    assert first["counts"] == (2, 2 * 2 * 2, 16)
+    shared = {name for name in first["logged"] if name != "sampling/sampling_logp_difference/max"}
+    assert {n: first["logged"][n] for n in shared} == {n: second["logged"][n] for n in shared}
+
+
+def test_ranks_draw_distinct_samples_for_the_same_prompt(ranks):
+    first, second = ranks("same_prompts")
+    assert first["answers"] != second["answers"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_the_gradient_of_one_experience_is_the_same_on_one_and_on_two_ranks(folder, ranks, strategy):
+    first, second = ranks(f"replay_{strategy}")
+    alone, _ = phases.replay(folder)
+    start = phases.ppo_module()
+    start.configure_model()
+    lengths = torch.load(folder / "experience.pt", weights_only=False).mask.sum(1)
+    assert lengths[:4].sum() != lengths[4:].sum()  # a mean per rank would be another one
+    assert torch.equal(first["weights"], second["weights"])
+    assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(start.policy))
+    assert_same_step(first["critic"], phases.flat(alone.critic), phases.flat(start.critic))
+
+
+def test_adapters_get_the_same_gradient_on_one_and_on_two_ranks(folder, ranks):
+    pytest.importorskip("peft")
+    first, second = ranks("lora_ddp")
+    alone, _ = phases.replay(folder, lora=True)
+    start = phases.ppo_module(lora=True)
+    start.configure_model()
+    assert torch.equal(first["weights"], second["weights"])
+    assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(start.policy))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_value_head_on_the_policy_gets_the_same_gradient_on_one_and_on_two_ranks(folder, ranks, strategy):
+    first, second = ranks(f"shared_{strategy}")
+    alone, _ = phases.replay(folder, critic="shared_trunk")
+    start = phases.ppo_module()
+    start.configure_model()
+    assert torch.equal(first["weights"], second["weights"]) and torch.equal(first["critic"], second["critic"])
+    assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(start.policy))
+    assert_same_step(first["critic"], phases.flat(alone.critic), torch.zeros_like(first["critic"]))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_groups_without_a_critic_give_the_same_gradient_on_one_and_on_two_ranks(folder, ranks, strategy):
+    first, second = ranks(f"grouped_{strategy}")
+    alone, _ = phases.replay(folder, grouped=True)
+    start = phases.ppo_module()
+    start.configure_model()
+    assert torch.equal(first["weights"], second["weights"])
+    assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(start.policy))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_resume_ppo_bit_for_bit(folder, ranks, strategy):
+    for rank in ranks(f"resume_{strategy}"):
+        assert len(rank["resumed"]) == 2
+        for resumed in rank["resumed"]:
+            assert all(torch.equal(a, b) for a, b in zip(rank["whole"], resumed, strict=True))
+    checkpoint = DurableCheckpointIO().load_checkpoint(checkpoints(folder / f"resume_{strategy}")[0])
+    assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"policy", "critic"}
+    assert len(checkpoint["rlhf"]["ranks"]) == 2
+
+
+def test_sharded_ppo_is_ddp_and_exports_a_plain_folder(folder, ranks):
+    sharded, _ = ranks("ppo_fsdp2")
+    whole, _ = ranks("ppo_ddp")
+    assert sharded["answers"] == whole["answers"]
+    assert_same_step(sharded["weights"], whole["weights"], phases.flat(tiny.policy(scale=0.3)))
+    assert_same_step(sharded["critic"], whole["critic"], torch.zeros_like(whole["critic"]))
+    for name in ("ppo_fsdp2", "ppo_ddp"):
+        assert verify_folder(folder / name)["stage"] == "ppo"
+        ids = AutoTokenizer.from_pretrained(folder / name)("the food was", return_tensors="pt").input_ids
+        plain = AutoModelForCausalLM.from_pretrained(folder / name)
+        assert plain(ids).logits.isfinite().all()
+        assert torch.equal(phases.flat(plain), (sharded if name == "ppo_fsdp2" else whole)["weights"])
+
+
+@pytest.mark.parametrize("phase", ["sft", "reward", "ppo"])
+def test_bfloat16_autocast_stays_finite_and_keeps_float32_weights(tmp_path, phase):
+    module, run = getattr(phases, phase)(phases.write(tmp_path), precision="bf16-mixed")
+    weights = phases.flat(module.trained)
+    assert weights.dtype == torch.float32 and weights.isfinite().all()
+    assert all(value.isfinite() for value in run.callback_metrics.values())
+
+
+def test_the_first_ratio_under_bfloat16_autocast_is_one(tmp_path):
+    module = phases.ppo_module(ppo_epochs=1, minibatch_size=8, micro_batch_size=2)
+    _, run = phases.ppo(phases.write(tmp_path), module, precision="bf16-mixed")
+    assert float(run.callback_metrics["val/ratio"]) == pytest.approx(1.0, abs=1e-2)
+
+
+@pytest.mark.parametrize("make", ["sft", "ppo"])
+def test_fsdp1_is_refused_with_what_to_use_instead(make):
+    module = phases.ppo_module() if make == "ppo" else phases.SFTModule(tiny.policy(), tiny.tokenizer(), phases.sgd(1))
+    run = phases.trainer()
+    run._accelerator_connector.strategy = FSDPStrategy()  # Lightning itself refuses it on a CPU
+    module.trainer = run
+    with pytest.raises(ConfigError, match=r"FSDP1.* use trainer=fsdp2"):
+        module.configure_model()

@@ -1,0 +1,113 @@
+"""Sequences that share a row are scored as they would be alone."""
+
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from rlhf_lightning.functional.sequences import left_pad, right_pad
+from rlhf_lightning.models import ScalarModel, packing
+from rlhf_lightning.models.packing import can_pack, find_groups, pack, worthwhile_rows
+from tests.support import tiny
+
+SEQUENCES = [  # three prompts; one answer is the beginning of another, one prompt has a single answer
+    [3, 4, 5, 6, 7, 8, 9, 10, 11],
+    [3, 4, 5, 6, 7, 8, 12],
+    [3, 4, 5, 6, 7, 8, 9, 10],
+    [5, 5, 5, 5, 5, 5, 6, 7],
+    [5, 5, 5, 5, 5, 5, 6, 8, 9, 9],
+    [8, 3, 4],
+]
+GROUPS = torch.tensor([0, 0, 0, 1, 1, 2])
+
+
+def model(attention="sdpa"):
+    policy = tiny.policy()
+    policy.config._attn_implementation = attention
+    policy.pack_rows = True
+    scalar = ScalarModel.from_policy(policy)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(scalar.model.score.weight)
+    return scalar
+
+
+def gradients(scalar, ids, mask, groups):
+    scalar.zero_grad()
+    scores = scalar.score(ids, mask, groups)
+    (scores * torch.arange(1.0, 7.0)).sum().backward()
+    return scores.detach(), {name: p.grad.clone() for name, p in scalar.named_parameters()}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("pad", [left_pad, right_pad])
+@pytest.mark.parametrize("pad_id", [0, 9])
+@pytest.mark.parametrize(("groups", "rows"), [(GROUPS, 3), (GROUPS, 2), (GROUPS, 1), (None, 4), (None, 1)])
+def test_scores_and_gradients_are_those_of_plain_rows(monkeypatch, attention, pad, pad_id, groups, rows):
+    ids, mask = pad(SEQUENCES, pad_id)
+    scalar = model(attention)
+    monkeypatch.setattr(packing, "WORTHWHILE", 0.0)
+    scores, plain = gradients(scalar, ids, mask, None)
+    monkeypatch.setattr(packing, "WORTHWHILE", 100.0)
+    monkeypatch.setattr(packing, "_plans", lambda widths, limit: [packing.balanced(widths, rows)])
+    together, packed = gradients(scalar, ids, mask, groups)
+    assert torch.allclose(together, scores, atol=1e-6)
+    for name, gradient in plain.items():
+        assert torch.allclose(packed[name], gradient, atol=1e-5 * gradient.abs().max()), name
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [1, 0, 1], [0, 0, 0]])
+def test_every_token_finds_its_place_and_sees_what_came_before(rows):
+    ids, mask = right_pad(SEQUENCES, 0)
+    packed = pack(ids, mask, find_groups(ids, mask, GROUPS), torch.tensor(rows))
+    widths = torch.tensor([12, 11, 3])  # of the first group: 6 in common, then 3, 1 and 2 tokens
+    loads = torch.zeros(max(rows) + 1, dtype=torch.long).index_add(0, torch.tensor(rows), widths)
+    assert packed.input_ids.shape == (max(rows) + 1, loads.max())
+    assert torch.equal(packed.input_ids[packed.row[:, None], packed.column][mask], ids[mask])
+    for n, length in enumerate(map(len, SEQUENCES)):
+        own = packed.column[n, :length]
+        sees = packed.attention[packed.row[n], 0][own]
+        assert torch.equal(sees[:, own], torch.ones(length, length).tril().bool())
+        assert torch.equal(sees.sum(1), torch.arange(1, length + 1))
+        assert torch.equal(packed.positions[packed.row[n], own], torch.arange(length))
+
+
+def test_each_token_of_unlike_sequences_has_a_place_of_its_own():
+    ids, mask = right_pad(SEQUENCES, 0)
+    packed = pack(ids, mask, find_groups(ids, mask, torch.arange(6)), torch.tensor([0, 1, 0, 1, 0, 1]))
+    places = packed.row[:, None] * 1000 + packed.column
+    assert len(places[mask].unique()) == mask.sum()
+
+
+def shape(lengths, groups=None, prompt=0, context=10_000):
+    """Rows and columns of the packed rows of sequences whose first ``prompt`` tokens are alike; None for plain rows."""
+    ids = [[3] * prompt + [4 + i] * (length - prompt) for i, length in enumerate(lengths)]
+    scalar = model()
+    scalar.model.config.max_position_embeddings = context
+    packed = worthwhile_rows(scalar.model, *right_pad(ids, 0), groups)
+    return None if packed is None else tuple(packed.input_ids.shape)
+
+
+def test_rows_are_packed_where_that_saves_work():
+    one = torch.zeros(4, dtype=torch.long)
+    assert shape([220] * 4, one, prompt=200) == (1, 280)  # a long prompt
+    assert shape([202] * 4, one, prompt=2) is None  # attention over 802 columns would cost more
+    assert shape([100, 30, 30, 40]) == (2, 100)
+    assert shape([100] * 4) is None and shape([100]) is None
+
+
+def test_no_row_is_longer_than_the_context():
+    assert shape([40, 21, 20]) == (2, 41)
+    assert shape([40, 21, 20], context=40) is None
+
+
+def test_a_model_with_a_sliding_window_does_not_share():
+    config = MistralConfig(vocab_size=17, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                           num_attention_heads=4, num_key_value_heads=2, sliding_window=4)  # fmt: skip
+    assert can_pack(tiny.policy())
+    assert not can_pack(MistralForCausalLM(config))
+
+
+def test_a_model_that_ignores_positions_does_not_share(monkeypatch):
+    policy = tiny.policy()
+    forward = policy.model.forward
+    policy.model.forward = lambda position_ids=None, **given: forward(**given)
+    assert not can_pack(policy)

@@ -1,0 +1,148 @@
+"""The PPO iteration: first ratio exactly 1, gradients that no split changes, KL 0 at the start, hooks that can be
+overridden."""
+
+from functools import partial
+
+import lightning
+import pytest
+import torch
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.advantage import gae
+from rlhf_lightning.models import ScalarModel, ValueHead
+from rlhf_lightning.modules import PPOModule
+from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import FixedKL
+from rlhf_lightning.rollout import Sampling
+from rlhf_lightning.scoring import FunctionScorer
+from tests.support import tiny
+
+TEXTS = ("the food was", "we left", "very slow service and bad food .", "good")
+
+
+def praise(prompts, completions, **columns):
+    return [float(c.split().count("good")) for c in completions]
+
+
+def module(critic="policy", kl=0.1, sampling=None, scorer=praise, lr=1e-3, cls=PPOModule, **settings):
+    return cls(
+        tiny.policy(scale=0.3),
+        FunctionScorer(scorer),
+        tiny.tokenizer(),
+        optimizer=partial(torch.optim.SGD, lr=lr),
+        critic=critic,
+        sampling=sampling or Sampling(max_new_tokens=10),
+        kl_controller=FixedKL(kl),
+        settings=PPOSettings(**{"ppo_epochs": 1, "max_grad_norm": 0.0, "max_approx_kl": None, **settings}),
+    )
+
+
+def fit(ppo, steps=1, callbacks=()):
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=list(callbacks),
+    )  # fmt: skip
+    trainer.fit(ppo, tiny.Prompts(tiny.prompts(*TEXTS, repeats=2), steps))
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.parametrize("critic", ["policy", "shared_trunk"])
+@pytest.mark.parametrize("micro", [8, 4, 2, 1])
+def test_the_first_ratio_is_exactly_one_and_kl_exactly_zero(critic, micro):
+    logged = fit(module(critic, micro_batch_size=micro, sampling=Sampling(max_new_tokens=10, temperature=0.7)))
+    assert logged["val/ratio"] == 1.0
+    assert logged["policy/approxkl_avg"] == 0.0 and logged["policy/clipfrac_avg"] == 0.0
+    assert logged["objective/kl"] == 0.0
+
+
+@pytest.mark.parametrize("critic", ["policy", "shared_trunk"])
+def test_gradients_do_not_depend_on_the_micro_batch_split(critic):
+    after = {}
+    for micro in (8, 4, 2, 1):
+        ppo = module(critic, micro_batch_size=micro, lr=1.0)
+        fit(ppo)
+        after[micro] = torch.cat([p.detach().flatten() for p in ppo.policy.parameters()])
+    start = torch.cat([p.detach().flatten() for p in tiny.policy(scale=0.3).parameters()])
+    assert (after[8] - start).norm() > 1e-3
+    for micro in (4, 2, 1):
+        assert (after[micro] - after[8]).norm() <= 1e-5 * (after[8] - start).norm()
+
+
+def test_the_reward_is_the_score_minus_the_kl_penalty_and_returns_are_advantages_plus_values():
+    ppo = module(kl=0.3, missing_eos_penalty=0.0, whiten_advantages=False)
+    fit(ppo, steps=3)
+    e = ppo.last_experience
+    kl = torch.where(e.mask, e.logprobs - e.ref_logprobs, 0)
+    torch.testing.assert_close(e.rewards.sum(1), e.scores - 0.3 * kl.sum(1))
+    advantages, returns = gae(e.rewards, e.values, e.mask)
+    torch.testing.assert_close(e.advantages, advantages)
+    torch.testing.assert_close(returns[e.mask], (advantages + e.values)[e.mask])
+    assert not any(t.requires_grad for t in (e.advantages, e.returns, e.logprobs, e.values))
+
+
+def test_learning_raises_the_score():
+    ppo = module(kl=0.0, lr=0.5, ppo_epochs=2, minibatch_size=4)
+    scores = []
+
+    class Watch(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            scores.append(float(trainer.callback_metrics["objective/scores"]))
+
+    fit(ppo, steps=30, callbacks=[Watch()])
+    assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 0.5
+    assert ppo.optimizer_steps == 30 * 2 * 2 and ppo.rollouts == 30 and ppo.episodes == 240
+
+
+def test_updates_stop_once_the_policy_has_moved_too_far():
+    far = fit(module(lr=5.0, ppo_epochs=8, max_approx_kl=1e-3))
+    near = fit(module(lr=1e-6, ppo_epochs=8, max_approx_kl=1e-3))
+    assert far["policy/updates"] == 1 and near["policy/updates"] == 8
+
+
+def test_the_policy_stands_still_while_the_critic_warms_up():
+    ppo = module(critic_warmup=1, lr=1.0)
+    before = [p.detach().clone() for p in tiny.policy(scale=0.3).parameters()]
+    fit(ppo)
+    assert all(torch.equal(a, b) for a, b in zip(before, ppo.policy.parameters(), strict=True))
+    assert ppo.critic.model.score.weight.abs().sum() > 0
+
+
+def test_the_reference_never_moves_and_is_not_in_the_state():
+    ppo = module(lr=1.0)
+    fit(ppo, steps=2)
+    for a, b in zip(tiny.policy(scale=0.3).parameters(), ppo.frozen["reference"].parameters(), strict=True):
+        assert torch.equal(a, b) and not b.requires_grad
+    assert {name.split(".")[0] for name in ppo.state_dict()} == {"policy", "critic"}
+
+
+def test_critics_start_at_zero_and_there_is_one_group_each():
+    for critic, kind in (("policy", ScalarModel), ("shared_trunk", ValueHead)):
+        ppo = module(critic)
+        logged = fit(ppo)
+        assert isinstance(ppo.critic, kind)
+        assert ppo.last_experience.values.abs().max() == 0
+        assert logged["loss/value_avg"] > 0
+        assert [group["name"] for group in ppo.parameter_groups()] == ["policy", "critic"]
+
+
+def test_sizes_that_do_not_divide_are_refused_with_the_whole_chain():
+    with pytest.raises(ConfigError, match=r"minibatches of 3 do not divide a rollout of 8(.|\n)*-> micro +3"):
+        fit(module(minibatch_size=3))
+
+
+def test_a_hook_can_be_overridden_without_touching_another():
+    class MeanBaseline(PPOModule):
+        def compute_advantages(self, rewards, values, mask):
+            total = rewards.sum(1, keepdim=True)
+            return (total - total.mean()).expand_as(rewards), values
+
+    ppo = module(cls=MeanBaseline, whiten_advantages=False)
+    fit(ppo)
+    e = ppo.last_experience
+    total = e.rewards.sum(1)
+    torch.testing.assert_close(e.advantages[:, 0], total - total.mean())
+
+
+def test_a_plain_model_needs_its_tokenizer():
+    with pytest.raises(ConfigError, match="also needs tokenizer="):
+        PPOModule(tiny.policy(), FunctionScorer(praise))

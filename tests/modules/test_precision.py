@@ -1,0 +1,82 @@
+"""Every phase in every precision: offline it learns what it learns in float32, online the first rollout has no KL."""
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from safetensors.torch import load_file
+
+from rlhf_lightning.training.precision import HALF, HalfWeights
+from tests.support import offline, phases, small_run, tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
+PRECISIONS = ["bf16-mixed", "16-mixed", *HALF]
+DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+
+
+def options(precision):
+    if precision in HALF:
+        return {"plugins": [HalfWeights(precision)]}
+    if precision == "16-mixed":  # of which Lightning makes bf16-mixed on a CPU
+        return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))]}
+    return {"precision": precision}
+
+
+def sft(folder, **given):
+    return phases.sft(folder, epochs=1, **given)[0]
+
+
+def reward(folder, **given):
+    return phases.reward(folder, **given)[0]
+
+
+def dpo(folder, **given):
+    module = offline.preference(reference=tiny.policy(1))
+    offline.fit(module, offline.pairs(offline.rankings(folder)), **given)
+    return module
+
+
+def kto(folder, **given):
+    module = offline.unpaired(reference=tiny.policy(1))
+    offline.fit(module, offline.answers(offline.feedback(folder)), **given)
+    return module
+
+
+def start(module):
+    if module.trains == "model":
+        torch.manual_seed(1)
+        model = phases.ScalarModel.from_policy(tiny.policy())
+        torch.nn.init.normal_(model.model.score.weight)
+        return phases.flat(model)
+    return phases.flat(tiny.policy())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("phase", [sft, reward, dpo, kto])
+def test_a_phase_learns_what_it_learns_in_float32(tmp_path, phase, precision):
+    folder = phases.write(tmp_path)
+    expected = phase(folder)
+    module = phase(folder, **options(precision))
+    assert {p.dtype for p in module.trained.parameters()} == {DTYPES.get(precision, torch.float32)}
+    way = phases.flat(expected.trained) - start(expected)
+    moved = phases.flat(module.trained).float() - start(module)
+    assert way.norm() > 0
+    assert torch.cosine_similarity(moved, way, dim=0) > (0.9 if precision in HALF else 0.99)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_policy_starts_at_its_reference(tmp_path, precision):
+    module, _ = phases.ppo(phases.write(tmp_path), phases.ppo_module(), rollouts=1, **options(precision))
+    experience = module.last_experience
+    assert torch.equal(experience.logprobs, experience.ref_logprobs)
+    assert experience.logprobs.dtype == experience.advantages.dtype == torch.float32
+    after, before = phases.flat(module.policy), phases.flat(tiny.policy(scale=0.3))
+    assert after.isfinite().all() and not torch.equal(after.float(), before.to(after.dtype).float())
+
+
+def test_the_command_takes_half_precision(tmp_path):
+    words = ["stages=[sft,ppo]", "scorer.function=tests.support.hostile_rewards.words", "trainer.precision=bf16-true"]
+    small_run.go(small_run.prepare(tmp_path), tmp_path / "run", *words)
+    for stage in ("sft", "ppo"):
+        weights = load_file(tmp_path / "run" / stage / "model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}

@@ -1,0 +1,203 @@
+"""The decode loop: right distribution, right log-probabilities, nobody's sample depends on who else is in the batch."""
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, StaticCache
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.logprobs import gather_logprobs
+from rlhf_lightning.models.forward import response_forward
+from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
+from rlhf_lightning.rollout.sample import BLOCK, invert, sample
+from tests.support import tiny
+
+PROMPTS = ("the food was", "we left", "very slow service and bad food .", "good")
+
+
+def engine(model, seed=0, **options):
+    made = LoopEngine(**options)
+    made.sync(model, (1,), 0, version=7)
+    made.seed(seed)
+    return made
+
+
+def test_captured_logprobs_are_those_of_the_teacher_forced_forward():
+    model = tiny.policy()
+    rollout = engine(model).generate(tiny.prompts(*PROMPTS, repeats=4), Sampling(max_new_tokens=16, temperature=0.7))
+    with torch.no_grad():
+        out = response_forward(model, rollout.input_ids, rollout.attention_mask, rollout.mask.shape[1])
+    expected = gather_logprobs(out.logits, rollout.response_ids, temperature=0.7)
+    torch.testing.assert_close(rollout.rollout_logprobs[rollout.mask], expected[rollout.mask], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"compact_below": 0.0}, {"compact_below": 1.0}, {"micro_batch_size": 3}])
+def test_leaving_rows_and_micro_batches_change_nobodys_sample(options):
+    model, batch, sampling = tiny.policy(scale=0.3), tiny.prompts(*PROMPTS, repeats=3), Sampling(max_new_tokens=20)
+    plain = engine(model, compact_below=0.5).generate(batch, sampling)
+    other = engine(model, **options).generate(batch, sampling)
+    assert torch.equal(plain.mask, other.mask)
+    assert torch.equal(plain.response_ids[plain.mask], other.response_ids[other.mask])
+    assert plain.lengths.unique().numel() > 2  # the batch was ragged
+
+
+def test_the_mask_ends_with_the_first_eos_and_finished_says_so():
+    rollout = engine(tiny.policy(scale=0.2)).generate(tiny.prompts(*PROMPTS, repeats=8), Sampling(max_new_tokens=12))
+    assert rollout.finished.any() and not rollout.finished.all()
+    for ids, mask, finished in zip(rollout.response_ids, rollout.mask, rollout.finished, strict=True):
+        counted = ids[mask].tolist()
+        assert (counted.count(1), counted[-1] == 1) == ((1, True) if finished else (0, False))
+
+
+def test_sampled_frequencies_follow_the_tempered_softmax():
+    logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]])
+    uniforms = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    tokens, logprobs = sample(logits.expand(20_000, -1), uniforms, Sampling(temperature=0.5))
+    expected = (logits[0] / 0.5).softmax(-1)
+    torch.testing.assert_close(tokens.bincount(minlength=4) / 20_000, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logprobs, expected.log()[tokens])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "allowed"),
+    [
+        (Sampling(top_k=2), {0, 3}),
+        (Sampling(top_p=0.6), {3}),
+        (Sampling(top_p=0.85), {0, 3}),
+        (Sampling(), {0, 1, 2, 3}),
+    ],
+)
+def test_truncation_keeps_the_likeliest_tokens(sampling, allowed):
+    logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]]).expand(400, -1)  # probabilities .24 .09 .03 .64
+    tokens, _ = sample(logits, (torch.arange(400, dtype=torch.float64) + 0.5) / 400, sampling)
+    assert set(tokens.tolist()) == allowed
+
+
+def test_an_extreme_uniform_never_draws_an_impossible_token():
+    logits = torch.tensor([[0.0, float("-inf"), 0.0, float("-inf")]]).expand(2, -1)
+    tokens, _ = sample(logits, torch.tensor([0.0, 1.0 - 1e-16], dtype=torch.float64), Sampling())
+    assert tokens.tolist() == [0, 2]
+
+
+def test_training_refuses_truncated_sampling_and_says_why():
+    with pytest.raises(ConfigError, match=r"top_p=0.9.*untruncated"):
+        Sampling(top_p=0.9).require_scorable()
+    Sampling(temperature=0.7).require_scorable()
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers():
+    with pytest.raises(ConfigError, match=r"max_new_tokens=62 exceeds the model's 64"):
+        engine(tiny.policy()).generate(tiny.prompts("the food was"), Sampling(max_new_tokens=62))
+
+
+def test_a_seed_repeats_and_state_resumes_the_stream():
+    model, batch, sampling = tiny.policy(), tiny.prompts(*PROMPTS), Sampling(max_new_tokens=8)
+    first = engine(model, seed=3)
+    a = first.generate(batch, sampling)
+    state = first.state_dict()
+    b = first.generate(batch, sampling)
+    again = engine(model, seed=99)
+    again.load_state_dict(state)
+    assert torch.equal(again.generate(batch, sampling).response_ids, b.response_ids)
+    assert torch.equal(engine(model, seed=3).generate(batch, sampling).response_ids, a.response_ids)
+    assert not torch.equal(engine(model, seed=4).generate(batch, sampling).response_ids[:, :1], a.response_ids[:, :1])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_policys_mode_is_restored_even_after_an_error(training):
+    model = tiny.policy().train(training)
+    broken = engine(model)
+    broken._forward = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        broken.generate(tiny.prompts("good"), Sampling(max_new_tokens=4))
+    assert model.training is training
+
+
+def test_a_copy_in_another_dtype_follows_the_policy():
+    model, batch, sampling = tiny.policy(), tiny.prompts(*PROMPTS), Sampling(max_new_tokens=8)
+    made = LoopEngine(dtype="bfloat16")
+    for scale in (1.0, -1.0):
+        with torch.no_grad():
+            model.lm_head.weight.mul_(scale)
+        made.sync(model, (1,), 0, version=0)
+        made.seed(0)
+        rollout = made.generate(batch, sampling)
+        with torch.no_grad():
+            out = response_forward(model, rollout.input_ids, rollout.attention_mask, rollout.mask.shape[1])
+        expected = gather_logprobs(out.logits, rollout.response_ids)
+        gap = (rollout.rollout_logprobs - expected)[rollout.mask].abs()
+        assert 0 < gap.max() < 0.3 and model.lm_head.weight.dtype == torch.float32
+
+
+def test_hugging_face_generate_keeps_the_same_contract():
+    made = HFGenerateEngine()
+    made.sync(tiny.policy(scale=0.3), (1,), 0, version=2)
+    made.seed(5)
+    rollout = made.generate(tiny.prompts(*PROMPTS, repeats=4), Sampling(max_new_tokens=12))
+    made.seed(5)
+    again = made.generate(tiny.prompts(*PROMPTS, repeats=4), Sampling(max_new_tokens=12))
+    assert torch.equal(rollout.response_ids, again.response_ids)
+    assert rollout.weight_version == 2
+    ends = [row[m][-1].item() == 1 for row, m in zip(rollout.response_ids, rollout.mask, strict=True)]
+    assert rollout.finished.tolist() == ends
+
+
+def test_blocks_find_the_column_that_one_cumulative_sum_finds():
+    torch.manual_seed(0)
+    weights = (3 * torch.randn(300, 5 * BLOCK + 7)).softmax(-1) * torch.tensor(0.5).expand(
+        300, 5 * BLOCK + 7
+    ).bernoulli()
+    uniforms = torch.rand(300, dtype=torch.float64)
+    cumulative = weights.double().cumsum(-1)
+    expected = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(1)
+    assert torch.equal(invert(weights, uniforms), expected) and expected.unique().numel() > 100
+
+
+class Vocabularies(TorchDispatchMode):
+    """How many tensors [rows, vocabulary] are alive at once."""
+
+    def __init__(self, rows, vocabulary):
+        super().__init__()
+        self.shape, self.alive, self.most = (rows, vocabulary), [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and (out.shape[0:1] + out.shape[-1:]) == self.shape:
+            self.alive = [made for made in self.alive if made() is not None] + [weakref.ref(out)]
+            self.most = max(self.most, len(self.alive))
+        return out
+
+
+def test_no_logits_are_kept_from_one_token_to_the_next():
+    made = engine(tiny.policy(scale=0.0))
+    most = []
+    for steps in (2, 24):
+        with Vocabularies(12, 17) as seen:
+            made.generate(tiny.prompts(*PROMPTS, repeats=3), Sampling(max_new_tokens=steps))
+        most.append(seen.most)
+    assert 0 < most[1] == most[0]
+
+
+def test_autocast_is_off_while_decoding():
+    model, batch, sampling = tiny.policy(), tiny.prompts(*PROMPTS), Sampling(max_new_tokens=8)
+    plain = engine(model).generate(batch, sampling)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        other = engine(model).generate(batch, sampling)
+    assert torch.equal(plain.rollout_logprobs, other.rollout_logprobs)
+
+
+def test_a_static_cache_draws_the_same_answers():
+    drawn, used = [], []
+    policy = tiny.policy(scale=0.1)
+    policy.register_forward_pre_hook(lambda _, __, given: used.append(type(given["past_key_values"])), with_kwargs=True)
+    for cache in ("dynamic", "static"):
+        engine = HFGenerateEngine(cache)
+        engine.sync(policy, (1,), 0, version=0)
+        engine.seed(2)
+        drawn.append(engine.generate(tiny.prompts(*PROMPTS, repeats=3), Sampling(max_new_tokens=12)))
+    assert torch.equal(drawn[0].response_ids, drawn[1].response_ids) and len(drawn[0].response_ids.unique()) > 4
+    assert set(used) == {DynamicCache, StaticCache}
+    with pytest.raises(ConfigError, match="choose dynamic or static"):
+        HFGenerateEngine("offloaded")

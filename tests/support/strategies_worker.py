@@ -1,0 +1,176 @@
+"""One rank of several: ``python -m tests.support.strategies_worker FOLDER`` runs all cases and saves what came out."""
+
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+import tests.conftest  # noqa: F401  (threads and no network)
+from rlhf_lightning.callbacks import DurableCheckpoint
+from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
+from rlhf_lightning.checkpoint.sharded import DurableModelParallelStrategy
+from rlhf_lightning.functional.kto import kto_loss
+from rlhf_lightning.functional.preference import dpo_loss
+from rlhf_lightning.functional.reference_free import simpo_loss
+from tests.support import offline, phases, tiny
+
+WORLD = 2
+
+
+def ddp():
+    return {"strategy": DDPStrategy(timeout=timedelta(seconds=100)), "devices": WORLD}
+
+
+def fsdp2():
+    strategy = DurableModelParallelStrategy(
+        data_parallel_size=WORLD, tensor_parallel_size=1, save_distributed_checkpoint=False,
+        timeout=timedelta(seconds=100),
+    )  # fmt: skip
+    return {"strategy": strategy, "devices": WORLD}
+
+
+def supervised(phase, where):
+    def run(folder):
+        module, trainer = phase(folder, world_size=WORLD, **where())
+        return {"weights": phases.flat(module.trained), "logged": logged(trainer)}
+
+    return run
+
+
+def replay(where, grouped=False, lora=False, critic="policy"):
+    def run(folder):
+        module, _ = phases.replay(folder, grouped, lora, critic, **where())
+        return {"weights": phases.flat(module.policy)} | ({} if grouped else {"critic": phases.flat(module.critic)})
+
+    return run
+
+
+def ppo(where, name):
+    def run(folder):
+        module, trainer = phases.ppo(folder, **where())
+        module.export(folder / name, {"stage": "ppo"})
+        module.export(folder / name, {"stage": "ppo"})  # replaces the folder, on all ranks
+        rollout = module.last_experience.rollout
+        return {
+            "weights": phases.flat(module.policy),
+            "critic": phases.flat(module.critic),
+            "kl": module.kl_controller.state_dict(),
+            "prompts": [row["prompt"] for row in rollout.rows],
+            "answers": [row[m].tolist() for row, m in zip(rollout.response_ids, rollout.mask, strict=True)],
+            "logged": logged(trainer),
+            "counts": (module.rollouts, module.optimizer_steps, module.episodes),
+        }
+
+    return run
+
+
+def resume(where, name):
+    """Three rollouts at once, and the same from the checkpoint after each of the first two."""
+
+    def state(module):
+        return [phases.flat(module.policy), phases.flat(module.critic), module.last_experience.rollout.response_ids]
+
+    def run(folder):
+        def fit(**options):
+            io = DurableCheckpointIO()
+            module, _ = phases.ppo(folder, rollouts=3, batch=4, plugins=[io], **options, **where())
+            return state(module)
+
+        saver = DurableCheckpoint(folder / name, every_n_steps=1, keep=2)
+        whole = fit(callbacks=[saver], checkpointing=True)
+        return {"whole": whole, "resumed": [fit(resume=stop) for stop in checkpoints(folder / name)]}
+
+    return run
+
+
+def dpo(folder, world_size=1, loss=dpo_loss, **options):
+    """Three epochs of two steps, validated on three rows, of which one rank of two has a filler in place of one."""
+    reference = None if loss is simpo_loss else tiny.policy(1, scale=2.0)
+    module = offline.preference(lr=0.1, loss=loss, reference=reference, nll_coef=0.1)
+    data = offline.pairs(folder / "eight_rankings.jsonl", 1, 4, folder / "three_rankings.jsonl")
+    return fit(module, data, world_size, options)
+
+
+def simpo(folder, world_size=1, **options):
+    return dpo(folder, world_size, simpo_loss, **options)
+
+
+def kto(folder, world_size=1, **options):
+    module = offline.unpaired(lr=0.1, loss=kto_loss, reference=tiny.policy(1, scale=2.0))
+    data = offline.answers(folder / "feedback.jsonl", 1, 4, folder / "three_answers.jsonl")
+    return fit(module, data, world_size, options)
+
+
+def fit(module, data, world_size, options):
+    run = phases.trainer(data.accumulate_for(world_size), 3, **options)
+    run.fit(module, datamodule=data)
+    return module, run
+
+
+OFFLINE = {"dpo": dpo, "simpo": simpo, "kto": kto}
+
+
+def learned_offline(phase, where, name):
+    def run(folder):
+        module, trainer = OFFLINE[phase](folder, world_size=WORLD, **where())
+        module.export(folder / name, {"stage": phase})
+        reference = {"reference": phases.flat(module.frozen["reference"])} if phase != "simpo" else {}
+        return {"weights": phases.flat(module.policy), "logged": logged(trainer), **reference}
+
+    return run
+
+
+def same_prompts(folder):
+    """Both ranks answer the same prompt four times."""
+    module = phases.ppo_module(micro_batch_size=None)
+    (folder / "one").mkdir(exist_ok=True)
+    (folder / "one" / "prompts.jsonl").write_text('{"prompt": "the food was"}\n' * 8)
+    phases.ppo(folder / "one", module, rollouts=1, **ddp())
+    rollout = module.last_experience.rollout
+    return {"answers": [row[m].tolist() for row, m in zip(rollout.response_ids, rollout.mask, strict=True)]}
+
+
+def logged(trainer):
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("perf")}
+
+
+CASES = {
+    "sft_ddp": supervised(phases.sft, ddp),
+    "reward_ddp": supervised(phases.reward, ddp),
+    "ppo_ddp": ppo(ddp, "ppo_ddp"),
+    "same_prompts": same_prompts,
+    "replay_ddp": replay(ddp),
+    "lora_ddp": replay(ddp, lora=True),
+    "grouped_ddp": replay(ddp, grouped=True),
+    "grouped_fsdp2": replay(fsdp2, grouped=True),
+    "resume_ddp": resume(ddp, "resume_ddp"),
+    "sft_fsdp2": supervised(phases.sft, fsdp2),
+    "reward_fsdp2": supervised(phases.reward, fsdp2),
+    "ppo_fsdp2": ppo(fsdp2, "ppo_fsdp2"),
+    "replay_fsdp2": replay(fsdp2),
+    "shared_ddp": replay(ddp, critic="shared_trunk"),
+    "shared_fsdp2": replay(fsdp2, critic="shared_trunk"),
+    "resume_fsdp2": resume(fsdp2, "resume_fsdp2"),
+    **{
+        f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
+        for phase in OFFLINE
+        for where in (ddp, fsdp2)
+    },
+}
+
+
+def main(folder: Path) -> None:
+    for name, case in CASES.items():
+        try:
+            result = case(folder)
+        except Exception:
+            result = {"error": traceback.format_exc()}
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else "none"
+        torch.save(result, folder / f"{name}.{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
