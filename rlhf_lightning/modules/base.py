@@ -64,7 +64,6 @@ class RLHFModule(lightning.LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._grad_norm = torch.zeros(())
-        self._logged_step = 0
         self._restored: Mapping[str, Any] | None = None
         self.train_totals = Totals()
         self.val_totals = Totals()
@@ -122,6 +121,8 @@ class RLHFModule(lightning.LightningModule):
         """One micro-batch, see `training_loss`; in parts where memory does not suffice for the whole."""
         if self._trainer is None:
             return self.training_loss(batch)[0]
+        real = batch.attention_mask
+        self._positions.add({"padding": (~real).sum(), "count": torch.tensor(real.numel())})
         return self.splitting.forward(self, batch, first=batch_idx % self.trainer.accumulate_grad_batches == 0)
 
     def backward(self, loss: Tensor, *args: Any) -> None:
@@ -150,7 +151,6 @@ class RLHFModule(lightning.LightningModule):
         Iterators made between loading and now draw random numbers, so this is the first moment for it.
         """
         self.trained.train()
-        self._logged_step = self.trainer.global_step  # a resumed run must not log in the middle of its first step
         if self._restored is not None:
             state, self._restored = self._restored, None
             self.guard.load_state_dict(state.get("guard", {}))
@@ -209,23 +209,27 @@ class RLHFModule(lightning.LightningModule):
         """Means to be logged from totals; collective over ranks. Phases with automatic optimisation implement it."""
         raise NotImplementedError
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the means of an optimizer step once, after its last micro-batch."""
-        if not self.train_totals:
+    def optimizer_step(self, *given: Any) -> None:
+        """Lightning's, then the schedule, then the log: callbacks find the means of this step when its batch ends."""
+        super().optimizer_step(*given)
+        schedule: Any = self.lr_schedulers()
+        if schedule is not None:
+            schedule.step()
+        self.log_step()
+
+    def lr_scheduler_step(self, *given: Any) -> None:
+        """Nothing is left to do here: Lightning asks after `optimizer_step`, when a module may not log."""
+
+    def log_step(self) -> None:
+        """Log the means over all micro-batches of an optimizer step."""
+        if self.guard.failed:  # its numbers would spoil every mean
+            self.train_totals, self._positions = Totals(), Totals()
+            self.log_dict(self.guard.logged())
             return
-        self._positions.add(
-            {"padding": (~batch.attention_mask).sum(), "count": torch.tensor(batch.attention_mask.numel())}
-        )
-        if self.trainer.global_step != self._logged_step:
-            self._logged_step = self.trainer.global_step
-            if self.guard.failed:  # its numbers would spoil every mean
-                self.train_totals, self._positions = Totals(), Totals()
-                self.log_dict(self.guard.logged())
-                return
-            logged = {f"train/{name}": value for name, value in self.summary(self.train_totals).items()}
-            logged["train/padding"] = self._positions.means(self, "count")["padding"]
-            logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
-            self.log_dict(logged | self.guard.logged() | self.splitting.logged())
+        logged = {f"train/{name}": value for name, value in self.summary(self.train_totals).items()}
+        logged["train/padding"] = self._positions.means(self, "count")["padding"]
+        logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
+        self.log_dict(logged | self.guard.logged() | self.splitting.logged())
 
     def on_validation_epoch_start(self) -> None:
         """Start from zero."""

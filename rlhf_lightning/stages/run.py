@@ -75,7 +75,7 @@ class Run:
         """
         checkpoint = self.files.checkpoint(stage)
         watch = _StepCount()
-        trainer.callbacks += [watch, StopAtBoundary()]  # type: ignore[attr-defined]
+        trainer.callbacks.append(watch)  # type: ignore[attr-defined]
         savers = [part for part in trainer.checkpoint_callbacks if isinstance(part, DurableCheckpoint)]
         with signals.patience(max((saver.patience_seconds for saver in savers), default=0.0)):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -105,7 +105,8 @@ class Run:
         surrounding = [self.build(node) for node in (self.config.get("callbacks") or {}).values()]
         on_error = (self.config["checkpoint"] or {}).get("on_error", "raise")
         history = History(self.folder / HISTORY / f"{stage}.csv", on_error=on_error)
-        every = [*callbacks, *surrounding, history, *self._saver(stage)]  # a guard sees what a monitor logs at once
+        # a guard sees what a monitor logs, the history what both log, and the saver knows of a signal
+        every = [*callbacks, *surrounding, history, StopAtBoundary(), *self._saver(stage)]
         defaults = {
             "default_root_dir": self.folder,
             "logger": build_loggers(self.config.get("logger"), stage, self.build),
