@@ -11,18 +11,19 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rlhf_lightning.callbacks.history import OnError
-from rlhf_lightning.callbacks.loops import (
+from rlhf_lightning.callbacks.steps import steps_done, steps_planned
+from rlhf_lightning.checkpoint.io import DurableCheckpointIO, expired
+from rlhf_lightning.checkpoint.places import foreign
+from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
+from rlhf_lightning.private_api.lightning import (
     begin_epoch,
     ends_epoch,
+    saved_state,
     stops_here,
     validates_next,
     with_epoch_done,
     with_validation_to_come,
 )
-from rlhf_lightning.callbacks.steps import steps_done, steps_planned
-from rlhf_lightning.checkpoint.io import DurableCheckpointIO, expired
-from rlhf_lightning.checkpoint.places import foreign
-from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.rules.ranges import require
 
 COST = 20  # times what a save took must pass until a long step is saved again
@@ -88,7 +89,7 @@ class DurableCheckpoint(Checkpoint):
         """
         io = trainer.strategy.checkpoint_io
         if isinstance(io, DurableCheckpointIO):
-            state = trainer._checkpoint_connector.dump_checkpoint()  # collective
+            state = saved_state(trainer)  # collective
             if trainer.is_global_zero:
                 io.check(state)
         begin_epoch(trainer)

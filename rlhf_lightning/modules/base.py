@@ -24,6 +24,7 @@ from rlhf_lightning.modules.random_state import random_state, restore_random_sta
 from rlhf_lightning.modules.splitting import Splitting
 from rlhf_lightning.modules.totals import Totals
 from rlhf_lightning.optim.schedules import make_schedule
+from rlhf_lightning.private_api.lightning import strategy_of, trainer_of
 from rlhf_lightning.rules.combinations import FSDP1_REFUSED
 from rlhf_lightning.rules.ranges import require
 
@@ -88,10 +89,10 @@ class RLHFModule(lightning.LightningModule):
         """Build once; under FSDP2 (`ModelParallelStrategy`) shard what is trained."""
         if getattr(self, self.trains, None) is not None:
             return
-        if isinstance(self._strategy(), FSDPStrategy):
+        if isinstance(strategy_of(self), FSDPStrategy):
             raise ConfigError(FSDP1_REFUSED)
         self.build()
-        convert_weights(self, self._strategy())
+        convert_weights(self, strategy_of(self))
         mesh = self.device_mesh
         if mesh is not None:
             for module in self.sharded_modules():
@@ -119,7 +120,7 @@ class RLHFModule(lightning.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """One micro-batch, see `training_loss`; in parts where memory does not suffice for the whole."""
-        if self._trainer is None:
+        if trainer_of(self) is None:
             return self.training_loss(batch)[0]
         real = batch.attention_mask
         self._positions.add({"padding": (~real).sum(), "count": torch.tensor(real.numel())})
@@ -258,13 +259,13 @@ class RLHFModule(lightning.LightningModule):
 
     def reduce_sum(self, tensor: Tensor) -> Tensor:
         """A tensor summed element-wise over all ranks."""
-        strategy = self._strategy()
+        strategy = strategy_of(self)
         return tensor if strategy is None else strategy.reduce(tensor, reduce_op="sum")
 
     @property
     def world_size(self) -> int:
         """Number of ranks, 1 without a trainer."""
-        return 1 if self._trainer is None else self.trainer.world_size
+        return 1 if trainer_of(self) is None else self.trainer.world_size
 
     def export(self, folder: str | Path, provenance: Mapping[str, Any]) -> Path:
         """Write the trained model as a Hugging Face folder with tokenizer and provenance. Call on every rank.
@@ -282,7 +283,7 @@ class RLHFModule(lightning.LightningModule):
         weights = full_state_dict(self.export_model())
         if self.global_rank == 0:
             write_folder(folder, lambda path: self._save(path, weights), provenance)
-        if (strategy := self._strategy()) is not None:
+        if (strategy := strategy_of(self)) is not None:
             strategy.barrier()
         return Path(folder)
 
@@ -295,6 +296,3 @@ class RLHFModule(lightning.LightningModule):
         model.save_pretrained(path, state_dict=merged(model, weights))
         save_adapter(model, path / "adapter")
         self.tokenizer.save_pretrained(path)
-
-    def _strategy(self) -> Any:
-        return None if self._trainer is None else self.trainer.strategy

@@ -31,6 +31,7 @@ from rlhf_lightning.modules.micro_batches import micro_batches, take
 from rlhf_lightning.modules.ppo_settings import PPOSettings, Schedule
 from rlhf_lightning.modules.watched import Watched, of_padding
 from rlhf_lightning.optim.kl_controllers import KLController
+from rlhf_lightning.private_api.lightning import strategy_of
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.engine import check_prompts
 from rlhf_lightning.rollout.groups import replaced, undecided
@@ -206,7 +207,7 @@ class OnlineModule(RLHFModule):
     @contextmanager
     def _accumulating(self, last: bool) -> Iterator[None]:
         """Leave gradients on their rank until the last micro-batch."""
-        strategy = self._strategy()
+        strategy = strategy_of(self)
         sharded = [m for m in self.children() if isinstance(m, FSDPModule)]
         for module in sharded:
             module.set_requires_gradient_sync(last)

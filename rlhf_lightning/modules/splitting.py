@@ -18,6 +18,7 @@ from rlhf_lightning.errors import OutOfMemory
 from rlhf_lightning.models.memory import fits, is_out_of_memory
 from rlhf_lightning.modules.random_state import random_state, restore_random_state
 from rlhf_lightning.modules.totals import Totals
+from rlhf_lightning.private_api.lightning import strategy_of
 from rlhf_lightning.types import ComparisonBatch, FeedbackBatch
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Splitting:
         """
         if first:
             module.guard.restart()
-        if not isinstance(module._strategy(), SingleDeviceStrategy):
+        if not isinstance(strategy_of(module), SingleDeviceStrategy):
             with _explained(module, batch):
                 return self._note(module, batch)
         if first:
@@ -104,7 +105,7 @@ class Splitting:
         Raises:
             OutOfMemory: a single row does not fit, or memory ran out in one of several processes.
         """
-        if not isinstance(module._strategy(), SingleDeviceStrategy):
+        if not isinstance(strategy_of(module), SingleDeviceStrategy):
             with _explained(module, batch):
                 step(batch)
             return

@@ -22,6 +22,7 @@ from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.modules.precision import HALF, HalfWeights
+from rlhf_lightning.private_api.lightning import leave_signals_alone
 from rlhf_lightning.stages.loggers import build_loggers
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.places import CHECKPOINTS, HISTORY
@@ -154,8 +155,7 @@ class Run:
             given["strategy"] = self.build(strategy, **seconds)
         with as_config_error(self.config["trainer"]):
             trainer: lightning.Trainer = self.build({"_target_": target}, **{**arguments, **given})
-        # Lightning's own handler of SIGTERM talks to the other ranks at any moment; ours is there already.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        leave_signals_alone(trainer)  # our handlers are there already
         return trainer
 
 

@@ -10,6 +10,7 @@ LAYERS = {
     "rules": 0,
     "signals": 0,
     "console": 0,
+    "private_api": 0,
     "models": 1,
     "optim": 1,
     "checkpoint": 1,
@@ -28,6 +29,7 @@ LAYERS = {
 TORCH_ONLY = {"types", "functional"}  # usable in any notebook without the rest of the stack
 NOT_FOR_TORCH_ONLY = {"lightning", "transformers", "torchmetrics", "hydra", "omegaconf", "tensorboard", "matplotlib"}
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
+CONFIG_FILES = {f"rlhf_lightning.private_api.{library}" for library in CONFIG_LIBRARIES}
 
 
 def imported(source: str, package: str) -> list[tuple[int, str]]:
@@ -51,8 +53,9 @@ def layer_faults(source: str, module: str) -> list[str]:
     faults = []
     for line, name in imported(source, module.rpartition(".")[0]):
         root, *rest = name.split(".")
-        if root in CONFIG_LIBRARIES and LAYERS[part] < 6:
-            faults.append(f"{module}:{line}: {root} belongs to the top layer only")
+        library = rest[1] if rest[:1] == ["private_api"] and rest[1:] else root
+        if library in CONFIG_LIBRARIES and LAYERS[part] < 6 and module not in CONFIG_FILES:
+            faults.append(f"{module}:{line}: {library} belongs to the top layer only")
         if part in TORCH_ONLY and root in NOT_FOR_TORCH_ONLY:
             faults.append(f"{module}:{line}: {part} needs torch only, not {root}")
         other = rest[0] if root == "rlhf_lightning" and rest else part
@@ -60,8 +63,8 @@ def layer_faults(source: str, module: str) -> list[str]:
             continue
         if other not in LAYERS:
             faults.append(f"{module}:{line}: the part {other!r} has no layer")
-        elif part == "types":
-            faults.append(f"{module}:{line}: types imports nothing of ours")
+        elif part in ("types", "private_api"):
+            faults.append(f"{module}:{line}: {part} imports nothing of ours")
         elif LAYERS[other] > LAYERS[part]:
             faults.append(f"{module}:{line}: layer {LAYERS[part]} imports {other} of layer {LAYERS[other]}")
         elif LAYERS[other] == LAYERS[part] == 2:
