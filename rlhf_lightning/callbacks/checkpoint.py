@@ -10,19 +10,20 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rlhf_lightning.callbacks.history import History, OnError
-from rlhf_lightning.callbacks.loops import (
+from rlhf_lightning.callbacks.history import OnError
+from rlhf_lightning.callbacks.steps import steps_done, steps_planned
+from rlhf_lightning.checkpoint.io import DurableCheckpointIO, expired
+from rlhf_lightning.checkpoint.places import foreign
+from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
+from rlhf_lightning.private_api.lightning import (
     begin_epoch,
     ends_epoch,
+    saved_state,
     stops_here,
     validates_next,
     with_epoch_done,
     with_validation_to_come,
 )
-from rlhf_lightning.callbacks.steps import steps_done, steps_planned
-from rlhf_lightning.checkpoint.io import DurableCheckpointIO, expired
-from rlhf_lightning.checkpoint.places import foreign
-from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.rules.ranges import require
 
 COST = 20  # times what a save took must pass until a long step is saved again
@@ -88,7 +89,7 @@ class DurableCheckpoint(Checkpoint):
         """
         io = trainer.strategy.checkpoint_io
         if isinstance(io, DurableCheckpointIO):
-            state = trainer._checkpoint_connector.dump_checkpoint()  # collective
+            state = saved_state(trainer)  # collective
             if trainer.is_global_zero:
                 io.check(state)
         begin_epoch(trainer)
@@ -103,26 +104,19 @@ class DurableCheckpoint(Checkpoint):
         if not self._in_step:
             self._began, self._in_step = time.monotonic(), True
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save after the module's own hook: what it logs there is then in the history before the step is saved.
-
-        Callbacks are called before the module. A process killed behind the save and before that row would go on
-        without it.
-        """
-        logs = pl_module.on_train_batch_end
-
-        def log_then_save(*given: Any) -> None:
-            logs(*given)
-            if steps_done(trainer) != self._seen:  # not inside gradient accumulation
-                self._seen = steps_done(trainer)
-                self._step_took, self._in_step = time.monotonic() - self._began, False
-                self._validates = validates_next(trainer)
-                self._postponed = self._validates or ends_epoch(trainer)
-                if not self._postponed or (self._asked and self._validates):
-                    self._save_if_due(trainer)
-                self._validates = False
-
-        pl_module.on_train_batch_end = log_then_save  # type: ignore[assignment,method-assign]
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where a step ends. Lightning calls savers last: the row of the step is in the history by then."""
+        if steps_done(trainer) == self._seen:  # inside gradient accumulation
+            return
+        self._seen = steps_done(trainer)
+        self._step_took, self._in_step = time.monotonic() - self._began, False
+        self._validates = validates_next(trainer)
+        self._postponed = self._validates or ends_epoch(trainer)
+        if not self._postponed or (self._asked and self._validates):
+            self._save_if_due(trainer)
+        self._validates = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save a step that ends with a validation only now, with what the validation found."""
@@ -147,10 +141,6 @@ class DurableCheckpoint(Checkpoint):
         elif self._epoch_done:
             with_epoch_done(checkpoint["loops"]["fit_loop"])
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the module its hook back."""
-        del pl_module.on_train_batch_end
-
     def ask(self) -> None:
         """Save the step that is ending, whether one is due or not, and before its validation, which may be long."""
         self._asked = True
@@ -162,9 +152,6 @@ class DurableCheckpoint(Checkpoint):
             return
         due = self._asked or (self.every_n_steps is not None and step % self.every_n_steps == 0)
         if due or trainer.strategy.broadcast(self._time_says_so()):
-            for part in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(part, History):
-                    part.record(trainer)
             self.save(trainer)
 
     def _time_says_so(self) -> bool:

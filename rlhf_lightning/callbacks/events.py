@@ -10,10 +10,11 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rlhf_lightning.checkpoint.places import free_name
+from rlhf_lightning.private_api.lightning import replace_save
+from rlhf_lightning.private_api.tensorboard import records_written_by
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +34,12 @@ def lasting(logger: Any) -> Any:
         _keep(Path(logger.log_dir) / "metrics.csv")
     if not isinstance(logger, TensorBoardLogger):
         return logger
-    before = event_file_writer.RecordWriter
-    event_file_writer.RecordWriter = partial(_Records, logger.log_dir)
     try:
-        logger.experiment  # noqa: B018  makes the writer, with its thread
+        with records_written_by(partial(_Records, logger.log_dir)):
+            logger.experiment  # noqa: B018  makes the writer, with its thread
     except OSError as error:
         _tell(logger.log_dir, error)
         return False
-    finally:
-        event_file_writer.RecordWriter = before
     save = logger.save
 
     def save_what_fits() -> None:
@@ -52,7 +50,7 @@ def lasting(logger: Any) -> Any:
         except OSError as error:
             _tell(logger.log_dir, error)
 
-    logger.save = save_what_fits  # type: ignore[method-assign]
+    replace_save(logger, save_what_fits)
     return logger
 
 

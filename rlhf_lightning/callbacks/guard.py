@@ -8,9 +8,8 @@ from typing import Any, Literal, NamedTuple
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
-from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done
+from rlhf_lightning.callbacks.steps import NewNumbers, gave_up, logged_scalars, steps_done
 from rlhf_lightning.data import PromptData
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import PROXY, Alarm, HackingDetector, Limits
@@ -91,7 +90,7 @@ class RewardHackingGuard(pl.Callback):
         self.max_rows, self.samples_per_prompt = max_rows, samples_per_prompt
         self.max_prompt_length = max_prompt_length
         self._prompts: PromptBatch | None = None
-        self._seen: Tensor | None = None
+        self._new = NewNumbers()
 
     @property
     def alarms(self) -> list[Alarm]:
@@ -142,15 +141,9 @@ class RewardHackingGuard(pl.Callback):
 
     def _monitored(self, trainer: pl.Trainer) -> Gold | None:
         """The number of a monitor, if it was logged since the last look."""
-        tags = (
-            [self.gold_tag] if self.gold_tag else sorted(t for t in trainer.callback_metrics if t.startswith(MONITOR))
-        )
-        value = trainer.callback_metrics.get(tags[0]) if tags else None
-        # Lightning keeps the storage of a number until its tag is logged again
-        if value is None or (self._seen is not None and value.data_ptr() == self._seen.data_ptr()):
-            return None
-        self._seen = value
-        return Gold(float(value), math.nan)
+        tag = self.gold_tag or min((t for t in trainer.callback_metrics if t.startswith(MONITOR)), default=None)
+        new = self._new.look(trainer)
+        return Gold(new[tag], math.nan) if tag in new else None
 
     def _ask(self, pl_module: Any, rollout: int) -> Gold | None:
         """What the guard's own scorer says, if it is its turn."""

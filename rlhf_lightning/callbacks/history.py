@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
-from rlhf_lightning.callbacks.steps import logged_scalars, steps_done
+from rlhf_lightning.callbacks.steps import NewNumbers, logged_scalars, steps_done
 from rlhf_lightning.console.streams import append
 from rlhf_lightning.errors import DiskError
 
@@ -28,8 +27,10 @@ class History(pl.Callback):
 
     Columns are ``step`` (optimizer steps; rollouts in PPO), ``kind`` (``train`` or ``validation``), ``seconds`` since
     the fit began, then one column per tag. A tag that appears later adds a column and the file is rewritten; a number
-    that was not logged is an empty cell. Each row is on disk before the next step begins. Only rank 0 writes. A resumed
-    fit keeps the rows up to the step it resumes from, without validations that came after its checkpoint.
+    that was not logged is an empty cell. A row is on disk before its step is saved. Only rank 0 writes. A resumed fit
+    keeps the rows up to the step it resumes from, without validations that came after its checkpoint.
+
+    It stands behind the callbacks that log; what is logged after it looked is in the next row.
 
     Args:
         path: the CSV file; its folder is made. An older file is replaced unless the fit resumes.
@@ -52,7 +53,7 @@ class History(pl.Callback):
         self.rows: list[dict[str, Cell]] = []
         self._columns = list(FIXED_COLUMNS)
         self._validation_tags: set[str] = set()
-        self._seen: dict[str, Tensor] = {}
+        self._new = NewNumbers()
         self._tags_before_validation: set[str] = set()
         self._last_step = 0
         self._saved_validations: int | None = None  # rows of them, in the checkpoint that the fit resumes from
@@ -62,7 +63,7 @@ class History(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = steps_done(trainer)
-        self.rows, self._columns, self._seen = [], list(FIXED_COLUMNS), {}
+        self.rows, self._columns, self._new = [], list(FIXED_COLUMNS), NewNumbers()
         if not trainer.is_global_zero:
             return
         if self._last_step and self.path.exists():
@@ -75,17 +76,18 @@ class History(pl.Callback):
         self._whole = self._told = False
         self._write()
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.record(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.record(trainer)
+        step = steps_done(trainer)
+        every = self.every_n_steps or getattr(trainer, "log_every_n_steps", 0) or 1
+        if step == self._last_step or step % every:  # inside gradient accumulation, or between logged steps
+            return
+        self._last_step = step
+        new = self._new.look(trainer)  # on every rank: reading may reduce
+        self._add(trainer, step, "train", {tag: v for tag, v in new.items() if tag not in self._validation_tags})
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self.record(trainer)
         self._tags_before_validation = set(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -101,21 +103,6 @@ class History(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validation_tags = set(state_dict["validation_tags"])
         self._saved_validations = state_dict.get("validations")
-
-    def record(self, trainer: pl.Trainer) -> None:
-        """Row of the step that ended last, if it has none. Call it on every rank, when all has been logged.
-
-        Modules may log when a batch ends, after callbacks saw it; so this looks later by itself.
-        """
-        step = steps_done(trainer)
-        every = self.every_n_steps or getattr(trainer, "log_every_n_steps", 0) or 1
-        if step == self._last_step or step % every:  # inside gradient accumulation, or between logged steps
-            return
-        self._last_step = step
-        logged = dict(trainer.callback_metrics)  # on every rank: reading may reduce
-        fresh = {tag for tag, value in logged.items() if not _same(value, self._seen.get(tag))} - self._validation_tags
-        self._seen = logged
-        self._add(trainer, step, "train", {tag: float(value) for tag, value in logged.items() if tag in fresh})
 
     def _add(self, trainer: pl.Trainer, step: int, kind: str, metrics: dict[str, float]) -> None:
         if not trainer.is_global_zero or not metrics:
@@ -166,11 +153,6 @@ class History(pl.Callback):
 
 def _validations(rows: list[dict[str, Cell]]) -> list[dict[str, Cell]]:
     return [row for row in rows if row["kind"] == "validation"]
-
-
-def _same(value: Tensor, before: Tensor | None) -> bool:
-    """Whether this number is of an earlier step: Lightning keeps its storage until the tag is logged again."""
-    return before is not None and value.data_ptr() == before.data_ptr()
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, Cell]]]:

@@ -67,21 +67,16 @@ class ProgressLine(ProgressBar):
             self._live = Live(Text("starting"), console=self._console, refresh_per_second=8, transient=True)
             self._live.start()
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Show the step before: modules may log when a batch ends, after callbacks saw it."""
-        metrics = logged_scalars(trainer)  # on every rank: reading may reduce
-        if self._enabled and steps_done(trainer) != self._step:
-            self._step = steps_done(trainer)
-            self._show(trainer, metrics)
-
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        metrics = logged_scalars(trainer)  # on every rank: reading may reduce
         mask = getattr(batch, "attention_mask", None)
         if self._enabled and mask is not None:
             self._tokens = self._tokens + mask.sum()  # stays on the device: no wait here
+        if self._enabled and steps_done(trainer) != self._step:
+            self._step = steps_done(trainer)
+            self._show(trainer, metrics)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = logged_scalars(trainer)
@@ -102,7 +97,7 @@ class ProgressLine(ProgressBar):
         share = 100 * self._step / total if total else 0.0
         now = time.monotonic()
         due = share - self._printed_share >= self.every_percent or now - self._printed_at >= self.every_seconds
-        if self._live is None and not due:
+        if self._live is None and (not due or self._step == total):  # the summary shows the last one
             return
         self._line = progress_text(metrics, self._step, total, self._speed(trainer, metrics))
         if self._live is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 
 def steps_done(trainer: pl.Trainer) -> int:
@@ -33,5 +34,20 @@ def gave_up(module: Any) -> bool:
 
 
 def logged_scalars(trainer: pl.Trainer) -> dict[str, float]:
-    """Everything the module has logged so far, as floats. Call it on every rank: reading may reduce over ranks."""
+    """The last value of everything that was logged. Call it on every rank: reading may reduce over ranks."""
     return {tag: float(value) for tag, value in trainer.callback_metrics.items()}
+
+
+class NewNumbers:
+    """What was logged since the last look; ``trainer.callback_metrics`` keeps a number until its tag is logged again.
+
+    Lightning writes no number over another: one that is logged again is another tensor, also where it is equal.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, Tensor] = {}
+
+    def look(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Tags and numbers. Call it on every rank: reading may reduce over ranks."""
+        before, self._before = self._before, dict(trainer.callback_metrics)
+        return {t: float(v) for t, v in self._before.items() if t not in before or not v.is_set_to(before[t])}

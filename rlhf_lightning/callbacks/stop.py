@@ -17,7 +17,7 @@ class StopAtBoundary(pl.Callback):
 
     A step that takes longer than ``patience_seconds`` of `DurableCheckpoint` after the signal is given up at the next
     `signals.poll`; what was saved before stays. After the last step nothing is saved: the stage exports its model.
-    Other callbacks see the step end as usual, so it must be the last one of the Trainer.
+    Other callbacks see the step end as usual. It stands behind those that may end the run.
 
     Raises:
         signals.Stopped: before the next step begins.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.strategies.model_parallel import _rekey_optimizer_state_if_needed
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+
+from rlhf_lightning.private_api.lightning import named_optimizer_state, saves_shards
 
 
 class DurableModelParallelStrategy(ModelParallelStrategy):
@@ -24,14 +25,14 @@ class DurableModelParallelStrategy(ModelParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
         """The first rank writes the folder, also where an older one is; Lightning refuses to replace a folder."""
-        if self._save_distributed_checkpoint:
+        if saves_shards(self):
             super().save_checkpoint(checkpoint, filepath, storage_options)
         elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, Path(filepath))
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Every rank reads the folder and keeps its shard of weights and optimizer state."""
-        if self._save_distributed_checkpoint:
+        if saves_shards(self):
             return super().load_checkpoint(checkpoint_path, weights_only=True)
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = self.checkpoint_io.load_checkpoint(path)
@@ -39,6 +40,6 @@ class DurableModelParallelStrategy(ModelParallelStrategy):
         options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=True):
-            named = _rekey_optimizer_state_if_needed(state, self.model)  # one process numbers its parameters
+            named = named_optimizer_state(state, self.model)  # one process numbers its parameters
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint

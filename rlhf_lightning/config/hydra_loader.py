@@ -14,9 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra._internal import hydra as internal
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +28,8 @@ from rlhf_lightning.config.swaps import drop_leftovers
 from rlhf_lightning.config.typed import Typed
 from rlhf_lightning.console.redaction import is_secret, redact_text
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.private_api.hydra import ConfigLoader, composing_with, file_of
+from rlhf_lightning.private_api.omegaconf import read_by_libyaml
 
 # What Hydra may call: its own and its plug-ins' launchers and sweepers, and handlers that write where we say.
 _PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
@@ -59,26 +58,21 @@ def judged() -> Iterator[None]:
 
     What it began with `rlhf_lightning.config.resolving.begin` ends with it, if `load_config` has not ended it before.
     """
-    patched: Any = internal
-    before = patched.ConfigLoaderImpl, yaml.SafeLoader
-    patched.ConfigLoaderImpl = JudgedLoader
-    yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        yield
+        with composing_with(JudgedLoader), read_by_libyaml():
+            yield
     except ValueError as error:
         if not str(error).startswith("Unable to configure"):
             raise
         raise ConfigError(f"hydra.job_logging: {error}: {error.__cause__}") from error
     finally:
-        patched.ConfigLoaderImpl, yaml.SafeLoader = before
         resolving.end()
 
 
-class JudgedLoader(ConfigLoaderImpl):
+class JudgedLoader(ConfigLoader):
     """See the module. Hydra composes once only to ask for ``hydra.mode``: what came of it is kept for the run."""
 
     _kept: tuple[list[str], DictConfig | Exception] | None = None
-    _composed: tuple[Any, Any] = ((), None)  # defaults list and repository of what was composed last
 
     def load_configuration(
         self,
@@ -133,15 +127,8 @@ class JudgedLoader(ConfigLoaderImpl):
         if "run_dir" in names and not os.path.lexists(str(cfg.run_dir)):
             signals.would_leave(str(cfg.run_dir))
 
-    def _compose_config_from_defaults_list(self, defaults: Any, repo: Any) -> DictConfig:
-        self._composed = defaults, repo
-        return super()._compose_config_from_defaults_list(defaults, repo)
-
     def _layers(self) -> list[Any]:
-        """The files of what was composed last, each where the tree has it; read again, for composing changes them."""
-        defaults, repo = self._composed
-        loaded = [self._load_single_config(default, repo.delegate).config for default in defaults]
-        return [OmegaConf.to_container(config, resolve=False) for config in loaded]
+        return [OmegaConf.to_container(config, resolve=False) for config in self.files()]
 
     def _take(self) -> DictConfig:
         assert self._kept is not None
@@ -152,13 +139,12 @@ class JudgedLoader(ConfigLoaderImpl):
         found.hydra.overrides.hydra.append("hydra.mode=RUN")
         return found
 
-    def _process_config_searchpath(self, config_name: str | None, parsed_overrides: Any, repo: Any) -> None:
-        """As in Hydra, except that a file cannot name more places to read from: one on a ``pkg://`` is imported."""
+    def check_files(self, config_name: str | None, repo: Any) -> None:
+        """A file cannot name more places to read from: one on a ``pkg://`` is imported."""
         bound_loading(repo)
         loaded = repo.load_config(config_path=config_name) if config_name is not None else None
         if loaded is not None and OmegaConf.select(loaded.config, "hydra.searchpath") is not None:
             raise _from_file("hydra.searchpath", OmegaConf.select(loaded.config, "hydra.searchpath"))
-        super()._process_config_searchpath(config_name, parsed_overrides, repo)
 
 
 def bound_loading(repo: Any) -> None:
@@ -172,8 +158,8 @@ def bound_loading(repo: Any) -> None:
         nonlocal loaded
         if config_path not in sizes:
             source = next((one for one in repo.get_sources() if one.is_config(config_path)), None)
-            path = os.path.join(source.path, source._normalize_file_name(config_path)) if source else config_path
-            sizes[config_path] = _check_file(path) if source and source.scheme() == "file" else 0
+            on_disk = source is not None and source.scheme() == "file"
+            sizes[config_path] = _check_file(file_of(source, config_path)) if on_disk else 0
         loaded += sizes[config_path] + LOADING
         if loaded > MOST_LOADED:
             raise ConfigError(

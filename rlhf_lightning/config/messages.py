@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from traceback import walk_tb
 from typing import Any
 
 from rlhf_lightning.config.locations import CONF_DIR
@@ -88,7 +87,9 @@ def _unused_group(key: str, overrides: Sequence[str]) -> str:
 
 
 def _unknown_key(key: str, error: Exception) -> str:
-    keys = list(_keys(_composed(error)))
+    from rlhf_lightning.private_api.hydra import config_at_failure
+
+    keys = list(_keys(config_at_failure(error)))
     *outer, last = key.split(".")
     longer = [k for k in keys if k.endswith("." + key)] or [
         k for k in keys if outer and k.startswith(f"{outer[0]}.") and k.endswith(f".{last}")
@@ -106,14 +107,6 @@ def _unknown_key(key: str, error: Exception) -> str:
     return "\n".join([*lines, f"To add a new key on purpose, write +{key}=VALUE"])
 
 
-def _composed(error: Exception) -> Any:
-    """The config that Hydra had composed when it met the key it does not know: it lies in the frame that raised."""
-    for frame, _ in walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "_apply_overrides_to_config":
-            return frame.f_locals.get("cfg")
-    return None
-
-
 def _groups() -> list[str]:
     folders = (p.relative_to(CONF_DIR) for p in CONF_DIR.rglob("*") if p.is_dir())
     return sorted(str(p) for p in folders if p.parts[0] != "hydra")
@@ -129,8 +122,9 @@ def _text(name: str) -> str:
 
 def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
     """Dotted keys of a DictConfig, interpolations and missing values as they stand."""
-    items = getattr(tree, "items_ex", None)
-    for name, value in items(resolve=False) if items is not None and not tree._is_none() else ():
+    from rlhf_lightning.private_api.omegaconf import raw_items
+
+    for name, value in raw_items(tree):
         if not (prefix == "" and name == "hydra"):
             yield f"{prefix}{name}"
             yield from _keys(value, f"{prefix}{name}.")

@@ -5,20 +5,20 @@ Elsewhere OmegaConf behaves as ever, in the same process too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf import Container, OmegaConf
 from omegaconf.resolvers import oc
 
 from rlhf_lightning.config.bounds import LONGEST, Budget, check_expression, check_text
 from rlhf_lightning.config.rights import HARMLESS, PLACES, check_variable
-from rlhf_lightning.config.typed import Key, Typed
+from rlhf_lightning.config.typed import Typed
 from rlhf_lightning.console.redaction import remember
 from rlhf_lightning.errors import ConfigError, RLHFError
+from rlhf_lightning.private_api.omegaconf import content_of, place_of, resolve_through
 
 _NO_DEFAULT: Any = object()
-_resolve: Any = Container._resolve_interpolation_from_parse_tree
 _now: tuple[Typed, Budget] | None = None
 
 
@@ -28,8 +28,7 @@ def begin(overrides: Sequence[str]) -> Typed:
     _now = Typed(overrides), Budget()
     for name, resolver in (("oc.env", _env), ("oc.decode", _decode), ("oc.create", _create)):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
-    patched: Any = Container
-    patched._resolve_interpolation_from_parse_tree = _resolve_within_budget
+    resolve_through(_within_budget)
     return _now[0]
 
 
@@ -37,8 +36,7 @@ def end() -> None:
     """Composing is over."""
     global _now
     _now = None
-    patched: Any = Container
-    patched._resolve_interpolation_from_parse_tree = _resolve
+    resolve_through(None)
 
 
 def ours(error: BaseException | None) -> RLHFError | None:
@@ -62,15 +60,12 @@ def too_deep(error: BaseException | None) -> bool:
     return False
 
 
-def _resolve_within_budget(
-    self: Any, parent: Any, value: Any, key: Any, parse_tree: Any, throw_on_resolution_failure: bool, memo: Any
-) -> Any:
-    if _now is None:
-        return _resolve(self, parent, value, key, parse_tree, throw_on_resolution_failure, memo)
-    budget, name = _now[1], ".".join(_key(value)) or str(key)
+def _within_budget(node: Any, key: Any, resolve: Callable[[], Any]) -> Any:
+    assert _now is not None
+    budget, name = _now[1], ".".join(place_of(node)) or str(key)
     with budget.one_more(name):
-        found = _resolve(self, parent, value, key, parse_tree, throw_on_resolution_failure, memo)
-    content = found._value() if found is not None and not isinstance(found, Container) else None
+        found = resolve()
+    content = content_of(found) if found is not None and not isinstance(found, Container) else None
     if isinstance(content, (str, bytes)):
         if len(content) > LONGEST:
             raise ConfigError(f"{name}: interpolations make a text of more than {LONGEST} characters")
@@ -82,8 +77,8 @@ def _env(variable: str, default: Any = _NO_DEFAULT, *, _node_: Any) -> Any:
     given = () if default is _NO_DEFAULT else (default,)
     if _now is None:
         return oc.env(variable, *given)
-    key = _key(_node_)
-    check_variable(key, _node_._value(), str(variable), _now[0])
+    key = place_of(_node_)
+    check_variable(key, content_of(_node_), str(variable), _now[0])
     value = oc.env(variable, *given)
     if value and variable not in HARMLESS | PLACES:
         remember([(key[-1] if key else "", value)])
@@ -92,23 +87,11 @@ def _env(variable: str, default: Any = _NO_DEFAULT, *, _node_: Any) -> Any:
 
 def _decode(expression: Any, *, _parent_: Any, _node_: Any) -> Any:
     if _now is not None and isinstance(expression, str):
-        check_expression("${" + expression, ".".join(_key(_node_)))
+        check_expression("${" + expression, ".".join(place_of(_node_)))
     return oc.decode(expression, _parent_=_parent_, _node_=_node_)
 
 
 def _create(content: Any, *, _parent_: Any, _node_: Any) -> Any:
     if _now is not None and isinstance(content, str):
-        check_text(content, ".".join(_key(_node_)))
+        check_text(content, ".".join(place_of(_node_)))
     return oc.create(content, _parent_=_parent_)
-
-
-def _key(node: Any) -> Key:
-    """The names that lead from the root to a node; empty for one that no config holds, whatever it is called."""
-    names: list[str] = []
-    while (parent := node._get_parent()) is not None:
-        name = node._key()
-        if name is None or not isinstance(parent, (DictConfig, ListConfig)) or parent._get_node(name) is not node:
-            return ()
-        names.insert(0, str(name))
-        node = parent
-    return tuple(names)

@@ -14,6 +14,7 @@ from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.models.frozen import frozen_copy
 from rlhf_lightning.models.packing import packed_states, worthwhile_rows
 from rlhf_lightning.models.trunk import decoder, hidden_states, layers, run_upper
+from rlhf_lightning.private_api.transformers import attention_of
 
 
 class ScalarModel(nn.Module):
@@ -37,7 +38,7 @@ class ScalarModel(nn.Module):
         config = copy.deepcopy(policy.config)
         config.num_labels = 1
         model = AutoModelForSequenceClassification.from_config(
-            config, dtype=policy.dtype, attn_implementation=config._attn_implementation
+            config, dtype=policy.dtype, attn_implementation=attention_of(config)
         )
         if (lora := lora_of(policy)) is None:
             decoder(model).load_state_dict(decoder(policy).state_dict())

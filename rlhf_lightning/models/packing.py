@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.models.trunk import decoder, hidden_states
+from rlhf_lightning.private_api.transformers import attention_of
 
 WORTHWHILE = 0.95  # pack only where it costs at most this part of plain rows
 
@@ -204,7 +205,7 @@ def adjacent_groups(prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
 def packed_inputs(model: PreTrainedModel, packed: PackedRows) -> dict[str, Any]:
     """What a model or its decoder is called with for packed rows."""
     mask = packed.attention
-    if model.config._attn_implementation == "eager":  # adds its mask
+    if attention_of(model.config) == "eager":  # adds its mask
         mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(model.dtype).min
         )
@@ -226,7 +227,7 @@ def can_pack(model: PreTrainedModel) -> bool:
     """
     config = model.config
     windowed = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
-    if config._attn_implementation not in ("sdpa", "eager") or windowed or getattr(config, "sliding_window", None):
+    if attention_of(config) not in ("sdpa", "eager") or windowed or getattr(config, "sliding_window", None):
         return False
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 4, 5], [0, 1, 2, 0]], device=model.device)
     real = torch.tensor([[True] * 4, [True] * 4, [True] * 3 + [False]], device=model.device)

@@ -6,8 +6,6 @@ rollout: it is computed once. The two parts are shallow views that share the par
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -15,6 +13,7 @@ from transformers import PreTrainedModel
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.models.output import output_of
+from rlhf_lightning.private_api.torch import view_of
 
 
 def decoder(model: PreTrainedModel) -> PreTrainedModel:
@@ -91,8 +90,7 @@ def run_upper(model: PreTrainedModel, depth: int, hidden: Tensor, attention_mask
 
 def _view(stack: PreTrainedModel, part: nn.ModuleList) -> PreTrainedModel:
     """A shallow copy of the stack with other layers; parameters are shared."""
-    view = copy.copy(stack)
-    view._modules = dict(stack._modules)
+    view = view_of(stack)
     view.layers = part
     return view
 

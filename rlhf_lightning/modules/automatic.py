@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.private_api.lightning import trainer_of
 from rlhf_lightning.training.smaller_batches import Splitting
 from rlhf_lightning.training.sums import Totals
 
@@ -37,7 +38,6 @@ class AutomaticModule(RLHFModule):
         super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
         self.splitting = Splitting(self.stage)
         self.train_totals, self.val_totals, self._positions = Totals(), Totals(), Totals()
-        self._logged_step = 0
 
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch [], a sum over its ``denominator``, and sums for the log."""
@@ -45,8 +45,10 @@ class AutomaticModule(RLHFModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """One micro-batch, see `training_loss`; in parts where memory does not suffice for the whole."""
-        if self._trainer is None:
+        if trainer_of(self) is None:
             return self.training_loss(batch)[0]
+        real = batch.attention_mask
+        self._positions.add({"padding": (~real).sum(), "count": torch.tensor(real.numel())})
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
         if first:
             self.guard.restart()
@@ -83,32 +85,25 @@ class AutomaticModule(RLHFModule):
         self.guard.begin()
         super().on_before_optimizer_step(optimizer)
 
-    def on_train_start(self) -> None:
-        """See `RLHFModule`; a resumed run must not log in the middle of its first step."""
-        super().on_train_start()
-        self._logged_step = self.trainer.global_step
-
     def summary(self, totals: Totals) -> dict[str, float]:
         """Means to be logged from totals; collective over ranks. Phases with automatic optimisation implement it."""
         raise NotImplementedError
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the means of an optimizer step once, after its last micro-batch."""
-        if not self.train_totals:
+    def optimizer_step(self, *given: Any) -> None:
+        """Lightning's, then the log: callbacks find the means of this step when its batch ends."""
+        super().optimizer_step(*given)
+        self.log_step()
+
+    def log_step(self) -> None:
+        """Log the means over all micro-batches of an optimizer step."""
+        if self.guard.failed:  # its numbers would spoil every mean
+            self.train_totals, self._positions = Totals(), Totals()
+            self.log_dict(self.guard.logged())
             return
-        self._positions.add(
-            {"padding": (~batch.attention_mask).sum(), "count": torch.tensor(batch.attention_mask.numel())}
-        )
-        if self.trainer.global_step != self._logged_step:
-            self._logged_step = self.trainer.global_step
-            if self.guard.failed:  # its numbers would spoil every mean
-                self.train_totals, self._positions = Totals(), Totals()
-                self.log_dict(self.guard.logged())
-                return
-            logged = {f"train/{name}": value for name, value in self.summary(self.train_totals).items()}
-            logged["train/padding"] = self._positions.means(self.ranks, "count")["padding"]
-            logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
-            self.log_dict(logged | self.guard.logged() | self.splitting.logged())
+        logged = {f"train/{name}": value for name, value in self.summary(self.train_totals).items()}
+        logged["train/padding"] = self._positions.means(self.ranks, "count")["padding"]
+        logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
+        self.log_dict(logged | self.guard.logged() | self.splitting.logged())
 
     def on_validation_epoch_start(self) -> None:
         """Start from zero."""

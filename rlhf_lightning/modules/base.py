@@ -18,6 +18,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
 from rlhf_lightning.optim.schedules import make_schedule
+from rlhf_lightning.private_api.lightning import strategy_of, trainer_of
 from rlhf_lightning.rules.combinations import FSDP1_REFUSED
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.training.precision import convert_weights
@@ -63,6 +64,7 @@ class RLHFModule(lightning.LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._grad_norm = torch.zeros(())
+        self.learning_rate = 0.0  # of the last step, in the first parameter group
         self._restored: Mapping[str, Any] | None = None
         self.guard = StepGuard(max_skipped_steps, self.stage, self.skips_key)
 
@@ -83,10 +85,10 @@ class RLHFModule(lightning.LightningModule):
         """Build once; under FSDP2 (`ModelParallelStrategy`) shard what is trained."""
         if getattr(self, self.trains, None) is not None:
             return
-        if isinstance(self._strategy(), FSDPStrategy):
+        if isinstance(strategy_of(self), FSDPStrategy):
             raise ConfigError(FSDP1_REFUSED)
         self.build()
-        convert_weights(self, self._strategy())
+        convert_weights(self, strategy_of(self))
         mesh = self.device_mesh
         if mesh is not None:
             for module in self.sharded_modules():
@@ -110,6 +112,7 @@ class RLHFModule(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip here: after a loss scaler has unscaled the gradients, which clipping before the step would miss."""
+        self.learning_rate = optimizer.param_groups[0]["lr"]
         self._grad_norm = clip_gradients(self, self.max_grad_norm)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if not self.guard.check(self._grad_norm, self.step, scaler):
@@ -123,8 +126,9 @@ class RLHFModule(lightning.LightningModule):
     @property
     def step(self) -> Step:
         """The step at hand."""
-        folder = Path("." if self._trainer is None else self.trainer.default_root_dir)
-        return Step(self.step_number if self._trainer else 0, self.ranks, self.named_parameters, folder)
+        trainer = trainer_of(self)
+        number, folder = (0, "") if trainer is None else (self.step_number, trainer.default_root_dir)
+        return Step(number, self.ranks, self.named_parameters, Path(folder))
 
     def on_train_start(self) -> None:
         """Train mode (`from_pretrained` returns models in eval mode), and random numbers where a checkpoint left them.
@@ -184,14 +188,9 @@ class RLHFModule(lightning.LightningModule):
         self._restored = state
 
     @property
-    def learning_rate(self) -> float:
-        """Of the first parameter group."""
-        return self.trainer.optimizers[0].param_groups[0]["lr"]
-
-    @property
     def ranks(self) -> Ranks:
         """The processes that train together; one without a trainer."""
-        return Ranks(self._strategy(), self.device)
+        return Ranks(strategy_of(self), self.device)
 
     def export(self, folder: str | Path, provenance: Mapping[str, Any]) -> Path:
         """Write the trained model as a Hugging Face folder with tokenizer and provenance. Call on every rank.
@@ -221,6 +220,3 @@ class RLHFModule(lightning.LightningModule):
         model.save_pretrained(path, state_dict=merged(model, weights))
         save_adapter(model, path / "adapter")
         self.tokenizer.save_pretrained(path)
-
-    def _strategy(self) -> Any:
-        return None if self._trainer is None else self.trainer.strategy

@@ -21,6 +21,7 @@ from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
+from rlhf_lightning.private_api.lightning import leave_signals_alone
 from rlhf_lightning.stages.loggers import build_loggers
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.places import CHECKPOINTS, HISTORY
@@ -75,7 +76,7 @@ class Run:
         """
         checkpoint = self.files.checkpoint(stage)
         watch = _StepCount()
-        trainer.callbacks += [watch, StopAtBoundary()]  # type: ignore[attr-defined]
+        trainer.callbacks.append(watch)  # type: ignore[attr-defined]
         savers = [part for part in trainer.checkpoint_callbacks if isinstance(part, DurableCheckpoint)]
         with signals.patience(max((saver.patience_seconds for saver in savers), default=0.0)):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -105,7 +106,8 @@ class Run:
         surrounding = [self.build(node) for node in (self.config.get("callbacks") or {}).values()]
         on_error = (self.config["checkpoint"] or {}).get("on_error", "raise")
         history = History(self.folder / HISTORY / f"{stage}.csv", on_error=on_error)
-        every = [*callbacks, *surrounding, history, *self._saver(stage)]  # a guard sees what a monitor logs at once
+        # a guard sees what a monitor logs, the history what both log, and the saver knows of a signal
+        every = [*callbacks, *surrounding, history, StopAtBoundary(), *self._saver(stage)]
         defaults = {
             "default_root_dir": self.folder,
             "logger": build_loggers(self.config.get("logger"), stage, self.build),
@@ -153,8 +155,7 @@ class Run:
             given["strategy"] = self.build(strategy, **seconds)
         with as_config_error(self.config["trainer"]):
             trainer: lightning.Trainer = self.build({"_target_": target}, **{**arguments, **given})
-        # Lightning's own handler of SIGTERM talks to the other ranks at any moment; ours is there already.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        leave_signals_alone(trainer)  # our handlers are there already
         return trainer
 
 

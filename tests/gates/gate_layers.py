@@ -3,7 +3,7 @@
 import ast
 
 ROOMS = (
-    ("__init__", "types", "functional", "errors", "rules", "signals", "console"),
+    ("__init__", "types", "functional", "errors", "rules", "signals", "console", "private_api"),
     ("models", "optim", "checkpoint"),
     ("training",),
     ("data", "rollout", "scoring"),
@@ -19,6 +19,7 @@ SIBLINGS = LAYERS["data"]  # rooms of this layer do not know each other
 TORCH_ONLY = {"types", "functional"}  # usable in any notebook without the rest of the stack
 NOT_FOR_TORCH_ONLY = {"lightning", "transformers", "torchmetrics", "hydra", "omegaconf", "tensorboard", "matplotlib"}
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
+CONFIG_FILES = {f"rlhf_lightning.private_api.{library}" for library in CONFIG_LIBRARIES}
 
 
 def imported(source: str, package: str) -> list[tuple[int, str]]:
@@ -42,8 +43,9 @@ def layer_faults(source: str, module: str) -> list[str]:
     faults = []
     for line, name in imported(source, module.rpartition(".")[0]):
         root, *rest = name.split(".")
-        if root in CONFIG_LIBRARIES and LAYERS[part] < TOP:
-            faults.append(f"{module}:{line}: {root} belongs to the top layer only")
+        library = rest[1] if rest[:1] == ["private_api"] and rest[1:] else root
+        if library in CONFIG_LIBRARIES and LAYERS[part] < TOP and module not in CONFIG_FILES:
+            faults.append(f"{module}:{line}: {library} belongs to the top layer only")
         if part in TORCH_ONLY and root in NOT_FOR_TORCH_ONLY:
             faults.append(f"{module}:{line}: {part} needs torch only, not {root}")
         other = rest[0] if root == "rlhf_lightning" and rest else part
@@ -51,8 +53,8 @@ def layer_faults(source: str, module: str) -> list[str]:
             continue
         if other not in LAYERS:
             faults.append(f"{module}:{line}: the part {other!r} has no layer")
-        elif part == "types":
-            faults.append(f"{module}:{line}: types imports nothing of ours")
+        elif part in ("types", "private_api"):
+            faults.append(f"{module}:{line}: {part} imports nothing of ours")
         elif LAYERS[other] > LAYERS[part]:
             faults.append(f"{module}:{line}: layer {LAYERS[part]} imports {other} of layer {LAYERS[other]}")
         elif LAYERS[other] == LAYERS[part] == SIBLINGS:

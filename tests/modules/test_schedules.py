@@ -51,7 +51,7 @@ def test_sft_ends_at_the_learning_rate_of_the_schedule(name, tmp_path):
     sft = SFTModule(tiny.policy(), tiny.tokenizer(), ADAM, factory)
     trainer().fit(sft, datamodule=data)
     assert sft.trainer.global_step == STEPS
-    assert sft.learning_rate == pytest.approx(expected(factory, length), abs=1e-12)
+    assert sft.optimizers().param_groups[0]["lr"] == pytest.approx(expected(factory, length), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -61,7 +61,7 @@ def test_ppo_ends_at_the_learning_rate_of_the_schedule(name):
     ppo._optimizer, ppo._scheduler = ADAM, factory
     fit(ppo, steps=2)
     assert ppo.optimizer_steps == STEPS
-    assert ppo.learning_rate == pytest.approx(expected(factory, length), abs=1e-12)
+    assert ppo.optimizers().param_groups[0]["lr"] == pytest.approx(expected(factory, length), abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def experience():
 
 
 class Supervised(pl.LightningModule):
-    """Automatic optimisation; logs when the batch ends, after callbacks have seen it."""
+    """Automatic optimisation; logs a step before callbacks look, as the stages do."""
 
     def __init__(self):
         super().__init__()
@@ -47,8 +47,9 @@ class Supervised(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         return self.layer(batch).square().mean()
 
-    def on_train_batch_end(self, outputs, batch, batch_idx):
-        self.log_dict({"train/loss": float(self.trainer.global_step), "train/perplexity": 7.0})
+    def optimizer_step(self, *given):
+        super().optimizer_step(*given)
+        self.log_dict({"train/loss": self.trainer.global_step + 1.0, "train/perplexity": 7.0})
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
