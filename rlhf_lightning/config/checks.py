@@ -25,7 +25,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.optim import kl_controllers
 from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.rules.stages import NEEDED
+from rlhf_lightning.rules.stages import RANKINGS, STAGES, names, stage_of
 
 _TRANSLATED = {
     "gradient_clip_val": "max_grad_norm of the stage's module (for PPO ppo.settings.max_grad_norm)",
@@ -58,12 +58,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     logger_nodes(config.get("logger"))
     trainer = config.get("trainer") or {}
     _check_trainer(trainer)
-    for stage in stages:
-        _check_stage(config, stage, _world_size(trainer))
+    for name in names(stages):
+        _check_stage(config, name, _world_size(trainer))
 
 
 def check_complete(config: Mapping[str, Any]) -> None:
-    """Judge whether a config that is to run has what its stages need: data, and a scorer.
+    """Judge whether a config that is to run has what its stages need: sections, policies, data, and a scorer.
 
     Args:
         config: as `check_config` takes it.
@@ -71,27 +71,59 @@ def check_complete(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: says what to add to the command.
     """
-    for stage in config["stages"]:
-        section = config[stage]
-        if section["data"]["train"] is None and not section.get("human_ranks"):
-            raise ConfigError(f"{stage}.data.train is not set; {NEEDED[stage]}")
-        scorer = config.get("scorer") or {}
-        if stage in ("ppo", "best_of_n") and "judge" in scorer and not scorer["judge"]:
+    for stage in map(stage_of, config["stages"]):
+        name, section = stage.name, config.get(stage.name)
+        if not isinstance(section, Mapping):
+            where = (
+                "add stage=pipeline to the command" if name in STAGES else f"give it one: {name}.KEY=VALUE in a file"
+            )
+            raise ConfigError(f"stages: {name} has no section in this config; {where}")
+        if (section.get("data") or {}).get("train", "") is None and not section.get("human_ranks"):
+            raise ConfigError(f"{name}.data.train is not set; {stage.needs}")
+        if section.get("policy", "") is None and not section.get("human_ranks"):
+            raise ConfigError(
+                f"{name}.policy is not set: no stage before {name} in stages=[{','.join(config['stages'])}] makes one; "
+                f"add sft.output=FOLDER (of an earlier run) or {name}.policy=FOLDER, or begin with sft"
+            )
+        if "scorer" in stage.asks and "judge" in (scorer := config.get("scorer") or {}) and not scorer["judge"]:
             raise ConfigError(combinations.NO_SCORER)
-        if stage == "evaluate" and not (config["judge"] or section["proxy"] or section["judges"]):
-            raise ConfigError(combinations.NO_JUDGE)
+        if name == "evaluate":
+            _check_evaluate(config, section)
+        rankings = f"{section.get('output')}/{RANKINGS}"
+        if name == "rank" and not (config["judge"] or section["human_ranks"]) and (reader := _reader(config, rankings)):
+            raise ConfigError(combinations.NO_RANKING.format(reader, rankings))
+
+
+def _check_evaluate(config: Mapping[str, Any], section: Mapping[str, Any]) -> None:
+    if not (config["judge"] or section["proxy"] or section["judges"]):
+        raise ConfigError(combinations.NO_JUDGE)
+    if section["baseline"] not in section["policies"]:
+        raise ConfigError(
+            f"evaluate.baseline={section['baseline']}: is none of evaluate.policies, which are "
+            f"{', '.join(section['policies']) or 'none'}."
+            f"{nearest(str(section['baseline']), list(section['policies']))}"
+        )
+
+
+def _reader(config: Mapping[str, Any], file: str) -> str | None:
+    """The first stage of the run that learns from a file."""
+    found = (name for name in names(config["stages"]) if (config[name].get("data") or {}).get("train") == file)
+    return next(found, None)
 
 
 def _check_stages(stages: Any) -> None:
     if not isinstance(stages, list):
         raise ConfigError(f"stages={stages}: must be a list, for example stages=[{stages}]")
     if not stages:
-        raise ConfigError(f"stages: none given; choose from {', '.join(NEEDED)}")
+        raise ConfigError(f"stages: none given; choose from {', '.join(STAGES)}")
     for stage in stages:
-        if stage not in NEEDED:
+        if stage not in STAGES and "." not in str(stage):
             raise ConfigError(
-                f"stages: there is no stage {stage}.{nearest(str(stage), list(NEEDED))}\nStages: {', '.join(NEEDED)}"
+                f"stages: there is no stage {stage}.{nearest(str(stage), list(STAGES))}\nStages: {', '.join(STAGES)}, "
+                "or the import path of your own"
             )
+    if twice := next((name for name in names(stages) if names(stages).count(name) > 1), None):
+        raise ConfigError(f"stages: {twice} stands there twice, but its section can name one output only; run it again")
 
 
 # ------------------------------------------------------------------------------------------- keys without a `_target_`
@@ -100,7 +132,7 @@ def _check_stages(stages: Any) -> None:
 def _check_defaults(config: Mapping[str, Any], stages: list[str]) -> None:
     """Values of keys that no signature speaks of have the type of their default."""
     _same_types("", config, _file("base"))
-    for stage in stages:
+    for stage in names(stages):
         _same_types("", config, {stage: _file(f"stage/{stage}").get(stage, {})})
     resume = config.get("resume", "none")
     if resume not in ("none", "auto") and "/" not in str(resume) and not Path(str(resume)).exists():
@@ -241,10 +273,11 @@ def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None
             _check_context(config, stage, data.max_prompt_length)
     shards = "ModelParallelStrategy" in str((config.get("trainer") or {}).get("strategy"))
     frozen = (config.get("model") or {}).get("freeze_below")
-    if shards and stage in ("ppo", "dpo", "kto") and frozen:
+    record = STAGES.get(stage, stage_of(stage))
+    if shards and record.reference and frozen:
         raise ConfigError(combinations.FSDP2_LAYOUT)
     lora = _lora(config)
-    if lora is not None and shards and stage not in ("rank", "best_of_n", "evaluate"):
+    if lora is not None and shards and record.trains:
         raise ConfigError(combinations.FSDP2_ADAPTERS)
     if lora is not None and stage == "ppo":
         combinations.check_adapter_dropout(lora.get("lora_dropout", 0.0))
