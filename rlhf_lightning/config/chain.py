@@ -7,12 +7,16 @@ where none did, what FOLDER holds, if the user has named it or a run has made it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from rlhf_lightning.rules.stages import STAGES, before, file_of, names, product, stage_of
+from rlhf_lightning.config.messages import nearest
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.rules import combinations
+from rlhf_lightning.rules.stages import RANKINGS, STAGES, before, file_of, names, product, stage_of
 
 
 def made(kind: str, folder: str | None = None, *, _node_: Any) -> str | None:
@@ -57,6 +61,57 @@ def complete(config: dict[str, Any]) -> None:
     scorer = config.get("scorer")
     if isinstance(scorer, dict) and isinstance(scorer.get("model"), dict) and scorer["model"].get("path") is None:
         config["scorer"] = {"_target_": "rlhf_lightning.scoring.scorer.as_scorer", "judge": config.get("judge")}
+
+
+def check_complete(config: Mapping[str, Any]) -> None:
+    """Judge whether a config that is to run has what its stages need: sections, policies, data, and a scorer.
+
+    Args:
+        config: resolved.
+
+    Raises:
+        ConfigError: says what to add to the command.
+    """
+    for stage in map(stage_of, config["stages"]):
+        name, section = stage.name, config.get(stage.name)
+        if not isinstance(section, Mapping):
+            where = (
+                "add stage=pipeline to the command" if name in STAGES else f"give it one: {name}.KEY=VALUE in a file"
+            )
+            raise ConfigError(f"stages: {name} has no section in this config; {where}")
+        if (section.get("data") or {}).get("train", "") is None and not section.get("human_ranks"):
+            raise ConfigError(f"{name}.data.train is not set; {stage.needs}")
+        if section.get("policy", "") is None and not section.get("human_ranks"):
+            raise ConfigError(
+                f"{name}.policy is not set: no stage before {name} in stages=[{','.join(config['stages'])}] makes one; "
+                f"add sft.output=FOLDER (of an earlier run) or {name}.policy=FOLDER, or begin with sft"
+            )
+        if "scorer" in stage.asks and "judge" in (scorer := config.get("scorer") or {}) and not scorer["judge"]:
+            raise ConfigError(combinations.NO_SCORER)
+        if name == "evaluate":
+            _check_evaluate(config, section)
+        rankings = f"{section.get('output')}/{RANKINGS}"
+        if name == "rank" and not (config["judge"] or section["human_ranks"]) and (reader := _reader(config, rankings)):
+            raise ConfigError(combinations.NO_RANKING.format(reader, rankings))
+
+
+def _check_evaluate(config: Mapping[str, Any], section: Mapping[str, Any]) -> None:
+    if not (config["judge"] or section["proxy"] or section["judges"]):
+        raise ConfigError(combinations.NO_JUDGE)
+    if section["baseline"] not in section["policies"]:
+        raise ConfigError(
+            f"evaluate.baseline={section['baseline']}: is none of evaluate.policies, which are "
+            f"{', '.join(section['policies']) or 'none'}."
+            f"{nearest(str(section['baseline']), list(section['policies']))}"
+        )
+
+
+def _reader(config: Mapping[str, Any], file: str) -> str | None:
+    """The first stage of the run that learns from a file."""
+    found = (
+        name for name in names(config["stages"]) if ((config.get(name) or {}).get("data") or {}).get("train") == file
+    )
+    return next(found, None)
 
 
 def _is_given(folder: str, run_dir: str) -> bool:

@@ -25,7 +25,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.optim import kl_controllers
 from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.rules.stages import RANKINGS, STAGES, names, stage_of
+from rlhf_lightning.rules.stages import STAGES, names, stage_of
 
 _TRANSLATED = {
     "gradient_clip_val": "max_grad_norm of the stage's module (for PPO ppo.settings.max_grad_norm)",
@@ -60,55 +60,6 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_trainer(trainer)
     for name in names(stages):
         _check_stage(config, name, _world_size(trainer))
-
-
-def check_complete(config: Mapping[str, Any]) -> None:
-    """Judge whether a config that is to run has what its stages need: sections, policies, data, and a scorer.
-
-    Args:
-        config: as `check_config` takes it.
-
-    Raises:
-        ConfigError: says what to add to the command.
-    """
-    for stage in map(stage_of, config["stages"]):
-        name, section = stage.name, config.get(stage.name)
-        if not isinstance(section, Mapping):
-            where = (
-                "add stage=pipeline to the command" if name in STAGES else f"give it one: {name}.KEY=VALUE in a file"
-            )
-            raise ConfigError(f"stages: {name} has no section in this config; {where}")
-        if (section.get("data") or {}).get("train", "") is None and not section.get("human_ranks"):
-            raise ConfigError(f"{name}.data.train is not set; {stage.needs}")
-        if section.get("policy", "") is None and not section.get("human_ranks"):
-            raise ConfigError(
-                f"{name}.policy is not set: no stage before {name} in stages=[{','.join(config['stages'])}] makes one; "
-                f"add sft.output=FOLDER (of an earlier run) or {name}.policy=FOLDER, or begin with sft"
-            )
-        if "scorer" in stage.asks and "judge" in (scorer := config.get("scorer") or {}) and not scorer["judge"]:
-            raise ConfigError(combinations.NO_SCORER)
-        if name == "evaluate":
-            _check_evaluate(config, section)
-        rankings = f"{section.get('output')}/{RANKINGS}"
-        if name == "rank" and not (config["judge"] or section["human_ranks"]) and (reader := _reader(config, rankings)):
-            raise ConfigError(combinations.NO_RANKING.format(reader, rankings))
-
-
-def _check_evaluate(config: Mapping[str, Any], section: Mapping[str, Any]) -> None:
-    if not (config["judge"] or section["proxy"] or section["judges"]):
-        raise ConfigError(combinations.NO_JUDGE)
-    if section["baseline"] not in section["policies"]:
-        raise ConfigError(
-            f"evaluate.baseline={section['baseline']}: is none of evaluate.policies, which are "
-            f"{', '.join(section['policies']) or 'none'}."
-            f"{nearest(str(section['baseline']), list(section['policies']))}"
-        )
-
-
-def _reader(config: Mapping[str, Any], file: str) -> str | None:
-    """The first stage of the run that learns from a file."""
-    found = (name for name in names(config["stages"]) if (config[name].get("data") or {}).get("train") == file)
-    return next(found, None)
 
 
 def _check_stages(stages: Any) -> None:
@@ -188,7 +139,7 @@ def _check_node(key: str, node: Mapping[str, Any]) -> None:
     given = {name: value for name, value in node.items() if name not in RESERVED}
     for name, value in given.items():
         if name == "train" and value is None:
-            continue  # see `check_complete`
+            continue  # see `rlhf_lightning.config.chain.check_complete`
         if name in takes.parameters:
             _check_value(f"{key}.{name}", value, takes.parameters[name].kinds())
         elif not takes.is_open:

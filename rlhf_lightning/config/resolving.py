@@ -27,7 +27,13 @@ def begin(overrides: Sequence[str]) -> Typed:
     """From now on until `end`, a config of this command line is composed and resolved. Ends what began before."""
     global _now
     _now = Typed(overrides), Budget()
-    ours: dict[str, Any] = {"oc.env": _env, "oc.decode": _decode, "oc.create": _create, "made": chain.made, "first": chain.first}
+    ours: dict[str, Any] = {
+        "oc.env": _env,
+        "oc.decode": _decode,
+        "oc.create": _create,
+        "made": chain.made,
+        "first": chain.first,
+    }
     for name, resolver in ours.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     patched: Any = Container

@@ -23,6 +23,7 @@ class Stage:
         rows: format of the rows in ``data.train``.
         needs: what to add to a command that gives it no rows.
         makes: what later stages take from it, and the key of the folder in its section. The last one is written last.
+            Of a stage of your own the section says it, since that is read before anything of yours is imported.
         asks: groups of the config that give its scores.
         trains: whether it has an optimizer.
         reference: whether it holds a second, frozen policy while it trains.

@@ -10,7 +10,8 @@ import torch
 
 from rlhf_lightning import signals
 from rlhf_lightning.config.allowlist import check_names, check_objects
-from rlhf_lightning.config.checks import check_complete, check_config
+from rlhf_lightning.config.chain import check_complete
+from rlhf_lightning.config.checks import check_config
 from rlhf_lightning.config.compose import save_config
 from rlhf_lightning.rules.stages import stage_of
 from rlhf_lightning.stages.parts import check_parts, load_stage

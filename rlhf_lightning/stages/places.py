@@ -93,7 +93,7 @@ def check_reads(config: Mapping[str, Any]) -> None:
     for stage in map(stage_of, config["stages"]):
         made += makers[stage.name]
         for group in (*stage.asks, stage.name):
-            for key, text in _texts(config[group], group):
+            for key, text in _texts(config.get(group), group):
                 if not _READ.search(key) or _is_there(text) or _within(text, made):
                     continue
                 if maker := next((name for name, folders in makers.items() if _within(text, folders)), None):

@@ -9,45 +9,17 @@ from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.stages.pipeline import run
+from tests.gates.gate_docs import blocks
+from tests.gates.gate_sources import ROOT
 from tests.integration import small_pipeline
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),
     pytest.mark.filterwarnings("ignore:predict returned None"),
 ]
-MY_PROJECT = """
-from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.rules.stages import Stage
-from rlhf_lightning.stages import Run, train
-
-calls = []
-
-
-def run_distil(run: Run):
-    calls.append(run.folder)
-    return {"distil/done": 1.0} | train(run, "distil")
-
-
-def check_distil(run: Run):
-    if run.section("distil")["temperature"] <= 0:
-        raise ConfigError("distil.temperature: must be above 0")
-
-
-distil = Stage("distil", run_distil, check=check_distil)
-again = run_distil
-"""
-SECTION = """
-# @package _global_
-distil:
-  policy: ${made:policy,${sft.output}}
-  output: ${run_dir}/distil
-  temperature: 1.0
-  max_epochs: 1
-  data: ${sft.data}
-  module: ${sft.module}
-  optimizer: ${sft.optimizer}
-  scheduler: ${sft.scheduler}
-"""
+PAGE = blocks((ROOT / "docs" / "extending.md").read_text())
+MY_STAGES = next(block.body for block in PAGE if "def run_distil" in block.body)
+SECTION = next(block.body for block in PAGE if block.language == "yaml" and "distil:" in block.body)
 
 
 @pytest.fixture(scope="module")
@@ -85,33 +57,33 @@ def my_project(tmp_path, monkeypatch):
     """A package and a config file of a user, outside of the repository."""
     (tmp_path / "site").mkdir()
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
-    (tmp_path / "site" / "my_stages.py").write_text(MY_PROJECT)
-    (tmp_path / "conf" / "experiment" / "distil.yaml").write_text(SECTION.lstrip())
+    (tmp_path / "site" / "my_stages.py").write_text(MY_STAGES + "\ncalls = []\n")
+    (tmp_path / "conf" / "experiment" / "distil.yaml").write_text(SECTION + "\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
     yield [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "experiment=distil"]
     sys.modules.pop("my_stages", None)
 
 
-def test_a_stage_of_the_user_runs_in_a_chain_and_is_not_run_again(words, my_project, tmp_path):
+def test_a_stage_of_the_user_runs_in_a_chain_and_is_not_run_again(words, my_project, tmp_path, monkeypatch):
     saved = ["+checkpoint.every_n_minutes=null", "+checkpoint.every_n_steps=1"]
     chain = [*words, *my_project, *saved, "stages=[sft,my_stages.distil,evaluate]", f"run_dir={tmp_path / 'run'}"]
-    first = run(compose(chain))
+    metrics = run(compose(chain))
     folder = verify_folder(tmp_path / "run" / "distil", expect_stage="distil")
     assert folder["parents"]["policy"]["files"] == verify_folder(tmp_path / "run" / "sft")["files"]
-    assert folder["config"]["temperature"] == 1.0 and first["distil/done"] == 1.0
+    assert folder["config"]["max_epochs"] == 1 and folder["metrics"]["train/loss"] == metrics["train/loss"]
     assert list((tmp_path / "run" / "checkpoints" / "distil").iterdir())
     assert (tmp_path / "run" / "history" / "distil.csv").is_file()
     assert "distil" in json.loads((tmp_path / "run" / "evaluation.json").read_text())["policies"]
+    monkeypatch.setattr(sys.modules["my_stages"], "train", None)  # which would not survive to be called
     run(compose([*chain, "resume=auto"]))
-    assert len(sys.modules["my_stages"].calls) == 1
-    with pytest.raises(ConfigError, match=r"was made with another config.*distil\.temperature: 1\.0 -> 2\.0"):
-        run(compose([*chain, "resume=auto", "distil.temperature=2.0"]))
+    with pytest.raises(ConfigError, match=r"was made with another config.*distil\.max_epochs: 1 -> 2"):
+        run(compose([*chain, "resume=auto", "distil.max_epochs=2"]))
 
 
 def test_a_stage_of_the_user_has_its_own_check(words, my_project, tmp_path):
     chain = [*words, *my_project, "stages=[sft,my_stages.distil]", f"run_dir={tmp_path / 'run'}"]
-    with pytest.raises(ConfigError, match=r"distil\.temperature: must be above 0"):
-        run(compose([*chain, "distil.temperature=0"]))
+    with pytest.raises(ConfigError, match=r"distil\.max_epochs: more than 3"):
+        run(compose([*chain, "distil.max_epochs=4"]))
     assert not (tmp_path / "run" / "sft").exists()
 
 

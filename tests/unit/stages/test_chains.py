@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 
-from rlhf_lightning.config.checks import check_complete
+from rlhf_lightning.config.chain import check_complete
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.stages.places import check_reads
