@@ -123,7 +123,7 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     if _is_new(folder):
         signals.would_leave(folder)
     from rlhf_lightning.cli.launch import count, launch
-    from rlhf_lightning.config.checks import check_complete
+    from rlhf_lightning.config.chain import check_complete
     from rlhf_lightning.config.compose import load_config
 
     try:

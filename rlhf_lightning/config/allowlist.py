@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.rules.stages import Stage
 
 TRUSTED_VARIABLE = "RLHF_LIGHTNING_TRUSTED_TARGETS"
 # Arguments of our own classes that are import paths too.
@@ -68,8 +69,13 @@ def trusted_prefixes(trusted: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def targets(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (key, import path) that instantiating ``tree`` could call, at any depth, positional arguments included."""
+    """Every (key, import path) that instantiating ``tree`` could call, at any depth, positional arguments included.
+
+    In a whole config that includes the import paths in ``stages``.
+    """
     if isinstance(tree, dict):
+        if not key and isinstance(tree.get("stages"), list) and "_target_" not in tree:
+            yield from (("stages", entry) for entry in tree["stages"] if "." in str(entry))
         own = str(tree.get("_target_", "")).startswith(_OWN)
         for name, value in tree.items():
             path = f"{key}.{name}" if key else str(name)
@@ -123,9 +129,11 @@ def check_objects(tree: Any, trusted: Sequence[str] = ()) -> None:
     """
     prefixes = trusted_prefixes(trusted)
     for key, name in targets(tree):
-        found = _resolve(key, name)
+        found = resolve(key, name)
         if name in prefixes:
             continue
+        if key == "stages" and isinstance(found, Stage) and callable(found.run):
+            found = found.run  # where the record was made is not written in it
         rule = _find_rule(name)
         home = getattr(found, "__module__", None) or ""
         if rule is None or _is_under(name, prefixes):
@@ -144,7 +152,12 @@ def check_objects(tree: Any, trusted: Sequence[str] = ()) -> None:
             )
 
 
-def _resolve(key: str, name: str) -> Any:
+def resolve(key: str, name: str) -> Any:
+    """The object at an import path that has passed the list.
+
+    Raises:
+        ConfigError: there is none; ``key`` is named.
+    """
     module_name, _, attribute = name.rpartition(".")
     try:
         module = importlib.import_module(module_name)

@@ -25,7 +25,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.optim import kl_controllers
 from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.rules.stages import NEEDED
+from rlhf_lightning.rules.stages import STAGES, names, stage_of
 
 _TRANSLATED = {
     "gradient_clip_val": "max_grad_norm of the stage's module (for PPO ppo.settings.max_grad_norm)",
@@ -58,40 +58,23 @@ def check_config(config: Mapping[str, Any]) -> None:
     logger_nodes(config.get("logger"))
     trainer = config.get("trainer") or {}
     _check_trainer(trainer)
-    for stage in stages:
-        _check_stage(config, stage, _world_size(trainer))
-
-
-def check_complete(config: Mapping[str, Any]) -> None:
-    """Judge whether a config that is to run has what its stages need: data, and a scorer.
-
-    Args:
-        config: as `check_config` takes it.
-
-    Raises:
-        ConfigError: says what to add to the command.
-    """
-    for stage in config["stages"]:
-        section = config[stage]
-        if section["data"]["train"] is None and not section.get("human_ranks"):
-            raise ConfigError(f"{stage}.data.train is not set; {NEEDED[stage]}")
-        scorer = config.get("scorer") or {}
-        if stage in ("ppo", "best_of_n") and "judge" in scorer and not scorer["judge"]:
-            raise ConfigError(combinations.NO_SCORER)
-        if stage == "evaluate" and not (config["judge"] or section["proxy"] or section["judges"]):
-            raise ConfigError(combinations.NO_JUDGE)
+    for name in names(stages):
+        _check_stage(config, name, _world_size(trainer))
 
 
 def _check_stages(stages: Any) -> None:
     if not isinstance(stages, list):
         raise ConfigError(f"stages={stages}: must be a list, for example stages=[{stages}]")
     if not stages:
-        raise ConfigError(f"stages: none given; choose from {', '.join(NEEDED)}")
+        raise ConfigError(f"stages: none given; choose from {', '.join(STAGES)}")
     for stage in stages:
-        if stage not in NEEDED:
+        if stage not in STAGES and "." not in str(stage):
             raise ConfigError(
-                f"stages: there is no stage {stage}.{nearest(str(stage), list(NEEDED))}\nStages: {', '.join(NEEDED)}"
+                f"stages: there is no stage {stage}.{nearest(str(stage), list(STAGES))}\nStages: {', '.join(STAGES)}, "
+                "or the import path of your own"
             )
+    if twice := next((name for name in names(stages) if names(stages).count(name) > 1), None):
+        raise ConfigError(f"stages: {twice} stands there twice, but its section can name one output only; run it again")
 
 
 # ------------------------------------------------------------------------------------------- keys without a `_target_`
@@ -100,7 +83,7 @@ def _check_stages(stages: Any) -> None:
 def _check_defaults(config: Mapping[str, Any], stages: list[str]) -> None:
     """Values of keys that no signature speaks of have the type of their default."""
     _same_types("", config, _file("base"))
-    for stage in stages:
+    for stage in names(stages):
         _same_types("", config, {stage: _file(f"stage/{stage}").get(stage, {})})
     resume = config.get("resume", "none")
     if resume not in ("none", "auto") and "/" not in str(resume) and not Path(str(resume)).exists():
@@ -156,7 +139,7 @@ def _check_node(key: str, node: Mapping[str, Any]) -> None:
     given = {name: value for name, value in node.items() if name not in RESERVED}
     for name, value in given.items():
         if name == "train" and value is None:
-            continue  # see `check_complete`
+            continue  # see `rlhf_lightning.config.chain.check_complete`
         if name in takes.parameters:
             _check_value(f"{key}.{name}", value, takes.parameters[name].kinds())
         elif not takes.is_open:
@@ -241,10 +224,11 @@ def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None
             _check_context(config, stage, data.max_prompt_length)
     shards = "ModelParallelStrategy" in str((config.get("trainer") or {}).get("strategy"))
     frozen = (config.get("model") or {}).get("freeze_below")
-    if shards and stage in ("ppo", "dpo", "kto") and frozen:
+    record = STAGES.get(stage, stage_of(stage))
+    if shards and record.reference and frozen:
         raise ConfigError(combinations.FSDP2_LAYOUT)
     lora = _lora(config)
-    if lora is not None and shards and stage not in ("rank", "best_of_n", "evaluate"):
+    if lora is not None and shards and record.trains:
         raise ConfigError(combinations.FSDP2_ADAPTERS)
     if lora is not None and stage == "ppo":
         combinations.check_adapter_dropout(lora.get("lora_dropout", 0.0))

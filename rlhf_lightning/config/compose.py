@@ -14,6 +14,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.config.allowlist import IMPORT_PATH_KEYS, check_names, check_objects
 from rlhf_lightning.config.bounds import DEEPEST, MOST_VALUES, check_numbers
+from rlhf_lightning.config.chain import complete
 from rlhf_lightning.config.checks import check_config
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.rights import check as check_rights
@@ -65,6 +66,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict
         config = _plain(cfg)
     finally:
         resolving.end()
+    complete(config)
     config["trusted_targets"] = _trusted(config.get("trusted_targets") or [], overrides)
     _check_remote_code(config, overrides)
     check_names(config, config["trusted_targets"])
@@ -186,6 +188,7 @@ def _trusted(configured: Sequence[str], overrides: Sequence[str]) -> list[str]:
             f"add 'trusted_targets=[{','.join(map(str, configured))}]' if you trust it"
         )
     named = [v.strip("'\"") for k, v in pairs if k.split(".")[-1] in IMPORT_PATH_KEYS | {"_target_"}]
+    named += [v.strip(" '\"") for k, value in pairs if k == "stages" for v in value.strip("'\"[] ").split(",")]
     return [str(t) for t in configured] + [name for name in named if re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", name)]
 
 

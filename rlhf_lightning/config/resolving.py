@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import Container, OmegaConf
 from omegaconf.resolvers import oc
 
+from rlhf_lightning.config import chain
 from rlhf_lightning.config.bounds import LONGEST, Budget, check_expression, check_text
 from rlhf_lightning.config.rights import HARMLESS, PLACES, check_variable
 from rlhf_lightning.config.typed import Typed
@@ -26,7 +27,14 @@ def begin(overrides: Sequence[str]) -> Typed:
     """From now on until `end`, a config of this command line is composed and resolved. Ends what began before."""
     global _now
     _now = Typed(overrides), Budget()
-    for name, resolver in (("oc.env", _env), ("oc.decode", _decode), ("oc.create", _create)):
+    ours: dict[str, Any] = {
+        "oc.env": _env,
+        "oc.decode": _decode,
+        "oc.create": _create,
+        "made": chain.made,
+        "first": chain.first,
+    }
+    for name, resolver in ours.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     resolve_through(_within_budget)
     return _now[0]

@@ -9,19 +9,10 @@ from pathlib import Path
 
 from rlhf_lightning.data.readers.files import iter_rows
 from rlhf_lightning.data.readers.problems import Problems
-from rlhf_lightning.data.rows.validate import StageKind, count_repeated, identity, row_type, validate_rows
+from rlhf_lightning.data.rows.validate import count_repeated, identity, row_type, validate_rows
 from rlhf_lightning.errors import DataError
+from rlhf_lightning.rules.stages import STAGES
 
-STAGES: dict[str, StageKind] = {
-    "sft": "demonstrations",
-    "reward": "comparisons",
-    "dpo": "comparisons",
-    "kto": "feedback",
-    "rank": "prompts",
-    "ppo": "prompts",
-    "best_of_n": "prompts",
-    "evaluate": "prompts",
-}
 SHOWN = 20  # problems that are spelled out
 
 
@@ -32,7 +23,7 @@ def check(words: Sequence[str]) -> str:
         DataError: more bad rows than ``--max-bad-rows``, or a file that cannot be read; the message is the report.
     """
     given = parser().parse_args(words)
-    kind, problems = STAGES[given.stage], Problems(SHOWN)
+    kind, problems = STAGES[given.stage].rows, Problems(SHOWN)
     train, validation = (
         validate_rows((row for file in files for row in iter_rows(file, problems)), kind, problems)
         for files in (given.files, given.validation)

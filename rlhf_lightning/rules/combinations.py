@@ -24,6 +24,10 @@ NO_JUDGE = (
     "evaluate: no judge is configured; add judge=function judge.function=my_project.fn, or "
     "evaluate.proxy=REWARD_MODEL_FOLDER"
 )
+NO_RANKING = (
+    "rank: no judge is configured, so it writes candidates for people to rank, but {} learns from {}; add "
+    "judge=function judge.function=my_project.fn, or stop after rank and go on with rank.human_ranks=FILE"
+)
 WHICH_CRITIC = "ppo.critic={!r}: choose policy, shared_trunk or the folder of a reward model."
 
 

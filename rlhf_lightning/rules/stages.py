@@ -1,18 +1,156 @@
-"""The stages that there are, and what a command has to give them."""
+"""What there is to know about each stage, in one place; no torch."""
 
 from __future__ import annotations
 
-NEEDED = {
-    "sft": "add data.demonstrations=FILE with rows of prompt+completion or messages",
-    "rank": "add data.prompts=FILE with rows that have a prompt, or rank.human_ranks=FILE",
-    "reward": "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks",
-    "ppo": "add data.prompts=FILE with rows that have a prompt",
-    "dpo": (
-        "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks, for example a "
-        "rankings.jsonl of the rank stage"
-    ),
-    "kto": "add data.feedback=FILE with rows of prompt+completion+label, or data.comparisons=FILE with comparisons",
-    "best_of_n": "add data.prompts=FILE with rows that have a prompt",
-    "evaluate": "add data.prompts_validation=FILE with held-out prompts",
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+_PROMPTS = "add data.prompts=FILE with rows that have a prompt"
+_COMPARISONS = "add data.comparisons=FILE with rows of prompt+chosen+rejected or prompt+completions+ranks"
+Rows = Literal["demonstrations", "comparisons", "prompts", "feedback"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run. A stage of your own needs ``name`` and ``run``, and ``check`` if it has something to check.
+
+    Args:
+        name: of its section in the config, its checkpoints, its history and its provenance.
+        run: function from the `Run` to the metrics it ends with, or the import path of one.
+        check: function of the `Run`, or the import path of one, called before any stage begins: tries the swappable
+            formulas and raises ConfigError.
+        rows: format of the rows in ``data.train``.
+        needs: what to add to a command that gives it no rows.
+        makes: what later stages take from it, and the key of the folder in its section. The last one is written last.
+            Of a stage of your own the section says it, since that is read before anything of yours is imported.
+        asks: groups of the config that give its scores.
+        trains: whether it has an optimizer.
+        reference: whether it holds a second, frozen policy while it trains.
+    """
+
+    name: str
+    run: str | Callable[[Any], dict[str, float]]
+    check: str | Callable[[Any], None] | None = None
+    rows: Rows = "prompts"
+    needs: str = "it has no rows"
+    makes: Mapping[str, str] = field(default_factory=lambda: {"policy": "output"})
+    asks: tuple[str, ...] = ()
+    trains: bool = True
+    reference: bool = False
+
+
+_HERE = "rlhf_lightning.stages"
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "sft",
+            f"{_HERE}.sft.run_sft",
+            rows="demonstrations",
+            needs="add data.demonstrations=FILE with rows of prompt+completion or messages",
+        ),
+        Stage(
+            "rank",
+            f"{_HERE}.rank.run_rank",
+            needs=f"{_PROMPTS}, or rank.human_ranks=FILE",
+            makes={"comparisons": "output"},
+            asks=("judge",),
+            trains=False,
+        ),
+        Stage(
+            "reward",
+            f"{_HERE}.reward.run_reward",
+            f"{_HERE}.reward.check_reward",
+            rows="comparisons",
+            needs=_COMPARISONS,
+            makes={"reward_model": "output"},
+        ),
+        Stage(
+            "ppo",
+            f"{_HERE}.ppo.run_ppo",
+            f"{_HERE}.ppo.check_ppo",
+            needs=_PROMPTS,
+            asks=("judge", "scorer"),
+            reference=True,
+        ),
+        Stage(
+            "dpo",
+            f"{_HERE}.dpo.run_dpo",
+            f"{_HERE}.dpo.check_dpo",
+            rows="comparisons",
+            needs=f"{_COMPARISONS}, for example a rankings.jsonl of the rank stage",
+            reference=True,
+        ),
+        Stage(
+            "kto",
+            f"{_HERE}.kto.run_kto",
+            f"{_HERE}.kto.check_kto",
+            rows="feedback",
+            needs=(
+                "add data.feedback=FILE with rows of prompt+completion+label, or data.comparisons=FILE with comparisons"
+            ),
+            reference=True,
+        ),
+        Stage(
+            "best_of_n",
+            f"{_HERE}.best_of_n.run_best_of_n",
+            needs=_PROMPTS,
+            makes={"comparisons": "output", "policy": "sft.output"},
+            asks=("scorer",),
+        ),
+        Stage(
+            "evaluate",
+            f"{_HERE}.evaluate.run_evaluate",
+            needs="add data.prompts_validation=FILE with held-out prompts",
+            makes={},
+            asks=("judge",),
+            trains=False,
+        ),
+    )
 }
-"""Stage: what to add to a command that gives it no rows."""
+RANKINGS = "rankings.jsonl"
+_FILES = {"comparisons": RANKINGS}  # what is not a folder of its own
+
+
+def stage_of(entry: str) -> Stage:
+    """The record of an entry of ``stages``: one of `STAGES`, or a stage at an import path, named by its last part.
+
+    >>> stage_of("my_project.stages.distil").name
+    'distil'
+    """
+    return STAGES.get(entry) or Stage(entry.rpartition(".")[2], entry)
+
+
+def names(entries: Iterable[str]) -> list[str]:
+    """The names of the stages that entries of ``stages`` stand for, which are those of their sections."""
+    return [stage_of(str(entry)).name for entry in entries]
+
+
+def product(entry: str, kind: str, sections: Mapping[str, Any]) -> str | None:
+    """Where a stage writes what it makes of a kind; None if it makes none or its section is not there.
+
+    Args:
+        entry: of ``stages``. What a user-defined stage writes to its ``output`` is a policy, or what ``makes`` in its
+            section says.
+        kind: ``policy``, ``reward_model`` or ``comparisons``.
+        sections: the config.
+    """
+    stage = stage_of(entry)
+    section = sections.get(stage.name) or {}
+    makes = stage.makes if entry in STAGES else {section.get("makes", "policy"): "output"}
+    folder: Any = section if kind in makes else None
+    for name in makes.get(kind, "").split("."):
+        folder = folder.get(name) if isinstance(folder, Mapping) else None
+    return file_of(kind, folder) if folder else None
+
+
+def file_of(kind: str, folder: str) -> str:
+    """What a later stage reads in the folder of one that made something of a kind."""
+    return f"{folder}/{_FILES[kind]}" if kind in _FILES else str(folder)
+
+
+def before(reader: str, entries: Sequence[str]) -> list[str]:
+    """The entries of ``stages`` that run before the section ``reader``; all of them if it is of no stage."""
+    sections = names(entries)
+    return list(entries[: sections.index(reader)] if reader in sections else entries)

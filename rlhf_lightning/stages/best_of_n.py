@@ -9,22 +9,26 @@ from pathlib import Path
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.labelling import SamplingModule
-from rlhf_lightning.labelling.ranking import write_rows
+from rlhf_lightning.labelling.ranking import ranking_rows, write_rows
 from rlhf_lightning.labelling.selection import best_rows, selection_metrics
+from rlhf_lightning.rules.stages import RANKINGS
 from rlhf_lightning.stages.run import Run
-from rlhf_lightning.stages.sft import fine_tune
+from rlhf_lightning.stages.train import Metrics, train
 
 FILE = "demonstrations.jsonl"
 log = logging.getLogger(__name__)
 
 
-def run_best_of_n(run: Run) -> dict[str, float]:
-    """Write `demonstrations.jsonl` unless it is there, fine-tune on it; returns the metrics of both."""
+def run_best_of_n(run: Run) -> Metrics:
+    """Write `demonstrations.jsonl` unless it is there, fine-tune on it; returns the metrics of both.
+
+    All answers stand beside it as `rankings.jsonl`, for stages that learn from comparisons.
+    """
     section = run.section("best_of_n")
     metrics = run.files.finished("best_of_n", section["output"])
     if metrics is None:
         metrics = _select(run)
-    return metrics | fine_tune(run, "best_of_n", section["sft"])
+    return metrics | train(run, "best_of_n", section=section["sft"])
 
 
 def _select(run: Run) -> dict[str, float]:
@@ -53,7 +57,13 @@ def _select(run: Run) -> dict[str, float]:
     if run.is_first:
         _tell(found, section["n"])
         provenance = run.provenance("best_of_n", metrics, parents)
-        write_folder(Path(section["output"]), lambda folder: write_rows(folder / FILE, rows), provenance)
+        rankings = ranking_rows(module.records, scorer.name)
+
+        def write(folder: Path) -> None:
+            write_rows(folder / FILE, rows)
+            write_rows(folder / RANKINGS, rankings)
+
+        write_folder(Path(section["output"]), write, provenance)
     run.wait()
     return metrics
 

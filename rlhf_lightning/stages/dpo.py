@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from rlhf_lightning.stages.offline import train_offline
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.modules.formulas import check_pair_loss
+from rlhf_lightning.rules.partials import called
 from rlhf_lightning.stages.run import Run
+from rlhf_lightning.stages.train import Metrics, train
 
 
-def run_dpo(run: Run) -> dict[str, float]:
+def run_dpo(run: Run) -> Metrics:
     """Learn from comparisons and export the policy; returns the last metrics."""
-    return train_offline(run, "dpo", run.build(run.config["loss"]))
+    return train(run, "dpo", {"loss": run.build(run.config["loss"])})
+
+
+def check_dpo(run: Run) -> None:
+    """Call the loss, and see that a reference is wanted where one is named."""
+    loss = run.build(run.config["loss"])
+    if not check_pair_loss(loss) and run.section("dpo")["reference"]:
+        raise ConfigError(
+            f"dpo.reference is set, but {called(loss)} compares answers without a reference; set it to null"
+        )

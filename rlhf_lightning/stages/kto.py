@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from rlhf_lightning.stages.offline import train_offline
+from rlhf_lightning.modules.formulas import check_answer_loss
 from rlhf_lightning.stages.run import Run
+from rlhf_lightning.stages.train import Metrics, train
 
 
-def run_kto(run: Run) -> dict[str, float]:
+def run_kto(run: Run) -> Metrics:
     """Learn from single answers and export the policy; returns the last metrics."""
-    return train_offline(run, "kto", run.build(run.section("kto")["loss"]))
+    return train(run, "kto", {"loss": run.build(run.section("kto")["loss"])})
+
+
+def check_kto(run: Run) -> None:
+    """Call the loss."""
+    check_answer_loss(run.build(run.section("kto")["loss"]))

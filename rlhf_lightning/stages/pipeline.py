@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,34 +10,14 @@ import torch
 
 from rlhf_lightning import signals
 from rlhf_lightning.config.allowlist import check_names, check_objects
-from rlhf_lightning.config.checks import check_complete, check_config
+from rlhf_lightning.config.chain import check_complete
+from rlhf_lightning.config.checks import check_config
 from rlhf_lightning.config.compose import save_config
-from rlhf_lightning.stages import (
-    Run,
-    run_best_of_n,
-    run_dpo,
-    run_evaluate,
-    run_kto,
-    run_ppo,
-    run_rank,
-    run_reward,
-    run_sft,
-)
-from rlhf_lightning.stages.parts import check_parts
-from rlhf_lightning.stages.places import outputs
+from rlhf_lightning.rules.stages import stage_of
+from rlhf_lightning.stages.parts import check_parts, load_stage
+from rlhf_lightning.stages.places import check_reads, outputs
 from rlhf_lightning.stages.ranks import join, stop_if_asked
-
-STAGES: dict[str, Callable[[Run], dict[str, float]]] = {
-    "sft": run_sft,
-    "rank": run_rank,
-    "reward": run_reward,
-    "ppo": run_ppo,
-    "dpo": run_dpo,
-    "kto": run_kto,
-    "best_of_n": run_best_of_n,
-    "evaluate": run_evaluate,
-}
-SCORED = {"rank", "ppo", "best_of_n", "evaluate"}  # stages that ask the judge or the scorer
+from rlhf_lightning.stages.run import Run
 
 
 def run(config: Mapping[str, Any]) -> dict[str, float]:
@@ -79,19 +59,22 @@ def _run_stages(run: Run) -> dict[str, float]:
         check_parts(run, stage)
     _check_objects(run)
     run.prepare()
+    check_reads(run.config)
     metrics: dict[str, float] = {}
-    for stage in stages:
+    for entry in stages:
         stop_if_asked()
-        done = run.files.finished(stage, next(reversed(outputs(run.section(stage))), None))
-        metrics |= STAGES[stage](run) if done is None else done
+        stage = load_stage(run, entry)
+        done = run.files.finished(stage.name, next(reversed(outputs(run.section(stage.name))), None))
+        assert callable(stage.run)
+        metrics |= (stage.run(run) or {}) if done is None else done
     return metrics
 
 
 def _check_objects(run: Run) -> None:
     """Import what the stages will build, so that a name that is not there is known before the first of them runs."""
-    stages = run.config["stages"]
-    judged = ("judge", "scorer") if SCORED & set(stages) else ()
-    for key in (*judged, *stages):
+    stages = [stage_of(entry) for entry in run.config["stages"]]
+    asked = {group for stage in stages for group in stage.asks}
+    for key in (*sorted(asked), *(stage.name for stage in stages)):
         part, trusted = {key: run.config.get(key)}, run.config["trusted_targets"]
         check_names(part, trusted)
         check_objects(part, trusted)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint.places import LOCK, foreign, links
 from rlhf_lightning.checkpoint.provenance import read_provenance
-from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.rules.stages import NEEDED
+from rlhf_lightning.data.readers.arrow import HUB
+from rlhf_lightning.errors import CheckpointError, ConfigError, DataError
+from rlhf_lightning.rules.stages import STAGES, names, stage_of
 
 CONFIG, RECORD, LOG = "config.yaml", "run.json", "train.log"
 CHECKPOINTS, HISTORY = "checkpoints", "history"
@@ -18,6 +20,8 @@ ENTRIES = (
     "lightning_logs", LOG,
 )  # fmt: skip
 """What a run makes in its folder, besides the outputs of its stages."""
+_READ = re.compile(r"\.(policy|reference|critic|proxy|human_ranks|train|validation|model\.path|policies\.[^.]+)$")
+_ROWS = re.compile(r"\.(human_ranks|train|validation)$")
 _WRITTEN = (".output", ".folder", ".dirpath", "_dir")  # how keys of places that are written end
 
 
@@ -30,7 +34,7 @@ def outputs(section: Mapping[str, Any]) -> list[str]:
 def written(config: Mapping[str, Any]) -> dict[str, Path]:
     """Key and folder of all that the stages and the task of a config write outside of the run's own entries."""
     found: dict[str, Path] = {}
-    for stage in config["stages"]:
+    for stage in names(config["stages"]):
         section = config.get(stage) or {}
         for key, part in ((stage, section), (f"{stage}.sft", section.get("sft") or {})):
             if part.get("output"):
@@ -77,6 +81,30 @@ def check_places(config: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{key}={place}: {reason}; nothing was changed. Choose another place")
 
 
+def check_reads(config: Mapping[str, Any]) -> None:
+    """Refuse a chain in which a stage reads what is not there and no stage before it makes.
+
+    Raises:
+        ConfigError: names the key, and which stage would make it.
+        DataError: a file of rows is not there.
+    """
+    makers = {stage: outputs(config.get(stage) or {}) for stage in (*STAGES, *names(config["stages"]))}
+    made: list[str] = []
+    for stage in map(stage_of, config["stages"]):
+        made += makers[stage.name]
+        for group in (*stage.asks, stage.name):
+            for key, text in _texts(config.get(group), group):
+                if not _READ.search(key) or _is_there(text) or _within(text, made):
+                    continue
+                if maker := next((name for name, folders in makers.items() if _within(text, folders)), None):
+                    raise ConfigError(
+                        f"{key}={text}: is not there when {stage.name} begins; put {maker}, which makes it, before "
+                        f"{stage.name} in stages, or give the {maker}.output of an earlier run"
+                    )
+                if _ROWS.search(key) and not text.startswith(HUB):
+                    raise DataError(f"{text}: no such file; check {key} (relative paths start at {Path.cwd()}).")
+
+
 def check_entries(folder: Path) -> None:
     """Refuse a run folder in which something stands where a run would write, or that leads elsewhere.
 
@@ -91,6 +119,10 @@ def check_entries(folder: Path) -> None:
                 f"run_dir={folder}: {link.relative_to(folder)} is a link or a device; a run writes there and follows "
                 "none. Remove it or choose another run_dir"
             )
+
+
+def _within(text: str, folders: Sequence[str]) -> bool:
+    return any(_holds(Path(folder), Path(text)) for folder in folders)
 
 
 def _holds(place: Path, other: Path) -> bool:
@@ -109,7 +141,9 @@ def is_made_before(place: str, read: str, stages: Sequence[str]) -> bool:
     """Whether the run writes what stands under the key ``place`` before it reads what stands under ``read``."""
     if place.startswith("task"):
         return True
-    order = [part for stage in stages for part in (stage, f"{stage}.sft")]  # `best_of_n` fine-tunes on what it wrote
+    order = [
+        part for stage in names(stages) for part in (stage, f"{stage}.sft")
+    ]  # `best_of_n` fine-tunes on what it wrote
     writer, reader = (max((o for o in order if f"{key}.".startswith(f"{o}.")), default="") for key in (place, read))
     if not reader:  # of no stage: judges and data may come from a stage, and the model is there from the start
         return not read.startswith("model.")
@@ -118,10 +152,11 @@ def is_made_before(place: str, read: str, stages: Sequence[str]) -> bool:
 
 def inputs(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Key and path of everything that a config names and that is there, besides the places it writes to."""
-    idle = {"run_dir", "output_root", "task", "hydra", "logger", "checkpoint", *NEEDED} - set(config["stages"])
+    idle = {"run_dir", "output_root", "task", "hydra", "logger", "checkpoint", *STAGES} - set(names(config["stages"]))
     for name, section in config.items():
         if name not in idle:
-            yield from ((key, text) for key, text in _texts(section, name) if not key.endswith(_WRITTEN))
+            texts = _texts(section, name)
+            yield from ((key, text) for key, text in texts if not key.endswith(_WRITTEN) and _is_there(text))
 
 
 def _texts(tree: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -131,7 +166,7 @@ def _texts(tree: Any, key: str) -> Iterator[tuple[str, str]]:
     elif isinstance(tree, (list, tuple)):
         for value in tree:
             yield from _texts(value, key)
-    elif isinstance(tree, str) and _is_there(tree):
+    elif isinstance(tree, str):
         yield key, tree
 
 

@@ -4,47 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback
-
 from rlhf_lightning.callbacks import ScoreMonitor
-from rlhf_lightning.stages.run import Run, scalars
+from rlhf_lightning.modules.ppo_rules import check_combination
+from rlhf_lightning.stages.run import Run
+from rlhf_lightning.stages.train import Metrics, train
 
-PARTS = ("sampling", "advantage", "policy_loss", "settings", "optimizer", "scheduler")
+PARTS = ("settings", "sampling", "advantage", "policy_loss")
 
 
-def run_ppo(run: Run) -> dict[str, float]:
+def run_ppo(run: Run) -> Metrics:
     """Train, keep the best policy within the KL limit, and export it; returns the last metrics."""
+    section, judge = run.section("ppo"), run.config["judge"]
+    critic = section["critic"]
+    parts: dict[str, Any] = {part: run.build(section[part]) for part in PARTS} | {
+        "scorer": run.build(run.config["scorer"]),
+        "critic": critic if critic in ("policy", "shared_trunk") else run.model(critic),
+        "engine": run.build(run.config["rollout"]),
+        "kl_controller": run.build(run.config["kl"]),
+    }
+    best = run.build(section["best_policy"])
+    monitors = [ScoreMonitor(run.build(judge))] if section["monitor"] and judge else []
+
+    def found(module: Any) -> dict[str, float]:
+        kept = (best.best if best is not None else None) or {}
+        return {f"best/{name}": float(value) for name, value in kept.items()}
+
+    return train(run, "ppo", parts, callbacks=[*monitors, *([best] if best is not None else [])], found=found)
+
+
+def check_ppo(run: Run) -> None:
+    """Call advantage and policy loss, and judge what only makes sense together."""
     section = run.section("ppo")
-    parents = run.parents({"policy": section["policy"], "data": section["data"]["train"]})
-    parts = {part: run.build(section[part]) for part in PARTS}
-    policy = run.model(section["policy"])
-    tokenizer = policy.tokenizer()
-    module = run.build(
-        section["module"],
-        policy=policy,
-        tokenizer=tokenizer,
-        scorer=run.build(run.config["scorer"]),
-        critic=_critic(run, section["critic"]),
-        engine=run.build(run.config["rollout"]),
-        kl_controller=run.build(run.config["kl"]),
-        **parts,
-    )
-    data = run.build(section["data"], tokenizer=tokenizer)
-    best = run.build(section["best_policy"]) if section["best_policy"] else None
-    callbacks = [*_monitors(run), *([best] if best else [])]
-    trainer = run.trainer("ppo", callbacks, max_epochs=1, limit_val_batches=0)
-    run.fit("ppo", trainer, module, data)
-    metrics = scalars(trainer)
-    if best is not None and best.best is not None:
-        metrics |= {f"best/{name}": float(value) for name, value in best.best.items()}
-    module.export(section["output"], run.provenance("ppo", metrics, parents))
-    return metrics
-
-
-def _critic(run: Run, given: str) -> Any:
-    return given if given in ("policy", "shared_trunk") else run.model(given)
-
-
-def _monitors(run: Run) -> list[Callback]:
-    judge = run.config["judge"]
-    return [ScoreMonitor(run.build(judge))] if run.section("ppo")["monitor"] and judge else []
+    settings, sampling, advantage, policy_loss = (run.build(section[part]) for part in PARTS)
+    check_combination(settings, sampling, advantage, policy_loss, section["critic"])

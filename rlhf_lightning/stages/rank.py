@@ -10,10 +10,11 @@ from rlhf_lightning.data.readers.files import read_rows
 from rlhf_lightning.data.rows.validate import validate_rows
 from rlhf_lightning.labelling import SamplingModule, ranking_rows
 from rlhf_lightning.labelling.ranking import candidate_rows, write_rows
+from rlhf_lightning.rules.stages import RANKINGS
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.run import Run
 
-FILE, CANDIDATES = "rankings.jsonl", "candidates.jsonl"
+CANDIDATES = "candidates.jsonl"
 
 
 def run_rank(run: Run) -> dict[str, float]:
@@ -24,7 +25,7 @@ def run_rank(run: Run) -> dict[str, float]:
         rows: list[Any] = [
             dict(located.row) for located in validate_rows(read_rows(section["human_ranks"]), "comparisons")
         ]
-        return _write(run, FILE, rows, parents)
+        return _write(run, RANKINGS, rows, parents)
     policy = run.model(section["policy"])
     scorers = [run.build(run.config["judge"])] if run.config["judge"] else []
     module = SamplingModule(
@@ -40,7 +41,7 @@ def run_rank(run: Run) -> dict[str, float]:
     if not scorers:
         return _write(run, CANDIDATES, candidate_rows(module.records), parents)
     found = ranking_rows(module.records, scorers[0].name, noise=section["noise"], seed=section["seed"])
-    return _write(run, FILE, found, parents)
+    return _write(run, RANKINGS, found, parents)
 
 
 def _write(run: Run, name: str, rows: list[Any], parents: Parents) -> dict[str, float]:

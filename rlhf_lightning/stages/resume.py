@@ -23,6 +23,7 @@ from rlhf_lightning.checkpoint.places import lock, sweep, write_file
 from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
 from rlhf_lightning.config.compose import config_text, redact
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
+from rlhf_lightning.rules.stages import names
 from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, RECORD, check_entries, check_places, outputs
 from rlhf_lightning.stages.room import check_owner, clear_away, holds_a_run, in_the_way, make_room, put_back, record_of
 
@@ -50,7 +51,7 @@ class RunFolder:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.path = Path(config["run_dir"])
         self.resume = str(config["resume"])
-        self.stages = list(config["stages"])
+        self.stages = names(config["stages"])
         self._config = config
         self._changed: list[str] = []
         self._outputs = [Path(output) for stage in self.stages for output in outputs(config.get(stage) or {})]

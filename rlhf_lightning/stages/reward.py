@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from rlhf_lightning.stages.run import Run, scalars, verify_sources
+from typing import Any
+
+from rlhf_lightning.modules.formulas import check_ranking_loss
+from rlhf_lightning.stages.run import Run
+from rlhf_lightning.stages.train import Metrics, train
 
 
-def run_reward(run: Run) -> dict[str, float]:
+def run_reward(run: Run) -> Metrics:
     """Fit and export the reward model with its score statistics; returns the last metrics."""
-    section = run.section("reward")
-    verify_sources(section["data"]["train"])
-    parents = run.parents({"policy": section["policy"], "data": section["data"]["train"]})
-    source = run.model(section["policy"], freeze_below=section["freeze_below"])
-    tokenizer = source.tokenizer()
-    data = run.build(section["data"], tokenizer=tokenizer)
-    node = dict(section["module"])
-    own = {"ranking_loss": run.build(node.pop("ranking_loss"))} if "ranking_loss" in node else {}
-    module = run.build(
-        node,
-        model=source,
-        tokenizer=tokenizer,
-        optimizer=run.build(section["optimizer"]),
-        scheduler=run.build(section["scheduler"]),
-        **own,
-    )
-    trainer = run.trainer("reward", max_epochs=section["max_epochs"])
-    trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)
-    run.fit("reward", trainer, module, data)
-    metrics = scalars(trainer)
-    stored = metrics | module.held_out
-    module.export(section["output"], run.provenance("reward", stored, parents))
-    return metrics
+    return train(run, "reward", _loss(run), model="model", found=lambda module: module.held_out)
+
+
+def check_reward(run: Run) -> None:
+    """Call the ranking loss."""
+    for loss in _loss(run).values():
+        check_ranking_loss(loss)
+
+
+def _loss(run: Run) -> dict[str, Any]:
+    """The loss, unless a module of the user does without."""
+    node = run.section("reward")["module"]
+    return {"ranking_loss": run.build(node["ranking_loss"])} if "ranking_loss" in node else {}

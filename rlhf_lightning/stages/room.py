@@ -14,7 +14,7 @@ from rlhf_lightning.checkpoint.io import checkpoints
 from rlhf_lightning.checkpoint.places import foreign, free_name, lock, named, remove_folder
 from rlhf_lightning.checkpoint.provenance import MARK, read_provenance, read_sealed
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
-from rlhf_lightning.rules.stages import NEEDED
+from rlhf_lightning.rules.stages import names
 from rlhf_lightning.stages.places import (
     CHECKPOINTS,
     CONFIG,
@@ -35,7 +35,7 @@ FIGURES = (
     "reward_model_reliability", "sft_loss",
 )  # fmt: skip
 _OURS = (
-    CONFIG, RECORD, LOG, *EVALUATED, *(f"{HISTORY}/{stage}.csv" for stage in NEEDED),
+    CONFIG, RECORD, LOG, *EVALUATED, f"{HISTORY}/*.csv",
     *(f"figures/{name}.png" for name in FIGURES), "tensorboard/*/events.out.tfevents.*", "tensorboard/*/hparams.yaml",
     "bad_batches/*/step-*/rank-*/state.json", "bad_batches/*/step-*/rank-*/tensors.safetensors",
 )  # fmt: skip
@@ -54,7 +54,7 @@ def make_room(config: Mapping[str, Any]) -> Path | None:
     """
     folder, resume, overwrite = Path(config["run_dir"]), config["resume"], bool(config.get("overwrite"))
     moved = None
-    if resume != "auto" and in_the_way(folder, config["stages"]):
+    if resume != "auto" and in_the_way(folder, names(config["stages"])):
         if not overwrite:
             raise ConfigError(
                 f"run_dir={folder}: holds an earlier run ({_left(folder)}). Choose one of\n"
@@ -63,7 +63,7 @@ def make_room(config: Mapping[str, Any]) -> Path | None:
                 "  overwrite=true    to replace it; it is kept aside until the new run is complete"
             )
         moved = _move_aside(folder, config)
-    for stage in config["stages"]:
+    for stage in names(config["stages"]):
         for output in outputs(config.get(stage) or {}):
             _check_output(Path(output), stage, resume, overwrite)
     return moved
@@ -195,7 +195,7 @@ def _stages(folder: Path) -> tuple[set[str], set[str]]:
 
 def _move_aside(folder: Path, config: Mapping[str, Any]) -> Path:
     """Move what these stages have made in a folder, and what has only begun there, to a place beside it."""
-    stages = {*config["stages"], *_stages(folder)[1]}
+    stages = {*names(config["stages"]), *_stages(folder)[1]}
     kept = [f"{part}/{stage}" for stage in stages for part in (CHECKPOINTS, "tensorboard", "bad_batches")]
     kept += [f"{HISTORY}/{stage}.csv" for stage in stages]
     kept += [*EVALUATED, "figures"] if "evaluate" in stages else []

@@ -23,9 +23,8 @@ def whole(tmp_path_factory, assets):  # noqa: F811
     """A pipeline without a reward model: sft, rank, dpo, evaluate."""
     folder = tmp_path_factory.mktemp("offline") / "run"
     words = [
-        "stages=[sft,rank,dpo,evaluate]", "~evaluate.policies.ppo", "+evaluate.policies.dpo=${dpo.output}",
-        "evaluate.proxy=null", "dpo.max_epochs=1", "dpo.data.batch_size=8", *of_stage("sft", "rank", "evaluate"),
-        *QUIET, *assets, f"run_dir={folder}",
+        "stages=[sft,rank,dpo,evaluate]", "dpo.max_epochs=1", "dpo.data.batch_size=8",
+        *of_stage("sft", "rank", "evaluate"), *QUIET, *assets, f"run_dir={folder}",
     ]  # fmt: skip
     return folder, run(compose(words))
 

@@ -59,6 +59,6 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from tests.faults import pipeline_worker  # the module that the config names, and not this copy of it
+    from tests.support import pipeline_worker  # the module that the config names, and not this copy of it
 
     pipeline_worker.main(sys.argv[3:])

@@ -19,7 +19,7 @@ def prepare(folder):
     return [
         *small_pipeline.inputs(folder), "stages=[ppo]", "scorer=function",
         "scorer.function=tests.support.hostile_rewards.tells_and_waits", "scorer.isolate=false",
-        "~scorer.model", "ppo.policy=${model.path}", "ppo.critic=policy", "ppo.monitor=false", "ppo.rollouts=4",
+        "ppo.policy=${model.path}", "ppo.critic=policy", "ppo.monitor=false", "ppo.rollouts=4",
         "sft.data.batch_size=4", "sft.data.micro_batch_size=2", "sft.data.validation_fraction=0.25",
         "sft.policy=${model.path}",
         "trusted_targets=[tests]",

@@ -1,0 +1,123 @@
+"""What the stages of a chain take from each other: the interpolations of ``conf/stage/pipeline.yaml``.
+
+``${made:policy,FOLDER}`` is what the last stage before this one made of a kind (`rlhf_lightning.rules.stages.Stage`);
+where none did, what FOLDER holds, if the user has named it or a run has made it before; otherwise null.
+``${first:A,B}`` is the first of several that is not null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rlhf_lightning.config.messages import nearest
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.rules import combinations
+from rlhf_lightning.rules.stages import RANKINGS, STAGES, before, file_of, names, product, stage_of
+
+
+def made(kind: str, folder: str | None = None, *, _node_: Any) -> str | None:
+    """See the module."""
+    root = _node_._get_root()
+    entries = OmegaConf.select(root, "stages") or []
+    entries = [str(entry) for entry in ([entries] if isinstance(entries, str) else entries)]
+    key = _node_._get_full_key("")
+    for entry in reversed(before(key.partition(".")[0], entries)):
+        if found := product(entry, kind, root):
+            return found
+    return file_of(kind, folder) if folder and _is_given(folder, str(root.run_dir)) else None
+
+
+def first(*values: Any) -> Any:
+    """See the module."""
+    return next((value for value in values if value is not None), None)
+
+
+def complete(config: dict[str, Any]) -> None:
+    """Fill in what depends on all stages of a resolved config: the policies to compare, and the judge as the scorer.
+
+    ``evaluate.policies`` gets what the other stages of the config make or have made, oldest first; a policy that is
+    null there is left out. A scorer whose reward model nobody makes or names is the judge.
+    """
+    stages = config.get("stages")
+    entries = [str(entry) for entry in stages] if isinstance(stages, list) else []
+    if "evaluate" in entries and isinstance(config.get("evaluate"), dict):
+        chain = before("evaluate", entries)
+        made_before = [
+            name
+            for name in STAGES
+            if name not in names(entries) and _is_given(product(name, "policy", config) or "", str(config["run_dir"]))
+        ]
+        found = {stage_of(e).name: product(e, "policy", config) for e in (*made_before, *chain)}
+        section = config["evaluate"]
+        given = section.get("policies") or {}
+        policies = {name: folder for name, folder in ({**given, **found} | given).items() if folder}
+        section["policies"] = policies
+        if section.get("baseline") is None:
+            section["baseline"] = "sft" if "sft" in policies else next(iter(policies), None)
+    scorer = config.get("scorer")
+    if isinstance(scorer, dict) and isinstance(scorer.get("model"), dict) and scorer["model"].get("path") is None:
+        config["scorer"] = {"_target_": "rlhf_lightning.scoring.scorer.as_scorer", "judge": config.get("judge")}
+
+
+def check_complete(config: Mapping[str, Any]) -> None:
+    """Judge whether a config that is to run has what its stages need: sections, policies, data, and a scorer.
+
+    Args:
+        config: resolved.
+
+    Raises:
+        ConfigError: says what to add to the command.
+    """
+    for stage in map(stage_of, config["stages"]):
+        name, section = stage.name, config.get(stage.name)
+        if not isinstance(section, Mapping):
+            where = (
+                "add stage=pipeline to the command" if name in STAGES else f"give it one: {name}.KEY=VALUE in a file"
+            )
+            raise ConfigError(f"stages: {name} has no section in this config; {where}")
+        if (section.get("data") or {}).get("train", "") is None and not section.get("human_ranks"):
+            raise ConfigError(f"{name}.data.train is not set; {stage.needs}")
+        if section.get("policy", "") is None and not section.get("human_ranks"):
+            raise ConfigError(
+                f"{name}.policy is not set: no stage before {name} in stages=[{','.join(config['stages'])}] makes one; "
+                f"add sft.output=FOLDER (of an earlier run) or {name}.policy=FOLDER, or begin with sft"
+            )
+        if "scorer" in stage.asks and "judge" in (scorer := config.get("scorer") or {}) and not scorer["judge"]:
+            raise ConfigError(combinations.NO_SCORER)
+        if name == "evaluate":
+            _check_evaluate(config, section)
+        rankings = f"{section.get('output')}/{RANKINGS}"
+        if name == "rank" and not (config["judge"] or section["human_ranks"]) and (reader := _reader(config, rankings)):
+            raise ConfigError(combinations.NO_RANKING.format(reader, rankings))
+
+
+def _check_evaluate(config: Mapping[str, Any], section: Mapping[str, Any]) -> None:
+    if not (config["judge"] or section["proxy"] or section["judges"]):
+        raise ConfigError(combinations.NO_JUDGE)
+    if section["baseline"] not in section["policies"]:
+        raise ConfigError(
+            f"evaluate.baseline={section['baseline']}: is none of evaluate.policies, which are "
+            f"{', '.join(section['policies']) or 'none'}."
+            f"{nearest(str(section['baseline']), list(section['policies']))}"
+        )
+
+
+def _reader(config: Mapping[str, Any], file: str) -> str | None:
+    """The first stage of the run that learns from a file."""
+    found = (
+        name for name in names(config["stages"]) if ((config.get(name) or {}).get("data") or {}).get("train") == file
+    )
+    return next(found, None)
+
+
+def _is_given(folder: str, run_dir: str) -> bool:
+    """Whether a folder is there or was named: what lies in the run's folder would have to be made by the run."""
+    try:
+        inside = Path(folder).absolute().is_relative_to(Path(run_dir).absolute())
+        return bool(folder) and (not inside or Path(folder).exists())
+    except (OSError, ValueError):  # too long, or with NUL: no path
+        return False

@@ -1,0 +1,61 @@
+"""The way of every stage that trains: model, data, module, Trainer, and a folder with its provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from rlhf_lightning.stages.run import Run, scalars, verify_sources
+
+Metrics = dict[str, float]
+
+
+def train(
+    run: Run,
+    stage: str,
+    parts: Mapping[str, Any] | None = None,
+    *,
+    section: Mapping[str, Any] | None = None,
+    model: str = "policy",
+    callbacks: Sequence[Callback] = (),
+    found: Callable[[Any], Mapping[str, Any]] = lambda module: {},
+) -> Metrics:
+    """Fit the module of a stage to its data and export it; returns the last metrics.
+
+    Args:
+        run: the run.
+        stage: names checkpoints, history and provenance.
+        parts: arguments of the module besides model, tokenizer, optimizer, scheduler and, where the section has one,
+            the reference. They win over keys of the module's node.
+        section: of the config, with ``policy``, ``data``, ``module``, ``optimizer``, ``scheduler``, ``output`` and
+            ``max_epochs``; by default that of the stage. Without ``max_epochs`` the data says when the only epoch ends,
+            and the module steps its optimizer itself.
+        model: how the module calls the model it trains.
+        callbacks: besides those of the run.
+        found: more metrics to keep, of the trained module.
+    """
+    section = run.section(stage) if section is None else section
+    files, reference = section["data"]["train"], section.get("reference")
+    verify_sources(files)
+    parents = run.parents({"policy": section["policy"], "reference": reference, "data": files})
+    source = run.model(section["policy"], section.get("freeze_below"))
+    tokenizer = source.tokenizer()
+    given: dict[str, Any] = {model: source, "tokenizer": tokenizer}
+    given |= {name: run.build(section[name]) for name in ("optimizer", "scheduler")}
+    if "reference" in section:
+        given["reference"] = run.model(reference) if reference else None
+    parts = parts or {}
+    node = {name: value for name, value in section["module"].items() if name not in parts}
+    module = run.build(node, **given, **parts)
+    data = run.build(section["data"], tokenizer=tokenizer)
+    if "max_epochs" in section:
+        trainer = run.trainer(stage, callbacks, max_epochs=section["max_epochs"])
+        trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)
+    else:
+        trainer = run.trainer(stage, callbacks, max_epochs=1, limit_val_batches=0)
+    run.fit(stage, trainer, module, data)
+    metrics = scalars(trainer) | dict(found(module))
+    module.export(section["output"], run.provenance(stage, metrics, parents))
+    return metrics
