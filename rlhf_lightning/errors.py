@@ -1,5 +1,8 @@
 """Errors a user can act on. Each kind ends the command with its own exit code; the message says what to do."""
 
+import difflib
+from collections.abc import Sequence
+
 
 class RLHFError(Exception):
     """Base of all errors of this library that are the input's fault rather than the code's."""
@@ -47,3 +50,13 @@ class RewardFunctionError(RLHFError):
     """A reward function raised, or returned something that is not one number per completion."""
 
     exit_code = 6
+
+
+def nearest(name: str, candidates: Sequence[str]) -> str:
+    """`` Did you mean NAME?`` with the most similar of ``candidates``, or nothing; ends a message.
+
+    >>> nearest("rewrad", ["sft", "reward"])
+    ' Did you mean reward?'
+    """
+    near = difflib.get_close_matches(name, candidates, n=1)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -13,19 +13,18 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rlhf_lightning.config.messages import nearest
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import ConfigError, nearest
+from rlhf_lightning.private_api.omegaconf import place_of, root_of
 from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.stages import RANKINGS, STAGES, before, file_of, names, product, stage_of
 
 
 def made(kind: str, folder: str | None = None, *, _node_: Any) -> str | None:
     """See the module."""
-    root = _node_._get_root()
+    root = root_of(_node_)
     entries = OmegaConf.select(root, "stages") or []
     entries = [str(entry) for entry in ([entries] if isinstance(entries, str) else entries)]
-    key = _node_._get_full_key("")
-    for entry in reversed(before(key.partition(".")[0], entries)):
+    for entry in reversed(before(next(iter(place_of(_node_)), ""), entries)):
         if found := product(entry, kind, root):
             return found
     return file_of(kind, folder) if folder and _is_given(folder, str(root.run_dir)) else None

@@ -19,9 +19,9 @@ import yaml
 from rlhf_lightning.config.bounds import check_numbers
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.loggers import logger_nodes
-from rlhf_lightning.config.messages import nearest, shown
+from rlhf_lightning.config.messages import shown
 from rlhf_lightning.config.signatures import RESERVED, WORDS, Kind, Signature, is_number, signature
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.optim import kl_controllers
 from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.ranges import require

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.console.redaction import redact, redact_text
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import ConfigError, nearest
 
 _MOST = 20  # names that are listed
 
@@ -50,12 +49,6 @@ def as_config_error(trainer: Mapping[str, Any]) -> Iterator[None]:
         names = [name for name in ("accelerator", "devices", "strategy") if isinstance(trainer.get(name), (str, int))]
         asked = ", ".join(f"trainer.{name}={trainer[name]}" for name in names)
         raise ConfigError(f"{asked}: no Trainer can be made of this. {error}") from error
-
-
-def nearest(name: str, candidates: Sequence[str]) -> str:
-    """`` Did you mean NAME?`` with the most similar of ``candidates``, or nothing."""
-    near = difflib.get_close_matches(name, candidates, n=1)
-    return f" Did you mean {near[0]}?" if near else ""
 
 
 def shown(key: str, value: Any) -> str:

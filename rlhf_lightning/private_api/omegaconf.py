@@ -45,6 +45,11 @@ def raw_items(tree: Any) -> Iterable[tuple[Any, Any]]:
     return tree.items_ex(resolve=False) if isinstance(tree, DictConfig) and not tree._is_none() else ()
 
 
+def root_of(node: Any) -> Any:
+    """The whole config that a node is part of; a node has no public way up."""
+    return node._get_root()
+
+
 def place_of(node: Any) -> tuple[str, ...]:
     """The names that lead from the root to a node; empty for one that no config holds, whatever it is called.
 
