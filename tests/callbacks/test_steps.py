@@ -5,13 +5,12 @@ from functools import partial
 import lightning
 import pytest
 import torch
-from tests.integration import phases
 
 from rlhf_lightning.callbacks import History
 from rlhf_lightning.callbacks.steps import NewNumbers, steps_done
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.modules import SFTModule
-from tests.support import tiny
+from tests.support import phases, tiny
 from tests.support.logging_modules import Supervised, loader, trainer
 
 
