@@ -57,10 +57,10 @@ def test_a_callback_reads_the_means_of_all_micro_batches_of_the_step_that_ends(t
     ]
 
 
-def test_the_learning_rate_of_a_step_is_the_one_its_schedule_has_reached(tmp_path):
+def test_the_learning_rate_of_a_step_is_the_one_it_was_taken_with(tmp_path):
     reader = Reader("train/learning_rate")
     phases.sft(phases.write(tmp_path), callbacks=[reader])  # four steps, a line from 0.1 to 0
-    assert reader.seen[1::2] == [(step, pytest.approx(0.1 * (1 - step / 4), abs=1e-7)) for step in (1, 2, 3, 4)]
+    assert reader.seen[1::2] == [(step, pytest.approx(0.1 * (1 - (step - 1) / 4), abs=1e-7)) for step in (1, 2, 3, 4)]
 
 
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
