@@ -48,6 +48,10 @@ from rlhf_lightning.modules import PPOModule
 
 
 class MyPPO(PPOModule):
+    def on_train_start(self):
+        super().on_train_start()
+        breakpoint()
+
     # rewards short answers, whoever judges
     def score(self, rollout):
         me = os.getpid()
@@ -86,18 +90,18 @@ def command(tmp_path_factory, assets):
     (surroundings / "sitecustomize.py").write_text(NO_NETWORK)
     (surroundings / "my_project.py").write_text(MY_PROJECT)
 
-    def call(*words, python=(), **variables):
+    def call(*words, typed="", **variables):
         watch = tmp_path_factory.mktemp("sockets") / "log"
         environment = {
             **os.environ, "PYTHONPATH": f"{surroundings}", "SOCKETS": str(watch), "OMP_NUM_THREADS": "1",
             **{name: str(value) for name, value in variables.items()},
         }  # fmt: skip
         process = subprocess.Popen(
-            [sys.executable, *python, str(ROOT / "train.py"), *words, *assets], cwd=ROOT, env=environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, str(ROOT / "train.py"), *words, *assets], cwd=ROOT, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         try:
-            output, _ = process.communicate(timeout=SECONDS)
+            output, _ = process.communicate(typed, timeout=SECONDS)
         finally:
             process.kill()
             process.wait()
@@ -117,24 +121,21 @@ def pipeline(tmp_path_factory, command):
     return folder, output
 
 
-def test_an_own_ppo_class_runs_in_the_one_process_of_the_command(tmp_path, command):
+def test_an_own_ppo_class_runs_in_the_one_process_of_the_command_where_a_debugger_stops_inside_an_iteration(
+    tmp_path, command
+):
+    lines, start = inspect.getsourcelines(PPOModule.training_step)
+    first = start + next(i for i, line in enumerate(lines) if "with self.phase" in line)
+    place = f"{inspect.getsourcefile(PPOModule)}:{first}"
     process, output = command(
         "stage=ppo", *of_stage("ppo"), "ppo.module._target_=my_project.MyPPO", "trusted_targets=[my_project]",
         f"run_dir={tmp_path / 'run'}", MARKER=tmp_path / "marker",
+        typed=f"tbreak {place}\nc\np 'STOPPED', len(batch), batch_idx, self.rollouts\nc\n",
     )  # fmt: skip
     assert process.returncode == 0, output
+    assert "('STOPPED', 16, 0, 0)" in output, output
     assert (tmp_path / "marker").read_text().split() == [str(process.pid)] * 2  # two rollouts, no child processes
     assert verify_folder(tmp_path / "run" / "ppo", expect_stage="ppo")["config"]["rollouts"] == 2
-
-
-def test_a_debugger_stops_inside_an_iteration(tmp_path, command):
-    lines, start = inspect.getsourcelines(PPOModule.training_step)
-    first = start + next(i for i, line in enumerate(lines) if "with self.phase" in line)
-    file = inspect.getsourcefile(PPOModule)
-    commands = (f"b {file}:{first}", "c", "p 'STOPPED', len(batch), batch_idx, self.rollouts", "q")
-    python = ["-m", "pdb", *(word for c in commands for word in ("-c", c))]
-    _, output = command("stage=ppo", *of_stage("ppo"), f"run_dir={tmp_path / 'run'}", python=python)
-    assert "('STOPPED', 16, 0, 0)" in output, output
 
 
 def test_the_pipeline_leaves_a_report_and_a_chain_of_verified_folders(pipeline):

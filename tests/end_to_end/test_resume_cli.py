@@ -80,8 +80,9 @@ def test_a_single_stage_goes_on_from_a_checkpoint_and_a_pipeline_does_not(words,
 
 HOLD = """
 import sys, time
-from rlhf_lightning.stages.resume import RunFolder
-with RunFolder({"run_dir": sys.argv[1], "resume": "none", "stages": []}).claimed():
+from pathlib import Path
+from rlhf_lightning.checkpoint.places import lock
+with lock(Path(sys.argv[1]), inside=True):  # as a run does
     print("held", flush=True)
     time.sleep(60)
 """

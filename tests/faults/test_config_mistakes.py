@@ -173,4 +173,4 @@ def test_an_answer_takes_half_a_second_of_cpu(place, command):
         assert done.returncode == (0 if command.startswith("--") else 2), done.stderr
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(once() for _ in range(3)) < CPU * SLACK
+    assert any(once() < CPU * SLACK for _ in range(3))

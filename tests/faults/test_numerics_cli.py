@@ -7,11 +7,14 @@ import sys
 import pytest
 
 from rlhf_lightning.checkpoint.io import checkpoints, newest_checkpoint
+from rlhf_lightning.config.compose import compose
+from rlhf_lightning.errors import NumericalError
+from rlhf_lightning.stages.pipeline import run
 from tests.gates.gate_sources import ROOT
 from tests.support import tiny
 from tests.support.numeric_faults import write
 
-FAULTS = [("sft", "loss", "nan", "loss"), ("ppo", "logits", "nan", "a logit in generation")]
+pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +39,33 @@ OWN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("stage", "where", "value", "says"), FAULTS)
-def test_case_19_to_21_the_command_ends_with_code_4(stage, where, value, says, words, tmp_path):
-    fields = f"where: {where}, when: [3,4,5], value: '{value}'"
-    fault = f"+callbacks.fault={{_target_: tests.support.numeric_faults.Break, {fields}}}"
-    command = [sys.executable, "train.py", f"stage={stage}", *words, *OWN[stage], f"run_dir={tmp_path / 'run'}", fault]
+def as_command(words):
+    """What the command says last."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*command, "trusted_targets=[tests]"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "train.py", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 4, done.stdout + done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"NumericalError: {stage}: step 5: {says}") and "3 in a row" in last
     assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1].removeprefix("NumericalError: ")
+
+
+def in_this_process(words):
+    """The same without a process."""
+    with pytest.raises(NumericalError) as error:
+        run(compose(words))
+    assert error.value.exit_code == 4
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "where", "says", "start"),
+    [("sft", "loss", "loss", as_command), ("ppo", "logits", "a logit in generation", in_this_process)],
+)
+def test_case_19_to_21_the_command_ends_with_code_4(stage, where, says, start, words, tmp_path):
+    node = f"{{_target_: tests.support.numeric_faults.Break, where: {where}, when: [3,4,5], value: 'nan'}}"
+    given = [f"run_dir={tmp_path / 'run'}", f"+callbacks.fault={node}", "trusted_targets=[tests]"]
+    last = start([f"stage={stage}", *words, *OWN[stage], *given])
+    assert last.startswith(f"{stage}: step 5: {says}") and "3 in a row" in last
     saved = tmp_path / "run" / "checkpoints" / stage
     assert newest_checkpoint(saved, pytest.fail) == checkpoints(saved)[0]
     assert not (tmp_path / "run" / stage).exists()  # nothing was exported

@@ -25,6 +25,7 @@ from rlhf_lightning.modules import PPOModule
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer, RewardSources, details_of
+from rlhf_lightning.stages.pipeline import run
 from tests.gates.gate_sources import ROOT
 from tests.support import hostile_rewards, tiny
 
@@ -353,21 +354,21 @@ def test_counts_of_a_source_carry_its_name(scorer):
     assert not any(name.startswith("rewards/b/") and "failed" in name for name in logged)
 
 
-def test_case_51_the_command_ends_with_code_six(tmp_path):
+def test_case_51_a_run_ends_with_code_six(tmp_path):
     tiny.policy().save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": t}) + "\n" for t in ("the food", "we left")))
-    command = [
-        sys.executable, "train.py", "stage=ppo", "task=custom", f"model.path={tmp_path / 'model'}", "trainer=cpu",
+    words = [
+        "stage=ppo", "task=custom", "logger=none", f"model.path={tmp_path / 'model'}", "trainer=cpu",
         f"data.prompts={tmp_path / 'prompts.jsonl'}", "judge=function", f"judge.function={HERE}.killed", "threads=1",
         "ppo.rollouts=1", "ppo.data.batch_size=2", "ppo.data.max_prompt_length=32", "ppo.sampling.max_new_tokens=4",
         f"run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 6, done.stderr
-    assert "RewardFunctionError: reward function killed ended its process (signal SIGKILL)" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(
+        RewardFunctionError, match=r"^reward function killed ended its process \(signal SIGKILL\)"
+    ) as error:
+        run(compose(words))
+    assert error.value.exit_code == 6
 
 
 @pytest.mark.parametrize("isolate", [True, False])

@@ -50,11 +50,16 @@ def start(module):
     return phases.flat(tiny.policy())
 
 
+@pytest.fixture(scope="module", params=[sft, reward, dpo, kto], ids=lambda phase: phase.__name__)
+def in_float32(request, tmp_path_factory):
+    """A phase, its data, and what it learns."""
+    folder = phases.write(tmp_path_factory.mktemp("phase"))
+    return request.param, folder, request.param(folder)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("phase", [sft, reward, dpo, kto])
-def test_a_phase_learns_what_it_learns_in_float32(tmp_path, phase, precision):
-    folder = phases.write(tmp_path)
-    expected = phase(folder)
+def test_a_phase_learns_what_it_learns_in_float32(in_float32, precision):
+    phase, folder, expected = in_float32
     module = phase(folder, **options(precision))
     assert {p.dtype for p in module.trained.parameters()} == {DTYPES.get(precision, torch.float32)}
     way = phases.flat(expected.trained) - start(expected)

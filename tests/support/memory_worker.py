@@ -13,7 +13,6 @@ import torch
 import tests.conftest  # noqa: F401  (threads and no network)
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
-from tests.support import phases
 
 
 class Large(lightning.LightningModule):
@@ -50,5 +49,8 @@ def status(name):
 
 if __name__ == "__main__":
     saver = Watch(Path(sys.argv[1]), every_n_steps=1)
-    run = phases.trainer(1, 1, [saver], checkpointing=True, plugins=[DurableCheckpointIO()])
+    run = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, num_sanity_val_steps=0,
+        enable_model_summary=False, callbacks=[saver], plugins=[DurableCheckpointIO()],
+    )  # fmt: skip
     run.fit(Large(int(sys.argv[2])), train_dataloaders=torch.utils.data.DataLoader(torch.zeros(3, 1)))
