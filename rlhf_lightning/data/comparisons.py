@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
-from rlhf_lightning.data.collate import pad, pad_id
+from rlhf_lightning.data.collate import pad_id
 from rlhf_lightning.data.readers.files import LocatedRow, located
 from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
 from rlhf_lightning.data.rows.validate import StageKind, row_type
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import ComparisonBatch
 
@@ -173,7 +174,7 @@ class ComparisonData(RowDataModule[Comparison]):
 
     def collate(self, items: list[Comparison], denominator: float) -> ComparisonBatch:
         """Flatten the answers and pad them on the right."""
-        input_ids, attention_mask = pad([s for item in items for s in item.sequences], pad_id(self.tokenizer))
+        input_ids, attention_mask = right_pad([s for item in items for s in item.sequences], pad_id(self.tokenizer))
         sizes = torch.tensor([len(item.sequences) for item in items])
         return ComparisonBatch(
             input_ids=input_ids,

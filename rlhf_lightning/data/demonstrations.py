@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
-from rlhf_lightning.data.collate import pad, pad_id
+from rlhf_lightning.data.collate import pad_id
 from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.validate import StageKind, narrowed
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import SFTBatch
 
@@ -131,7 +132,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
 
     def collate(self, items: list[Demonstration], denominator: float) -> SFTBatch:
         """Pad on the right."""
-        input_ids, attention_mask = pad([item.input_ids for item in items], pad_id(self.tokenizer))
+        input_ids, attention_mask = right_pad([item.input_ids for item in items], pad_id(self.tokenizer))
         mask = torch.zeros_like(attention_mask)
         for row, item in zip(mask, items, strict=True):
             row[: len(item.mask)] = torch.tensor(item.mask)

@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
-from rlhf_lightning.data.collate import pad, pad_id
+from rlhf_lightning.data.collate import pad_id
 from rlhf_lightning.data.loader import ShardedLoader
 from rlhf_lightning.data.readers.files import LocatedRow, located
 from rlhf_lightning.data.rows.fields import as_label
 from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
 from rlhf_lightning.data.rows.validate import StageKind, row_type
 from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import AnswerBatch, FeedbackBatch
 
@@ -186,7 +187,7 @@ class FeedbackData(RowDataModule[Feedback]):
         return self._answers(examples)
 
     def _answers(self, examples: Sequence[Encoded]) -> AnswerBatch:
-        input_ids, attention_mask = pad([example.input_ids for example in examples], pad_id(self.tokenizer))
+        input_ids, attention_mask = right_pad([example.input_ids for example in examples], pad_id(self.tokenizer))
         return AnswerBatch(
             input_ids, attention_mask, torch.tensor([len(example.completion_ids) for example in examples])
         )

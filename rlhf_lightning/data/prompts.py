@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import encode_prompts, shorten_prompt
-from rlhf_lightning.data.collate import pad, pad_id
+from rlhf_lightning.data.collate import pad_id
 from rlhf_lightning.data.loader import ShardedLoader
 from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.validate import StageKind
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.sequences import left_pad
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Row
 
@@ -122,7 +123,7 @@ class PromptData(RowDataModule[Prompt]):
 
     def collate(self, items: list[Prompt], denominator: float) -> PromptBatch:
         """Pad on the left."""
-        input_ids, mask = pad([item.ids for item in items], pad_id(self.tokenizer), left=True)
+        input_ids, mask = left_pad([item.ids for item in items], pad_id(self.tokenizer))
         counted = torch.tensor([item.weight > 0 for item in items])
         return PromptBatch(input_ids, mask & counted[:, None], tuple(item.row for item in items))
 

@@ -61,15 +61,6 @@ def spread(values: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
 
-def has_eos(response_ids: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
-    """Which responses ended by themselves, bool ``[B]``.
-
-    >>> has_eos(torch.tensor([[5, 2, 2], [5, 6, 7]]), [2])
-    tensor([ True, False])
-    """
-    return is_eos(response_ids, eos_token_ids).any(1)
-
-
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     """Sum of the entries of ``x`` where ``mask`` is True, ``[]``; both of one shape.
 
@@ -115,16 +106,6 @@ def masked_moments(x: Tensor, mask: Tensor) -> Moments:
     return Moments(mask.sum().to(x.dtype), mean, masked_mean((torch.where(mask, x, mean) - mean).square(), mask))
 
 
-def masked_var(x: Tensor, mask: Tensor, *, ddof: int = 0) -> Tensor:
-    """Variance of the entries that count, the squares divided by their number minus ``ddof``; 0 when nothing is left.
-
-    >>> masked_var(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]), ddof=1)
-    tensor(2.)
-    """
-    count, _, var = masked_moments(x, mask)
-    return var * count / (count - ddof).clamp(min=1)
-
-
 def merge_moments(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
     """Moments of a whole from those of its ``R`` parts, for example one part per rank; all arguments ``[R]``.
 
@@ -138,41 +119,21 @@ def merge_moments(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
     return Moments(total, merged, divide_by_count((count * (var + (mean - merged).square())).sum(), total))
 
 
-def whiten_with(
-    x: Tensor, mask: Tensor, mean: Tensor, var: Tensor, shift_mean: bool = True, *, eps: float = 1e-8
-) -> Tensor:
+def whiten_with(x: Tensor, mask: Tensor, mean: Tensor, var: Tensor, *, eps: float = 1e-8) -> Tensor:
     """``(x - mean) / sqrt(var + eps)`` with moments from elsewhere (all ranks, say); 0 where the mask is False.
+
+    The variance divides by n (OpenAI's convention), not by n - 1 (TRL, verl).
 
     Args:
         x: numbers of any shape.
         mask: bool of the same shape.
         mean: ``[]``.
         var: ``[]``.
-        shift_mean: False adds the mean back after scaling.
-        eps: added to the variance, inside the root.
-
-    >>> whiten_with(torch.tensor([1.0, 3.0]), torch.tensor([True, False]), torch.tensor(2.0), torch.tensor(1.0))
-    tensor([-1.,  0.])
-    """
-    whitened = (torch.where(mask, x, mean) - mean) * torch.rsqrt(var + eps)
-    return torch.where(mask, whitened if shift_mean else whitened + mean, 0)
-
-
-def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, ddof: int = 0, eps: float = 1e-8) -> Tensor:
-    """Entries that count scaled to variance 1 and, unless ``shift_mean`` is False, mean 0; elsewhere 0.
-
-        (x - mean) / sqrt(var + eps)  [+ mean]
-
-    Args:
-        x: numbers of any shape.
-        mask: bool of the same shape.
-        shift_mean: False keeps the mean (used for rewards, whose level matters).
-        ddof: 0 divides the squares by n (OpenAI's convention and ours), 1 by n - 1 (TRL, verl).
         eps: added to the variance, inside the root.
 
     Source: openai/lm-human-preferences, ``utils/core.py::whiten``.
 
-    >>> masked_whiten(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
-    tensor([-1.,  1.,  0.])
+    >>> whiten_with(torch.tensor([1.0, 3.0]), torch.tensor([True, False]), torch.tensor(2.0), torch.tensor(1.0))
+    tensor([-1.,  0.])
     """
-    return whiten_with(x, mask, masked_mean(x, mask), masked_var(x, mask, ddof=ddof), shift_mean, eps=eps)
+    return torch.where(mask, (torch.where(mask, x, mean) - mean) * torch.rsqrt(var + eps), 0)

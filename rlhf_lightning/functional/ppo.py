@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.functional.aggregate import token_mean
-from rlhf_lightning.functional.masking import masked_mean, masked_moments
+from rlhf_lightning.functional.masking import Moments, masked_mean, masked_moments
 from rlhf_lightning.rules.ranges import require
 
 MAX_LOG_RATIO = 20.0
@@ -207,15 +207,15 @@ def clipped_value_loss(
     return ValueLoss(loss, clip_fraction, mse, mask.sum().to(values.dtype))
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """``1 - var(R - V) / var(R)`` over the tokens that count, ``[]``; 1 is perfect, 0 no better than a constant.
+def explained_variance(returns: Moments, residuals: Moments) -> Tensor:
+    """``1 - var(R - V) / var(R)``, ``[]``; 1 is perfect, 0 no better than a constant. 0 when the returns do not vary.
 
-    0 when the returns do not vary.
+    Args:
+        returns: moments of the returns R over the tokens that count, on all ranks.
+        residuals: those of ``R - V``, the returns minus the values.
 
-    >>> returns = torch.tensor([[0.0, 2.0]])
-    >>> explained_variance(returns / 2, returns, torch.ones(1, 2, dtype=torch.bool))
+    >>> mask = torch.ones(1, 2, dtype=torch.bool)
+    >>> explained_variance(*(masked_moments(x, mask) for x in (torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 1.0]]))))
     tensor(0.7500)
     """
-    total = masked_moments(returns, mask).var
-    left = masked_moments(torch.where(mask, returns, 0) - torch.where(mask, values, 0), mask).var
-    return torch.where(total > 0, 1 - left / torch.where(total > 0, total, 1), 0)
+    return torch.where(returns.var > 0, 1 - residuals.var / torch.where(returns.var > 0, returns.var, 1), 0)

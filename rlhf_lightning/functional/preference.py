@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rlhf_lightning.functional.reward import pair_mean, pair_statistics
+from rlhf_lightning.functional.reward import logistic_loss, pair_mean, pair_statistics
 from rlhf_lightning.rules.ranges import require
 
 
@@ -84,7 +84,7 @@ def dpo_loss(
     weights: Tensor | None = None,
     denominator: float | Tensor | None = None,
 ) -> PreferenceLoss:
-    """Direct preference optimisation: `reward.pairwise_logistic_loss` of the implicit rewards.
+    """Direct preference optimisation: `reward.logistic_loss` of the implicit rewards.
 
         loss = -(1 - s) log sigmoid(beta h) - s log sigmoid(-beta h)
 
@@ -104,8 +104,7 @@ def dpo_loss(
     require("label_smoothing", label_smoothing, at_least=0, below=0.5, why="at a half a label says nothing")
     better = implicit_rewards(chosen, ref_chosen, beta=beta)
     worse = implicit_rewards(rejected, ref_rejected, beta=beta)
-    gap = better - worse
-    per_pair = (1 - label_smoothing) * softplus(-gap) + label_smoothing * softplus(gap)
+    per_pair = logistic_loss(better - worse, label_smoothing=label_smoothing)
     return preference_loss(per_pair, better, worse, weights, denominator)
 
 

@@ -18,24 +18,25 @@ from rlhf_lightning.functional.masking import divide_by_count
 from rlhf_lightning.rules.ranges import require
 
 
-class PairwiseLoss(NamedTuple):
-    """Everything but the loss is detached."""
-
-    loss: Tensor  # [], differentiable
-    per_pair: Tensor  # [N], before weights and centring
-    accuracy: Tensor  # [], share of pairs with chosen strictly above rejected
-    tie_rate: Tensor  # [], share of pairs with equal scores
-    margin: Tensor  # [], mean of chosen - rejected
-
-
 class _PairLosses(NamedTuple):
     loss: Tensor  # [Q], with centring
     prompt: Tensor  # long [Q]
     per_prompt: Tensor  # long [M], number of pairs
 
 
-def _logistic(difference: Tensor, margin: Tensor | float, label_smoothing: float) -> Tensor:
-    """``(1 - s) softplus(-(d - m)) + s softplus(d - m)``; never log of a sigmoid."""
+def logistic_loss(difference: Tensor, margin: Tensor | float = 0.0, label_smoothing: float = 0.0) -> Tensor:
+    """Bradley-Terry loss of each pair, ``[N]``: ``-(1 - s) log sigmoid(d - m) - s log sigmoid(m - d)``.
+
+    Args:
+        difference: d, score of the better answer minus score of the worse, ``[N]``.
+        margin: m, by how much the better one should win, ``[N]``, in units of the score.
+        label_smoothing: s, probability that a label is the wrong way round.
+
+    Sources: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al. 2023, arXiv:2307.09288.
+
+    >>> logistic_loss(torch.zeros(1))  # log 2
+    tensor([0.6931])
+    """
     gap = difference - margin
     return (1 - label_smoothing) * softplus(-gap) + label_smoothing * softplus(gap)
 
@@ -63,43 +64,6 @@ def pair_mean(per_pair: Tensor, weights: Tensor | None = None, denominator: floa
     if denominator is None:
         denominator = len(per_pair) if weights is None else weights.sum()
     return divide_by_count((per_pair if weights is None else weights * per_pair).sum(), denominator)
-
-
-def pairwise_logistic_loss(
-    chosen: Tensor,
-    rejected: Tensor,
-    *,
-    margin: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    weights: Tensor | None = None,
-    center_coef: float = 0.0,
-    denominator: float | Tensor | None = None,
-) -> PairwiseLoss:
-    """Bradley-Terry loss of comparisons.
-
-        loss = mean -log sigmoid(chosen - rejected - margin) + center_coef * mean (chosen + rejected)^2
-
-    Args:
-        chosen: scores of the better answers, ``[N]``.
-        rejected: scores of the worse answers, ``[N]``.
-        margin: by how much the better one should win, ``[N]``, in units of the score.
-        label_smoothing: probability that a label is the wrong way round.
-        weights: of the pairs, ``[N]``; scaled to sum 1.
-        center_coef: pulls the scores towards mean 0; 0.01 is usual when it is on.
-        denominator: pairs of the whole batch, see `pair_mean`.
-
-    Sources: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al. 2023, arXiv:2307.09288; centring:
-    Eisenstein et al. 2023, arXiv:2312.09244.
-
-    >>> pairwise_logistic_loss(torch.tensor([0.0]), torch.tensor([0.0])).loss  # log 2
-    tensor(0.6931)
-    """
-    difference = chosen - rejected
-    per_pair = _logistic(difference, 0.0 if margin is None else margin, label_smoothing)
-    loss = pair_mean(per_pair, weights, denominator)
-    if center_coef:
-        loss = loss + center_coef * pair_mean((chosen + rejected).square(), None, denominator)
-    return PairwiseLoss(loss, per_pair.detach(), *pair_statistics(difference))
 
 
 def kwise_pairs(ranks: Tensor, prompt_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,7 +98,7 @@ def _pair_losses(
 ) -> _PairLosses:
     better, worse, prompt = kwise_pairs(ranks, prompt_index)
     margin = 0.0 if margins is None else margins[better]
-    loss = _logistic(scores[better] - scores[worse], margin, label_smoothing)
+    loss = logistic_loss(scores[better] - scores[worse], margin, label_smoothing)
     if center_coef:
         loss = loss + center_coef * (scores[better] + scores[worse]).square()
     return _PairLosses(loss, prompt, torch.bincount(prompt, minlength=_num_prompts(prompt_index)))

@@ -1,44 +1,10 @@
-"""Functions of scores alone: their scale, ensembles of scorers, and bounded forms that resist reward hacking."""
+"""Functions of scores alone: ensembles of scorers, and bounded forms that resist reward hacking."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-
-
-class Normalisation(NamedTuple):
-    """``gain * score + bias``."""
-
-    gain: Tensor  # []
-    bias: Tensor  # []
-
-
-def normalisation(scores: Tensor, *, target_mean: float = 0.0, target_std: float = 1.0, ddof: int = 0) -> Normalisation:
-    """Gain and bias that give ``scores [N]`` the wanted mean and standard deviation; gain 1 if they do not vary.
-
-        gain = target_std / std(scores),  bias = target_mean - gain * mean(scores)
-
-    Source: Ziegler et al. 2019, arXiv:1909.08593 (``reward_gain``, ``reward_bias``).
-
-    >>> normalisation(torch.tensor([1.0, 5.0]))
-    Normalisation(gain=tensor(0.5000), bias=tensor(-1.5000))
-    """
-    mean = scores.sum() / max(len(scores), 1)
-    std = ((scores - mean).square().sum() / max(len(scores) - ddof, 1)).sqrt()
-    gain = torch.where(std > 0, target_std / torch.where(std > 0, std, 1), 1)
-    return Normalisation(gain, target_mean - gain * mean)
-
-
-def normalise(scores: Tensor, norm: Normalisation) -> Tensor:
-    """``gain * scores + bias``, shape kept.
-
-    >>> normalise(torch.tensor([1.0, 5.0]), Normalisation(torch.tensor(0.5), torch.tensor(-1.5)))
-    tensor([-1.,  1.])
-    """
-    return norm.gain * scores + norm.bias
 
 
 def ensemble_mean(scores: Tensor) -> Tensor:
@@ -86,7 +52,7 @@ def preference_as_reward(scores: Tensor, ref_scores: Tensor, *, k: float = 1.0) 
     >>> preference_as_reward(torch.tensor([1.0]), torch.tensor([[1.0]]))
     tensor([0.5000])
     """
-    return (k * (scores.unsqueeze(1) - ref_scores)).sigmoid().mean(1)
+    return torch.sigmoid(k * (scores.unsqueeze(1) - ref_scores)).mean(1)
 
 
 def log_sigmoid_centered(scores: Tensor, ref_scores: Tensor) -> Tensor:

@@ -58,13 +58,3 @@ def last_index(mask: Tensor) -> Tensor:
     """
     columns = torch.arange(mask.shape[1], device=mask.device)
     return torch.where(mask, columns, 0).amax(1) if mask.shape[1] else columns.new_zeros(mask.shape[0])
-
-
-def trim_right(mask: Tensor) -> int:
-    """How many leading columns hold everything that counts; the rest is padding in every row.
-
-    >>> trim_right(torch.tensor([[True, False, False], [True, True, False]]))
-    2
-    """
-    used = mask.any(0).nonzero()
-    return int(used[-1]) + 1 if len(used) else 0

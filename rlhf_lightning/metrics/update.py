@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.functional.masking import masked_sum
-from rlhf_lightning.functional.ppo import PolicyLoss, ValueLoss
+from rlhf_lightning.functional.ppo import PolicyLoss, ValueLoss, explained_variance
 from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import Experience, Rollout
 
@@ -112,7 +112,7 @@ def moments(experience: Experience, ranks: Ranks, *, has_critic: bool) -> dict[s
         "returns/std": float(returns.var) ** 0.5,
     }
     if has_critic:
-        values, unexplained = ranks.moments(e.values, mask), ranks.moments(e.returns - e.values, mask).var
+        values, residuals = ranks.moments(e.values, mask), ranks.moments(e.returns - e.values, mask)
         logged["values/mean"], logged["values/std"] = float(values.mean), float(values.var) ** 0.5
-        logged["val/var_explained"] = float(1 - unexplained / returns.var) if returns.var > 0 else 0.0
+        logged["val/var_explained"] = float(explained_variance(returns, residuals))
     return logged

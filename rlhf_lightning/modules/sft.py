@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.functional.logprobs import perplexity
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.recipes import load_trained
@@ -81,4 +80,4 @@ class SFTModule(AutomaticModule):
     def summary(self, totals: Totals) -> dict[str, float]:
         """Token means, perplexity and the token count."""
         means = totals.means(self.ranks, "num_tokens")
-        return means | {"perplexity": math.exp(min(means["loss"], 700.0))}
+        return means | {"perplexity": perplexity(means["loss"])}

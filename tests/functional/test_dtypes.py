@@ -16,7 +16,6 @@ from rlhf_lightning.functional import (
     ratios,
     reference_free,
     reward,
-    scores,
 )
 from rlhf_lightning.functional.theory import best_of_n, optimum, overoptimisation
 
@@ -25,7 +24,7 @@ FINISHED = torch.tensor([True, False, True, False])
 RANKS, PROMPT = torch.tensor([1, 2, 2, 1]), torch.tensor([0, 0, 1, 1])
 
 CALLS = {
-    "whiten": lambda x, y, z: masking.masked_whiten(x, MASK, ddof=1),
+    "whiten": lambda x, y, z: masking.whiten_with(x, MASK, *masking.masked_moments(x, MASK)[1:]),
     "moments": lambda x, y, z: masking.masked_moments(x, MASK),
     "aggregate": lambda x, y, z: aggregate.token_sum_norm(x, MASK, 3),
     "gae": lambda x, y, z: advantage.gae(x, y, MASK, bootstrap=z[:, 0]),
@@ -33,12 +32,13 @@ CALLS = {
     "shaped_rewards": lambda x, y, z: kl.shaped_rewards(z[:, 0], x, y, MASK, FINISHED, kl_coef=0.1, score_clip=1.0),
     "policy": lambda x, y, z: ppo.clipped_policy_loss(x, y, z, MASK, dual_clip=3.0),
     "value": lambda x, y, z: ppo.clipped_value_loss(x, y, z, MASK),
-    "explained": lambda x, y, z: ppo.explained_variance(x, y, MASK),
+    "explained": lambda x, y, z: ppo.explained_variance(
+        masking.masked_moments(x, MASK), masking.masked_moments(y, MASK)
+    ),
     "weights": lambda x, y, z: ratios.truncated_token_weights(x, y, MASK),
-    "pairwise": lambda x, y, z: reward.pairwise_logistic_loss(x[:, 0], y[:, 0], weights=z[:, 0].exp()),
+    "pairwise": lambda x, y, z: reward.pair_mean(reward.logistic_loss(x[:, 0], y[:, 0]), z[:, 0].exp()),
     "kwise": lambda x, y, z: reward.kwise_logistic_loss(x[:, 0], RANKS, PROMPT, margins=y[:, 0], center_coef=0.1),
     "plackett_luce": lambda x, y, z: reward.plackett_luce_loss(x[:, 0], RANKS, PROMPT, top_k=1),
-    "normalisation": lambda x, y, z: scores.normalisation(x[:, 0]),
     "dpo": lambda x, y, z: preference.dpo_loss(x[:, 0], y[:, 0], z[:, 0], z[:, 1], beta=0.3, weights=z[:, 0].exp()),
     "robust": lambda x, y, z: preference.robust_dpo_loss(x[:, 0], y[:, 0], z[:, 0], z[:, 1]),
     "hinge": lambda x, y, z: preference.hinge_loss(x[:, 0], y[:, 0], z[:, 0], z[:, 1]),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from rlhf_lightning.functional.aggregate import seq_mean_token_mean, token_sum_norm
+from rlhf_lightning.functional.masking import masked_moments
 from rlhf_lightning.functional.ppo import clipped_policy_loss, clipped_value_loss, explained_variance
 from tests.support.examples import few_examples
 
@@ -134,5 +135,7 @@ def test_the_critic_gains_nothing_from_a_leap(value, old, target, loss, grad):
 def test_explained_variance_of_a_scaled_copy_is_one_minus_the_squared_miss(scale):
     returns = torch.tensor([[1.0, 2.0, 4.0, 99.0]])
     mask = torch.tensor([[True, True, True, False]])
-    assert_close(explained_variance(scale * returns + 7, returns, mask), torch.tensor(1 - (1 - scale) ** 2))
-    assert explained_variance(returns, torch.ones(1, 4), mask) == 0
+    moments, constant = masked_moments(returns, mask), masked_moments(torch.ones(1, 4), mask)
+    missed = masked_moments(returns - (scale * returns + 7), mask)
+    assert_close(explained_variance(moments, missed), torch.tensor(1 - (1 - scale) ** 2))
+    assert explained_variance(constant, moments) == 0

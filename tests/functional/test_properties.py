@@ -30,8 +30,8 @@ def shaped(x, y, mask):
 # f(x, y, mask): x holds the wild numbers (log-ratios), y tame ones; both [B, T]
 FUNCTIONS = {
     "masked_mean": lambda x, y, mask: masking.masked_mean(x, mask),
-    "masked_var": lambda x, y, mask: masking.masked_var(y, mask, ddof=1),
-    "masked_whiten": lambda x, y, mask: masking.masked_whiten(y, mask),
+    "masked_moments": lambda x, y, mask: masking.masked_moments(y, mask),
+    "whiten_with": lambda x, y, mask: masking.whiten_with(y, mask, *masking.masked_moments(y, mask)[1:]),
     "token_mean": lambda x, y, mask: aggregate.token_mean(x, mask),
     "seq_mean_token_mean": lambda x, y, mask: aggregate.seq_mean_token_mean(x, mask),
     "seq_mean_token_sum": lambda x, y, mask: aggregate.seq_mean_token_sum(x, mask),
@@ -41,7 +41,9 @@ FUNCTIONS = {
     "shaped_rewards": shaped,
     "policy_loss": lambda x, y, mask: ppo.clipped_policy_loss(x, 0 * y, y, mask, dual_clip=3.0),
     "value_loss": lambda x, y, mask: ppo.clipped_value_loss(x, y, 0 * y, mask),
-    "explained_variance": lambda x, y, mask: ppo.explained_variance(x, y, mask),
+    "explained_variance": lambda x, y, mask: ppo.explained_variance(
+        masking.masked_moments(y, mask), masking.masked_moments(y - x, mask)
+    ),
     "geometric_ratio": lambda x, y, mask: ratios.geometric_ratio(x, 0 * y, mask),
     "product_ratio": lambda x, y, mask: ratios.product_ratio(x, 0 * y, mask),
     "token_weights": lambda x, y, mask: ratios.truncated_token_weights(x, 0 * y, mask),

@@ -4,26 +4,10 @@ from torch.testing import assert_close
 
 from rlhf_lightning.functional.scores import (
     log_sigmoid_centered,
-    normalisation,
-    normalise,
     preference_as_reward,
     uncertainty_weighted,
     worst_case,
 )
-
-
-def test_normalised_scores_have_the_wanted_moments():
-    scores = torch.tensor([3.0, 4.0, 8.0], dtype=torch.float64)
-    out = normalise(scores, normalisation(scores, target_mean=2.0, target_std=3.0))
-    assert_close(out.mean().item(), 2.0)
-    assert_close(out.std(correction=0).item(), 3.0)
-    assert (out.argsort() == scores.argsort()).all()
-
-
-def test_scores_without_spread_are_only_shifted():
-    scores = torch.full((3,), 7.0)
-    assert normalise(scores, normalisation(scores)).tolist() == [0, 0, 0]
-    assert normalisation(scores[:0]) == (1, 0)
 
 
 def test_disagreement_lowers_a_score():

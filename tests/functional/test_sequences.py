@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lightning.functional.sequences import last_index, left_pad, position_ids, right_pad, trim_right
+from rlhf_lightning.functional.sequences import last_index, left_pad, position_ids, right_pad
 from tests.support.examples import few_examples
 
 ragged = st.lists(st.lists(st.integers(1, 9), max_size=5), max_size=4)
@@ -33,11 +33,10 @@ def test_positions_count_the_tokens_that_are_real(sequences):
 
 @few_examples
 @given(masks)
-def test_last_index_and_width_are_what_a_loop_finds(rows):
+def test_last_index_is_what_a_loop_finds(rows):
     mask = torch.tensor(rows)
     last = [max((i for i, m in enumerate(row) if m), default=0) for row in rows]
     assert last_index(mask).tolist() == last
-    assert trim_right(mask) == (max(last) + 1 if mask.any() else 0)
 
 
 def test_the_pad_id_may_be_a_real_token():

@@ -5,11 +5,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
 from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.functional.logprobs import gather_logprobs
 from rlhf_lightning.models import Pretrained, ScalarModel, frozen_copy
 from rlhf_lightning.models.forward import contiguous_head, response_forward
 from rlhf_lightning.models.trunk import freeze_layers, hidden_states, layers, run_lower, run_upper
 from tests.support import tiny
+from tests.support.plain import gather_logprobs
 
 IDS = torch.tensor([[0, 0, 3, 4, 5, 6, 1], [0, 7, 8, 9, 10, 11, 12]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1]]).bool()

@@ -15,12 +15,12 @@ from torch.testing import assert_close
 from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.functional.kl import k3, shaped_rewards
-from rlhf_lightning.functional.logprobs import gather_logprobs
-from rlhf_lightning.functional.masking import has_eos, response_mask
+from rlhf_lightning.functional.masking import is_eos, response_mask
 from rlhf_lightning.functional.ppo import clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.modules.online import OnlineModule
 from tests.support import phases, tiny
 from tests.support.examples import few_examples
+from tests.support.plain import gather_logprobs
 from tests.support.scene import fit, ppo
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
@@ -52,7 +52,7 @@ def test_the_score_lies_on_the_first_end_token_and_nothing_behind_it_counts(case
     ids = torch.tensor(rows)
     generator = torch.Generator().manual_seed(seed)
     logprobs, ref, values = torch.randn(3, *ids.shape, generator=generator).double().unbind()
-    mask, finished = response_mask(ids, ends), has_eos(ids, ends)
+    mask, finished = response_mask(ids, ends), is_eos(ids, ends).any(1)
     scores = torch.randn(len(rows), generator=generator).double()
     noise = torch.where(mask, 0.0, float("nan")).double()  # whatever stands behind the end
     shaped = shaped_rewards(

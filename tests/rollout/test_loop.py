@@ -8,11 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.functional.logprobs import gather_logprobs
 from rlhf_lightning.models.forward import response_forward
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
 from rlhf_lightning.rollout.sample import BLOCK, invert, sample
 from tests.support import tiny
+from tests.support.plain import gather_logprobs
 
 PROMPTS = ("the food was", "we left", "very slow service and bad food .", "good")
 

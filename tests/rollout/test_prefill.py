@@ -15,12 +15,12 @@ from transformers import (
 )
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.functional.logprobs import gather_logprobs
 from rlhf_lightning.models.forward import response_forward
 from rlhf_lightning.rollout import LoopEngine, Sampling
 from rlhf_lightning.rollout.cache import SPARE, RoomyLayer, empty_cache, is_plain
 from tests.rollout.test_loop import PROMPTS, engine
 from tests.support import tiny
+from tests.support.plain import gather_logprobs
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS = {"vocab_size": 17, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "tie_word_embeddings": False}

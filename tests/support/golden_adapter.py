@@ -1,6 +1,7 @@
 """Maps the families of `golden_shared.json` to library calls: lists to tensors, a call, results by name.
 
-There is no formula here. The dtype comes from the environment variable GOLDEN_DTYPE (float64 by default).
+Each formula is the one that training runs. The dtype comes from the environment variable GOLDEN_DTYPE
+(float64 by default).
 """
 
 import os
@@ -28,11 +29,12 @@ from rlhf_lightning.functional import (
     reference_free,
     reward,
     scores,
-    sft,
 )
+from rlhf_lightning.functional.linear_logprobs import score_logits
 from rlhf_lightning.functional.theory import best_of_n, optimum, overoptimisation
 from rlhf_lightning.optim.adam import TF1Adam
 from rlhf_lightning.optim.kl_controllers import AdaptiveKL
+from rlhf_lightning.scoring.transforms import Normalise
 
 
 def real(x):
@@ -57,34 +59,39 @@ def gradients(loss, *leaves):
 
 def token_logprobs(inputs, params, case_id):
     logits, temperature = real(inputs["logits"]), params["temperature"]
-    out = logprobs.token_logprobs(logits, whole(inputs["input_ids"]), temperature=temperature)
+    targets = whole(inputs["input_ids"])[:, 1:]
+    out = score_logits(logits[:, :-1].flatten(0, 1), targets.flatten(), temperature=temperature).logprobs
+    out = out.view(targets.shape)
+    every = score_logits(logits, torch.zeros(logits.shape[:2]).long(), temperature=temperature, entropy=True)
     return {
         "token_logprobs": out,
         "response_logprobs": out[:, params["prompt_len"] - 1 :],
-        "entropy": logprobs.entropy(logits, temperature=temperature),
+        "entropy": every.entropy,
     }
 
 
 def sft_nll(inputs, params, case_id):
     labels = whole(inputs["labels"])
-    out = sft.token_nll(real(inputs["logits"]), labels.clamp(min=0), labels != params["ignore_index"])
-    token_mean = aggregate.token_mean(out.nll, out.mask)
+    mask = (labels != params["ignore_index"])[:, 1:]
+    out = score_logits(real(inputs["logits"])[:, :-1][mask], labels[:, 1:][mask], correct=True)
+    nll, correct = masking.spread(-out.logprobs, mask), masking.spread(out.correct, mask)
+    token_mean = aggregate.token_mean(nll, mask)
     return {
-        "per_token_nll": out.nll,
-        "mask": out.mask,
+        "per_token_nll": nll,
+        "mask": mask,
         "token_mean": token_mean,
-        "seq_mean_token_mean": aggregate.seq_mean_token_mean(out.nll, out.mask),
-        "sum": masking.masked_sum(out.nll, out.mask),
-        "num_tokens": out.mask.sum(),
-        "perplexity": sft.perplexity(token_mean),
-        "token_accuracy": aggregate.token_mean(out.correct.double(), out.mask),
+        "seq_mean_token_mean": aggregate.seq_mean_token_mean(nll, mask),
+        "sum": masking.masked_sum(nll, mask),
+        "num_tokens": mask.sum(),
+        "perplexity": logprobs.perplexity(float(token_mean)),
+        "token_accuracy": aggregate.token_mean(correct.double(), mask),
     }
 
 
 def response_mask(inputs, params, case_id):
     ids, eos = whole(inputs["response_ids"]), [params["eos_id"]]
     mask = masking.response_mask(ids, eos)
-    return {"mask": mask, "length": mask.sum(1), "has_eos": masking.has_eos(ids, eos)}
+    return {"mask": mask, "length": mask.sum(1), "has_eos": masking.is_eos(ids, eos).any(1)}
 
 
 def aggregates(inputs, params, case_id):
@@ -111,14 +118,20 @@ def aggregate_microbatch(inputs, params, case_id):
 
 def masked_whiten(inputs, params, case_id):
     x, mask = real(inputs["x"]), flags(inputs["mask"])
-    out = {}
-    for shift, ddof in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        out[f"shift{shift}_ddof{ddof}"] = masking.masked_whiten(x, mask, shift_mean=bool(shift), ddof=ddof, **params)
-    return out | {
-        "mean": masking.masked_moments(x, mask).mean,
-        "var_ddof0": masking.masked_moments(x, mask).var,
-        "var_ddof1": masking.masked_var(x, mask, ddof=1),
-    }
+    mean, out = masking.masked_moments(x, mask).mean, {}
+    for ddof in (0, 1):
+        white = whitened(x, mask, ddof=ddof, **params)
+        out |= {f"shift1_ddof{ddof}": white, f"shift0_ddof{ddof}": torch.where(mask, white + mean, 0)}
+    return out | {"mean": mean, "var_ddof0": variance(x, mask, 0), "var_ddof1": variance(x, mask, 1)}
+
+
+def variance(x, mask, ddof):
+    count, _, var = masking.masked_moments(x, mask)
+    return var * count / (count - ddof).clamp(min=1)
+
+
+def whitened(x, mask, ddof=0, **options):
+    return masking.whiten_with(x, mask, masking.masked_moments(x, mask).mean, variance(x, mask, ddof), **options)
 
 
 def gae(inputs, params, case_id):
@@ -207,23 +220,28 @@ def adaptive_kl(inputs, params, case_id):
 
 def bradley_terry(inputs, params, case_id):
     chosen, rejected = leaf(inputs["chosen"]), leaf(inputs["rejected"])
-    out = reward.pairwise_logistic_loss(
-        chosen,
-        rejected,
-        margin=real(inputs.get("margin")),
-        weights=real(inputs.get("weights")),
-        label_smoothing=params.get("label_smoothing") or 0.0,
-        center_coef=params.get("center_coef") or 0.0,
-    )
-    grad_chosen, grad_rejected = gradients(out.loss, chosen, rejected)
+    margin, smoothing = real(inputs.get("margin")), params.get("label_smoothing") or 0.0
+    per_pair = reward.logistic_loss(chosen - rejected, 0.0 if margin is None else margin, smoothing)
+    if inputs.get("weights") is None:  # each pair is a prompt with two answers
+        pairs, ranks = len(chosen), torch.tensor([1, 2])
+        loss = reward.kwise_logistic_loss(
+            torch.stack([chosen, rejected], 1).flatten(), ranks.repeat(pairs), torch.arange(pairs).repeat_interleave(2),
+            margins=None if margin is None else margin.repeat_interleave(2), label_smoothing=smoothing,
+            center_coef=params.get("center_coef") or 0.0,
+        )  # fmt: skip
+    else:
+        assert not params.get("center_coef")
+        loss = reward.pair_mean(per_pair, real(inputs["weights"]))
+    grad_chosen, grad_rejected = gradients(loss, chosen, rejected)
+    accuracy, tie_rate, margin_mean = reward.pair_statistics(chosen - rejected)
     return {
-        "loss": out.loss,
-        "per_pair": out.per_pair,
+        "loss": loss,
+        "per_pair": per_pair,
         "grad_chosen": grad_chosen,
         "grad_rejected": grad_rejected,
-        "accuracy": out.accuracy,
-        "tie_rate": out.tie_rate,
-        "margin_mean": out.margin,
+        "accuracy": accuracy,
+        "tie_rate": tie_rate,
+        "margin_mean": margin_mean,
     }
 
 
@@ -256,8 +274,12 @@ def plackett_luce(inputs, params, case_id):
 
 def reward_norm(inputs, params, case_id):
     rewards = real(inputs["rewards"])
-    norm = scores.normalisation(rewards, **params)
-    return {"gain": norm.gain, "bias": norm.bias, "normalised": scores.normalise(rewards, norm)}
+    std = float(rewards.std(correction=params.get("ddof", 0))) if len(rewards) > 1 else 0.0
+    gain = params.get("target_std", 1.0) if std else 1.0
+    norm = Normalise(float(rewards.mean()), std or 1.0)
+    shift = params.get("target_mean", 0.0)
+    gain, bias = gain / norm.std, shift - gain * norm.mean / norm.std
+    return {"gain": gain, "bias": bias, "normalised": gain * norm.std * norm.rescale(rewards) + shift}
 
 
 def calibration(inputs, params, case_id):
@@ -321,7 +343,9 @@ def ppo_value(inputs, params, case_id):
     return out._asdict() | {
         "grad_values": gradients(out.loss, values)[0],
         "clipfrac": out.clip_fraction,
-        "explained_variance": ppo.explained_variance(values.detach(), returns, mask),
+        "explained_variance": ppo.explained_variance(
+            masking.masked_moments(returns, mask), masking.masked_moments(returns - values.detach(), mask)
+        ),
     }
 
 
@@ -364,12 +388,12 @@ def reinforce_pp(inputs, params, case_id):
     rewards, mask = real(inputs["token_rewards"]), flags(inputs["mask"])
     advantages, returns = advantage.returns_only(rewards, torch.zeros_like(rewards), mask, gamma=params["gamma"])
     knobs = {key: params[key] for key in ("ddof", "eps") if key in params}
-    return {"returns": returns, "advantages": masking.masked_whiten(advantages, mask, **knobs)}
+    return {"returns": returns, "advantages": whitened(advantages, mask, **knobs)}
 
 
 def reinforce(inputs, params, case_id):
     logits = leaf(inputs["logits"])
-    logp = logprobs.gather_logprobs(logits, whole(inputs["actions"]))
+    logp = score_logits(logits, whole(inputs["actions"])).logprobs
     mask, aggregator = flags(inputs["mask"]), aggregation(params)
     loss = policy.reinforce_loss(logp, logp.detach(), real(inputs["advantages"]), mask, aggregate=aggregator).loss
     return {"loss": loss, "grad_logits": gradients(loss, logits)[0]}
