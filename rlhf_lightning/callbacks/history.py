@@ -13,7 +13,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rlhf_lightning.callbacks.steps import NewNumbers, logged_scalars, steps_done
+from rlhf_lightning.callbacks.steps import NewNumbers, steps_done
 from rlhf_lightning.console.streams import append
 from rlhf_lightning.errors import DiskError
 
@@ -52,9 +52,7 @@ class History(pl.Callback):
         self.on_error = on_error
         self.rows: list[dict[str, Cell]] = []
         self._columns = list(FIXED_COLUMNS)
-        self._validation_tags: set[str] = set()
         self._new = NewNumbers()
-        self._tags_before_validation: set[str] = set()
         self._last_step = 0
         self._saved_validations: int | None = None  # rows of them, in the checkpoint that the fit resumes from
         self._started = 0.0
@@ -84,25 +82,21 @@ class History(pl.Callback):
         if step == self._last_step or step % every:  # inside gradient accumulation, or between logged steps
             return
         self._last_step = step
-        new = self._new.look(trainer)  # on every rank: reading may reduce
-        self._add(trainer, step, "train", {tag: v for tag, v in new.items() if tag not in self._validation_tags})
+        self._add(trainer, step, "train", self._new.look(trainer))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._tags_before_validation = set(trainer.callback_metrics)
+        self._new.look(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = logged_scalars(trainer)
-        self._validation_tags |= metrics.keys() - self._tags_before_validation
+        found = self._new.look(trainer)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            found = {t: v for t, v in metrics.items() if t in self._validation_tags}
             self._add(trainer, steps_done(trainer), "validation", found)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validation_tags": sorted(self._validation_tags), "validations": len(_validations(self.rows))}
+        return {"validations": len(_validations(self.rows))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validation_tags = set(state_dict["validation_tags"])
-        self._saved_validations = state_dict.get("validations")
+        self._saved_validations = state_dict["validations"]
 
     def _add(self, trainer: pl.Trainer, step: int, kind: str, metrics: dict[str, float]) -> None:
         if not trainer.is_global_zero or not metrics:

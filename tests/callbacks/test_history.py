@@ -89,3 +89,13 @@ def test_a_new_fit_replaces_an_old_file(tmp_path):
     path.write_text("step,kind\n9,train\n")
     trainer([History(path)], tmp_path).fit(Supervised(), loader(1))
     assert [row["step"] for row in rows_of(path)] == ["1"]
+
+
+def test_the_row_of_a_validation_holds_no_training_numbers(tmp_path):
+    history = History(tmp_path / "sft.csv", every_n_steps=2)  # the first step has no row of its own
+    trainer([history], tmp_path, val_check_interval=1).fit(Validated(), loader(2), loader(1))
+    assert [(row["step"], row["kind"], "train/loss" in row, "val/loss" in row) for row in history.rows] == [
+        (1, "validation", False, True),
+        (2, "train", True, False),
+        (2, "validation", False, True),
+    ]
