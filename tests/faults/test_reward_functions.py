@@ -354,6 +354,7 @@ def test_counts_of_a_source_carry_its_name(scorer):
     assert not any(name.startswith("rewards/b/") and "failed" in name for name in logged)
 
 
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 def test_case_51_a_run_ends_with_code_six(tmp_path):
     tiny.policy().save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
