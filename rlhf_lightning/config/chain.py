@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from rlhf_lightning.config.messages import nearest
 from rlhf_lightning.errors import ConfigError
@@ -22,13 +22,13 @@ from rlhf_lightning.rules.stages import RANKINGS, STAGES, before, file_of, names
 def made(kind: str, folder: str | None = None, *, _node_: Any) -> str | None:
     """See the module."""
     root = _node_._get_root()
-    entries = OmegaConf.select(root, "stages") or []
-    entries = [str(entry) for entry in ([entries] if isinstance(entries, str) else entries)]
+    stages = OmegaConf.select(root, "stages")
+    entries = [str(entry) for entry in stages] if isinstance(stages, ListConfig) else []
     key = _node_._get_full_key("")
     for entry in reversed(before(key.partition(".")[0], entries)):
         if found := product(entry, kind, root):
             return found
-    return file_of(kind, folder) if folder and _is_given(folder, str(root.run_dir)) else None
+    return file_of(kind, folder) if folder and _is_given(str(folder), str(root.run_dir)) else None
 
 
 def first(*values: Any) -> Any:

@@ -68,7 +68,7 @@ def _check_stages(stages: Any) -> None:
     if not stages:
         raise ConfigError(f"stages: none given; choose from {', '.join(STAGES)}")
     for stage in stages:
-        if stage not in STAGES and "." not in str(stage):
+        if str(stage) not in STAGES and "." not in str(stage):
             raise ConfigError(
                 f"stages: there is no stage {stage}.{nearest(str(stage), list(STAGES))}\nStages: {', '.join(STAGES)}, "
                 "or the import path of your own"
