@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
@@ -22,12 +22,12 @@ from rlhf_lightning.rules.stages import RANKINGS, STAGES, before, file_of, names
 def made(kind: str, folder: str | None = None, *, _node_: Any) -> str | None:
     """See the module."""
     root = root_of(_node_)
-    entries = OmegaConf.select(root, "stages") or []
-    entries = [str(entry) for entry in ([entries] if isinstance(entries, str) else entries)]
+    stages = OmegaConf.select(root, "stages")
+    entries = [str(entry) for entry in stages] if isinstance(stages, ListConfig) else []
     for entry in reversed(before(next(iter(place_of(_node_)), ""), entries)):
         if found := product(entry, kind, root):
             return found
-    return file_of(kind, folder) if folder and _is_given(folder, str(root.run_dir)) else None
+    return file_of(kind, folder) if folder and _is_given(str(folder), str(root.run_dir)) else None
 
 
 def first(*values: Any) -> Any:

@@ -68,7 +68,7 @@ def _check_stages(stages: Any) -> None:
     if not stages:
         raise ConfigError(f"stages: none given; choose from {', '.join(STAGES)}")
     for stage in stages:
-        if stage not in STAGES and "." not in str(stage):
+        if str(stage) not in STAGES and "." not in str(stage):
             raise ConfigError(
                 f"stages: there is no stage {stage}.{nearest(str(stage), list(STAGES))}\nStages: {', '.join(STAGES)}, "
                 "or the import path of your own"
@@ -234,10 +234,10 @@ def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None
         combinations.check_adapter_dropout(lora.get("lora_dropout", 0.0))
     if stage == "ppo":
         _check_online(section, world_size)
-    reference_free = str((config.get("loss") or {}).get("_target_")).startswith(_REFERENCE_FREE)
-    if stage == "dpo" and section.get("reference") and reference_free:
+    loss = str((section.get("loss") or {}).get("_target_"))
+    if stage == "dpo" and section.get("reference") and loss.startswith(_REFERENCE_FREE):
         raise ConfigError(
-            f"dpo.reference={section['reference']}: {config['loss']['_target_'].rpartition('.')[2]} compares answers "
+            f"dpo.reference={section['reference']}: {loss.rpartition('.')[2]} compares answers "
             "without a reference; set it to null"
         )
 
@@ -249,7 +249,7 @@ def _check_online(section: Mapping[str, Any], world_size: int) -> None:
     if sampling is not None:
         combinations.check_sampling(sampling.top_k, sampling.top_p, sampling.min_new_tokens)
     if settings is not None:
-        advantage, loss = (section.get(part) or {} for part in ("advantage", "policy_loss"))
+        advantage, loss = (section.get(part) or {} for part in ("advantage", "loss"))
         targets = str(advantage.get("_target_")), str(loss.get("_target_"))
         combinations.check_algorithm(settings, targets[0], advantage, targets[1], critic)
         if data is not None:

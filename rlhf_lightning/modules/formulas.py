@@ -33,12 +33,12 @@ class Slot(NamedTuple):
 
 ADVANTAGE = Slot("ppo.advantage", "f(rewards, values, mask)", "answers of two tokens")
 POLICY_LOSS = Slot(
-    "ppo.policy_loss",
+    "ppo.loss",
     "f(logprobs, old_logprobs, advantages, mask, *, weights, denominator, aggregate)",
     "two answers of two tokens",
 )
 PAIR_LOSS = Slot(
-    "loss",
+    "dpo.loss",
     "f(chosen, rejected, ref_chosen, ref_rejected, chosen_lengths, rejected_lengths, *, weights, denominator)",
     "two pairs",
 )
@@ -47,9 +47,7 @@ ANSWER_LOSS = Slot(
     "f(logprobs, ref_logprobs, desirable, reference_point, *, denominator)",
     "two answers, a good one and a bad one",
 )
-RANKING_LOSS = Slot(
-    "reward.module.ranking_loss", "f(scores, ranks, prompt_index, *, margins, denominator)", "two pairs"
-)
+RANKING_LOSS = Slot("reward.loss", "f(scores, ranks, prompt_index, *, margins, denominator)", "two pairs")
 
 
 def check_advantage(formula: Formula, group_size: int = 1) -> None:

@@ -40,75 +40,26 @@ class Stage:
     reference: bool = False
 
 
-_HERE = "rlhf_lightning.stages"
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage(
-            "sft",
-            f"{_HERE}.sft.run_sft",
-            rows="demonstrations",
-            needs="add data.demonstrations=FILE with rows of prompt+completion or messages",
-        ),
-        Stage(
-            "rank",
-            f"{_HERE}.rank.run_rank",
-            needs=f"{_PROMPTS}, or rank.human_ranks=FILE",
-            makes={"comparisons": "output"},
-            asks=("judge",),
-            trains=False,
-        ),
-        Stage(
-            "reward",
-            f"{_HERE}.reward.run_reward",
-            f"{_HERE}.reward.check_reward",
-            rows="comparisons",
-            needs=_COMPARISONS,
-            makes={"reward_model": "output"},
-        ),
-        Stage(
-            "ppo",
-            f"{_HERE}.ppo.run_ppo",
-            f"{_HERE}.ppo.check_ppo",
-            needs=_PROMPTS,
-            asks=("judge", "scorer"),
-            reference=True,
-        ),
-        Stage(
-            "dpo",
-            f"{_HERE}.dpo.run_dpo",
-            f"{_HERE}.dpo.check_dpo",
-            rows="comparisons",
-            needs=f"{_COMPARISONS}, for example a rankings.jsonl of the rank stage",
-            reference=True,
-        ),
-        Stage(
-            "kto",
-            f"{_HERE}.kto.run_kto",
-            f"{_HERE}.kto.check_kto",
-            rows="feedback",
-            needs=(
-                "add data.feedback=FILE with rows of prompt+completion+label, or data.comparisons=FILE with comparisons"
-            ),
-            reference=True,
-        ),
-        Stage(
-            "best_of_n",
-            f"{_HERE}.best_of_n.run_best_of_n",
-            needs=_PROMPTS,
-            makes={"comparisons": "output", "policy": "sft.output"},
-            asks=("scorer",),
-        ),
-        Stage(
-            "evaluate",
-            f"{_HERE}.evaluate.run_evaluate",
-            needs="add data.prompts_validation=FILE with held-out prompts",
-            makes={},
-            asks=("judge",),
-            trains=False,
-        ),
-    )
-}
+_SFT = "add data.demonstrations=FILE with rows of prompt+completion or messages"
+_DPO = f"{_COMPARISONS}, for example a rankings.jsonl of the rank stage"
+_KTO = "add data.feedback=FILE with rows of prompt+completion+label, or data.comparisons=FILE with comparisons"
+_AT = "rlhf_lightning.stages"
+_RECORDS = (
+    Stage("sft", f"{_AT}.sft.run_sft", rows="demonstrations", needs=_SFT),
+    Stage("rank", f"{_AT}.rank.run_rank", needs=f"{_PROMPTS}, or rank.human_ranks=FILE",
+          makes={"comparisons": "output"}, asks=("judge",), trains=False),
+    Stage("reward", f"{_AT}.reward.run_reward", f"{_AT}.reward.check_reward", "comparisons", _COMPARISONS,
+          makes={"reward_model": "output"}),
+    Stage("ppo", f"{_AT}.ppo.run_ppo", f"{_AT}.ppo.check_ppo", "prompts", _PROMPTS,
+          asks=("judge", "scorer"), reference=True),
+    Stage("dpo", f"{_AT}.dpo.run_dpo", f"{_AT}.dpo.check_dpo", "comparisons", _DPO, reference=True),
+    Stage("kto", f"{_AT}.kto.run_kto", f"{_AT}.kto.check_kto", "feedback", _KTO, reference=True),
+    Stage("best_of_n", f"{_AT}.best_of_n.run_best_of_n", needs=_PROMPTS,
+          makes={"comparisons": "output", "policy": "sft.output"}, asks=("scorer",)),
+    Stage("evaluate", f"{_AT}.evaluate.run_evaluate", needs="add data.prompts_validation=FILE with held-out prompts",
+          makes={}, asks=("judge",), trains=False),
+)  # fmt: skip
+STAGES = {stage.name: stage for stage in _RECORDS}
 RANKINGS = "rankings.jsonl"
 _FILES = {"comparisons": RANKINGS}  # what is not a folder of its own
 
@@ -137,7 +88,9 @@ def product(entry: str, kind: str, sections: Mapping[str, Any]) -> str | None:
         sections: the config.
     """
     stage = stage_of(entry)
-    section = sections.get(stage.name) or {}
+    section = sections.get(stage.name)
+    if not isinstance(section, Mapping):
+        return None
     makes = stage.makes if entry in STAGES else {section.get("makes", "policy"): "output"}
     folder: Any = section if kind in makes else None
     for name in makes.get(kind, "").split("."):

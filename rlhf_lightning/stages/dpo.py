@@ -11,12 +11,12 @@ from rlhf_lightning.stages.train import Metrics, train
 
 def run_dpo(run: Run) -> Metrics:
     """Learn from comparisons and export the policy; returns the last metrics."""
-    return train(run, "dpo", {"loss": run.build(run.config["loss"])})
+    return train(run, "dpo", {"loss": run.build(run.section("dpo")["loss"])})
 
 
 def check_dpo(run: Run) -> None:
     """Call the loss, and see that a reference is wanted where one is named."""
-    loss = run.build(run.config["loss"])
+    loss = run.build(run.section("dpo")["loss"])
     if not check_pair_loss(loss) and run.section("dpo")["reference"]:
         raise ConfigError(
             f"dpo.reference is set, but {called(loss)} compares answers without a reference; set it to null"

@@ -9,14 +9,19 @@ from rlhf_lightning.modules.ppo_rules import check_combination
 from rlhf_lightning.stages.run import Run
 from rlhf_lightning.stages.train import Metrics, train
 
-PARTS = ("settings", "sampling", "advantage", "policy_loss")
+PARTS = ("settings", "sampling", "advantage", "loss")
 
 
 def run_ppo(run: Run) -> Metrics:
     """Train, keep the best policy within the KL limit, and export it; returns the last metrics."""
     section, judge = run.section("ppo"), run.config["judge"]
     critic = section["critic"]
-    parts: dict[str, Any] = {part: run.build(section[part]) for part in PARTS} | {
+    settings, sampling, advantage, policy_loss = (run.build(section[part]) for part in PARTS)
+    parts = {
+        "settings": settings,
+        "sampling": sampling,
+        "advantage": advantage,
+        "policy_loss": policy_loss,
         "scorer": run.build(run.config["scorer"]),
         "critic": critic if critic in ("policy", "shared_trunk") else run.model(critic),
         "engine": run.build(run.config["rollout"]),

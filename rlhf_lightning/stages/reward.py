@@ -21,6 +21,6 @@ def check_reward(run: Run) -> None:
 
 
 def _loss(run: Run) -> dict[str, Any]:
-    """The loss, unless a module of the user does without."""
-    node = run.section("reward")["module"]
-    return {"ranking_loss": run.build(node["ranking_loss"])} if "ranking_loss" in node else {}
+    """The loss; none where it is null, for a module of the user that takes none."""
+    loss = run.build(run.section("reward")["loss"])
+    return {} if loss is None else {"ranking_loss": loss}

@@ -31,7 +31,7 @@ class Mine(RewardModule):
 NOTHING = f"{__name__}.Nothing"
 SLOTS = [
     ("ppo", "ppo.advantage"),
-    ("ppo", "ppo.policy_loss"),
+    ("ppo", "ppo.loss"),
     ("ppo", "ppo.optimizer"),
     ("ppo", "ppo.scheduler"),
     ("ppo", "ppo.module"),
@@ -43,10 +43,10 @@ SLOTS = [
     ("ppo", "callbacks.progress"),
     ("ppo", "callbacks.tensorboard"),
     ("ppo", "logger"),
-    ("dpo", "loss"),
+    ("dpo", "dpo.loss"),
     ("dpo", "dpo.module"),
     ("kto", "kto.loss"),
-    ("reward", "reward.module.ranking_loss"),
+    ("reward", "reward.loss"),
     ("reward", "reward.module"),
     ("sft", "sft.optimizer"),
     ("sft", "sft.scheduler"),
@@ -80,7 +80,7 @@ def test_what_takes_any_key_keeps_all_of_them():
 
 def test_a_subclass_keeps_the_keys_of_its_base():
     config = compose(["stage=reward", f"reward.module._target_={__name__}.Mine", "reward.module.head_std=0.1"])
-    assert {"init_head", "head_std", "ranking_loss"} <= set(config["reward"]["module"])
+    assert {"init_head", "head_std", "num_layers"} <= set(config["reward"]["module"])
 
 
 def test_a_typed_key_is_never_dropped():
@@ -91,8 +91,8 @@ def test_a_typed_key_is_never_dropped():
 
 
 def test_keys_of_the_shipped_part_need_no_plus():
-    config = compose(["stage=ppo", "ppo.policy_loss.clip_range_high=0.28", "rollout.micro_batch_size=8"])
-    assert config["ppo"]["policy_loss"]["clip_range_high"] == 0.28
+    config = compose(["stage=ppo", "ppo.loss.clip_range_high=0.28", "rollout.micro_batch_size=8"])
+    assert config["ppo"]["loss"]["clip_range_high"] == 0.28
     assert config["rollout"]["micro_batch_size"] == 8
 
 

@@ -60,7 +60,7 @@ def test_every_loss_of_the_group_trains(whole, assets, tmp_path, loss):  # noqa:
 def test_dpo_goes_on_from_its_own_result_with_another_loss_and_reference(whole, assets, tmp_path):  # noqa: F811
     folder, _ = whole
     words = [
-        "stage=dpo", "loss=ipo", "loss.beta=0.5", "dpo.data.batch_size=8", *QUIET, *assets, rankings(whole),
+        "stage=dpo", "loss=ipo", "dpo.loss.beta=0.5", "dpo.data.batch_size=8", *QUIET, *assets, rankings(whole),
         f"model.path={folder / 'dpo'}", f"dpo.reference={folder / 'sft'}", f"run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
     run(compose(words))
@@ -117,15 +117,18 @@ def test_best_of_n_keeps_the_best_answers_and_learns_them(whole, assets, tmp_pat
     [
         (["stage=dpo"], r"dpo\.data\.train is not set; add data\.comparisons=FILE"),
         (["stage=dpo", "loss=simpo", "dpo.reference=there", "data.comparisons=x.jsonl"], "simpo_loss compares answers"),
-        (["stage=dpo", "loss=robust", "loss.label_smoothing=0.5", "data.comparisons=x.jsonl"], "label_smoothing=0.5"),
-        (["stage=dpo", "loss.beta=0", "data.comparisons=x.jsonl"], "beta=0"),
+        (
+            ["stage=dpo", "loss=robust", "dpo.loss.label_smoothing=0.5", "data.comparisons=x.jsonl"],
+            "label_smoothing=0.5",
+        ),
+        (["stage=dpo", "dpo.loss.beta=0", "data.comparisons=x.jsonl"], "beta=0"),
         (["stage=kto"], r"kto\.data\.train is not set; add data\.feedback=FILE"),
         (["stage=kto", "data.feedback=x.jsonl", "kto.data.batch_size=1"], r"kto\.data\.batch_size=1"),
         (["stage=kto", "data.feedback=x.jsonl", "kto.loss.desirable_weight=-1"], "desirable_weight=-1"),
         (["stage=best_of_n", "data.prompts=null"], r"best_of_n\.data\.train is not set"),
         (["stage=best_of_n", "data.prompts=x.jsonl", "best_of_n.n=1"], "must be at least 2"),
         (["stage=best_of_n", "data.prompts=x.jsonl"], "no scorer is configured"),
-        (["stages=[sft,rank,dpo]", "loss.beta=-1", "data.demonstrations=x", "data.prompts=x"], "beta=-1"),
+        (["stages=[sft,rank,dpo]", "dpo.loss.beta=-1", "data.demonstrations=x", "data.prompts=x"], "beta=-1"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, words, message):

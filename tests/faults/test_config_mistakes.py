@@ -40,7 +40,7 @@ MISTAKES = [
     ("stage=sft sft.max_epochs=1.5", "sft.max_epochs=1.5: must be a whole number"),
     ("stage=ppo ppo.settings.ppo_epochs=abc", "ppo.settings.ppo_epochs=abc: must be a whole number"),
     ("stage=ppo ppo.settings.whiten_advantages=2", "ppo.settings.whiten_advantages=2: must be true or false"),
-    ("stage=ppo ppo.policy_loss.clip_range=abc", "ppo.policy_loss.clip_range=abc: must be a number"),
+    ("stage=ppo ppo.loss.clip_range=abc", "ppo.loss.clip_range=abc: must be a number"),
     ("stage=evaluate evaluate.sampling.stop=END", "evaluate.sampling.stop=END: must be a list"),
     ("stages=sft", "stages=sft: must be a list"),
     ("seed=1.5", "seed=1.5: must be a whole number"),
@@ -61,7 +61,7 @@ MISTAKES = [
     ("stage=ppo ppo.critic=shard_trunk", "choose policy, shared_trunk or the folder|Did you mean shared_trunk?"),
     ("resume=atuo", "resume=atuo: must be none, auto or the folder|Did you mean auto?"),
     # ranges
-    ("stage=ppo ppo.policy_loss.clip_range=-1", "ppo.policy_loss.clip_range=-1: must be above 0"),
+    ("stage=ppo ppo.loss.clip_range=-1", "ppo.loss.clip_range=-1: must be above 0"),
     ("stage=sft sft.optimizer.lr=0", "sft.optimizer.lr=0: must be above 0"),
     ("stage=reward reward.optimizer.lr=-1e-4 data.comparisons=x", "reward.optimizer.lr=-0.0001: must be above 0"),
     ("stage=ppo ppo.sampling.temperature=0", "ppo.sampling.temperature=0: must be above 0"),
@@ -70,8 +70,8 @@ MISTAKES = [
     ("stage=ppo kl.target=-3", "kl.target: must be above 0 nats per response"),
     ("stage=sft sft.scheduler.warmup_ratio=3", "sft.scheduler.warmup_ratio=3: must be at least 0 and at most 1"),
     ("stage=sft sft.data.max_length=1", "sft.data.max_length=1: must be at least 2"),
-    ("stage=dpo loss.beta=0 data.comparisons=x", "loss.beta=0: must be above 0"),
-    ("stage=dpo loss.label_smoothing=0.6 data.comparisons=x", "loss.label_smoothing=0.6: must be at least 0 and below"),
+    ("stage=dpo dpo.loss.beta=0 data.comparisons=x", "dpo.loss.beta=0: must be above 0"),
+    ("stage=dpo dpo.loss.label_smoothing=0.6 data.comparisons=x", "dpo.loss.label_smoothing=0.6: must be at least 0"),
     ("stage=kto kto.data.batch_size=1 data.feedback=x", "kto.data.batch_size=1: must be at least 2"),
     ("stage=best_of_n best_of_n.n=1", "best_of_n.n=1: must be at least 2"),
     ("stage=ppo ppo.rollouts=0", "ppo.data.rollouts=0: must be at least 1"),
@@ -161,7 +161,7 @@ def test_mistakes_leave_no_files(answers, place):
 @pytest.mark.parametrize(
     "command",
     [
-        "--help", "--cfg job", "stage=ppo algorithm=ppoo", "ppo.settings.clip=1", "ppo.policy_loss.clip_range=-1",
+        "--help", "--cfg job", "stage=ppo algorithm=ppoo", "ppo.settings.clip=1", "ppo.loss.clip_range=-1",
         "ppo.settings.minibatch_size=5",
     ],
 )  # fmt: skip

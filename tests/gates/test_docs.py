@@ -68,8 +68,8 @@ def try_parts(config, stage):
 
 
 def test_the_gate_sees_a_command_whose_part_cannot_be_called():
-    config = compose(["stage=ppo", "ppo.policy_loss._target_=rlhf_lightning.functional.kto.kto_loss"])
-    with pytest.raises(ConfigError, match=r"ppo\.policy_loss: kto_loss cannot be called"):
+    config = compose(["stage=ppo", "ppo.loss._target_=rlhf_lightning.functional.kto.kto_loss"])
+    with pytest.raises(ConfigError, match=r"ppo\.loss: kto_loss cannot be called"):
         try_parts(config, "ppo")
 
 

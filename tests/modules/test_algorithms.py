@@ -68,7 +68,9 @@ def build(
 def composed(name, **settings):
     """The module that `stage=ppo algorithm=<name>` makes, over the tiny policy."""
     section = compose(["stage=ppo", f"algorithm={name}", "ppo.settings.minibatch_size=null"])["ppo"]
-    parts = {part: safe_instantiate(section[part]) for part in ("advantage", "policy_loss")}
+    parts = {
+        part: safe_instantiate(section[key]) for part, key in (("advantage", "advantage"), ("policy_loss", "loss"))
+    }
     return build(
         critic=section["critic"],
         **parts,

@@ -24,10 +24,10 @@ from tests.support import tiny
 ADVANTAGES = [gae, returns_only, *(partial(f, group_size=4) for f in (rloo, grpo, dr_grpo))]
 CHECKS = {
     "ppo.advantage": (partial(checks.check_advantage, group_size=4), gae),
-    "ppo.policy_loss": (checks.check_policy_loss, clipped_policy_loss),
-    "loss": (checks.check_pair_loss, dpo_loss),
+    "ppo.loss": (checks.check_policy_loss, clipped_policy_loss),
+    "dpo.loss": (checks.check_pair_loss, dpo_loss),
     "kto.loss": (checks.check_answer_loss, kto_loss),
-    "reward.module.ranking_loss": (checks.check_ranking_loss, kwise_logistic_loss),
+    "reward.loss": (checks.check_ranking_loss, kwise_logistic_loss),
 }
 LOSSES = [key for key in CHECKS if key != "ppo.advantage"]
 
@@ -137,20 +137,20 @@ def test_a_formula_with_a_memory_does_not_remember_the_trial_and_random_numbers_
 
 
 def test_modules_made_in_python_are_checked_too():
-    with pytest.raises(ConfigError, match=r"ppo\.policy_loss: "):
+    with pytest.raises(ConfigError, match=r"ppo\.loss: "):
         PPOModule(Pretrained("nowhere"), None, tiny.tokenizer(), policy_loss=kto_loss)
-    with pytest.raises(ConfigError, match=r"reward\.module\.ranking_loss: "):
+    with pytest.raises(ConfigError, match=r"reward\.loss: "):
         RewardModule(Pretrained("nowhere"), tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), ranking_loss=gae)
 
 
 @pytest.mark.parametrize(
     ("words", "key"),
     [
-        ("stage=ppo ppo.policy_loss._target_=rlhf_lightning.functional.kto.kto_loss", "ppo.policy_loss"),
+        ("stage=ppo ppo.loss._target_=rlhf_lightning.functional.kto.kto_loss", "ppo.loss"),
         ("stage=ppo ppo.advantage._target_=rlhf_lightning.functional.kto.kto_loss", "ppo.advantage"),
         ("stage=ppo ppo.scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "ppo.scheduler"),
-        ("stage=reward reward.module.ranking_loss._target_=rlhf_lightning.functional.kto.kto_loss", "reward.module.ra"),
-        ("stage=dpo loss._target_=rlhf_lightning.functional.kto.kto_loss", "loss"),
+        ("stage=reward reward.loss._target_=rlhf_lightning.functional.kto.kto_loss", "reward.loss"),
+        ("stage=dpo dpo.loss._target_=rlhf_lightning.functional.kto.kto_loss", "dpo.loss"),
         ("stage=kto kto.loss._target_=rlhf_lightning.functional.preference.dpo_loss", "kto.loss"),
         ("stage=sft sft.scheduler._target_=transformers.get_linear_schedule_with_warmup", "sft.scheduler"),
         ("stage=best_of_n best_of_n.sft.scheduler._target_=torch.optim.lr_scheduler.LinearLR "
