@@ -20,7 +20,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def policy(seed: int = 0, layers: int = 2, scale: float = 1.0) -> LlamaForCausalLM:
+def policy(seed: int = 0, layers: int = 2, scale: float = 1.0, positions: int = 64) -> LlamaForCausalLM:
     """A random Llama over the vocabulary of `tokenizer`; a larger ``scale`` makes it more certain."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -30,7 +30,7 @@ def policy(seed: int = 0, layers: int = 2, scale: float = 1.0) -> LlamaForCausal
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,

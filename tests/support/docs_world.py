@@ -1,0 +1,105 @@
+"""What a reader of the documentation has at hand, in small, and commands that take seconds."""
+
+import ast
+import json
+from pathlib import Path
+
+from rlhf_lightning.config.compose import compose
+from rlhf_lightning.rules.stages import names
+from rlhf_lightning.stages.pipeline import run
+from rlhf_lightning.tasks.miniature.prepare import prepare_miniature
+from tests.gates.gate_docs import Block, blocks, commands, overrides
+from tests.support import phases, tiny
+
+TASK = {"demonstrations": 64, "texts": 40, "prompts": 48, "heldout_prompts": 16}
+SHELL = {"bash", "sh", "console", "shell"}
+MINE = """
+from pathlib import Path
+
+
+class Judge:
+    def __init__(self, path):
+        self.words = Path(path).read_text().split()
+
+    def __call__(self, prompts, completions, **columns):
+        return [float(sum(word in text for word in self.words)) for text in completions]
+
+
+def quality(prompts, completions, **columns):
+    return [float(len(set(text.split()))) for text in completions]
+"""
+
+
+def make(folder: Path, pages: list[Path]) -> None:
+    """Fill the folder in which the commands of the pages run."""
+    phases.write(folder)
+    tiny.policy(scale=0.3, positions=512).save_pretrained(folder / "my_model")
+    tiny.tokenizer().save_pretrained(folder / "my_model")
+    for name, source in (
+        ("sft", "demonstrations"),
+        ("held_out", "prompts"),
+        ("pairs", "rankings"),
+        ("ranked", "rankings"),
+    ):
+        (folder / f"{name}.jsonl").write_text(3 * (folder / f"{source}.jsonl").read_text())
+    (folder / "words.txt").write_text("good kind")
+    package = folder / "my_project"
+    package.mkdir()
+    text = "\n\n".join([*(definitions(page.read_text()) for page in pages), MINE])
+    for name in ("__init__", "losses", "rewards"):
+        (package / f"{name}.py").write_text(text)
+    prepare_miniature(folder / "runs" / "assets" / "miniature", **TASK)
+
+
+def definitions(text: str) -> str:
+    """Imports, functions and classes of the Python blocks of a page, without what the page does with them."""
+    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    bodies = [ast.parse(block.body).body for block in blocks(text) if block.language == "python"]
+    return "\n\n".join(ast.unparse(node) for body in bodies for node in body if isinstance(node, kept))
+
+
+def lines_of(page: Path) -> list[tuple[int, list[str]]]:
+    """The commands of a page that compose a config, each with the line of its block, in order."""
+    shell: list[Block] = [b for b in blocks(page.read_text()) if b.language in SHELL and b.no_run is None]
+    found = [(block.line, words) for block in shell for words in commands(block.body)]
+    return [(line, words) for line, words in found if words[:1] not in (["prepare"], ["data"])]
+
+
+def follow(words: list[str]) -> dict[str, float]:
+    """Run a command in this process, as it stands but for the sizes."""
+    return run(shrunk(compose(overrides(words))))
+
+
+def shrunk(config: dict) -> dict:
+    """The config with sizes that take seconds: a few rows, two steps of each fit, four tokens to an answer."""
+    config = json.loads(json.dumps(config, default=str))
+    config["trainer"] |= {"limit_train_batches": 2, "limit_val_batches": 1, "accelerator": "cpu"}
+    if "miniature" in str(config["task"]):
+        config["task"] |= TASK
+    for name in names(config["stages"]):
+        _shrink(config[name])
+    for group in ("judge", "scorer"):
+        _without_worker(config.get(group))
+    return config
+
+
+def _shrink(section: dict) -> None:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            _shrink(value)
+        elif key in ("max_rows", "max_prompts"):
+            section[key] = 8
+        elif key in ("batch_size", "micro_batch_size", "minibatch_size") and value is not None:
+            section[key] = 4
+        elif key == "rollouts" and value is not None:
+            section[key] = 1
+        elif key in ("max_new_tokens", "max_prompt_length"):
+            section[key] = {"max_new_tokens": 4, "max_prompt_length": 32}[key]
+
+
+def _without_worker(node: object) -> None:
+    """A process for each reward function would take longer than all the rest; tests/scoring covers them."""
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _without_worker(value)
+    if isinstance(node, dict) and "isolate" in node:
+        node["isolate"] = False
