@@ -103,6 +103,8 @@ def _same_types(prefix: str, values: Mapping[str, Any], defaults: Mapping[str, A
         value = values[name]
         if isinstance(default, dict) and "_target_" in default:
             continue  # a part, which may be another one, or null
+        if key == "ppo.critic" and isinstance(value, dict) and "_target_" in value:
+            continue  # a name, a folder, or a part
         if isinstance(default, dict) and isinstance(value, dict):
             _same_types(f"{key}.", value, default)
         elif default is not None:

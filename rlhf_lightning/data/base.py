@@ -23,6 +23,7 @@ from rlhf_lightning.data.rows.validate import StageKind, canonical, count_repeat
 from rlhf_lightning.data.screen import encode_sound
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.types import Row
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,9 @@ class RowDataModule(LightningDataModule, Generic[T]):
         self._loader: ShardedLoader[T] | None = None
         self._state: dict[str, Any] = {}
 
-    # ------------------------------------------------------------------------------------------------ what differs
+    def convert(self, row: Row) -> Row:
+        """Override for files with other columns: a row as it stands in the file, as one of a type in docs/data.md."""
+        return row
 
     @abstractmethod
     def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[T]:
@@ -108,8 +111,6 @@ class RowDataModule(LightningDataModule, Generic[T]):
     @abstractmethod
     def collate(self, items: list[T], denominator: float) -> Any:
         """The batch of these items."""
-
-    # ----------------------------------------------------------------------------------------------------- reading
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check and encode all rows, once.
@@ -129,8 +130,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
             )
 
     def _read(self) -> None:
-        train, bad = load_rows(self.train, self.kind, self.max_bad_rows)
-        validation, bad_validation = load_rows(self.validation, self.kind, self.max_bad_rows)
+        train, bad = load_rows(self.train, self.kind, self.max_bad_rows, self.convert)
+        validation, bad_validation = load_rows(self.validation, self.kind, self.max_bad_rows, self.convert)
         read = len(train) + bad
         if not self.validation:
             train, validation = self._hold_out(train)
@@ -187,8 +188,6 @@ class RowDataModule(LightningDataModule, Generic[T]):
         quiet = ("rows", "tokens", "pairs")
         return ", ".join(f"{n} {name}" for name, n in self.report.items() if n and not name.endswith(quiet))
 
-    # ----------------------------------------------------------------------------------------------------- loading
-
     @property
     def num_train_rows(self) -> int:
         """Rows that training draws from."""
@@ -239,8 +238,6 @@ class RowDataModule(LightningDataModule, Generic[T]):
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-    # ---------------------------------------------------------------------------------------------------- resuming
 
     def state_dict(self) -> dict[str, Any]:
         """Position and identity of the training data (at an epoch's end Lightning does not restore its own copy)."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.functional.aggregate import seq_mean_token_mean, token_mean
-from rlhf_lightning.functional.ppo import PolicyLoss, masked_log_ratio, watched
+from rlhf_lightning.functional.ppo import PolicyLoss, masked_log_ratio, with_statistics
 from rlhf_lightning.rules.ranges import require
 
 
@@ -37,7 +37,7 @@ def reinforce_loss(
     """
     per_token = _weighted(-_counted(advantages, mask) * _counted(logprobs, mask), weights, mask)
     loss = aggregate(per_token, mask, denominator=denominator)
-    return watched(loss, per_token, masked_log_ratio(logprobs, old_logprobs, mask).detach(), mask)
+    return with_statistics(loss, per_token, masked_log_ratio(logprobs, old_logprobs, mask).detach(), mask)
 
 
 def cispo_loss(
@@ -69,7 +69,7 @@ def cispo_loss(
     inside = ratio.clamp(1 - clip_range, 1 + clip_range_high)
     per_token = _weighted(-inside * _counted(advantages, mask) * _counted(logprobs, mask), weights, mask)
     loss = aggregate(per_token, mask, denominator=denominator)
-    return watched(loss, per_token, log_ratio, mask, clipped=inside != ratio)
+    return with_statistics(loss, per_token, log_ratio, mask, clipped=inside != ratio)
 
 
 def gspo_loss(
@@ -107,7 +107,7 @@ def gspo_loss(
     plain, clipped = -ratio * gain, -ratio.clamp(1 - clip_range, 1 + high) * gain
     per_token = _weighted(torch.maximum(plain, clipped), weights, mask)
     loss = aggregate(per_token, mask, denominator=denominator)
-    return watched(loss, per_token, log_ratio.detach(), mask, clipped=clipped > plain)
+    return with_statistics(loss, per_token, log_ratio.detach(), mask, clipped=clipped > plain)
 
 
 def _counted(x: Tensor, mask: Tensor) -> Tensor:

@@ -110,11 +110,11 @@ def clipped_policy_loss(
     if weights is not None:
         per_token = per_token * torch.where(mask, weights, 0)
     loss = aggregate(per_token, mask, denominator=denominator)
-    return watched(loss, per_token, log_ratio, mask, clipped=clipped > plain, held=held)
+    return with_statistics(loss, per_token, log_ratio, mask, clipped=clipped > plain, held=held)
 
 
 @torch.no_grad()
-def watched(
+def with_statistics(
     loss: Tensor,
     per_token: Tensor,
     log_ratio: Tensor,
@@ -133,8 +133,8 @@ def watched(
         clipped: tokens whose gain was cut, bool ``[B, T]``; None means none.
         held: tokens held by the dual clip, bool ``[B, T]``; None means none.
 
-    >>> zeros = torch.zeros(1, 2)
-    >>> watched(zeros.sum(), zeros, torch.tensor([[2.0, 0.5]]).log(), torch.ones(1, 2, dtype=torch.bool)).ratio_mean
+    >>> zeros, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    >>> with_statistics(zeros.sum(), zeros, torch.tensor([[2.0, 0.5]]).log(), mask).ratio_mean
     tensor(1.2500)
     """
     ratio = log_ratio.exp()

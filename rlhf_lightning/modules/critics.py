@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained, ScalarModel, ValueHead
 from rlhf_lightning.rules.combinations import WHICH_CRITIC
 
-Critic = Pretrained | ScalarModel | Literal["policy", "shared_trunk"]
-"""A reward model to start from, a copy of the ``policy`` with a zero head, or a zero head on the trunk that the policy
-trains (``shared_trunk``)."""
+Critic = Pretrained | ScalarModel | Callable[[PreTrainedModel], nn.Module] | Literal["policy", "shared_trunk"]
+"""A reward model to start from, a copy of the ``policy`` with a zero head, a zero head on the trunk that the policy
+trains (``shared_trunk``), or a function of the policy that makes one: a `ValueHead` on the policy's trunk, or any
+module that is called as `ScalarModel` is."""
 
 
-def build_critic(source: Critic, policy: PreTrainedModel, freeze_below: int) -> ScalarModel | ValueHead:
+def build_critic(source: Critic, policy: PreTrainedModel, freeze_below: int) -> nn.Module:
     """The critic's model.
 
     Args:
@@ -24,17 +27,19 @@ def build_critic(source: Critic, policy: PreTrainedModel, freeze_below: int) -> 
         freeze_below: number of frozen lower layers.
 
     Raises:
-        ConfigError: ``source`` is a string without meaning here.
+        ConfigError: ``source`` is a string without meaning here, or makes no module.
     """
     if source == "shared_trunk":
         return ValueHead(policy.config.get_text_config().hidden_size)
     if source == "policy":
         return ScalarModel.from_policy(policy, freeze_below)
-    critic = source
+    critic: object = source
     if isinstance(source, Pretrained):
         critic = ScalarModel(source.adapted(source.reward_model()), freeze_below)
-    if not isinstance(critic, ScalarModel):
+    elif callable(source) and not isinstance(source, nn.Module):
+        critic = source(policy)
+    if not isinstance(critic, nn.Module):
         raise ConfigError(WHICH_CRITIC.format(critic))
-    if freeze_below:
+    if freeze_below and isinstance(critic, ScalarModel):
         critic.share_lower(policy)
     return critic

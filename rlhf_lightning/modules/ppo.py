@@ -20,7 +20,7 @@ from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.metrics.rollout import engine_gap, rollout_metrics
 from rlhf_lightning.metrics.update import of_policy, of_value
-from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, ValueHead, frozen_copy
+from rlhf_lightning.models import FrozenModels, Pretrained, ValueHead, frozen_copy
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.recipes import depth_of, load_trained
 from rlhf_lightning.models.trunk import run_lower
@@ -113,7 +113,7 @@ class PPOModule(OnlineModule):
         self.aggregation = aggregation(settings.aggregation, norm=sampling.max_new_tokens)
         self.freeze_below = depth_of(policy)
         self.policy: PreTrainedModel | None = None
-        self.critic: ScalarModel | ValueHead | None = None
+        self.critic: nn.Module | None = None
         self.frozen = FrozenModels()
 
     def build(self) -> None:

@@ -28,7 +28,7 @@ NO_RANKING = (
     "rank: no judge is configured, so it writes candidates for people to rank, but {} learns from {}; add "
     "judge=function judge.function=my_project.fn, or stop after rank and go on with rank.human_ranks=FILE"
 )
-WHICH_CRITIC = "ppo.critic={!r}: choose policy, shared_trunk or the folder of a reward model."
+WHICH_CRITIC = "ppo.critic={!r}: choose policy, shared_trunk, the folder of a reward model, or a node that makes one."
 
 
 def check_schedule(settings: Any, rollout: int, world_size: int) -> None:

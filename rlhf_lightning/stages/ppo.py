@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rlhf_lightning.callbacks import ScoreMonitor
@@ -15,7 +16,6 @@ PARTS = ("settings", "sampling", "advantage", "loss")
 def run_ppo(run: Run) -> Metrics:
     """Train, keep the best policy within the KL limit, and export it; returns the last metrics."""
     section, judge = run.section("ppo"), run.config["judge"]
-    critic = section["critic"]
     settings, sampling, advantage, policy_loss = (run.build(section[part]) for part in PARTS)
     parts = {
         "settings": settings,
@@ -23,7 +23,7 @@ def run_ppo(run: Run) -> Metrics:
         "advantage": advantage,
         "policy_loss": policy_loss,
         "scorer": run.build(run.config["scorer"]),
-        "critic": critic if critic in ("policy", "shared_trunk") else run.model(critic),
+        "critic": _critic(run, section["critic"]),
         "engine": run.build(run.config["rollout"]),
         "kl_controller": run.build(run.config["kl"]),
     }
@@ -35,6 +35,12 @@ def run_ppo(run: Run) -> Metrics:
         return {f"best/{name}": float(value) for name, value in kept.items()}
 
     return train(run, "ppo", parts, callbacks=[*monitors, *([best] if best is not None else [])], found=found)
+
+
+def _critic(run: Run, given: Any) -> Any:
+    if isinstance(given, Mapping):
+        return run.build(given)
+    return given if given in ("policy", "shared_trunk") else run.model(given)
 
 
 def check_ppo(run: Run) -> None:

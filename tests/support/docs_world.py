@@ -43,6 +43,8 @@ def make(folder: Path, pages: list[Path]) -> None:
     ):
         (folder / f"{name}.jsonl").write_text(3 * (folder / f"{source}.jsonl").read_text())
     (folder / "words.txt").write_text("good kind")
+    forum = [{"question": p, "answers": [{"text": c, "votes": 2}]} for p, c in phases.DEMONSTRATIONS]
+    (folder / "forum.jsonl").write_text("".join(json.dumps(row) + "\n" for row in forum))
     package = folder / "my_project"
     package.mkdir()
     text = "\n\n".join([*(definitions(page.read_text()) for page in pages), MINE])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -97,23 +97,36 @@ def validate_rows(
     return sound
 
 
-def load_rows(paths: Sequence[str | Path], stage_kind: StageKind, max_bad_rows: int) -> tuple[list[LocatedRow], int]:
+def load_rows(
+    paths: Sequence[str | Path], stage_kind: StageKind, max_bad_rows: int, convert: Callable[[Row], Row] | None = None
+) -> tuple[list[LocatedRow], int]:
     """The rows of all files that a stage can use, and how many it cannot, which a warning names.
 
     Args:
         paths: see `iter_rows`.
         stage_kind: see `validate_rows`.
         max_bad_rows: rows that may be left out because they cannot be read or used.
+        convert: makes a row of one of `ROW_TYPES` from a row as it stands in the file; by default it is one.
 
     Raises:
         DataError: more bad rows than that, or no good one; names the first, and how many there are.
     """
     problems = Problems()
-    rows = validate_rows((row for path in paths for row in iter_rows(path, problems)), stage_kind, problems)
+    given = (row for path in paths for row in iter_rows(path, problems))
+    rows = validate_rows(given if convert is None else _converted(given, convert, problems), stage_kind, problems)
     problems.raise_above(max_bad_rows, len(rows))
     if problems.count:
         log.warning("%d rows are left out (max_bad_rows is %d):\n%s", problems.count, max_bad_rows, problems)
     return rows, problems.count
+
+
+def _converted(rows: Iterable[LocatedRow], convert: Callable[[Row], Row], problems: Problems) -> Iterator[LocatedRow]:
+    """The rows by a function of the user; one that it cannot convert is a bad row."""
+    for row in rows:
+        try:
+            yield row._replace(row=dict(convert(row.row)))
+        except Exception as error:
+            problems.add(row.where, f"cannot be converted: {type(error).__name__}: {error}")
 
 
 @contextmanager
