@@ -28,11 +28,12 @@ from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.rules.stages import STAGES, names, stage_of
 
 _TRANSLATED = {
-    "gradient_clip_val": "max_grad_norm of the stage's module (for PPO ppo.settings.max_grad_norm)",
+    "gradient_clip_val": "max_grad_norm of the stage (for PPO ppo.max_grad_norm)",
     "accumulate_grad_batches": "micro_batch_size of the stage's data (for PPO ppo.settings.micro_batch_size)",
 }
 # Numbers of a stage that no constructor takes, and the least they can be.
-_LEAST = {"max_epochs": 1, "samples_per_prompt": 1, "n": 2}
+_LEAST = {"max_epochs": 1, "samples_per_prompt": 1, "n": 2, "max_grad_norm": 0, "max_skipped_steps": 1}
+_REPEATED = ("max_grad_norm", "max_skipped_steps")  # by the part of a stage that takes them
 _REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning
 
@@ -51,6 +52,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     if "stages" in config:
         _check_stages(stages)
     _check_defaults(config, stages)
+    for name in names(stages):
+        _check_numbers_of(name, config.get(name) or {})
     for key, node in _nodes(config):
         _check_node(key, node)
     if (lora := _lora(config)) is not None:
@@ -114,6 +117,17 @@ def _file(name: str) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader) if path.is_file() else {}
     return {key: value for key, value in tree.items() if key not in ("defaults", "hydra")}
+
+
+def _check_numbers_of(stage: str, section: Mapping[str, Any]) -> None:
+    """Numbers of a stage's own keys: their ranges, and that a part which repeats one has the same."""
+    for name, least in _LEAST.items():
+        if is_number(section.get(name)):
+            require(f"{stage}.{name}", section[name], at_least=least)
+    for key, node in _nodes(section, stage):
+        for name in _REPEATED:
+            if name in section and node.get(name, section[name]) != section[name]:
+                raise ConfigError(f"{key}.{name}={node[name]}: set {stage}.{name} instead, which stands there as well")
 
 
 # ---------------------------------------------------------------------------------------------- keys with a `_target_`
@@ -212,9 +226,6 @@ def _world_size(trainer: Mapping[str, Any]) -> int:
 
 def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     section = config.get(stage) or {}
-    for name, least in _LEAST.items():
-        if is_number(section.get(name)):
-            require(f"{stage}.{name}", section[name], at_least=least)
     data = _completed(section.get("data") or {})
     if data is not None:
         if hasattr(data, "micro_batch_size") and data.batch_size is not ...:

@@ -48,7 +48,7 @@ ALLOWED = {
     "job": ("name: '${oc.env:SLURM_JOB_ID}'", "name", "17"),
     "stop": ("sft: {data: {max_length: 99}}\nx: {stop: ['/a', 'b://', '~']}", "x.stop.1", "b://"),
     "created": ("x: \"${oc.create:'{a: 1}'}\"", "x.a", 1),
-    "infinite": ("sft: {module: {max_grad_norm: .inf}}", "sft.module.max_grad_norm", float("inf")),
+    "infinite": ("ppo: {settings: {max_approx_kl: .inf}}", "ppo.settings.max_approx_kl", float("inf")),
     "logger": (
         "logger: {_target_: lightning.pytorch.loggers.CSVLogger, save_dir: '${run_dir}', name: a/b}",
         "logger.name",
@@ -295,4 +295,4 @@ def test_case_72_numbers_that_are_none_are_refused_on_the_command_line_too():
     for word in ("+checkpoint.every_n_minutes=nan", "+x=[{y: nan}]", "sft.optimizer.lr=inf", "+x=-inf"):
         with pytest.raises(ConfigError, match="must be a finite number"):
             compose(["stage=sft", word])
-    assert compose(["stage=sft", "sft.module.max_grad_norm=inf"])["sft"]["module"]["max_grad_norm"] == float("inf")
+    assert compose(["stage=ppo", "ppo.settings.max_approx_kl=inf"])["ppo"]["settings"]["max_approx_kl"] == float("inf")
