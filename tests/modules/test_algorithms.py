@@ -1,7 +1,7 @@
 """The algorithms of `conf/algorithm/` as the command line composes them: each runs, each does what its name promises,
 and combinations that cannot learn are refused before anything is loaded."""
 
-from functools import partial
+from functools import cache, partial
 
 import lightning
 import pytest
@@ -65,9 +65,14 @@ def build(
     )
 
 
+@cache
+def section_of(name):
+    return compose(["stage=ppo", f"algorithm={name}", "ppo.settings.minibatch_size=null"])["ppo"]
+
+
 def composed(name, **settings):
     """The module that `stage=ppo algorithm=<name>` makes, over the tiny policy."""
-    section = compose(["stage=ppo", f"algorithm={name}", "ppo.settings.minibatch_size=null"])["ppo"]
+    section = section_of(name)
     parts = {
         part: safe_instantiate(section[key]) for part, key in (("advantage", "advantage"), ("policy_loss", "loss"))
     }
@@ -93,7 +98,7 @@ def test_every_algorithm_runs_from_its_config(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_update_sees_ratio_one_and_every_split_gives_the_same_gradient(name):
     after = {}
-    for micro in (4, 2, 1):
+    for micro in (4, 1):
         module = composed(name, micro_batch_size=micro, ppo_epochs=1, critic_warmup=0, max_grad_norm=0.0)
         module._optimizer = partial(torch.optim.SGD, lr=0.1)
         logged = fit(module)
@@ -103,8 +108,7 @@ def test_the_first_update_sees_ratio_one_and_every_split_gives_the_same_gradient
     start = torch.cat([p.detach().flatten() for p in tiny.policy(scale=0.3).parameters()])
     if name in ("grpo", "reinforce_pp_baseline"):
         assert (after[4] - start).norm() > 1e-5  # what remains when scores tie within groups is still learned from
-    for micro in (2, 1):
-        assert (after[micro] - after[4]).norm() <= 1e-5 * max((after[4] - start).norm(), 1e-6)
+    assert (after[1] - after[4]).norm() <= 1e-5 * max((after[4] - start).norm(), 1e-6)
 
 
 def test_groups_answer_the_same_prompt_and_their_advantages_sum_to_zero():

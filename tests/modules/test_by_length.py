@@ -140,10 +140,17 @@ GROUPS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("parts", [{}, {"critic": "shared_trunk"}, GROUPS], ids=["critic", "shared trunk", "groups"])
+@pytest.fixture(
+    scope="module", params=[{}, {"critic": "shared_trunk"}, GROUPS], ids=["critic", "shared trunk", "groups"]
+)
+def uncut(request):
+    """Parts of a module, the module that has learned from one batch in one piece, and what it logged."""
+    return request.param, *ppo(False, 8, **request.param)
+
+
 @pytest.mark.parametrize("micro", [8, 3, 2, 1])
-def test_ppo_learns_the_same_from_micro_batches_cut_by_length(micro, parts):
-    whole, expected = ppo(False, 8, **parts)
+def test_ppo_learns_the_same_from_micro_batches_cut_by_length(uncut, micro):
+    parts, whole, expected = uncut
     cut_up, logged = ppo(True, micro, **parts)
     start = phases.flat(tiny.policy(scale=0.3))
     way = (phases.flat(whole.policy) - start).norm()
@@ -159,10 +166,9 @@ def test_ppo_learns_the_same_from_micro_batches_cut_by_length(micro, parts):
     assert logged["perf/padding"] < expected["perf/padding"]
 
 
-@pytest.mark.parametrize("parts", [{}, {"critic": "shared_trunk"}, GROUPS], ids=["critic", "shared trunk", "groups"])
 @pytest.mark.parametrize("micro", [16, 4])
-def test_ppo_learns_the_same_from_packed_micro_batches(monkeypatch, micro, parts):
-    whole, expected = ppo(False, 8, **parts)
+def test_ppo_learns_the_same_from_packed_micro_batches(uncut, monkeypatch, micro):
+    parts, whole, expected = uncut
     widths = []
     pack = packing.pack
     monkeypatch.setattr(

@@ -35,6 +35,7 @@ from rlhf_lightning.functional.theory import best_of_n, optimum, overoptimisatio
 from rlhf_lightning.optim.adam import TF1Adam
 from rlhf_lightning.optim.kl_controllers import AdaptiveKL
 from rlhf_lightning.scoring.transforms import Normalise
+from tests.support.plain import variance, whitened
 
 
 def real(x):
@@ -63,11 +64,8 @@ def token_logprobs(inputs, params, case_id):
     out = score_logits(logits[:, :-1].flatten(0, 1), targets.flatten(), temperature=temperature).logprobs
     out = out.view(targets.shape)
     every = score_logits(logits, torch.zeros(logits.shape[:2]).long(), temperature=temperature, entropy=True)
-    return {
-        "token_logprobs": out,
-        "response_logprobs": out[:, params["prompt_len"] - 1 :],
-        "entropy": every.entropy,
-    }
+    response = out[:, params["prompt_len"] - 1 :]
+    return {"token_logprobs": out, "response_logprobs": response, "entropy": every.entropy}
 
 
 def sft_nll(inputs, params, case_id):
@@ -77,15 +75,11 @@ def sft_nll(inputs, params, case_id):
     nll, correct = masking.spread(-out.logprobs, mask), masking.spread(out.correct, mask)
     token_mean = aggregate.token_mean(nll, mask)
     return {
-        "per_token_nll": nll,
-        "mask": mask,
-        "token_mean": token_mean,
-        "seq_mean_token_mean": aggregate.seq_mean_token_mean(nll, mask),
-        "sum": masking.masked_sum(nll, mask),
-        "num_tokens": mask.sum(),
+        "per_token_nll": nll, "mask": mask, "num_tokens": mask.sum(), "token_mean": token_mean,
+        "seq_mean_token_mean": aggregate.seq_mean_token_mean(nll, mask), "sum": masking.masked_sum(nll, mask),
         "perplexity": logprobs.perplexity(float(token_mean)),
         "token_accuracy": aggregate.token_mean(correct.double(), mask),
-    }
+    }  # fmt: skip
 
 
 def response_mask(inputs, params, case_id):
@@ -123,15 +117,6 @@ def masked_whiten(inputs, params, case_id):
         white = whitened(x, mask, ddof=ddof, **params)
         out |= {f"shift1_ddof{ddof}": white, f"shift0_ddof{ddof}": torch.where(mask, white + mean, 0)}
     return out | {"mean": mean, "var_ddof0": variance(x, mask, 0), "var_ddof1": variance(x, mask, 1)}
-
-
-def variance(x, mask, ddof):
-    count, _, var = masking.masked_moments(x, mask)
-    return var * count / (count - ddof).clamp(min=1)
-
-
-def whitened(x, mask, ddof=0, **options):
-    return masking.whiten_with(x, mask, masking.masked_moments(x, mask).mean, variance(x, mask, ddof), **options)
 
 
 def gae(inputs, params, case_id):
@@ -235,14 +220,9 @@ def bradley_terry(inputs, params, case_id):
     grad_chosen, grad_rejected = gradients(loss, chosen, rejected)
     accuracy, tie_rate, margin_mean = reward.pair_statistics(chosen - rejected)
     return {
-        "loss": loss,
-        "per_pair": per_pair,
-        "grad_chosen": grad_chosen,
-        "grad_rejected": grad_rejected,
-        "accuracy": accuracy,
-        "tie_rate": tie_rate,
-        "margin_mean": margin_mean,
-    }
+        "loss": loss, "per_pair": per_pair, "grad_chosen": grad_chosen, "grad_rejected": grad_rejected,
+        "accuracy": accuracy, "tie_rate": tie_rate, "margin_mean": margin_mean,
+    }  # fmt: skip
 
 
 def kwise_pairs(inputs, params, case_id):
