@@ -7,6 +7,7 @@ from `rlhf_lightning.rules.combinations`, which the parts call again.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 
 from rlhf_lightning.config.bounds import check_numbers
+from rlhf_lightning.config.chain import check_complete
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.loggers import logger_nodes
 from rlhf_lightning.config.messages import shown
@@ -36,6 +38,38 @@ _LEAST = {"max_epochs": 1, "samples_per_prompt": 1, "n": 2, "max_grad_norm": 0, 
 _REPEATED = ("max_grad_norm", "max_skipped_steps")  # by the part of a stage that takes them
 _REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning
+
+
+class Judged(dict[str, Any]):
+    """A config that `check_config` has judged as it stands. One that was changed since is judged again, see `judged`.
+
+    Args:
+        config: plain dicts and lists.
+        to_run: whether `check_complete` has judged it, too.
+    """
+
+    def __init__(self, config: Mapping[str, Any], to_run: bool = False) -> None:
+        super().__init__(config)
+        self.to_run, self._before = to_run, copy.deepcopy(dict(config))
+
+    def stands(self) -> bool:
+        """Whether it is as it was."""
+        return self == self._before
+
+
+def judged(config: Mapping[str, Any]) -> Judged:
+    """A config that may run. What was judged before and has not changed is not judged again.
+
+    Raises:
+        ConfigError: see `check_config` and `check_complete`.
+    """
+    known = config if isinstance(config, Judged) and config.stands() else None
+    if known is None:
+        check_config(config)
+    if known is None or not known.to_run:
+        check_complete(config)
+        known = Judged(config, to_run=True)
+    return known
 
 
 def check_config(config: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from rlhf_lightning.config.compose import compose, load_config, save_config
+from rlhf_lightning.config.compose import compose, config_text, load_config
 from rlhf_lightning.console import redaction
 from rlhf_lightning.console.redaction import known, redact, redact_text, remember
 from rlhf_lightning.errors import ConfigError
@@ -199,12 +199,12 @@ def secret(monkeypatch):
     return os.environ["MY_DATABASE"]
 
 
-def test_case_65_what_the_environment_gave_is_hidden_wherever_it_stands(secret, tmp_path):
+def test_case_65_what_the_environment_gave_is_hidden_wherever_it_stands(secret):
     config = compose(
         ["stage=sft", "+x.note='${oc.env:MY_DATABASE}'", "+x.again='saw ${x.note}'", "+x.pin='${oc.env:PIN}'"]
     )
     assert config["x"]["note"] == secret and config["x"]["pin"] == "1234"
-    text = save_config(config, tmp_path).read_text()
+    text = config_text(config)
     assert "s3cret" not in text and "1234" not in text
     assert yaml.safe_load(text)["x"] == {"note": "***", "again": "saw ***", "pin": "***"}
 
