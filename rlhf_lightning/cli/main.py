@@ -31,7 +31,8 @@ def main() -> None:
         if {"--help", "-h"} & set(arguments):
             from rlhf_lightning.config.locations import help_text
 
-            say(help_text().rstrip())
+            stage = next((word.partition("=")[2] for word in arguments if word.startswith("stage=")), "")
+            say(help_text(stage).rstrip())
         elif arguments == ["--version"]:
             say(__version__)
         else:

@@ -78,7 +78,7 @@ def test_case_16_a_run_that_stops_again_and_again_ends_the_same(words, tmp_path,
 
 @pytest.mark.parametrize("patience", [0, 60], ids=["validation given up", "validation completed"])
 def test_case_16_a_signal_in_a_step_that_ends_with_a_validation(words, tmp_path, patience):
-    words = [*words, f"+checkpoint.patience_seconds={patience}"]
+    words = [*words, f"checkpoint.patience_seconds={patience}"]
     go(words, tmp_path / "whole")
     tell = "+callbacks.tell={_target_: tests.faults.test_resume_places.Tell, step: 3}"
     with pytest.raises(signals.Stopped, match=r"saved up to .*step-000003"), signals.watched():
@@ -92,7 +92,7 @@ def test_case_16_a_fit_that_a_callback_has_ended_is_not_trained_on(words, tmp_pa
     go(words, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(SystemError):
         patch.setattr(RLHFModule, "export", lambda *given: exec("raise SystemError('killed')"))
-        go([*words, "+checkpoint.keep=9"], tmp_path / "killed")
+        go([*words, "checkpoint.keep=9"], tmp_path / "killed")
     names = [path.name for path in (tmp_path / "killed" / "checkpoints" / "sft").iterdir()]
     assert names == ["step-000001"]  # the next attempt does the second step again, and ends there
 
