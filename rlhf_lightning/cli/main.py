@@ -31,7 +31,8 @@ def main() -> None:
         if {"--help", "-h"} & set(arguments):
             from rlhf_lightning.config.locations import help_text
 
-            say(help_text().rstrip())
+            stage = next((word.partition("=")[2] for word in arguments if word.startswith("stage=")), "")
+            say(help_text(stage).rstrip())
         elif arguments == ["--version"]:
             say(__version__)
         else:
@@ -123,14 +124,12 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     if _is_new(folder):
         signals.would_leave(folder)
     from rlhf_lightning.cli.launch import count, launch
-    from rlhf_lightning.config.chain import check_complete
+    from rlhf_lightning.config.checks import judged
     from rlhf_lightning.config.compose import load_config
 
     try:
         signals.poll()
-        config = load_config(cfg)
-        if "stages" in config:
-            check_complete(config)
+        config = judged(load_config(cfg))
         processes = count(config.get("trainer") or {})
         if processes == 1:
             return _run(config)

@@ -71,7 +71,7 @@ def check_complete(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: says what to add to the command.
     """
-    for stage in map(stage_of, config["stages"]):
+    for stage in map(stage_of, config.get("stages", ())):
         name, section = stage.name, config.get(stage.name)
         if not isinstance(section, Mapping):
             where = (

@@ -7,6 +7,7 @@ from `rlhf_lightning.rules.combinations`, which the parts call again.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 
 from rlhf_lightning.config.bounds import check_numbers
+from rlhf_lightning.config.chain import check_complete
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.loggers import logger_nodes
 from rlhf_lightning.config.messages import shown
@@ -28,13 +30,46 @@ from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.rules.stages import STAGES, names, stage_of
 
 _TRANSLATED = {
-    "gradient_clip_val": "max_grad_norm of the stage's module (for PPO ppo.settings.max_grad_norm)",
+    "gradient_clip_val": "max_grad_norm of the stage (for PPO ppo.max_grad_norm)",
     "accumulate_grad_batches": "micro_batch_size of the stage's data (for PPO ppo.settings.micro_batch_size)",
 }
 # Numbers of a stage that no constructor takes, and the least they can be.
-_LEAST = {"max_epochs": 1, "samples_per_prompt": 1, "n": 2}
+_LEAST = {"max_epochs": 1, "samples_per_prompt": 1, "n": 2, "max_grad_norm": 0, "max_skipped_steps": 1}
+_REPEATED = ("max_grad_norm", "max_skipped_steps")  # by the part of a stage that takes them
 _REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning
+
+
+class Judged(dict[str, Any]):
+    """A config that `check_config` has judged as it stands. One that was changed since is judged again, see `judged`.
+
+    Args:
+        config: plain dicts and lists.
+        to_run: whether `check_complete` has judged it, too.
+    """
+
+    def __init__(self, config: Mapping[str, Any], to_run: bool = False) -> None:
+        super().__init__(config)
+        self.to_run, self._before = to_run, copy.deepcopy(dict(config))
+
+    def stands(self) -> bool:
+        """Whether it is as it was."""
+        return self == self._before
+
+
+def judged(config: Mapping[str, Any]) -> Judged:
+    """A config that may run. What was judged before and has not changed is not judged again.
+
+    Raises:
+        ConfigError: see `check_config` and `check_complete`.
+    """
+    known = config if isinstance(config, Judged) and config.stands() else None
+    if known is None:
+        check_config(config)
+    if known is None or not known.to_run:
+        check_complete(config)
+        known = Judged(config, to_run=True)
+    return known
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -51,6 +86,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     if "stages" in config:
         _check_stages(stages)
     _check_defaults(config, stages)
+    for name in names(stages):
+        _check_numbers_of(name, config.get(name) or {})
     for key, node in _nodes(config):
         _check_node(key, node)
     if (lora := _lora(config)) is not None:
@@ -116,6 +153,17 @@ def _file(name: str) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader) if path.is_file() else {}
     return {key: value for key, value in tree.items() if key not in ("defaults", "hydra")}
+
+
+def _check_numbers_of(stage: str, section: Mapping[str, Any]) -> None:
+    """Numbers of a stage's own keys: their ranges, and that a part which repeats one has the same."""
+    for name, least in _LEAST.items():
+        if is_number(section.get(name)):
+            require(f"{stage}.{name}", section[name], at_least=least)
+    for key, node in _nodes(section, stage):
+        for name in _REPEATED:
+            if name in section and node.get(name, section[name]) != section[name]:
+                raise ConfigError(f"{key}.{name}={node[name]}: set {stage}.{name} instead, which stands there as well")
 
 
 # ---------------------------------------------------------------------------------------------- keys with a `_target_`
@@ -214,9 +262,6 @@ def _world_size(trainer: Mapping[str, Any]) -> int:
 
 def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     section = config.get(stage) or {}
-    for name, least in _LEAST.items():
-        if is_number(section.get(name)):
-            require(f"{stage}.{name}", section[name], at_least=least)
     data = _completed(section.get("data") or {})
     if data is not None:
         if hasattr(data, "micro_batch_size") and data.batch_size is not ...:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.config.allowlist import IMPORT_PATH_KEYS, check_names, check_objects
 from rlhf_lightning.config.bounds import DEEPEST, MOST_VALUES, check_numbers
 from rlhf_lightning.config.chain import complete
-from rlhf_lightning.config.checks import check_config
+from rlhf_lightning.config.checks import Judged, check_config
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.rights import check as check_rights
 from rlhf_lightning.console.redaction import redact as redact
 from rlhf_lightning.errors import ConfigError, RLHFError
 
 
-def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[str, Any]:
+def compose(overrides: Sequence[str] = (), config_name: str = "train") -> Judged:
     """The config of a command line as plain Python, without running anything: ``compose(["stage=ppo", "kl=fixed"])``.
 
     Raises:
@@ -36,7 +34,7 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[s
         return load_config(hydra.compose(config_name, list(overrides)), overrides)
 
 
-def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
+def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Judged:
     """Resolve ``cfg`` to plain dicts and lists and judge it: every ``_target_`` by name, and what files may not do.
 
     Args:
@@ -73,7 +71,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict
     check_numbers(config)  # one of very many digits has no text, which all others ask for
     check_rights(config, OmegaConf.to_container(cfg, resolve=False) if typed.local else None, typed)
     check_config(config)
-    return config
+    return Judged(config)
 
 
 def safe_instantiate(node: Any, /, *, trusted: Sequence[str] = (), **objects: Any) -> Any:
@@ -112,17 +110,12 @@ def safe_instantiate(node: Any, /, *, trusted: Sequence[str] = (), **objects: An
         factory = instantiate({**tree, "_partial_": True, "_convert_": "all"})
         return functools.partial(factory, **objects) if tree.get("_partial_", False) else factory(**objects)
     except (InstantiationException, TypeError) as error:
-        raise _as_config_error(error, tree) from error
+        raise _build_error(error, tree) from error
 
 
 def config_text(config: Mapping[str, Any]) -> str:
     """What stands in ``config.yaml``: the resolved config with passwords and tokens blanked out."""
     return OmegaConf.to_yaml(OmegaConf.create(redact(dict(config))))
-
-
-def save_config(config: Mapping[str, Any], run_dir: str | Path) -> Path:
-    """Write ``run_dir/config.yaml``, see `config_text`. Returns its path."""
-    return write_file(Path(run_dir) / "config.yaml", config_text(config))
 
 
 def _plain(cfg: Any) -> Any:
@@ -228,7 +221,7 @@ def _refuse_interpolations(tree: Any, key: str = "") -> None:
         raise ConfigError(f"{key}: the text '${{' cannot be passed to a target")
 
 
-def _as_config_error(error: Exception, tree: Any) -> Exception:
+def _build_error(error: Exception, tree: Any) -> Exception:
     """Our own errors as they were raised; wrong arguments as a ConfigError; anything else untouched."""
     cause: BaseException | None = error
     while cause is not None:

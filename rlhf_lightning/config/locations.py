@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -10,11 +11,20 @@ CONF_DIR = next(d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if d.is
 """The config tree: inside the package when installed from a wheel, beside it in a checkout or editable install."""
 
 
-def help_text(conf_dir: Path = CONF_DIR) -> str:
+def help_text(stage: str = "", conf_dir: Path = CONF_DIR) -> str:
     """What ``--help`` shows: the block ``template: |`` of ``conf/hydra/help/rlhf_lightning.yaml``.
 
     Hydra reads the same file when it is asked for help; this function only saves importing Hydra for a page of text.
+
+    Args:
+        stage: the opening comment of its file is shown instead, if there is such a stage.
+        conf_dir: the config tree.
     """
+    file = conf_dir / "stage" / f"{stage}.yaml"
+    if stage.isidentifier() and file.is_file():
+        text = file.read_text(encoding="utf-8").splitlines()
+        opening = takewhile(lambda line: line.startswith("#"), text)
+        return "\n".join(line[2:] for line in opening if "@package" not in line) + "\n"
     lines = (conf_dir / "hydra" / "help" / "rlhf_lightning.yaml").read_text(encoding="utf-8").splitlines()
     start = lines.index("template: |") + 1
     return "\n".join(line.removeprefix("  ") for line in lines[start:]).rstrip() + "\n"

@@ -56,7 +56,7 @@ def is_linear(policy: nn.Module) -> bool:
         if not _known[policy]:
             log.warning(
                 "%s: its logits are not those of a plain linear layer, so they are computed all at once; this takes "
-                "more memory (+model.head_chunk=null does so without this warning)", type(policy).__name__,
+                "more memory (model.head_chunk=null does so without this warning)", type(policy).__name__,
             )  # fmt: skip
     return _known[policy] and _has_plain_head(policy)
 

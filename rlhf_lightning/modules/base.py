@@ -47,7 +47,6 @@ class RLHFModule(lightning.LightningModule):
 
     stage = "train"  # name of the phase in configs and messages, set by each phase
     trains: str  # attribute name of the model in training, set by each phase
-    skips_key = "module.max_skipped_steps"  # where it is set, below the stage
 
     def __init__(
         self,
@@ -59,14 +58,14 @@ class RLHFModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        require("max_grad_norm", max_grad_norm, at_least=0)
+        require(f"{self.stage}.max_grad_norm", max_grad_norm, at_least=0)
         self.max_grad_norm = max_grad_norm
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._grad_norm = torch.zeros(())
         self.learning_rate = 0.0  # of the last step, in the first parameter group
         self._restored: Mapping[str, Any] | None = None
-        self.guard = StepGuard(max_skipped_steps, self.stage, self.skips_key)
+        self.guard = StepGuard(max_skipped_steps, self.stage)
 
     def build(self) -> None:
         """Create the models; called once, before sharding. Each phase implements it."""

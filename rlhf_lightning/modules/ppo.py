@@ -74,7 +74,6 @@ class PPOModule(OnlineModule):
     """
 
     stage, trains = "ppo", "policy"
-    skips_key = "settings.max_skipped_steps"
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ class PPOSettings:
         require("ppo.settings.score_clip", self.score_clip, above=0, why="null switches it off")
         require("ppo.settings.max_resamples", self.max_resamples, at_least=0)
         require("ppo.settings.critic_warmup", self.critic_warmup, at_least=0)
-        require("ppo.settings.max_grad_norm", self.max_grad_norm, at_least=0)
+        require("ppo.max_grad_norm", self.max_grad_norm, at_least=0)
         choices = {"aggregation": Aggregate, "baseline": Baseline, "kl_placement": Placement, "kl_estimator": Estimator}
         if self.correction is not None:
             choices["correction"] = Correction

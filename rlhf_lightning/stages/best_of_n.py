@@ -28,7 +28,7 @@ def run_best_of_n(run: Run) -> Metrics:
     metrics = run.files.finished("best_of_n", section["output"])
     if metrics is None:
         metrics = _select(run)
-    return metrics | train(run, "best_of_n", section=section["sft"])
+    return metrics | train(run, "best_of_n", section={**section, **section["sft"]})
 
 
 def _select(run: Run) -> dict[str, float]:

@@ -37,9 +37,8 @@ def check_parts(run: Run, entry: str) -> None:
     """
     stage = load_stage(run, entry)
     section: Any = run.section(stage.name)
-    for key, part in ((stage.name, section), (f"{stage.name}.sft", section.get("sft") or {})):
-        if "optimizer" in part:
-            check_schedule(run.build(part["scheduler"]), run.build(part["optimizer"]), f"{key}.scheduler")
+    if "optimizer" in section:
+        check_schedule(run.build(section["scheduler"]), run.build(section["optimizer"]), f"{stage.name}.scheduler")
     if callable(stage.check):
         stage.check(run)
 

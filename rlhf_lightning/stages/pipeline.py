@@ -10,9 +10,7 @@ import torch
 
 from rlhf_lightning import signals
 from rlhf_lightning.config.allowlist import check_names, check_objects
-from rlhf_lightning.config.chain import check_complete
-from rlhf_lightning.config.checks import check_config
-from rlhf_lightning.config.compose import save_config
+from rlhf_lightning.config.checks import judged
 from rlhf_lightning.rules.stages import stage_of
 from rlhf_lightning.stages.parts import check_parts, load_stage
 from rlhf_lightning.stages.places import check_reads, outputs
@@ -26,7 +24,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     Stages hand over verified folders, so any part of the pipeline can run alone on folders that are there already.
 
     Args:
-        config: resolved config, for example ``compose(["stage=ppo"])``.
+        config: resolved config, for example ``compose(["stage=ppo"])``; one that was made or changed by hand is judged
+            here.
 
     Returns:
         the last metrics of all stages.
@@ -35,8 +34,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         ConfigError: an unknown stage, a config that a stage cannot work with, or ranks with different ones.
         signals.Stopped: inside of `signals.watched`, a signal has come; says what was saved and how to go on.
     """
-    check_config(config)
-    check_complete(config)
+    config = judged(config)
     if config["threads"]:
         torch.set_num_threads(int(config["threads"]))
     this = Run(config)
@@ -53,8 +51,6 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
 
 def _run_stages(run: Run) -> dict[str, float]:
     stages = run.config["stages"]
-    if run.is_first:
-        save_config(dict(run.config), run.folder)
     for stage in stages:
         check_parts(run, stage)
     _check_objects(run)
@@ -66,6 +62,8 @@ def _run_stages(run: Run) -> dict[str, float]:
         stage = load_stage(run, entry)
         done = run.files.finished(stage.name, next(reversed(outputs(run.section(stage.name))), None))
         assert callable(stage.run)
+        if done is None and not stage.trains:
+            run.files.begin()
         metrics |= (stage.run(run) or {}) if done is None else done
     return metrics
 

@@ -54,6 +54,7 @@ class RunFolder:
         self.stages = names(config["stages"])
         self._config = config
         self._changed: list[str] = []
+        self._begun = False
         self._outputs = [Path(output) for stage in self.stages for output in outputs(config.get(stage) or {})]
         if not rank_zero_only.rank:  # type: ignore[attr-defined]
             check_places(config)
@@ -89,18 +90,28 @@ class RunFolder:
             for folder in (self.path / CHECKPOINTS).glob("*"):
                 sweep(folder)
             replaced = make_room(self._config)
-            self._record("running")
+            if self.resume == "none" or not record_of(self.path):
+                self.begin()  # what is resumed keeps its record until it is seen that this run can go on from there
             state = "failed"
             try:
                 yield
                 state = "finished"
+                self.begin()
             except SystemExit:
                 state = "stopped"
                 raise
             finally:
-                self._record(state)
+                if self._begun:
+                    self._record(state)
             if replaced is not None:
                 clear_away(replaced)
+
+    def begin(self) -> None:
+        """Write the config and the record of this run; before, the folder is that of the run that is resumed."""
+        if not self._begun and not rank_zero_only.rank:  # type: ignore[attr-defined]
+            self._begun = True
+            write_file(self.path / CONFIG, config_text(self._config))
+            self._record("running")
 
     def _is_inside(self, output: str | Path) -> bool:
         return Path(output).absolute().is_relative_to(self.path.absolute())

@@ -14,6 +14,7 @@ from rlhf_lightning.checkpoint.io import checkpoints
 from rlhf_lightning.checkpoint.places import foreign, free_name, lock, named, remove_folder
 from rlhf_lightning.checkpoint.provenance import MARK, read_provenance, read_sealed
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
+from rlhf_lightning.evaluation.report import CAPTIONS
 from rlhf_lightning.rules.stages import names
 from rlhf_lightning.stages.places import (
     CHECKPOINTS,
@@ -30,13 +31,9 @@ from rlhf_lightning.stages.places import (
 
 log = logging.getLogger(__name__)
 EVALUATED = ("report.md", "evaluation.json")
-FIGURES = (
-    "reward_kl_frontier", "kl_control", "response_shape", "update_health", "reward_model_accuracy",
-    "reward_model_reliability", "sft_loss",
-)  # fmt: skip
 _OURS = (
     CONFIG, RECORD, LOG, *EVALUATED, f"{HISTORY}/*.csv",
-    *(f"figures/{name}.png" for name in FIGURES), "tensorboard/*/events.out.tfevents.*", "tensorboard/*/hparams.yaml",
+    *(f"figures/{name}.png" for name in CAPTIONS), "tensorboard/*/events.out.tfevents.*", "tensorboard/*/hparams.yaml",
     "bad_batches/*/step-*/rank-*/state.json", "bad_batches/*/step-*/rank-*/tensors.safetensors",
 )  # fmt: skip
 """The files that a run makes in its entries, besides folders with a record; what else is there is the user's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Run:
             NumericalError: no step has changed the model.
         """
         checkpoint = self.files.checkpoint(stage)
-        watch = _StepCount()
+        watch = _StepCount(self.files.begin)
         trainer.callbacks.append(watch)  # type: ignore[attr-defined]
         savers = [part for part in trainer.checkpoint_callbacks if isinstance(part, DurableCheckpoint)]
         with signals.patience(max((saver.patience_seconds for saver in savers), default=0.0)):
@@ -146,23 +146,31 @@ class Run:
 
     def _trainer(self, arguments: dict[str, Any]) -> lightning.Trainer:
         given = dict(self.config["trainer"])
-        target = given.pop("_target_")
+        target, strategy = given.pop("_target_"), given.pop("strategy", "auto")
         if given.get("precision") in HALF:
             arguments = {**arguments, "plugins": [*arguments.get("plugins", ()), HalfWeights(given.pop("precision"))]}
-        strategy = given.get("strategy")
         if isinstance(strategy, Mapping):
             seconds = {"timeout": timedelta(seconds=strategy["timeout"])} if "timeout" in strategy else {}
-            given["strategy"] = self.build(strategy, **seconds)
+            strategy = self.build(strategy, **seconds)
+        for name, value in given.items():
+            if isinstance(value, (Mapping, list)):
+                given[name] = self.build(value)  # a profiler, plugins
+        for name in {"callbacks", "plugins"} & given.keys():
+            given[name] = [*arguments.get(name, ()), *(given[name] or ())]
         with as_config_error(self.config["trainer"]):
-            trainer: lightning.Trainer = self.build({"_target_": target}, **{**arguments, **given})
+            trainer: lightning.Trainer = self.build({"_target_": target}, strategy=strategy, **{**arguments, **given})
         leave_signals_alone(trainer)  # our handlers are there already
         return trainer
 
 
 class _StepCount(Callback):
-    """Counts the steps of one fit."""
+    """Counts the steps of one fit, and says when it begins, which is once its checkpoint is accepted."""
 
-    steps = 0
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self.begin, self.steps = begin, 0
+
+    def on_train_start(self, *given: Any) -> None:
+        self.begin()
 
     def on_train_batch_start(self, *given: Any) -> None:
         self.steps += 1

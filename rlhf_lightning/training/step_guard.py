@@ -60,7 +60,6 @@ class StepGuard:
     Args:
         max_skipped: this many steps in a row end the run.
         stage: for messages and folders.
-        key: where ``max_skipped`` is set, below the stage.
 
     Attributes:
         skipped: steps skipped so far.
@@ -73,12 +72,11 @@ class StepGuard:
         ConfigError: ``max_skipped`` is below 1.
     """
 
-    def __init__(self, max_skipped: int, stage: str, key: str) -> None:
+    def __init__(self, max_skipped: int, stage: str) -> None:
         if max_skipped < 1:
-            raise ConfigError(
-                f"{stage}.{key}={max_skipped}: must be at least 1, which ends the run at the first skipped step"
-            )
-        self.max_skipped, self.stage, self.key = max_skipped, stage, f"{stage}.{key}"
+            key = f"{stage}.max_skipped_steps"
+            raise ConfigError(f"{key}={max_skipped}: must be at least 1, which ends the run at the first skipped step")
+        self.max_skipped, self.stage = max_skipped, stage
         self.skipped = self.in_row = self.equal = self.learned = self._dumps = 0
         self.failed = False
         self._seen: list[tuple[TensorData, Tensor]] = []
@@ -133,7 +131,8 @@ class StepGuard:
         self.require_weights(step, f"{where}. {dump}No step can be taken from here")
         if self.in_row >= self.max_skipped:
             raise NumericalError(
-                f"{self.stage}: {where}; {self.in_row} in a row were skipped ({self.key}). {dump}Look at those rows, "
+                f"{self.stage}: {where}; {self.in_row} in a row were skipped "
+                f"({self.stage}.max_skipped_steps). {dump}Look at those rows, "
                 "lower the learning rate, or compute in more bits (trainer.precision); saved checkpoints are unharmed"
             )
         rank_zero_warn(

@@ -65,7 +65,7 @@ def my_project(tmp_path, monkeypatch):
 
 
 def test_a_stage_of_the_user_runs_in_a_chain_and_is_not_run_again(words, my_project, tmp_path, monkeypatch):
-    saved = ["+checkpoint.every_n_minutes=null", "+checkpoint.every_n_steps=1"]
+    saved = ["checkpoint.every_n_minutes=null", "checkpoint.every_n_steps=1"]
     chain = [*words, *my_project, *saved, "stages=[sft,my_stages.distil,evaluate]", f"run_dir={tmp_path / 'run'}"]
     metrics = run(compose(chain))
     folder = verify_folder(tmp_path / "run" / "distil", expect_stage="distil")

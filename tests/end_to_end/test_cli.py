@@ -80,7 +80,7 @@ def assets(tmp_path_factory):
     """The miniature task, small, with a base model that has learned next to nothing."""
     root = tmp_path_factory.mktemp("assets")
     prepare_miniature(root, suppress_special_tokens, **SIZES)
-    return [f"task.root={root}", *(f"+task.{name}={size}" for name, size in SIZES.items())]
+    return [f"task.root={root}", *(f"task.{name}={size}" for name, size in SIZES.items())]
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`
 def words(tmp_path_factory):
     return [
         *prepare(tmp_path_factory.mktemp("data")), "ppo.critic=policy",
-        "+model.lora={r: 4, target_modules: [q_proj, v_proj, down_proj]}",
+        "model.lora={r: 4, target_modules: [q_proj, v_proj, down_proj]}",
         *(f"{stage}.optimizer.lr=1.0e-2" for stage in STAGES),
     ]  # fmt: skip
 

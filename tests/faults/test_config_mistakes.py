@@ -34,7 +34,7 @@ MISTAKES = [
     ("stage=sft +sft.optimizer.beta=0.9", "torch.optim.AdamW takes no beta|Did you mean betas?|It takes: params, lr"),
     ("stage=sft +model.dtyp=float16", "Pretrained takes no dtyp|Did you mean dtype?|It takes: path, dtype"),
     ("stage=sft +trainer.precison=32", "Trainer takes no precison|Did you mean precision?|It takes: accelerator"),
-    ("stage=sft +model.lora={rank:8}", "model.lora.rank|Lora takes no rank|It takes: r, lora_alpha, lora_dropout"),
+    ("stage=sft model.lora={rank:8}", "model.lora.rank|Lora takes no rank|It takes: r, lora_alpha, lora_dropout"),
     # types
     ("stage=sft sft.max_epochs=ten", "sft.max_epochs=ten: must be a whole number"),
     ("stage=sft sft.max_epochs=1.5", "sft.max_epochs=1.5: must be a whole number"),
@@ -73,9 +73,12 @@ MISTAKES = [
     ("stage=dpo dpo.loss.beta=0 data.comparisons=x", "dpo.loss.beta=0: must be above 0"),
     ("stage=dpo dpo.loss.label_smoothing=0.6 data.comparisons=x", "dpo.loss.label_smoothing=0.6: must be at least 0"),
     ("stage=kto kto.data.batch_size=1 data.feedback=x", "kto.data.batch_size=1: must be at least 2"),
+    ("stage=sft sft.max_grad_norm=-1", "ConfigError: sft.max_grad_norm=-1: must be at least 0"),
+    ("stage=ppo ppo.max_skipped_steps=0", "ConfigError: ppo.max_skipped_steps=0: must be at least 1"),
+    ("stage=ppo ppo.settings.max_grad_norm=2", "ppo.settings.max_grad_norm=2: set ppo.max_grad_norm instead"),
     ("stage=best_of_n best_of_n.n=1", "best_of_n.n=1: must be at least 2"),
     ("stage=ppo ppo.rollouts=0", "ppo.data.rollouts=0: must be at least 1"),
-    ("stage=sft +model.lora={r:0}", "model.lora.r=0: must be at least 1"),
+    ("stage=sft model.lora={r:0}", "model.lora.r=0: must be at least 1"),
     # combinations
     ("stage=ppo ppo.data.batch_size=60", "minibatches of 32 do not divide a rollout of 60|-> epochs|-> rank|-> micro"),
     ("stage=ppo trainer.devices=3", "3 ranks do not divide a minibatch of 32|ppo.settings.minibatch_size"),
@@ -91,8 +94,8 @@ MISTAKES = [
     ("stage=sft +trainer.gradient_clip_val=1", "trainer.gradient_clip_val: set max_grad_norm"),
     ("stage=ppo trainer.strategy=fsdp", "trainer.strategy=fsdp|use trainer=fsdp2"),
     ("stage=ppo trainer=fsdp2 model.freeze_below=2", "trainer=fsdp2 needs model.freeze_below=0"),
-    ("stage=ppo trainer=fsdp2 +model.lora={r:8}", "trainer=fsdp2 cannot shard weights that a reference shares"),
-    ("stage=ppo +model.lora={lora_dropout:0.1}", "model.lora.lora_dropout=0.1: PPO compares the policy with itself"),
+    ("stage=ppo trainer=fsdp2 model.lora={r:8}", "trainer=fsdp2 cannot shard weights that a reference shares"),
+    ("stage=ppo model.lora={lora_dropout:0.1}", "model.lora.lora_dropout=0.1: PPO compares the policy with itself"),
     ("stage=dpo loss=simpo dpo.reference=m data.comparisons=x", "dpo.reference=m: simpo_loss|set it to null"),
     # something is missing
     ("stage=sft task=custom", "model.path has no default|add model.path=VALUE"),

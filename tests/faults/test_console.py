@@ -194,7 +194,7 @@ def test_case_61_a_run_on_a_full_disk_goes_on_if_it_is_told_to_and_its_rows_come
     monkeypatch.setattr(history, "rank_zero_warn", seen.append)
     monkeypatch.setattr(LocalFileSystem, "append", full)
     tensorboard = [word for word in words if word != "logger=none"]
-    small_run.go(tensorboard, tmp_path / "run", "+checkpoint.on_error=warn")
+    small_run.go(tensorboard, tmp_path / "run", "checkpoint.on_error=warn")
     assert [row.partition(",")[0] for row in rows(tmp_path)] == ["step", "1", "2", "3", "4"]
     [warning] = seen
     assert warning.startswith(

@@ -111,9 +111,9 @@ def test_case_19_the_number_of_dumps_is_bounded(folder):
 
 
 def test_case_19_the_limit_must_let_a_step_fail():
-    with pytest.raises(ConfigError, match=r"sft\.module\.max_skipped_steps=0"):
+    with pytest.raises(ConfigError, match=r"sft\.max_skipped_steps=0"):
         module_of("sft", max_skipped_steps=0)
-    with pytest.raises(ConfigError, match=r"ppo\.settings\.max_skipped_steps=0"):
+    with pytest.raises(ConfigError, match=r"ppo\.max_skipped_steps=0"):
         module_of("ppo", max_skipped_steps=0)
 
 

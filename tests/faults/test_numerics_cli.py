@@ -29,7 +29,7 @@ def words(tmp_path_factory):
     return [
         "task=custom", "logger=none", "trainer=cpu", "threads=1", f"model.path={folder / 'model'}",
         f"data.demonstrations={folder / 'demonstrations.jsonl'}", f"data.comparisons={folder / 'rankings.jsonl'}",
-        f"data.prompts={folder / 'prompts.jsonl'}", "+checkpoint.every_n_minutes=null", "+checkpoint.every_n_steps=1",
+        f"data.prompts={folder / 'prompts.jsonl'}", "checkpoint.every_n_minutes=null", "checkpoint.every_n_steps=1",
     ]  # fmt: skip
 
 

@@ -18,10 +18,8 @@ from rlhf_lightning.checkpoint.provenance import read_sealed, sealed
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.config.rights import OUTPUT_ROOT
 from rlhf_lightning.errors import CheckpointError, ConfigError, DataError
-from rlhf_lightning.evaluation.report import CAPTIONS
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.stages.places import RECORD
-from rlhf_lightning.stages.room import FIGURES
 from tests.faults.test_places import config
 from tests.gates.gate_sources import ROOT
 from tests.support import trees
@@ -49,10 +47,6 @@ def test_case_56_what_the_user_put_into_a_run_is_kept_when_the_run_is_replaced(p
     folder = "run.replaced-1" if "/rank/" in name else "run"  # only what these stages have made is moved
     assert (tmp_path / folder / name).read_text() == "precious"
     assert len(trees.files(tmp_path / "run.replaced-1")) == ("/rank/" in name)
-
-
-def test_case_56_the_figures_that_are_replaced_are_those_of_a_report():
-    assert set(FIGURES) == set(CAPTIONS)
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2])

@@ -331,7 +331,7 @@ def stopped(tmp_path_factory):
     """The words of a stage on a small model, and its run folder with three checkpoints."""
     folder = tmp_path_factory.mktemp("stopped")
     words = [*small_run.prepare(folder), "stages=[sft]", f"run_dir={folder / 'run'}"]
-    saver = ["+checkpoint.every_n_steps=1", "+checkpoint.keep=3", "sft.max_epochs=4"]
+    saver = ["checkpoint.every_n_steps=1", "checkpoint.keep=3", "sft.max_epochs=4"]
     run(compose([*words, *saver]))
     shutil.rmtree(folder / "run" / "sft")  # as if it had been stopped before the end
     return [*words, *saver, "resume=auto"], folder / "run"

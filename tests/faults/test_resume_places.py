@@ -5,8 +5,9 @@ import pytest
 
 from rlhf_lightning import signals
 from rlhf_lightning.callbacks.steps import steps_done
-from rlhf_lightning.checkpoint.provenance import sha256
+from rlhf_lightning.checkpoint.provenance import read_sealed, sha256
 from rlhf_lightning.config.compose import compose
+from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.stages.pipeline import run as run_pipeline
 from tests.support import jobs, small_pipeline
@@ -77,7 +78,7 @@ def test_case_16_a_run_that_stops_again_and_again_ends_the_same(words, tmp_path,
 
 @pytest.mark.parametrize("patience", [0, 60], ids=["validation given up", "validation completed"])
 def test_case_16_a_signal_in_a_step_that_ends_with_a_validation(words, tmp_path, patience):
-    words = [*words, f"+checkpoint.patience_seconds={patience}"]
+    words = [*words, f"checkpoint.patience_seconds={patience}"]
     go(words, tmp_path / "whole")
     tell = "+callbacks.tell={_target_: tests.faults.test_resume_places.Tell, step: 3}"
     with pytest.raises(signals.Stopped, match=r"saved up to .*step-000003"), signals.watched():
@@ -91,9 +92,24 @@ def test_case_16_a_fit_that_a_callback_has_ended_is_not_trained_on(words, tmp_pa
     go(words, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(SystemError):
         patch.setattr(RLHFModule, "export", lambda *given: exec("raise SystemError('killed')"))
-        go([*words, "+checkpoint.keep=9"], tmp_path / "killed")
+        go([*words, "checkpoint.keep=9"], tmp_path / "killed")
     names = [path.name for path in (tmp_path / "killed" / "checkpoints" / "sft").iterdir()]
     assert names == ["step-000001"]  # the next attempt does the second step again, and ends there
+
+
+def test_case_16_a_refused_checkpoint_leaves_config_and_record_as_they_were(words, tmp_path, monkeypatch):
+    with pytest.raises(SystemError):
+        go([*words, f"+callbacks.stop={STOP}"], tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in ("config.yaml", "run.json")}
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="refused"):
+        patch.setattr(
+            RLHFModule, "on_load_checkpoint", lambda *given: (_ for _ in ()).throw(CheckpointError("refused"))
+        )
+        go([*words, "threads=1"], tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    go([*words, "threads=1"], tmp_path)
+    assert "threads: 1" in (tmp_path / "config.yaml").read_text()
+    assert read_sealed(tmp_path / "run.json")["state"] == "finished"
 
 
 @pytest.mark.filterwarnings("ignore:predict returned None")

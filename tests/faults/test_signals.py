@@ -97,12 +97,12 @@ def test_case_52_a_rollout_that_takes_too_long_is_given_up_and_the_last_checkpoi
 
     monkeypatch.setattr(LoopEngine, "_forward", slow)
     with pytest.raises(signals.Stopped, match=r"the step in progress was given up; saved up to .*step-000002"):
-        go("+checkpoint.every_n_steps=1", "+checkpoint.patience_seconds=0.2")
+        go("checkpoint.every_n_steps=1", "checkpoint.patience_seconds=0.2")
     assert time.monotonic() - signalled[0] < 5
     monkeypatch.undo()
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     assert steps(tmp_path, "ppo") == ["step-000002", "step-000001"]
-    assert go("+checkpoint.every_n_steps=1", "resume=auto") == whole["ppo"]
+    assert go("checkpoint.every_n_steps=1", "resume=auto") == whole["ppo"]
 
 
 def test_case_52_a_reward_function_that_takes_too_long_is_given_up_with_its_process(go, calls, monkeypatch):
@@ -119,7 +119,7 @@ def test_case_52_a_reward_function_that_takes_too_long_is_given_up_with_its_proc
     try:
         start = time.monotonic()
         with pytest.raises(signals.Stopped):
-            go("scorer.isolate=true", "+checkpoint.patience_seconds=0.1")
+            go("scorer.isolate=true", "checkpoint.patience_seconds=0.1")
         assert time.monotonic() - start < 20
     finally:
         signal.signal(signal.SIGALRM, before)
@@ -138,12 +138,12 @@ def test_case_18_a_save_that_was_begun_is_completed(go, whole, tmp_path, monkeyp
 
     monkeypatch.setattr(io, "write_state", slow)
     with pytest.raises(signals.Stopped):
-        go("+checkpoint.every_n_steps=1")
+        go("checkpoint.every_n_steps=1")
     monkeypatch.setattr(io, "write_state", write)
     saved = checkpoints(tmp_path / "run" / "checkpoints" / "ppo")
     assert [verify_folder(path)["stage"] for path in saved] == ["checkpoint"] * len(saved)
     assert not [path for path in saved[0].parent.iterdir() if path not in saved]
-    assert go("resume=auto", "+checkpoint.every_n_steps=1") == whole["ppo"]
+    assert go("resume=auto", "checkpoint.every_n_steps=1") == whole["ppo"]
 
 
 def test_case_52_a_signal_in_the_last_step_stops_after_the_stage(go, tmp_path):
@@ -245,8 +245,8 @@ def test_case_63_a_long_step_is_saved_so_that_a_signal_costs_no_more_than_the_st
     with monkeypatch.context() as patch:
         patch.setenv("WAIT_SECONDS", "0.4")
         with pytest.raises(signals.Stopped, match=r"the step in progress was given up; saved up to .*step-000002"):
-            go("+checkpoint.patience_seconds=0.2", small_run.misbehave("SIGTERM", step=2))
-    assert go("resume=auto", "+checkpoint.patience_seconds=0.2") == whole["ppo"]
+            go("checkpoint.patience_seconds=0.2", small_run.misbehave("SIGTERM", step=2))
+    assert go("resume=auto", "checkpoint.patience_seconds=0.2") == whole["ppo"]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])

@@ -26,7 +26,7 @@ PLAIN = {
     "Any",
 }
 DELIBERATE = "# not the default"
-HANDED_OVER = re.compile(r"[#;] *(?:given in Python|left at their defaults): ([\w, ]+)")
+HANDED_OVER = re.compile(r"[#;] *given in Python: ([\w, ]+)")
 
 
 def target_nodes(node: yaml.Node) -> Iterator[tuple[str, yaml.MappingNode]]:
@@ -44,8 +44,8 @@ def target_nodes(node: yaml.Node) -> Iterator[tuple[str, yaml.MappingNode]]:
 def config_faults(text: str, path: str) -> list[str]:
     """Keys that the target does not take, values that differ from its defaults, and knobs that are not listed.
 
-    A knob may be missing where a comment in its node says ``# given in Python: name, name``, or, rarely touched,
-    ``# left at their defaults: name, name``. Such a comment names only what the class of that node has.
+    A knob may be missing where a comment in its node says ``# given in Python: name, name``. Such a comment names only
+    what the class of that node has.
     A value may differ where it is an interpolation or ``???``, or where its line says ``# not the default`` and why.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)

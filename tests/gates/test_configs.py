@@ -1,6 +1,7 @@
 import pytest
 
 from rlhf_lightning.config.compose import compose
+from rlhf_lightning.config.locations import help_text
 from tests.gates.gate_configs import config_faults, groups_of
 from tests.gates.gate_sources import CONF, ROOT
 
@@ -28,9 +29,16 @@ def test_every_file_opens_with_a_comment_that_shows_its_use(path):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_composes(stage):
-    config = compose([f"stage={stage}"])
-    assert config["stages"]
+def test_every_stage_composes_and_has_the_keys_that_its_help_names(stage):
+    tree = compose([f"stage={stage}"])
+    assert tree["stages"]
+    keys = help_text(stage).partition("Change first: ")[2].split(", ")
+    assert len(keys) >= 4
+    for key in keys:
+        place = tree
+        for name in key.strip().split("."):
+            assert name in place, key
+            place = place[name]
 
 
 def test_the_documented_table_of_groups_is_that_of_the_folder():
@@ -90,13 +98,13 @@ def test_the_gate_lets_arguments_given_in_python_be_missing():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("_target_: PLAIN\ngamma: 1.0\nlam: 0.95 # left at their defaults: lam_critic, lambda_", "has no lambda_"),
-        ("a:\n  _target_: PLAIN\n  gamma: 1.0\n  lam: 0.95\n# left at their defaults: lam_critic", "knobs of no class"),
+        ("_target_: PLAIN\ngamma: 1.0\nlam: 0.95 # given in Python: lam_critic, lambda_", "has no lambda_"),
+        ("a:\n  _target_: PLAIN\n  gamma: 1.0\n  lam: 0.95\n# given in Python: lam_critic", "knobs of no class"),
         ("a: # given in Python: lam_critic\n  _target_: PLAIN\n  gamma: 1.0\n  lam: 0.95", "lam_critic is not listed"),
         ("_target_: PLAIN # given in Python: gamma\ngamma: 1.0\nlam: 0.95\nlam_critic: null", "gamma is listed"),
         (
             "a:\n  _target_: PLAIN\n  gamma: 1.0\n  lam: 0.95\n"
-            "b:\n  _target_: PLAIN\n  gamma: 1.0\n  # left at their defaults: lam, lam_critic",
+            "b:\n  _target_: PLAIN\n  gamma: 1.0\n  # given in Python: lam, lam_critic",
             "lam_critic is not listed",
         ),
     ],
@@ -108,10 +116,10 @@ def test_the_gate_sees_a_comment_that_is_not_about_its_own_node(text, says):
 @pytest.mark.parametrize(
     "text",
     [
-        "x:\n  _target_: PLAIN # left at their defaults: lam_critic\n  gamma: 1.0\n  lam: 0.95",
-        "x:\n  _target_: PLAIN\n  # left at their defaults: lam_critic\n  gamma: 1.0\n  lam: 0.95\ny: 1",
-        "x:\n  _target_: PLAIN\n  gamma: 1.0\n  lam: 0.95\n  # left at their defaults: lam_critic\ny: 1",
-        "x:\n  - {_target_: PLAIN, gamma: 1.0, lam: 0.5} # not the default: why; left at their defaults: lam_critic",
+        "x:\n  _target_: PLAIN # given in Python: lam_critic\n  gamma: 1.0\n  lam: 0.95",
+        "x:\n  _target_: PLAIN\n  # given in Python: lam_critic\n  gamma: 1.0\n  lam: 0.95\ny: 1",
+        "x:\n  _target_: PLAIN\n  gamma: 1.0\n  lam: 0.95\n  # given in Python: lam_critic\ny: 1",
+        "x:\n  - {_target_: PLAIN, gamma: 1.0, lam: 0.5} # not the default: why; given in Python: lam_critic",
     ],
 )
 def test_the_gate_finds_the_comment_of_a_node_wherever_it_stands_in_it(text):

@@ -153,8 +153,8 @@ def test_modules_made_in_python_are_checked_too():
         ("stage=dpo dpo.loss._target_=rlhf_lightning.functional.kto.kto_loss", "dpo.loss"),
         ("stage=kto kto.loss._target_=rlhf_lightning.functional.preference.dpo_loss", "kto.loss"),
         ("stage=sft sft.scheduler._target_=transformers.get_linear_schedule_with_warmup", "sft.scheduler"),
-        ("stage=best_of_n best_of_n.sft.scheduler._target_=torch.optim.lr_scheduler.LinearLR "
-         "+best_of_n.sft.scheduler.start_factor=2.0", "best_of_n.sft.scheduler"),
+        ("stage=best_of_n best_of_n.scheduler._target_=torch.optim.lr_scheduler.LinearLR "
+         "+best_of_n.scheduler.start_factor=2.0", "best_of_n.scheduler"),
         ("stages=[sft,rank,reward,ppo] ppo.scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "ppo.scheduler"),
     ],
 )  # fmt: skip

@@ -3,11 +3,15 @@
 import hashlib
 
 import pytest
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.profilers import SimpleProfiler
 
 from rlhf_lightning.checkpoint import write_folder
+from rlhf_lightning.config import checks
+from rlhf_lightning.config import compose as compose_module
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.stages import Run
+from rlhf_lightning.stages import Run, pipeline
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.stages.resume import RunFolder
 
@@ -36,6 +40,41 @@ def test_a_stage_without_data_is_refused_before_anything_runs():
     config = compose(["stage=sft", "task=custom", "model.path=m"])
     with pytest.raises(ConfigError, match=r"sft\.data\.train is not set; add data\.demonstrations=FILE"):
         run(config)
+
+
+def test_a_config_is_judged_once_and_again_only_if_it_was_changed(monkeypatch):
+    judged, complete = [], []
+    check_config, check_complete = checks.check_config, checks.check_complete
+    monkeypatch.setattr(compose_module, "check_config", lambda c: (judged.append(c), check_config(c)))
+    monkeypatch.setattr(checks, "check_config", lambda c: (judged.append(c), check_config(c)))
+    monkeypatch.setattr(checks, "check_complete", lambda c: (complete.append(c), check_complete(c)))
+    monkeypatch.setattr(pipeline, "Run", lambda config: pytest.skip("begins"))
+
+    def calls(config):
+        with pytest.raises(pytest.skip.Exception):
+            run(config)
+        found = len(judged), len(complete)
+        judged.clear(), complete.clear()
+        return found
+
+    config = compose(["stage=sft"])
+    assert calls(config) == (1, 1)
+    assert calls(dict(config)) == (1, 1)
+    assert calls(checks.judged(config)) == (0, 1)  # as the command does it
+    changed = compose(["stage=sft"])
+    changed["sft"]["max_epochs"] = 2
+    assert calls(changed) == (2, 1)
+    changed["sft"]["max_epochs"] = -1
+    with pytest.raises(ConfigError, match=r"sft\.max_epochs=-1"):
+        run(changed)
+
+
+def test_any_node_of_the_trainer_is_built():
+    profiler = "+trainer.profiler={_target_: lightning.pytorch.profilers.SimpleProfiler}"
+    plugin = "+trainer.plugins=[{_target_: lightning.pytorch.plugins.io.TorchCheckpointIO}]"
+    found = Run(compose(["stage=sft", profiler, plugin])).predictor()
+    assert isinstance(found.profiler, SimpleProfiler)
+    assert isinstance(found.strategy.checkpoint_io, TorchCheckpointIO)
 
 
 def test_a_judge_that_is_not_there_is_known_before_the_first_stage(tmp_path):

@@ -42,7 +42,7 @@ def prepare(folder: Path) -> list[str]:
     return [
         *inputs(folder), "stages=[sft,reward,ppo]", f"data.comparisons={folder / 'rankings.jsonl'}",
         "sft.data.batch_size=2", "reward.data.batch_size=2", "ppo.rollouts=3",
-        "+checkpoint.every_n_minutes=null", "+checkpoint.every_n_steps=1",
+        "checkpoint.every_n_minutes=null", "checkpoint.every_n_steps=1",
     ]  # fmt: skip
 
 
