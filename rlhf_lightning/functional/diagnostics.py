@@ -21,15 +21,6 @@ class Calibration(NamedTuple):
     bins: Tensor  # [n, 4], one row (index, pairs, accuracy, mean confidence) for each bin that is not empty
 
 
-class LengthBias(NamedTuple):
-    """How much of a score is length; all 0 when scores or lengths do not vary."""
-
-    pearson: Tensor  # []
-    spearman: Tensor  # []
-    slope_per_token: Tensor  # [], score per token, least squares
-    residuals: Tensor  # [N], scores minus slope * (length - mean length): the mean is kept
-
-
 class WinRate(NamedTuple):
     """A share and its confidence interval."""
 
@@ -157,31 +148,6 @@ def average_ranks(x: Tensor) -> Tensor:
     """
     _, place, count = x.unique(return_inverse=True, return_counts=True)
     return (count.cumsum(0) - (count - 1) / 2)[place].to(torch.promote_types(x.dtype, torch.float32))
-
-
-def pearson(x: Tensor, y: Tensor) -> Tensor:
-    """Correlation of two ``[N]`` tensors, ``[]``; 0 when one of them does not vary.
-
-    >>> pearson(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0]))
-    tensor(1.)
-    """
-    a, b = x - x.mean(), y - y.mean()
-    scale = (a.square().sum() * b.square().sum()).sqrt()
-    return torch.where(scale > 0, (a * b).sum() / torch.where(scale > 0, scale, 1), 0)
-
-
-def length_bias(scores: Tensor, lengths: Tensor) -> LengthBias:
-    """How scores ``[N]`` go with response lengths ``[N]`` in tokens.
-
-    >>> length_bias(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10, 20, 30])).slope_per_token
-    tensor(0.1000)
-    """
-    tokens = lengths.to(scores.dtype)
-    centered = tokens - tokens.mean()
-    spread = centered.square().sum()
-    slope = torch.where(spread > 0, (centered * scores).sum() / torch.where(spread > 0, spread, 1), 0)
-    ranked = pearson(average_ranks(scores), average_ranks(tokens))
-    return LengthBias(pearson(scores, tokens), ranked, slope, scores - slope * centered)
 
 
 def wilson_interval(wins: int, ties: int, losses: int, *, z: float = 1.959963984540054) -> WinRate:

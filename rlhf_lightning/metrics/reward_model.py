@@ -14,9 +14,9 @@ from rlhf_lightning.functional.diagnostics import (
     calibration,
     cross_calibration,
     fit_temperature,
-    length_bias,
 )
 from rlhf_lightning.functional.reward import kwise_pairs, pair_statistics
+from rlhf_lightning.metrics.correlation import auroc, length_bias
 from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import ComparisonBatch
 
@@ -101,9 +101,9 @@ def _of_answers(table: dict[str, Tensor]) -> Findings:
         "score_mean": mean,
         "score_std": std,
         "score_drift": mean / std if std > 0 else 0.0,
-        "length_pearson": bias.pearson.item(),
-        "length_spearman": bias.spearman.item(),
-        "length_slope": bias.slope_per_token.item(),
+        "length_pearson": bias.pearson,
+        "length_spearman": bias.spearman,
+        "length_slope": bias.slope_per_token,
     }
     return Findings(logged, {"score_mean": mean, "score_std": std})
 
@@ -114,6 +114,7 @@ def _with_pairs(answers: Findings, table: dict[str, Tensor]) -> Findings:
     fit, temperature = calibration(better, worse), fit_temperature(better, worse).item()
     margins = accuracy_by_margin(better, worse)
     logged = {"ece": fit.ece.item(), "brier": fit.brier.item(), "nll": fit.nll.item(), "temperature": temperature}
+    logged["auroc"] = auroc(better, worse)
     for name, side in (("chosen", better), ("rejected", worse)):
         logged[f"rewards/{name}"] = side.mean().item()
         logged |= {f"rewards/{name}_min": side.min().item(), f"rewards/{name}_max": side.max().item()}

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rlhf_lightning.functional.diagnostics import distinct_n, length_bias, repetition_n
+from rlhf_lightning.functional.diagnostics import distinct_n, repetition_n
 from rlhf_lightning.functional.masking import masked_sum
+from rlhf_lightning.metrics.correlation import pearson
 from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import Experience
 
@@ -51,7 +52,7 @@ def rollout_metrics(
         "completions/distinct_2": table["distinct_2"].mean(),
         "completions/repetition_3": table["repetition_3"].mean(),
         "completions/duplicates": table["duplicate"].mean(),
-        "guard/score_length_pearson": length_bias(scores, length[judged]).pearson if judged.any() else 0.0,
+        "guard/score_length_pearson": pearson(scores, length[judged]) if judged.any() else 0.0,
     }
     if group_size > 1:
         groups = table["score"].nan_to_num(0.0).view(-1, group_size)

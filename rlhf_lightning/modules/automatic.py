@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning.metrics.means import Means
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.private_api.lightning import trainer_of
 from rlhf_lightning.training.smaller_batches import Splitting
-from rlhf_lightning.training.sums import Totals
 
 
 class AutomaticModule(RLHFModule):
-    """Base of `SFTModule`, `RewardModule`, `DPOModule` and `KTOModule`: `training_loss`, `validate` and `summary` make
-    a phase.
+    """Base of `SFTModule`, `RewardModule`, `DPOModule` and `KTOModule`: `training_loss` and `counts` make a phase.
 
     Args:
         tokenizer: see `RLHFModule`.
@@ -26,6 +26,8 @@ class AutomaticModule(RLHFModule):
         max_grad_norm: see `RLHFModule`.
         max_skipped_steps: see `RLHFModule`.
     """
+
+    counts: ClassVar[Mapping[str, str]]  # which sum for the log is divided by which, see `Means`; set by each phase
 
     def __init__(
         self,
@@ -37,7 +39,8 @@ class AutomaticModule(RLHFModule):
     ) -> None:
         super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
         self.splitting = Splitting(self.stage)
-        self.train_totals, self.val_totals, self._positions = Totals(), Totals(), Totals()
+        self.train_means, self.val_means = Means(self.counts), Means(self.counts)
+        self._positions = Means({"": "count"})
 
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch [], a sum over its ``denominator``, and sums for the log."""
@@ -48,7 +51,7 @@ class AutomaticModule(RLHFModule):
         if trainer_of(self) is None:
             return self.training_loss(batch)[0]
         real = batch.attention_mask
-        self._positions.add({"padding": (~real).sum(), "count": torch.tensor(real.numel())})
+        self._positions.update({"padding": (~real).sum(), "count": torch.tensor(real.numel())})
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
         if first:
             self.guard.restart()
@@ -58,14 +61,14 @@ class AutomaticModule(RLHFModule):
         """`training_loss`, noted for the log and for the guard."""
         with self.trainer.precision_plugin.train_step_context():
             loss, sums = self.training_loss(batch)
-        self.train_totals.add(sums)
+        self.train_means.update(sums)
         self.guard.record(batch, loss)
         return loss
 
     def _restart_step(self) -> None:
         """Forget the optimizer step at hand, which is done again."""
         self.trainer.optimizers[0].zero_grad()
-        self.train_totals = Totals()
+        self.train_means.reset()
         self.guard.restart()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -73,8 +76,8 @@ class AutomaticModule(RLHFModule):
         self.splitting.validate(batch, self.validate, self.ranks)
 
     def validate(self, batch: Any) -> None:
-        """Add a batch, or a part of one, to what is known of the whole validation set. Each phase implements it."""
-        raise NotImplementedError
+        """Add a batch, or a part of one, to the means over the whole validation set."""
+        self.val_means.update(self.training_loss(batch)[1])
 
     def backward(self, loss: Tensor, *args: Any) -> None:
         """See `Splitting`."""
@@ -85,9 +88,9 @@ class AutomaticModule(RLHFModule):
         self.guard.begin()
         super().on_before_optimizer_step(optimizer)
 
-    def summary(self, totals: Totals) -> dict[str, float]:
-        """Means to be logged from totals; collective over ranks. Phases with automatic optimisation implement it."""
-        raise NotImplementedError
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """What is logged of the means over all ranks. Override to add what follows from them."""
+        return means
 
     def optimizer_step(self, *given: Any) -> None:
         """Lightning's, then the log: callbacks find the means of this step when its batch ends."""
@@ -96,20 +99,21 @@ class AutomaticModule(RLHFModule):
 
     def log_step(self) -> None:
         """Log the means over all micro-batches of an optimizer step."""
-        if self.guard.failed:  # its numbers would spoil every mean
-            self.train_totals, self._positions = Totals(), Totals()
-            self.log_dict(self.guard.logged())
-            return
-        logged = {f"train/{name}": value for name, value in self.summary(self.train_totals).items()}
-        logged["train/padding"] = self._positions.means(self.ranks, "count")["padding"]
-        logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
-        self.log_dict(logged | self.guard.logged() | self.splitting.logged())
+        logged = self.guard.logged()
+        if not self.guard.failed:  # its numbers would spoil every mean
+            logged |= {f"train/{name}": value for name, value in self.summary(self.train_means.compute()).items()}
+            logged["train/padding"] = self._positions.compute()["padding"]
+            logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
+            logged |= self.splitting.logged()
+        self.log_dict(logged)
+        self.train_means.reset()
+        self._positions.reset()
 
     def on_validation_epoch_start(self) -> None:
         """Start from zero."""
-        self.val_totals = Totals()
+        self.val_means.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log means over the whole validation set of all ranks."""
-        if self.val_totals:
-            self.log_dict({f"val/{name}": value for name, value in self.summary(self.val_totals).items()})
+        if self.val_means.update_called:
+            self.log_dict({f"val/{name}": value for name, value in self.summary(self.val_means.compute()).items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from rlhf_lightning.modules.formulas import check_pair_loss
 from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
 from rlhf_lightning.rules.partials import called
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.training.sums import Totals
 from rlhf_lightning.types import ComparisonBatch
 
 PairLoss = Callable[..., PreferenceLoss]
@@ -49,6 +49,7 @@ class DPOModule(OfflineModule):
     """
 
     stage = "dpo"
+    counts: ClassVar = {"": "num_pairs", "loss": "num_prompts", "nll": "num_prompts"}
 
     def __init__(
         self,
@@ -118,18 +119,6 @@ class DPOModule(OfflineModule):
     def training_loss(self, batch: ComparisonBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Of whole rankings."""
         return self.terms(batch)
-
-    def validate(self, batch: ComparisonBatch) -> None:
-        """Add one batch to the totals of the whole validation set."""
-        self.val_totals.add(self.terms(batch)[1])
-
-    def summary(self, totals: Totals) -> dict[str, float]:
-        """Means over pairs; loss and NLL are means over prompts."""
-        means = totals.means(self.ranks, "num_pairs")
-        pairs = means["num_pairs"]
-        prompts = means["num_prompts"] * pairs
-        per_prompt = {name: means[name] * pairs / max(prompts, 1.0) for name in ("loss", "nll")}
-        return means | per_prompt | {"num_prompts": prompts}
 
     def _nll(self, logprobs: Tensor, batch: ComparisonBatch, prompt: Tensor) -> Tensor:
         """Nats per token of the answers ranked first, mean over prompts that have a pair; []."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,11 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.kto import KTOLoss, kto_loss, kto_reference_point
 from rlhf_lightning.functional.lengths import cut
+from rlhf_lightning.metrics.means import Means
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.formulas import check_answer_loss
 from rlhf_lightning.modules.offline import AnswerLogprobs, OfflineModule
-from rlhf_lightning.training.sums import Totals
 from rlhf_lightning.types import AnswerBatch, FeedbackBatch
 
 AnswerLoss = Callable[..., KTOLoss]
@@ -41,6 +42,9 @@ class KTOModule(OfflineModule):
     """
 
     stage = "kto"
+    counts: ClassVar = {"": "num_answers"} | {
+        f"{name}/{side}": f"num_{side}" for name in ("rewards", "logps", "drift") for side in ("chosen", "rejected")
+    }
 
     def __init__(
         self,
@@ -58,7 +62,7 @@ class KTOModule(OfflineModule):
         self.loss = loss
         self._point = torch.zeros(())  # of the optimizer step that is being accumulated
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._mismatched = Totals()
+        self._mismatched = Means({"": "count"})
 
     def terms(
         self, answers: AnswerLogprobs, desirable: Tensor, point: Tensor, denominator: float
@@ -104,7 +108,8 @@ class KTOModule(OfflineModule):
     def on_validation_epoch_start(self) -> None:
         """Start from zero."""
         super().on_validation_epoch_start()
-        self._seen, self._mismatched = [], Totals()
+        self._seen = []
+        self._mismatched.reset()
 
     def validate(self, batch: FeedbackBatch) -> None:
         """Keep the log-probabilities: the reference point is known when all batches were seen."""
@@ -113,29 +118,23 @@ class KTOModule(OfflineModule):
         assert answers.reference is not None
         gap = self._gap(batch.mismatched, len(counted)) if batch.mismatched is not None else answers.policy[:0]
         self._seen.append((answers.policy[counted], answers.reference[counted], batch.desirable[counted]))
-        self._mismatched.add({"count": torch.tensor(len(gap)), "gap": gap.sum()})
+        self._mismatched.update({"count": torch.tensor(len(gap)), "gap": gap.sum()})
 
     def on_validation_epoch_end(self) -> None:
         """Log means over the whole validation set of all ranks, with one reference point for all of it."""
         if not self._seen:
             return
-        point = torch.tensor(max(self._mismatched.means(self.ranks, "count")["gap"], 0.0))
+        point = torch.tensor(max(self._mismatched.compute()["gap"], 0.0))
         policy, reference, desirable = (torch.cat(column) for column in zip(*self._seen, strict=True))
-        self.val_totals.add(self.terms(AnswerLogprobs(policy, reference), desirable, point, 1.0)[1])
+        self.val_means.update(self.terms(AnswerLogprobs(policy, reference), desirable, point, 1.0)[1])
         super().on_validation_epoch_end()
 
-    def summary(self, totals: Totals) -> dict[str, float]:
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Means over answers; rewards, log-probabilities and drift over the good (chosen) or bad (rejected) ones."""
-        means = totals.means(self.ranks, "num_answers")
-        shares = {name: means[f"num_{name}"] for name in ("chosen", "rejected")}
-        for name, share in shares.items():
-            means[f"num_{name}"] = share * means["num_answers"]
-            for metric in ("rewards", "logps", "drift"):
-                total = means.pop(f"{metric}/{name}")
-                means |= {f"{metric}/{name}": total / share} if share else {}
-        if all(shares.values()):
+        empty = [count for count in ("num_chosen", "num_rejected") if not means[count]]
+        if not empty:
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
-        return means
+        return {name: mean for name, mean in means.items() if self.counts.get(name, "") not in empty}
 
     def _gap(self, mismatched: AnswerBatch, rows: int) -> Tensor:
         """How much more likely than under the reference mismatched completions are, so many ``rows`` at once; [N]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from rlhf_lightning.modules.automatic import AutomaticModule
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.formulas import check_ranking_loss
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.training.sums import Totals
 from rlhf_lightning.types import ComparisonBatch
 
 RankingLoss = Callable[..., Tensor]
@@ -44,6 +43,7 @@ class RewardModule(AutomaticModule):
     """
 
     stage, trains = "reward", "model"
+    counts: ClassVar = {"": "num_pairs", "loss": "num_prompts"}
 
     def __init__(
         self,
@@ -102,18 +102,10 @@ class RewardModule(AutomaticModule):
         return loss, self._sums(loss, scores, batch)
 
     def validate(self, batch: ComparisonBatch) -> None:
-        """Add one batch to the totals and keep its scores for what needs them all."""
+        """Add one batch to the means and keep its scores for what needs them all."""
         scores = self.score(batch)
-        self.val_totals.add(self._sums(self.loss(scores, batch), scores, batch))
+        self.val_means.update(self._sums(self.loss(scores, batch), scores, batch))
         self._seen.add(scores, batch)
-
-    def summary(self, totals: Totals) -> dict[str, float]:
-        """Means over pairs; the loss is a mean over prompts."""
-        sums = totals.means(self.ranks, "num_pairs")
-        pairs = sums["num_pairs"]
-        prompts = sums.pop("num_prompts") * pairs
-        sums["loss"] *= pairs / max(prompts, 1.0)
-        return sums | {"num_prompts": prompts}
 
     def on_validation_epoch_start(self) -> None:
         """Start from zero."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +14,6 @@ from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.recipes import load_trained
 from rlhf_lightning.modules.automatic import AutomaticModule
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
-from rlhf_lightning.training.sums import Totals
 from rlhf_lightning.types import SFTBatch
 
 
@@ -30,6 +31,7 @@ class SFTModule(AutomaticModule):
     """
 
     stage, trains = "sft", "policy"
+    counts: ClassVar = {"": "num_tokens"}
 
     def __init__(
         self,
@@ -73,11 +75,6 @@ class SFTModule(AutomaticModule):
         total, sums = self.loss(batch)
         return total / batch.denominator, sums
 
-    def validate(self, batch: SFTBatch) -> None:
-        """Add one batch to the totals of the whole validation set."""
-        self.val_totals.add(self.loss(batch)[1])
-
-    def summary(self, totals: Totals) -> dict[str, float]:
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Token means, perplexity and the token count."""
-        means = totals.means(self.ranks, "num_tokens")
         return means | {"perplexity": perplexity(means["loss"])}

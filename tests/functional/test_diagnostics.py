@@ -12,8 +12,6 @@ from rlhf_lightning.functional.diagnostics import (
     calibration,
     distinct_n,
     fit_temperature,
-    length_bias,
-    pearson,
     repetition_n,
     wilson_interval,
 )
@@ -77,23 +75,6 @@ def test_equal_entries_share_their_mean_rank(values):
     ordered = sorted(values)
     expected = [(2 * ordered.index(v) + 1 + ordered.count(v)) / 2 for v in values]
     assert average_ranks(torch.tensor(values).double()).tolist() == expected
-
-
-def test_length_is_removed_from_the_residuals():
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(5, 50, (40,), generator=generator)
-    scores = torch.randn(40, generator=generator, dtype=torch.float64) + 0.1 * lengths
-    out = length_bias(scores, lengths)
-    assert_close(out.pearson, torch.corrcoef(torch.stack([scores, lengths.double()]))[0, 1])
-    assert_close(pearson(out.residuals, lengths.double()).item(), 0.0, atol=1e-9, rtol=0)
-    assert_close(out.residuals.mean(), scores.mean())
-    assert length_bias(scores.exp(), lengths).spearman == out.spearman
-
-
-def test_no_spread_is_no_correlation():
-    out = length_bias(torch.ones(3), torch.tensor([1, 2, 3]))
-    assert (out.pearson, out.spearman, out.slope_per_token) == (0, 0, 0)
-    assert length_bias(torch.tensor([1.0, 2.0]), torch.tensor([4, 4])).slope_per_token == 0
 
 
 @pytest.mark.parametrize(("wins", "low", "high"), [(0, 0.0, 0.2775), (5, 0.2366, 0.7634), (10, 0.7225, 1.0)])

@@ -206,6 +206,7 @@ def test_held_out_answers_are_judged_as_a_loop_over_pairs_judges_them(batches_of
     x, y = torch.tensor(lengths).flatten().float(), scores.flatten()
     expected = {
         "nll": -gaps.sigmoid().log().mean(),
+        "auroc": ((chosen[:, None] > rejected).float() + (chosen[:, None] == rejected) / 2).mean(),
         "rewards/chosen": chosen.mean(), "rewards/chosen_min": chosen.min(), "rewards/chosen_max": chosen.max(),
         "rewards/rejected": rejected.mean(), "rewards/rejected_min": rejected.min(),
         "rewards/rejected_max": rejected.max(),

@@ -1,7 +1,6 @@
 """Maps the families of `golden_shared.json` to library calls: lists to tensors, a call, results by name.
 
-Each formula is the one that training runs. The dtype comes from the environment variable GOLDEN_DTYPE
-(float64 by default).
+Each formula is the one that training runs. The environment variable GOLDEN_DTYPE has the dtype, by default float64.
 """
 
 import os
@@ -32,6 +31,7 @@ from rlhf_lightning.functional import (
 )
 from rlhf_lightning.functional.linear_logprobs import score_logits
 from rlhf_lightning.functional.theory import best_of_n, optimum, overoptimisation
+from rlhf_lightning.metrics.correlation import length_bias as bias_of
 from rlhf_lightning.optim.adam import TF1Adam
 from rlhf_lightning.optim.kl_controllers import AdaptiveKL
 from rlhf_lightning.scoring.transforms import Normalise
@@ -263,13 +263,13 @@ def reward_norm(inputs, params, case_id):
 
 
 def calibration(inputs, params, case_id):
-    out = diagnostics.calibration(real(inputs["chosen"]), real(inputs["rejected"]), **params)
-    return out._asdict()
+    return diagnostics.calibration(real(inputs["chosen"]), real(inputs["rejected"]), **params)._asdict()
 
 
 def length_bias(inputs, params, case_id):
-    out = diagnostics.length_bias(real(inputs["rewards"]), real(inputs["lengths"]))
-    return out._asdict() | {"residual_rewards": out.residuals}
+    rewards, lengths = real(inputs["rewards"]), real(inputs["lengths"])
+    out = bias_of(rewards, lengths)
+    return out._asdict() | {"residual_rewards": rewards - out.slope_per_token * (lengths - lengths.mean())}
 
 
 def ensemble(inputs, params, case_id):
