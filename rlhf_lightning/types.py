@@ -99,19 +99,30 @@ class PromptBatch(TensorData):
 
 @dataclass(frozen=True)
 class Rollout(TensorData):
-    """What sampling returned. The mask ends at the first EOS inclusive and never looks at the pad id."""
+    """What sampling returned. A turn ends at its first EOS inclusive; no mask ever looks at the pad id.
+
+    Text in a response that the policy did not write (``context``: what an environment answered) is attended to and
+    shown to scorers, and nothing is learned from it.
+    """
 
     prompt_ids: Tensor  # long [B, P], padded on the left
     prompt_mask: Tensor  # bool [B, P]
     response_ids: Tensor  # long [B, T], padded on the right
-    mask: Tensor  # bool [B, T], True at response tokens that count
+    mask: Tensor  # bool [B, T], True at response tokens that the policy wrote: those that are learned from
     finished: Tensor  # bool [B], True where the answer ended by itself (EOS or stop), False where it was truncated
     rollout_logprobs: Tensor | None  # float [B, T], as the engine computed them while sampling
     weight_version: int  # optimizer steps of the policy that sampled
     rows: tuple[Row, ...]  # B dataset rows
+    context: Tensor | None = None  # bool [B, T], True at response tokens that others wrote; None: there are none
+    asked: PromptBatch | None = None  # B prompts before an environment added to them; None: nothing was added
 
     def __len__(self) -> int:
         return self.response_ids.shape[0]
+
+    @property
+    def attended(self) -> Tensor:
+        """True at all tokens of the response, whoever wrote them, bool ``[B, T]``."""
+        return self.mask if self.context is None else self.mask | self.context
 
     @property
     def input_ids(self) -> Tensor:
@@ -121,22 +132,22 @@ class Rollout(TensorData):
     @property
     def attention_mask(self) -> Tensor:
         """True at the tokens of prompt and response, bool ``[B, S]``."""
-        return torch.cat([self.prompt_mask, self.mask], dim=1)
+        return torch.cat([self.prompt_mask, self.attended], dim=1)
 
     @property
     def sampled(self) -> Tensor:
-        """True at the tokens of the response alone, bool ``[B, S]``."""
+        """True at the tokens that the policy wrote, bool ``[B, S]``."""
         return torch.cat([torch.zeros_like(self.prompt_mask), self.mask], dim=1)
 
     @property
     def lengths(self) -> Tensor:
-        """Response tokens of each row, the EOS included, long ``[B]``."""
+        """Tokens that the policy wrote in each row, EOS included, long ``[B]``."""
         return self.mask.sum(1)
 
     @property
     def padding(self) -> tuple[int, int]:
         """Columns that are padding in every row: on the left of the prompts, on the right of the responses."""
-        return _first(self.prompt_mask), self.mask.shape[1] - _last(self.mask)
+        return _first(self.prompt_mask), self.mask.shape[1] - _last(self.attended)
 
     def trimmed(self) -> Rollout:
         """The same rows without the columns that are `padding` in all of them."""
@@ -149,6 +160,7 @@ class Rollout(TensorData):
             response_ids=self.response_ids[:, :width],
             mask=self.mask[:, :width],
             rollout_logprobs=None if self.rollout_logprobs is None else self.rollout_logprobs[:, :width],
+            context=None if self.context is None else self.context[:, :width],
         )
 
 

@@ -162,7 +162,7 @@ def sample_table(experience: Experience, tokenizer: Any, samples: int, max_chara
 
 def _texts(rollout: Rollout, row: int, tokenizer: Any) -> tuple[str, str]:
     prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]].tolist()
-    response = rollout.response_ids[row][rollout.mask[row]].tolist()
+    response = rollout.response_ids[row][rollout.attended[row]].tolist()
     texts = decode(tokenizer, [prompt, response])
     return texts[0], texts[1]
 

@@ -194,8 +194,8 @@ class PPOModule(OnlineModule):
         """Shaped score of the likeliest answer to each prompt, float32 [B] (Li et al. 2023, arXiv:2310.10505)."""
         size = self.settings.group_size
         each = torch.arange(0, len(rollout), size)
-        prompts = PromptBatch(rollout.prompt_ids, rollout.prompt_mask, rollout.rows).select(each)
-        greedy = self.generate(prompts, replace(self.sampling, top_k=1))
+        prompts = rollout.asked or PromptBatch(rollout.prompt_ids, rollout.prompt_mask, rollout.rows)
+        greedy = self.generate(prompts.select(each), replace(self.sampling, top_k=1))
         scores = totals(self.score(greedy), greedy.mask).nan_to_num(0.0)
         shaped = shape_scores(
             scores,

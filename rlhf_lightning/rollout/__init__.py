@@ -1,8 +1,18 @@
-"""Sampling answers from a policy. Token ids in, token ids out; a tokenizer serves stop strings only."""
+"""Sampling answers from a policy. Token ids in, token ids out; only stop strings and environments take a tokenizer."""
 
 from rlhf_lightning.rollout.continuous import ContinuousEngine
 from rlhf_lightning.rollout.engine import RolloutEngine, Sampling, rank_seed
+from rlhf_lightning.rollout.environment import Environment, EnvironmentEngine
 from rlhf_lightning.rollout.hf import HFGenerateEngine
 from rlhf_lightning.rollout.loop import LoopEngine
 
-__all__ = ["ContinuousEngine", "HFGenerateEngine", "LoopEngine", "RolloutEngine", "Sampling", "rank_seed"]
+__all__ = [
+    "ContinuousEngine",
+    "Environment",
+    "EnvironmentEngine",
+    "HFGenerateEngine",
+    "LoopEngine",
+    "RolloutEngine",
+    "Sampling",
+    "rank_seed",
+]

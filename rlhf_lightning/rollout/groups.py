@@ -26,21 +26,30 @@ def undecided(scores: Tensor, group_size: int) -> Tensor:
 def replaced(rollout: Rollout, rows: Tensor, fresh: Rollout, pad_token_id: int) -> Rollout:
     """The rollout with ``rows`` (long [n]) taken from ``fresh`` (n responses to the same prompts).
 
-    Responses are widened to the longer of the two.
+    Prompts, to which an environment may have added, and responses are widened to the longer of the two.
     """
-    width = max(rollout.response_ids.shape[1], fresh.response_ids.shape[1])
 
-    def merged(old: Tensor, new: Tensor, fill: float) -> Tensor:
-        wide = pad(old, (0, width - old.shape[1]), value=fill)
-        return wide.index_copy(0, rows.to(old.device), pad(new, (0, width - new.shape[1]), value=fill))
+    def merged(old: Tensor, new: Tensor, fill: float = 0, left: bool = False) -> Tensor:
+        width = max(old.shape[1], new.shape[1])
+        old, new = (
+            pad(x, (width - x.shape[1], 0) if left else (0, width - x.shape[1]), value=fill) for x in (old, new)
+        )
+        return old.index_copy(0, rows.to(old.device), new)
 
-    logprobs = None
+    logprobs = context = None
     if rollout.rollout_logprobs is not None and fresh.rollout_logprobs is not None:
-        logprobs = merged(rollout.rollout_logprobs, fresh.rollout_logprobs, 0.0)
+        logprobs = merged(rollout.rollout_logprobs, fresh.rollout_logprobs)
+    if rollout.context is not None and fresh.context is not None:
+        context = merged(rollout.context, fresh.context)
+    new_rows = dict(zip(rows.tolist(), fresh.rows, strict=True))
     return replace(
         rollout,
+        prompt_ids=merged(rollout.prompt_ids, fresh.prompt_ids, pad_token_id, left=True),
+        prompt_mask=merged(rollout.prompt_mask, fresh.prompt_mask, left=True),
         response_ids=merged(rollout.response_ids, fresh.response_ids, pad_token_id),
-        mask=merged(rollout.mask, fresh.mask, False),
+        mask=merged(rollout.mask, fresh.mask),
         finished=rollout.finished.index_copy(0, rows.to(rollout.finished.device), fresh.finished),
         rollout_logprobs=logprobs,
+        rows=tuple(new_rows.get(i, row) for i, row in enumerate(rollout.rows)),
+        context=context,
     )

@@ -117,8 +117,8 @@ class FunctionScorer:
         scores = on_last_token(whole, mask)
         for row, score in enumerate(returned):
             if isinstance(score, list):
-                scores[row, mask[row]] = torch.tensor(score, device=mask.device)
-        return scores
+                scores[row, rollout.attended[row]] = torch.tensor(score, device=mask.device)
+        return torch.where(mask, scores, 0)
 
     def score_texts(
         self,

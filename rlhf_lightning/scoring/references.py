@@ -94,4 +94,5 @@ def _with_answers(
         mask=mask,
         finished=torch.ones_like(mask[:, 0]),
         rollout_logprobs=None,
+        context=None,
     )

@@ -162,7 +162,7 @@ def close(rollout: Rollout, eos_token_id: int) -> tuple[Tensor, Tensor]:
     """
     ids = torch.cat([rollout.input_ids, torch.full_like(rollout.input_ids[:, :1], eos_token_id)], dim=1)
     mask = torch.cat([rollout.attention_mask, torch.zeros_like(rollout.attention_mask[:, :1])], dim=1)
-    end = (rollout.prompt_ids.shape[1] + rollout.lengths)[:, None]
+    end = (rollout.prompt_ids.shape[1] + rollout.attended.sum(1))[:, None]
     open_ended = ~rollout.finished[:, None]
     ids = ids.scatter(1, end, torch.where(open_ended, eos_token_id, ids.gather(1, end)))
     return ids, mask.scatter(1, end, open_ended)

@@ -93,10 +93,10 @@ def on_last_token(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def completion_texts(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The responses as text without special tokens, B strings."""
+    """The responses as text without special tokens, B strings; what an environment wrote in them included."""
     return decode(tokenizer, completion_ids(rollout))
 
 
 def completion_ids(rollout: Rollout) -> list[list[int]]:
-    """Token ids of each response, EOS included."""
-    return [row[mask].tolist() for row, mask in zip(rollout.response_ids, rollout.mask, strict=True)]
+    """All token ids of each response, EOS included."""
+    return [row[there].tolist() for row, there in zip(rollout.response_ids, rollout.attended, strict=True)]

@@ -29,7 +29,7 @@ def micro_batches(rollout: Rollout, schedule: Schedule) -> list[Tensor]:
     """
     if not schedule.by_length:
         return list(torch.arange(len(rollout)).split(schedule.micro))
-    lengths = torch.stack([rollout.prompt_mask.sum(1), rollout.lengths], dim=1).cpu()
+    lengths = torch.stack([rollout.prompt_mask.sum(1), rollout.attended.sum(1)], dim=1).cpu()
     if not schedule.packed:
         return [torch.tensor(rows) for rows in cut(lengths, schedule.micro_batches)]
     owner = neighbours(rollout).cpu()

@@ -24,6 +24,7 @@ SEAMS = {
     "advantage": "batch_mean", "policy loss": "unclipped", "reward loss": "hinge", "DPO loss": "squared",
     "engine": "TapedEngine", "critic": "TwoLayerHead", "row format": "ForumData", "data module": "CountingData",
     "logger": "LastNumbers", "callback": "LowEntropy", "KL controller": "WarmUpKL", "module": "ShortAnswersPPO",
+    "environment": "Guess",
 }  # fmt: skip
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),

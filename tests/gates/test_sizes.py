@@ -15,6 +15,8 @@ KEYWORDS_ALLOWED = frozenset(
         "rlhf_lightning/types.py::_to",
         "rlhf_lightning/models/loading.py::_config",  # attributes of a transformers config
         "rlhf_lightning/rollout/cache.py::update",  # transformers' cache layers
+        "rlhf_lightning/rollout/environment.py::reset",  # the columns of a row
+        "rlhf_lightning/scoring/environment.py::environment_reward",  # the same
         "rlhf_lightning/rollout/hf.py::__call__",  # transformers.StoppingCriteria
         "rlhf_lightning/config/compose.py::safe_instantiate",  # the constructor named in a config
         "rlhf_lightning/stages/run.py::build",  # the same

@@ -43,21 +43,28 @@ def make(folder: Path, pages: list[Path]) -> None:
     ):
         (folder / f"{name}.jsonl").write_text(3 * (folder / f"{source}.jsonl").read_text())
     (folder / "words.txt").write_text("good kind")
+    secrets = [{"prompt": "guess", "secret": secret} for secret in ("one", "two", "three") * 4]
+    (folder / "secrets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in secrets))
     forum = [{"question": p, "answers": [{"text": c, "votes": 2}]} for p, c in phases.DEMONSTRATIONS]
     (folder / "forum.jsonl").write_text("".join(json.dumps(row) + "\n" for row in forum))
     package = folder / "my_project"
     package.mkdir()
     text = "\n\n".join([*(definitions(page.read_text()) for page in pages), MINE])
-    for name in ("__init__", "losses", "rewards"):
+    for name in ("__init__", "games", "losses", "rewards"):
         (package / f"{name}.py").write_text(text)
     prepare_miniature(folder / "runs" / "assets" / "miniature", **TASK)
 
 
 def definitions(text: str) -> str:
-    """Imports, functions and classes of the Python blocks of a page, without what the page does with them."""
+    """Imports, constants, functions and classes of the Python blocks of a page, without what the page does with them."""
     kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
     bodies = [ast.parse(block.body).body for block in blocks(text) if block.language == "python"]
-    return "\n\n".join(ast.unparse(node) for body in bodies for node in body if isinstance(node, kept))
+    nodes = [node for body in bodies for node in body if isinstance(node, kept) or _is_constant(node)]
+    return "\n\n".join(map(ast.unparse, nodes))
+
+
+def _is_constant(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper()
 
 
 def lines_of(page: Path) -> list[tuple[int, list[str]]]:
