@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "extending.md"
 
 @pytest.mark.slow
 def test_the_guessing_game_of_the_documentation_is_learned_with_every_seed(tmp_path):
-    more = "for seed in (1, 2, 3, 4, 5):\n    rewards = play(seed)\n    print('learned', rewards[0], sum(rewards[-5:]) / 5)\n"
+    more = "for seed in (1, 2, 3, 4, 5):\n    seen = play(seed)\n    print('learned', seen[0], sum(seen[-5:]) / 5)\n"
     (tmp_path / "page.py").write_text(f"{program(PAGE)}\n{more}")
     command = [sys.executable, "-W", "ignore", "page.py"]
     env = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

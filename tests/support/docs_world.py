@@ -56,7 +56,7 @@ def make(folder: Path, pages: list[Path]) -> None:
 
 
 def definitions(text: str) -> str:
-    """Imports, constants, functions and classes of the Python blocks of a page, without what the page does with them."""
+    """Imports, constants, functions and classes of the Python blocks of a page, without what it does with them."""
     kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
     bodies = [ast.parse(block.body).body for block in blocks(text) if block.language == "python"]
     nodes = [node for body in bodies for node in body if isinstance(node, kept) or _is_constant(node)]
