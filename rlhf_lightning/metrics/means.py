@@ -25,13 +25,13 @@ class Means(Metric):
     """
 
     full_state_update = False
-    sums: Tensor  # float64 [names], 0 [] before the first update
+    sums: Tensor  # float64 [names], zero [] before the first update
 
     def __init__(self, counts: Mapping[str, str]) -> None:
         super().__init__()
         self.counts = counts
         self.names: list[str] = []
-        self.add_state("sums", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, sums: Mapping[str, Tensor]) -> None:
         """Add the sums [] of one micro-batch, of the same names each time."""

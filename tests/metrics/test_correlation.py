@@ -67,6 +67,6 @@ def test_auroc_is_that_of_a_loop_over_all_pairs(number, scale):
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 def test_without_ties_the_calibration_error_is_that_of_torchmetrics(scale):
-    gaps = scale * torch.randn(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gaps = scale * torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     theirs = binary_calibration_error(gaps.abs().sigmoid(), (gaps > 0).long(), n_bins=20)  # ten on [0.5, 1]
     assert calibration(gaps, torch.zeros_like(gaps)).ece.item() == pytest.approx(theirs.item(), rel=1e-9)
