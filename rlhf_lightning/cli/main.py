@@ -124,8 +124,8 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     if _is_new(folder):
         signals.would_leave(folder)
     from rlhf_lightning.cli.launch import count, launch
-    from rlhf_lightning.config.checks import judged
     from rlhf_lightning.config.compose import load_config
+    from rlhf_lightning.config.judging import judged
 
     try:
         signals.poll()

@@ -25,6 +25,7 @@ from rlhf_lightning.config.bounds import LARGEST_FILE, LOADING, MOST_LOADED, che
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.rights import check_places
 from rlhf_lightning.config.swaps import drop_leftovers
+from rlhf_lightning.config.tree import at, dotted, walk
 from rlhf_lightning.config.typed import Typed
 from rlhf_lightning.console.redaction import is_secret, redact_text
 from rlhf_lightning.errors import ConfigError
@@ -263,21 +264,14 @@ def _from_file(key: str, value: Any) -> ConfigError:
 
 
 def _at(tree: Any, key: str) -> Any:
-    for name in key.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
+    found = at(tree, tuple(key.split(".")))
+    return None if found is ... else found
 
 
-def _called(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _called(tree: Any) -> Iterator[tuple[str, Any]]:
     """(key, name) of all that names something to be called."""
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            path = f"{key}.{name}" if key else str(name)
-            if (value is not None and name in ("_target_", "()", "class")) or (
-                isinstance(value, str) and _REFERENCE.match(value)
-            ):
-                yield path, value
-            yield from _called(value, path)
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            yield from _called(value, f"{key}[{index}]")
+    for path, value, holder, _ in walk(tree):
+        named = value is not None and path[-1:] in (("_target_",), ("()",), ("class",))
+        refers = isinstance(holder, dict) and isinstance(value, str) and _REFERENCE.match(value)
+        if named or refers:
+            yield dotted(path), value
