@@ -46,8 +46,8 @@ def test_a_config_is_judged_once_and_again_only_if_it_was_changed(monkeypatch):
     judged, complete = [], []
     check_config, check_complete = judging.check_config, judging.check_complete
     monkeypatch.setattr(compose_module, "check_config", lambda c: (judged.append(c), check_config(c)))
-    monkeypatch.setattr(checks, "check_config", lambda c: (judged.append(c), check_config(c)))
-    monkeypatch.setattr(checks, "check_complete", lambda c: (complete.append(c), check_complete(c)))
+    monkeypatch.setattr(judging, "check_config", lambda c: (judged.append(c), check_config(c)))
+    monkeypatch.setattr(judging, "check_complete", lambda c: (complete.append(c), check_complete(c)))
     monkeypatch.setattr(pipeline, "Run", lambda config: pytest.skip("begins"))
 
     def calls(config):
