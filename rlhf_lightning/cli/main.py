@@ -76,7 +76,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from rlhf_lightning.config.hydra_loader import judged
+    from rlhf_lightning.config.hydra_loader import composing
     from rlhf_lightning.config.locations import CONF_DIR
     from rlhf_lightning.config.messages import explain
     from rlhf_lightning.config.typed import Typed
@@ -96,7 +96,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with code 1
     gc.disable()  # nothing becomes garbage in the half second until torch is imported, and looking for it costs a tenth
     try:
-        with judged():
+        with composing():
             hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train")(task)()
     except YAMLError as error:
         raise ConfigError(f"a config file is not readable as YAML: {error}") from error

@@ -30,9 +30,9 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> Judged
     """
     import hydra
 
-    from rlhf_lightning.config.hydra_loader import judged
+    from rlhf_lightning.config.hydra_loader import composing
 
-    with judged(), hydra.initialize_config_dir(str(CONF_DIR), job_name="train", version_base=None):
+    with composing(), hydra.initialize_config_dir(str(CONF_DIR), job_name="train", version_base=None):
         return load_config(hydra.compose(config_name, list(overrides)), overrides)
 
 
