@@ -52,6 +52,19 @@ class RewardFunctionError(RLHFError):
     exit_code = 6
 
 
+class RankError(RLHFError):
+    """One of several ranks failed.
+
+    Args:
+        message: which one, and how, with the kind of its error.
+        exit_code: of the command.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def nearest(name: str, candidates: Sequence[str]) -> str:
     """`` Did you mean NAME?`` with the most similar of ``candidates``, or nothing; ends a message.
 

@@ -24,13 +24,14 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from rlhf_lightning import signals
+from rlhf_lightning.cli import HANDOVER_VARIABLE
 from rlhf_lightning.cli.grace import Grace
 from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.console import redaction
 from rlhf_lightning.console.streams import quiet, say
-from rlhf_lightning.errors import ConfigError, RLHFError
+from rlhf_lightning.errors import ConfigError, RankError, RLHFError
 
-HANDOVER_VARIABLE, REPORT_VARIABLE = "RLHF_LIGHTNING_RANK_CONFIG", "RLHF_LIGHTNING_RANK_REPORT"
+REPORT_VARIABLE = "RLHF_LIGHTNING_RANK_REPORT"
 STARTED_BY_OTHERS = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 LOOK_SECONDS = 0.05
 END_SECONDS = 3.0  # for the other ranks to end by themselves after the first has
@@ -38,19 +39,6 @@ LONGEST = 10_000  # characters of a message or traceback
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 # What a rank says when another one has gone or does not answer.
 _CONNECTION = re.compile(r"gloo|nccl|peer|connection|broken pipe|timed out|tcpstore|socket", re.IGNORECASE)
-
-
-class RankError(RLHFError):
-    """One of several ranks failed.
-
-    Args:
-        message: which one, and how.
-        exit_code: of the command.
-    """
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass

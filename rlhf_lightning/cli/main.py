@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning import __version__, signals
-from rlhf_lightning.errors import ConfigError, DiskError, RLHFError
+from rlhf_lightning.cli import HANDOVER_VARIABLE
+from rlhf_lightning.errors import ConfigError, DiskError, RankError, RLHFError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -57,13 +58,13 @@ def _guard(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    from rlhf_lightning.cli.launch import HANDOVER_VARIABLE, serve
-
     if arguments[:1] == ["prepare"]:
         _prepare(arguments[1:])
     elif arguments[:1] == ["data"]:
         _data(arguments[1:])
     elif HANDOVER_VARIABLE in os.environ:
+        from rlhf_lightning.cli.launch import serve
+
         serve(_run)  # a rank of a run whose command has composed already: one config and one folder for all of them
     else:
         _compose_and_run(arguments)
@@ -75,7 +76,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from rlhf_lightning.config.hydra_loader import judged
+    from rlhf_lightning.config.hydra_loader import composing
     from rlhf_lightning.config.locations import CONF_DIR
     from rlhf_lightning.config.messages import explain
     from rlhf_lightning.config.typed import Typed
@@ -95,7 +96,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with code 1
     gc.disable()  # nothing becomes garbage in the half second until torch is imported, and looking for it costs a tenth
     try:
-        with judged():
+        with composing():
             hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train")(task)()
     except YAMLError as error:
         raise ConfigError(f"a config file is not readable as YAML: {error}") from error
@@ -123,13 +124,14 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     folder = HydraConfig.get().runtime.output_dir
     if _is_new(folder):
         signals.would_leave(folder)
-    from rlhf_lightning.cli.launch import count, launch
-    from rlhf_lightning.config.checks import judged
     from rlhf_lightning.config.compose import load_config
+    from rlhf_lightning.config.judging import judged
 
     try:
         signals.poll()
         config = judged(load_config(cfg))
+        from rlhf_lightning.cli.launch import count, launch
+
         processes = count(config.get("trainer") or {})
         if processes == 1:
             return _run(config)
@@ -192,7 +194,6 @@ def _data(words: list[str]) -> None:
 
 
 def _told(error: RLHFError) -> str:
-    from rlhf_lightning.cli.launch import RankError
     from rlhf_lightning.console.redaction import redact_text
 
     told = redact_text(str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}")

@@ -13,9 +13,10 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.rules.stages import Stage
 
@@ -68,35 +69,22 @@ def trusted_prefixes(trusted: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(prefixes)
 
 
-def targets(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def targets(tree: Any) -> Iterator[tuple[str, Any]]:
     """Every (key, import path) that instantiating ``tree`` could call, at any depth, positional arguments included.
 
     In a whole config that includes the import paths in ``stages``.
     """
-    if isinstance(tree, dict):
-        if not key and isinstance(tree.get("stages"), list) and "_target_" not in tree:
-            yield from (("stages", entry) for entry in tree["stages"] if "." in str(entry))
-        own = str(tree.get("_target_", "")).startswith(_OWN)
-        for name, value in tree.items():
-            path = f"{key}.{name}" if key else str(name)
-            if name == "_target_" or (own and name in IMPORT_PATH_KEYS and isinstance(value, str)):
-                yield path, value
-            yield from targets(value, path)
-    elif isinstance(tree, (list, tuple)):
-        for index, value in enumerate(tree):
-            yield from targets(value, f"{key}[{index}]")
+    if isinstance(tree, dict) and isinstance(tree.get("stages"), list) and "_target_" not in tree:
+        yield from (("stages", entry) for entry in tree["stages"] if "." in str(entry))
+    for entry in walk(tree):
+        name = entry.path[-1] if entry.path else None
+        function = name in IMPORT_PATH_KEYS and isinstance(entry.value, str) and _is_ours(entry.holder)
+        if name == "_target_" or function:
+            yield entry.key, entry.value
 
 
-def _nameless(tree: Any, key: str = "") -> Iterator[str]:
-    """Keys of positional arguments of our own classes: an import path or a switch would pass there unseen."""
-    if isinstance(tree, dict):
-        if str(tree.get("_target_", "")).startswith(_OWN) and tree.get("_args_"):
-            yield f"{key}._args_" if key else "_args_"
-        for name, value in tree.items():
-            yield from _nameless(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(tree, (list, tuple)):
-        for index, value in enumerate(tree):
-            yield from _nameless(value, f"{key}[{index}]")
+def _is_ours(node: Any) -> bool:
+    return isinstance(node, Mapping) and str(node.get("_target_", "")).startswith(_OWN)
 
 
 def check_names(tree: Any, trusted: Sequence[str] = ()) -> None:
@@ -107,8 +95,9 @@ def check_names(tree: Any, trusted: Sequence[str] = ()) -> None:
             this library has no name, by which it is judged.
     """
     prefixes = trusted_prefixes(trusted)
-    if (nameless := next(_nameless(tree), None)) is not None:
-        raise ConfigError(f"{nameless}: give the arguments of classes of this library by their names")
+    for entry in walk(tree):  # an import path or a switch would pass there unseen
+        if entry.path[-1:] == ("_args_",) and entry.value and _is_ours(entry.holder):
+            raise ConfigError(f"{entry.key}: give the arguments of classes of this library by their names")
     for key, name in targets(tree):
         if not isinstance(name, str) or not _DOTTED.fullmatch(name):
             raise ConfigError(f"{key}: {name!r} is no import path of the form package.module.name")

@@ -7,13 +7,14 @@ large is refused while it is counted, before any of it is built.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import yaml
 
 from rlhf_lightning.config.signatures import is_number, signature
+from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import ConfigError
 
 MOST_VALUES = 10_000  # of a resolved config
@@ -129,29 +130,21 @@ def check_brackets(text: str, where: str) -> None:
             raise ConfigError(f"{where}: more than {DEEPEST_EXPRESSION} brackets in each other")
 
 
-def check_numbers(tree: Any, key: str = "", target: Any = None) -> None:
+def check_numbers(tree: Any) -> None:
     """Refuse numbers of a resolved config that are none, or that no machine calculates with.
 
-    Args:
-        tree: plain dicts and lists.
-        key: where they stand.
-        target: the class or function they are for. An infinite number passes where its range allows it, and where
-            nothing is known about what it is for.
+    An infinite number passes where its range allows it, and where nothing is known about the class it is for.
 
     Raises:
         ConfigError: names the key.
     """
-    if isinstance(tree, Mapping):
-        target = tree.get("_target_", target)
-        for name, value in tree.items():
-            check_numbers(value, f"{key}.{name}" if key else str(name), target)
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            check_numbers(value, f"{key}[{index}]", target)
-    elif is_number(tree) and not abs(tree) <= LARGEST:
-        takes = signature(target) if isinstance(target, str) else None
-        ranged = takes is not None and any(limit.parameter == key.rpartition(".")[2] for limit in takes.ranges)
-        foreign = isinstance(target, str) and takes is None
-        if isinstance(tree, int) or math.isnan(tree) or not (ranged or foreign):
-            told = "an integer of very many digits" if isinstance(tree, int) else tree
-            raise ConfigError(f"{key}={told}: must be a finite number")
+    for entry in walk(tree):
+        number: Any = entry.value
+        if not is_number(number) or abs(number) <= LARGEST:
+            continue
+        takes = signature(entry.target)
+        ranged = takes is not None and any(limit.parameter == entry.path[-1] for limit in takes.ranges)
+        foreign = bool(entry.target) and takes is None
+        if isinstance(number, int) or math.isnan(number) or not (ranged or foreign):
+            shown = "an integer of very many digits" if isinstance(number, int) else number
+            raise ConfigError(f"{entry.key}={shown}: must be a finite number")

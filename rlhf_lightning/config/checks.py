@@ -7,7 +7,6 @@ from `rlhf_lightning.rules.combinations`, which the parts call again.
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -18,11 +17,11 @@ from typing import Any
 import yaml
 
 from rlhf_lightning.config.bounds import check_numbers
-from rlhf_lightning.config.chain import check_complete
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.loggers import logger_nodes
 from rlhf_lightning.config.messages import shown
 from rlhf_lightning.config.signatures import RESERVED, WORDS, Kind, Signature, is_number, signature
+from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.optim import kl_controllers
 from rlhf_lightning.rules import combinations
@@ -38,38 +37,6 @@ _LEAST = {"max_epochs": 1, "samples_per_prompt": 1, "n": 2, "max_grad_norm": 0, 
 _REPEATED = ("max_grad_norm", "max_skipped_steps")  # by the part of a stage that takes them
 _REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning
-
-
-class Judged(dict[str, Any]):
-    """A config that `check_config` has judged as it stands. One that was changed since is judged again, see `judged`.
-
-    Args:
-        config: plain dicts and lists.
-        to_run: whether `check_complete` has judged it, too.
-    """
-
-    def __init__(self, config: Mapping[str, Any], to_run: bool = False) -> None:
-        super().__init__(config)
-        self.to_run, self._before = to_run, copy.deepcopy(dict(config))
-
-    def stands(self) -> bool:
-        """Whether it is as it was."""
-        return self == self._before
-
-
-def judged(config: Mapping[str, Any]) -> Judged:
-    """A config that may run. What was judged before and has not changed is not judged again.
-
-    Raises:
-        ConfigError: see `check_config` and `check_complete`.
-    """
-    known = config if isinstance(config, Judged) and config.stands() else None
-    if known is None:
-        check_config(config)
-    if known is None or not known.to_run:
-        check_complete(config)
-        known = Judged(config, to_run=True)
-    return known
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -160,7 +127,7 @@ def _check_numbers_of(stage: str, section: Mapping[str, Any]) -> None:
     for name, least in _LEAST.items():
         if is_number(section.get(name)):
             require(f"{stage}.{name}", section[name], at_least=least)
-    for key, node in _nodes(section, stage):
+    for key, node in _nodes({stage: section}):
         for name in _REPEATED:
             if name in section and node.get(name, section[name]) != section[name]:
                 raise ConfigError(f"{key}.{name}={node[name]}: set {stage}.{name} instead, which stands there as well")
@@ -169,16 +136,11 @@ def _check_numbers_of(stage: str, section: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------------------------------------- keys with a `_target_`
 
 
-def _nodes(tree: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def _nodes(tree: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, node) of every node with a target, outer ones first."""
-    if isinstance(tree, dict):
-        if isinstance(tree.get("_target_"), str):
-            yield key, tree
-        for name, value in tree.items():
-            yield from _nodes(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            yield from _nodes(value, f"{key}[{index}]")
+    for entry in walk(tree):
+        if isinstance(entry.value, dict) and isinstance(entry.value.get("_target_"), str):
+            yield entry.key, entry.value
 
 
 def _check_node(key: str, node: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -13,9 +13,11 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from rlhf_lightning.config.allowlist import IMPORT_PATH_KEYS, check_names, check_objects
 from rlhf_lightning.config.bounds import DEEPEST, MOST_VALUES, check_numbers
 from rlhf_lightning.config.chain import complete
-from rlhf_lightning.config.checks import Judged, check_config
+from rlhf_lightning.config.checks import check_config
+from rlhf_lightning.config.judging import Judged
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.rights import check as check_rights
+from rlhf_lightning.config.tree import dotted, walk
 from rlhf_lightning.console.redaction import redact as redact
 from rlhf_lightning.errors import ConfigError, RLHFError
 
@@ -28,9 +30,9 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> Judged
     """
     import hydra
 
-    from rlhf_lightning.config.hydra_loader import judged
+    from rlhf_lightning.config.hydra_loader import composing
 
-    with judged(), hydra.initialize_config_dir(str(CONF_DIR), job_name="train", version_base=None):
+    with composing(), hydra.initialize_config_dir(str(CONF_DIR), job_name="train", version_base=None):
         return load_config(hydra.compose(config_name, list(overrides)), overrides)
 
 
@@ -127,12 +129,12 @@ def _plain(cfg: Any) -> Any:
         if (known := resolving.ours(error)) is not None:
             raise known from None
         if isinstance(error, (MissingMandatoryValue, InterpolationToMissingValueError)):
-            raise _not_given(sorted(_missing(OmegaConf.to_container(cfg)))) from None
+            raise _not_given(_missing(OmegaConf.to_container(cfg))) from None
         hint = " Is the environment variable set?" if "Environment variable" in str(error) else ""
         raise ConfigError(
             f"{getattr(error, 'full_key', None) or 'config'}: {str(error).splitlines()[0]}.{hint}"
         ) from error
-    if missing := sorted(_missing(tree)):
+    if missing := _missing(tree):
         raise _not_given(missing)
     return tree
 
@@ -162,15 +164,8 @@ def _not_given(missing: list[str]) -> ConfigError:
     return ConfigError(f"{key} has no default and must be given: add {key}=VALUE to the command.{others}")
 
 
-def _missing(tree: Any, key: str = "") -> Iterator[str]:
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            yield from _missing(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            yield from _missing(value, f"{key}[{index}]")
-    elif tree == "???":
-        yield key
+def _missing(tree: Any) -> list[str]:
+    return sorted(entry.key for entry in walk(tree) if isinstance(entry.value, str) and entry.value == "???")
 
 
 def _trusted(configured: Sequence[str], overrides: Sequence[str]) -> list[str]:
@@ -185,40 +180,29 @@ def _trusted(configured: Sequence[str], overrides: Sequence[str]) -> list[str]:
     return [str(t) for t in configured] + [name for name in named if re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", name)]
 
 
-def _check_remote_code(tree: Any, overrides: Sequence[str], key: str = "") -> None:
+def _check_remote_code(tree: Any, overrides: Sequence[str]) -> None:
     """Code beside weights runs only where the command line says so, for one model and one commit of it."""
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            path = f"{key}.{name}" if key else str(name)
-            if name == "trust_remote_code" and value:
-                if not any(override.lstrip("+").partition("=")[0] in _switches(path) for override in overrides):
-                    raise ConfigError(
-                        f"{path} is set by a config file; it is taken from the command line only: add {path}=true if "
-                        "you have read the code beside the weights"
-                    )
-                if tree.get("revision") is None:
-                    raise ConfigError(f"{path}=true needs a pinned {key}.revision (the commit you have read)")
-            _check_remote_code(value, overrides, path)
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            _check_remote_code(value, overrides, f"{key}[{index}]")
+    typed = {override.lstrip("+").partition("=")[0] for override in overrides}
+    for entry in walk(tree):
+        if entry.path[-1:] != ("trust_remote_code",) or not entry.value:
+            continue
+        key = entry.key
+        if typed.isdisjoint((key, key.removeprefix("scorer."))):  # a scorer may repeat the judge
+            raise ConfigError(
+                f"{key} is set by a config file; it is taken from the command line only: add {key}=true if "
+                "you have read the code beside the weights"
+            )
+        if entry.holder.get("revision") is None:
+            raise ConfigError(
+                f"{key}=true needs a pinned {dotted(entry.path[:-1])}.revision (the commit you have read)"
+            )
 
 
-def _switches(path: str) -> set[str]:
-    """Keys of the command line that set ``path``: itself, or that of the judge a scorer repeats."""
-    return {path, path.removeprefix("scorer.")}
-
-
-def _refuse_interpolations(tree: Any, key: str = "") -> None:
+def _refuse_interpolations(tree: Any) -> None:
     # Hydra resolves once more while instantiating: a `${...}` that survived so far could still become a target.
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            _refuse_interpolations(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(tree, (list, tuple)):
-        for index, value in enumerate(tree):
-            _refuse_interpolations(value, f"{key}[{index}]")
-    elif isinstance(tree, str) and "${" in tree:
-        raise ConfigError(f"{key}: the text '${{' cannot be passed to a target")
+    for entry in walk(tree):
+        if isinstance(entry.value, str) and "${" in entry.value:
+            raise ConfigError(f"{entry.key}: the text '${{' cannot be passed to a target")
 
 
 def _build_error(error: Exception, tree: Any) -> Exception:

@@ -1,5 +1,5 @@
-"""Hydra's config loader with four changes: it composes once where Hydra composes twice, judges ``hydra.*``, stops where
-a config grows without end, and removes what swapped parts leave behind.
+"""Hydra's config loader with three changes: it judges ``hydra.*``, stops where a config grows without end, and removes
+what swapped parts leave behind.
 
 Hydra acts upon its own part of the config (log handlers, callbacks, launchers, environment variables, folders) before
 the task function sees anything, so that part is judged while it is composed.
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +26,7 @@ from rlhf_lightning.config.bounds import LARGEST_FILE, LOADING, MOST_LOADED, che
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.rights import check_places
 from rlhf_lightning.config.swaps import drop_leftovers
+from rlhf_lightning.config.tree import at, dotted, walk
 from rlhf_lightning.config.typed import Typed
 from rlhf_lightning.console.redaction import is_secret, redact_text
 from rlhf_lightning.errors import ConfigError
@@ -50,7 +52,7 @@ _ACTS: dict[str, Any] = {
 
 
 @contextmanager
-def judged() -> Iterator[None]:
+def composing() -> Iterator[None]:
     """Inside, Hydra composes with `JudgedLoader` and reads YAML with libyaml, where that is installed.
 
     Raises:
@@ -70,9 +72,7 @@ def judged() -> Iterator[None]:
 
 
 class JudgedLoader(ConfigLoader):
-    """See the module. Hydra composes once only to ask for ``hydra.mode``: what came of it is kept for the run."""
-
-    _kept: tuple[list[str], DictConfig | Exception] | None = None
+    """See the module."""
 
     def load_configuration(
         self,
@@ -87,24 +87,11 @@ class JudgedLoader(ConfigLoader):
         Raises:
             ConfigError: a file sets what of ``hydra.*`` only a command line may set.
         """
-        if self._kept is not None and run_mode == RunMode.RUN and overrides == [*self._kept[0], "hydra.mode=RUN"]:
-            return self._take()
-        if validate_sweep_overrides:
-            return self._load(config_name, overrides, run_mode, from_shell)
-        try:
-            cfg = self._load(config_name, list(overrides), RunMode.RUN, from_shell)
-        except Exception as error:
-            self._kept = (list(overrides), error)
-            raise
-        self._kept = (list(overrides), cfg)
-        return cfg
-
-    def _load(self, config_name: str | None, overrides: list[str], run_mode: RunMode, from_shell: bool) -> DictConfig:
         for override in overrides:
             check_brackets(override, override.partition("=")[0])
         typed = resolving.begin(overrides)
         try:
-            cfg = super().load_configuration(config_name, overrides, run_mode, from_shell)
+            cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
             check_hydra(cfg.hydra, overrides)
             self._check_places(cfg, typed)
             drop_leftovers(cfg, self._layers, typed)
@@ -129,15 +116,6 @@ class JudgedLoader(ConfigLoader):
 
     def _layers(self) -> list[Any]:
         return [OmegaConf.to_container(config, resolve=False) for config in self.files()]
-
-    def _take(self) -> DictConfig:
-        assert self._kept is not None
-        found, self._kept = self._kept[1], None
-        if isinstance(found, Exception):
-            raise found
-        found.hydra.mode = RunMode.RUN
-        found.hydra.overrides.hydra.append("hydra.mode=RUN")
-        return found
 
     def check_files(self, config_name: str | None, repo: Any) -> None:
         """A file cannot name more places to read from: one on a ``pkg://`` is imported."""
@@ -225,7 +203,7 @@ def check_hydra(node: DictConfig, overrides: list[str]) -> None:
         ConfigError: another value than ours that did not come from the command line.
     """
     tree: Any = {"hydra": OmegaConf.to_container(node, resolve=False)}
-    own: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "base.yaml"), resolve=False)
+    own: Any = yaml.safe_load((CONF_DIR / "base.yaml").read_text(encoding="utf-8"))
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
     if tree["hydra"].get("output_subdir") is not None:
         raise ConfigError(
@@ -263,21 +241,14 @@ def _from_file(key: str, value: Any) -> ConfigError:
 
 
 def _at(tree: Any, key: str) -> Any:
-    for name in key.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
+    found = at(tree, tuple(key.split(".")))
+    return None if found is ... else found
 
 
-def _called(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _called(tree: Any) -> Iterator[tuple[str, Any]]:
     """(key, name) of all that names something to be called."""
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            path = f"{key}.{name}" if key else str(name)
-            if (value is not None and name in ("_target_", "()", "class")) or (
-                isinstance(value, str) and _REFERENCE.match(value)
-            ):
-                yield path, value
-            yield from _called(value, path)
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            yield from _called(value, f"{key}[{index}]")
+    for path, value, holder, _ in walk(tree):
+        named = value is not None and path[-1:] in (("_target_",), ("()",), ("class",))
+        refers = isinstance(holder, dict) and isinstance(value, str) and _REFERENCE.match(value)
+        if named or refers:
+            yield dotted(path), value

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from rlhf_lightning.config.locations import CONF_DIR
-from rlhf_lightning.config.typed import Key, Typed, with_targets
+from rlhf_lightning.config.tree import at
+from rlhf_lightning.config.typed import Key, Typed, leaves
 from rlhf_lightning.console.redaction import redact_text, remember, secrets
 from rlhf_lightning.errors import ConfigError
 
@@ -75,8 +76,8 @@ def check(config: Mapping[str, Any], raw: Any, typed: Typed) -> None:
         ConfigError: the first value that a file may not set; names it and says what to type to allow it.
     """
     remember(("", text) for text in secrets(config))
-    values = list(with_targets(config))
-    by_hand = {key for key, *_ in values if typed.has(key, _at(raw, key))}
+    values = list(leaves(config))
+    by_hand = {key for key, *_ in values if typed.has(key, at(raw, key))}
     typed_values = {_repeatable(key, value, target) for key, value, target in values if key in by_hand}
     places = check_places(config, raw, typed)
     places += [v for key, v, target in values if key in by_hand and _is_written(key, target)]
@@ -102,7 +103,7 @@ def check_places(config: Mapping[str, Any], raw: Any, typed: Typed) -> list[Any]
         if value == _shipped(name):  # `runs` may be a link to a larger disk
             places.append(value)
             continue
-        by_hand = typed.has((name,), _at(raw, (name,))) or (name == "run_dir" and typed.sets_run_dir())
+        by_hand = typed.has((name,), at(raw, (name,))) or (name == "run_dir" and typed.sets_run_dir())
         by_hand = by_hand or (name == "output_root" and value == OUTPUT_ROOT)
         if not by_hand and not any(_is_below(value, place, strictly=True) for place in (os.getcwd(), *places)):
             raise refusal(config, (name,), value, "may choose it below the working directory only, in no hidden folder")
@@ -181,7 +182,7 @@ def refusal(config: Mapping[str, Any], key: Key, value: Any, why: str) -> Config
     while key[-1].isdigit() and len(key) > 1:  # of a list only the whole can be typed
         key = key[:-1]
     told = redact_text(str(value))
-    words = _words(_dotted(key), redact_text(str(_at(config, key))) if isinstance(value, bytes) else _at(config, key))
+    words = _words(_dotted(key), redact_text(str(at(config, key))) if isinstance(value, bytes) else at(config, key))
     return ConfigError(
         f"{_dotted(key)}={told[:300]}: set by a config file, which {why}.\n"
         f"Remove it from the file, or add {redact_text(words)} to the command if you trust it."
@@ -235,17 +236,6 @@ def _is_below(value: Any, place: Any, strictly: bool = False) -> bool:
 def _names(key: Key) -> Key:
     """Without the places in lists."""
     return tuple(name for name in key if not name.isdigit()) or key
-
-
-def _at(tree: Any, key: Key) -> Any:
-    for name in key:
-        if isinstance(tree, Mapping):
-            tree = tree.get(name, ...)
-        elif isinstance(tree, list) and name.isdigit() and int(name) < len(tree):
-            tree = tree[int(name)]
-        else:
-            return ...
-    return tree
 
 
 def _dotted(key: Key) -> str:

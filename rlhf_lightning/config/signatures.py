@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _ROOTS = ("rlhf_lightning", "lightning", "torch")
-_METHOD = re.compile(r"    (?:@|async |def (?!__init__|__post_init__))")  # the beginning of what is not read
 RESERVED = frozenset(("_target_", "_partial_", "_args_", "_recursive_", "_convert_"))
 """Keys of a node that are Hydra's own."""
 
@@ -24,6 +23,17 @@ WORDS = {
     "list": "a list such as [a, b]", "dict": "a mapping such as {a: 1}",
 }  # fmt: skip
 """How the kinds that a config can write are called in messages."""
+
+
+_CONTAINERS = {
+    "Sequence": "list",
+    "list": "list",
+    "tuple": "list",
+    "Iterable": "list",
+    "Mapping": "dict",
+    "dict": "dict",
+}
+_NAMED = {name: name for name in ("int", "float", "bool", "str", "list", "dict")} | {"Path": "str", "Tensor": "object"}
 
 
 class Kind(NamedTuple):
@@ -163,53 +173,35 @@ def _literal(node: ast.expr | None) -> Any:
 
 def _alternatives(node: ast.expr, module: _Module) -> Iterator[Kind | None]:
     """Each alternative of a union; None for one that any value may fit."""
-    if isinstance(node, ast.BinOp):
-        yield from _alternatives(node.left, module)
-        yield from _alternatives(node.right, module)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield from _alternatives(ast.parse(node.value, mode="eval").body, module)
-    elif isinstance(node, ast.Constant):
-        yield Kind("None") if node.value is None else None
-    elif isinstance(node, ast.Subscript):
-        yield from _subscript(node, module)
-    elif isinstance(node, ast.Name):
-        yield from _named(node.id, module)
-    else:
-        yield None
-
-
-def _subscript(node: ast.Subscript, module: _Module) -> Iterator[Kind | None]:
-    name = ast.unparse(node.value).split(".")[-1]
-    inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    if name == "Literal":
-        yield Kind("choice", tuple(ast.literal_eval(item) for item in inside))
-    elif name in ("Union", "Optional"):
-        for item in inside:
-            yield from _alternatives(item, module)
-        if name == "Optional":
-            yield Kind("None")
-    elif name in ("Sequence", "list", "tuple", "Iterable"):
-        yield Kind("list")
-    elif name in ("Mapping", "dict"):
-        yield Kind("dict")
-    else:
-        yield None
-
-
-def _named(name: str, module: _Module) -> Iterator[Kind | None]:
-    if name in ("int", "float", "bool", "str", "list", "dict"):
-        yield Kind(name)
-    elif name == "Path":
-        yield Kind("str")
-    elif name == "Tensor":
-        yield Kind("object")  # nothing that a config can say
-    else:
-        found = _lookup(module, name)
-        alias = found[1].value if found is not None and isinstance(found[1], (ast.Assign, ast.AnnAssign)) else None
-        if found is None or alias is None:
+    match node:
+        case ast.BinOp(left=left, right=right):
+            yield from _alternatives(left, module)
+            yield from _alternatives(right, module)
+        case ast.Constant(value=str(text)):
+            yield from _alternatives(ast.parse(text, mode="eval").body, module)
+        case ast.Constant(value=value):
+            yield Kind("None") if value is None else None
+        case ast.Subscript(value=outer, slice=inner):
+            name = ast.unparse(outer).split(".")[-1]
+            inside = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            if name == "Literal":
+                yield Kind("choice", tuple(ast.literal_eval(item) for item in inside))
+            elif name in ("Union", "Optional"):
+                for item in inside:
+                    yield from _alternatives(item, module)
+                yield from [Kind("None")] * (name == "Optional")
+            else:
+                yield Kind(_CONTAINERS[name]) if name in _CONTAINERS else None
+        case ast.Name(id=name) if name in _NAMED:
+            yield Kind(_NAMED[name])
+        case ast.Name(id=name):
+            match _lookup(module, name):
+                case (home, ast.Assign(value=alias) | ast.AnnAssign(value=ast.expr() as alias)):
+                    yield from _alternatives(alias, home)
+                case _:
+                    yield None
+        case _:
             yield None
-        else:
-            yield from _alternatives(alias, found[0])
 
 
 # ----------------------------------------------------------------------------------------------------------- sources

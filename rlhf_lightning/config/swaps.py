@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlhf_lightning.config.signatures import RESERVED, signature_anywhere
+from rlhf_lightning.config.tree import at, walk
 from rlhf_lightning.config.typed import Key, Typed
 
 Layers = Callable[[], Sequence[Mapping[str, Any]]]
@@ -31,7 +32,7 @@ def drop_leftovers(cfg: DictConfig, layers: Layers, typed: Typed) -> None:
     found = [(key, names) for key, node in _nodes(tree) if (names := _not_taken(node))]
     files = layers() if found else ()
     for key, names in found:
-        given = _given_since_swap(key, str(_at(tree, key)["_target_"]), files, typed)
+        given = _given_since_swap(key, str(at(tree, key)["_target_"]), files, typed)
         if given is None:
             continue
         node = OmegaConf.select(cfg, ".".join(key))
@@ -41,14 +42,12 @@ def drop_leftovers(cfg: DictConfig, layers: Layers, typed: Typed) -> None:
                     del node[name]
 
 
-def _nodes(tree: Any, key: Key = ()) -> Iterator[tuple[Key, dict[str, Any]]]:
+def _nodes(tree: Any) -> Iterator[tuple[Key, dict[str, Any]]]:
     """Every node that names a target; those in lists are left out, since a later layer replaces a list as a whole."""
-    if isinstance(tree, dict) and key != ("hydra",):
-        target = tree.get("_target_")
-        if isinstance(target, str) and "${" not in target:
-            yield key, tree
-        for name, value in tree.items():
-            yield from _nodes(value, (*key, str(name)))
+    for path, value, *_ in walk({name: part for name, part in tree.items() if name != "hydra"}):
+        target = value.get("_target_") if isinstance(value, dict) else None
+        if isinstance(target, str) and "${" not in target and not any(isinstance(name, int) for name in path):
+            yield path, value
 
 
 def _not_taken(node: Mapping[str, Any]) -> list[str]:
@@ -63,7 +62,7 @@ def _given_since_swap(key: Key, target: str, files: Sequence[Mapping[str, Any]],
     given: set[str] = set()
     current, swapped = "", False
     for file in files:
-        node = _at(file, key)
+        node = at(file, key)
         if not isinstance(node, Mapping):
             continue
         named = str(node.get("_target_", current))
@@ -74,9 +73,3 @@ def _given_since_swap(key: Key, target: str, files: Sequence[Mapping[str, Any]],
     if current and target != current and typed.has((*key, "_target_")):
         return set()
     return given if swapped and target == current else None
-
-
-def _at(tree: Any, key: Key) -> Any:
-    for name in key:
-        tree = tree.get(name) if isinstance(tree, Mapping) else None
-    return tree

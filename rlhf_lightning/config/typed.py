@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from rlhf_lightning.config import locations
+from rlhf_lightning.config.tree import walk
 from rlhf_lightning.console.redaction import is_secret, remember, secrets
 
 Key = tuple[str, ...]
@@ -40,7 +41,7 @@ class Typed:
             if "{" in value.replace("${", ""):
                 remember(("", text) for text in secrets(_parsed(override)) if "${" not in text)
             if value.lstrip().startswith("{"):
-                self.keys |= {(*key, *path) for path, _ in leaves(_parsed(override))}
+                self.keys |= {(*key, *path) for path, *_ in leaves(_parsed(override))}
             else:
                 (self.lists if re.match(r"\s*(\[|\w+\()", value) else self.keys).add(key)
                 if is_secret(key[-1]) and "${" not in value:
@@ -57,22 +58,11 @@ class Typed:
         return any(key[:2] in (("hydra", "run"), ("hydra", "sweep")) for key in self.keys)
 
 
-def with_targets(tree: Any, key: Key = (), target: str = "") -> Iterator[tuple[Key, Any, str]]:
-    """(key, value, target of the innermost node around it) of every value."""
-    if isinstance(tree, Mapping):
-        target = str(tree.get("_target_", target))
-        for name, value in tree.items():
-            yield from with_targets(value, (*key, str(name)), target)
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            yield from with_targets(value, (*key, str(index)), target)
-    elif key:
-        yield key, tree, target
-
-
-def leaves(tree: Any) -> list[tuple[Key, Any]]:
-    """(key, value) of every value, those in lists with the place as name."""
-    return [(key, value) for key, value, _ in with_targets(tree)]
+def leaves(tree: Any) -> Iterator[tuple[Key, Any, str]]:
+    """(key, value, target of the innermost node around it) of every value, those in lists with the place as name."""
+    for path, value, _, target in walk(tree):
+        if path and not isinstance(value, (Mapping, list)):
+            yield tuple(map(str, path)), value, target
 
 
 def _parsed(override: str) -> Any:
@@ -95,6 +85,6 @@ def _local() -> Iterator[tuple[Key, Any]]:
     package = re.search(r"(?m)^#\s*@package\s+(\S+)", text)
     outer = ("local",) if package is None else () if package[1] == "_global_" else tuple(package[1].split("."))
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    for key, value in leaves(yaml.load(text, Loader=loader)):
+    for key, value, _ in leaves(yaml.load(text, Loader=loader)):
         if "${" not in re.sub(r"\$\{oc\.env:\w+\}", "", str(value)):
             yield (*outer, *key), value

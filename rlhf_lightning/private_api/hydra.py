@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra._internal import hydra as internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 
@@ -37,14 +38,22 @@ class ConfigLoader(ConfigLoaderImpl):
 
 @contextmanager
 def composing_with(loader: type[ConfigLoader]) -> Iterator[None]:
-    """Inside, Hydra composes with ``loader``. Relies on the name by which it finds its own; it takes no other."""
+    """Inside, Hydra composes with ``loader``, and only once: ``hydra.mode`` is what the command line says.
+
+    Relies on the name by which it finds its own loader, and on the method that composes all to ask for the mode.
+    """
     patched: Any = internal
-    before = patched.ConfigLoaderImpl
-    patched.ConfigLoaderImpl = loader
+    before = patched.ConfigLoaderImpl, patched.Hydra.get_mode
+    patched.ConfigLoaderImpl, patched.Hydra.get_mode = loader, _typed_mode
     try:
         yield
     finally:
-        patched.ConfigLoaderImpl = before
+        patched.ConfigLoaderImpl, patched.Hydra.get_mode = before
+
+
+def _typed_mode(self: Any, config_name: str | None, overrides: list[str]) -> RunMode | None:
+    typed = [value for key, _, value in (override.partition("=") for override in overrides) if key == "hydra.mode"]
+    return RunMode.__members__.get(typed[-1]) if typed else None
 
 
 def file_of(source: Any, config_path: str) -> str:

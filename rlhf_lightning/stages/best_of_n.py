@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.labelling.ranking import ranking_rows, write_rows
 from rlhf_lightning.labelling.selection import best_rows, selection_metrics
 from rlhf_lightning.rules.stages import RANKINGS
@@ -36,28 +35,19 @@ def _select(run: Run) -> dict[str, float]:
     section = run.section("best_of_n")
     parents = run.parents({"policy": section["policy"], "data": section["data"]["train"]})
     scorer = run.build(run.config["scorer"])
-    module = SamplingModule(
-        run.model(section["policy"]),
-        [scorer],
-        engine=run.build(run.config["rollout"]),
-        sampling=run.build(section["sampling"]),
-        samples_per_prompt=section["n"],
-        seed=section["seed"],
-    )
-    data = run.build(section["data"], tokenizer=module.tokenizer)
-    run.predictor().predict(module, datamodule=data, return_predictions=False)
-    rows = best_rows(module.records, scorer.name, section["n"])
+    records = run.sample(section, section["policy"], [scorer], section["n"])
+    rows = best_rows(records, scorer.name, section["n"])
     if not rows:
         raise DataError(
-            f"best_of_n: of {len(module.records)} answers none is both finished and not empty; raise "
+            f"best_of_n: of {len(records)} answers none is both finished and not empty; raise "
             "best_of_n.sampling.max_new_tokens or fine-tune the policy first"
         )
-    found = selection_metrics(module.records, rows, scorer.name, section["n"])
+    found = selection_metrics(records, rows, scorer.name, section["n"])
     metrics = {f"best_of_n/{name}": value for name, value in found.items()}
     if run.is_first:
         _tell(found, section["n"])
         provenance = run.provenance("best_of_n", metrics, parents)
-        rankings = ranking_rows(module.records, scorer.name)
+        rankings = ranking_rows(records, scorer.name)
 
         def write(folder: Path) -> None:
             write_rows(folder / FILE, rows)

@@ -9,7 +9,6 @@ from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation import compare, print_table, write_report
-from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.rules.combinations import NO_JUDGE
 from rlhf_lightning.scoring import RewardModelScorer, Scorer
@@ -35,19 +34,8 @@ def run_evaluate(run: Run) -> dict[str, float]:
 
 def _sample(run: Run, name: str, folder: str, scorers: list[Scorer]) -> list[dict[str, Any]]:
     section = run.section("evaluate")
-    baseline = section["policies"][section["baseline"]]
-    module = SamplingModule(
-        run.model(folder),
-        scorers,
-        reference=None if name == section["baseline"] else run.model(baseline),
-        engine=run.build(run.config["rollout"]),
-        sampling=run.build(section["sampling"]),
-        samples_per_prompt=section["samples_per_prompt"],
-        seed=section["seed"],
-    )
-    data = run.build(section["data"], tokenizer=module.tokenizer)
-    run.predictor().predict(module, datamodule=data, return_predictions=False)
-    return module.records
+    reference = None if name == section["baseline"] else section["policies"][section["baseline"]]
+    return run.sample(section, folder, scorers, section["samples_per_prompt"], reference)
 
 
 def _scorers(run: Run) -> list[Scorer]:

@@ -10,7 +10,7 @@ import torch
 
 from rlhf_lightning import signals
 from rlhf_lightning.config.allowlist import check_names, check_objects
-from rlhf_lightning.config.checks import judged
+from rlhf_lightning.config.judging import judged
 from rlhf_lightning.rules.stages import stage_of
 from rlhf_lightning.stages.parts import check_parts, load_stage
 from rlhf_lightning.stages.places import check_reads, outputs

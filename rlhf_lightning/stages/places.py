@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf_lightning.checkpoint.places import LOCK, foreign, links
 from rlhf_lightning.checkpoint.provenance import read_provenance
+from rlhf_lightning.config.tree import walk
 from rlhf_lightning.data.readers.arrow import HUB
 from rlhf_lightning.errors import CheckpointError, ConfigError, DataError
 from rlhf_lightning.rules.stages import STAGES, names, stage_of
@@ -160,14 +161,9 @@ def inputs(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _texts(tree: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(tree, Mapping):
-        for name, value in tree.items():
-            yield from _texts(value, f"{key}.{name}")
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from _texts(value, key)
-    elif isinstance(tree, str):
-        yield key, tree
+    for path, value, *_ in walk(tree):
+        if isinstance(value, str):
+            yield ".".join([key, *(str(name) for name in path if not isinstance(name, int))]), value
 
 
 def _is_there(text: str) -> bool:

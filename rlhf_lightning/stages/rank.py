@@ -8,8 +8,7 @@ from typing import Any
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.data.readers.files import read_rows
 from rlhf_lightning.data.rows.validate import validate_rows
-from rlhf_lightning.labelling import SamplingModule, ranking_rows
-from rlhf_lightning.labelling.ranking import candidate_rows, write_rows
+from rlhf_lightning.labelling.ranking import candidate_rows, ranking_rows, write_rows
 from rlhf_lightning.rules.stages import RANKINGS
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.run import Run
@@ -26,21 +25,11 @@ def run_rank(run: Run) -> dict[str, float]:
             dict(located.row) for located in validate_rows(read_rows(section["human_ranks"]), "comparisons")
         ]
         return _write(run, RANKINGS, rows, parents)
-    policy = run.model(section["policy"])
     scorers = [run.build(run.config["judge"])] if run.config["judge"] else []
-    module = SamplingModule(
-        policy,
-        scorers,
-        engine=run.build(run.config["rollout"]),
-        sampling=run.build(section["sampling"]),
-        samples_per_prompt=section["samples_per_prompt"],
-        seed=section["seed"],
-    )
-    data = run.build(section["data"], tokenizer=module.tokenizer)
-    run.predictor().predict(module, datamodule=data, return_predictions=False)
+    records = run.sample(section, section["policy"], scorers, section["samples_per_prompt"])
     if not scorers:
-        return _write(run, CANDIDATES, candidate_rows(module.records), parents)
-    found = ranking_rows(module.records, scorers[0].name, noise=section["noise"], seed=section["seed"])
+        return _write(run, CANDIDATES, candidate_rows(records), parents)
+    found = ranking_rows(records, scorers[0].name, noise=section["noise"], seed=section["seed"])
     return _write(run, RANKINGS, found, parents)
 
 

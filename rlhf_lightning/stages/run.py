@@ -19,9 +19,11 @@ from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
 from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.errors import CheckpointError
+from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.private_api.lightning import leave_signals_alone
+from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.stages.loggers import build_loggers
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.places import CHECKPOINTS, HISTORY
@@ -126,6 +128,28 @@ class Run:
         lightning.seed_everything(self.seed, verbose=False)
         silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
         return self._trainer({**silent, "callbacks": [StopAtBoundary()]})
+
+    def sample(
+        self,
+        section: Mapping[str, Any],
+        policy: str,
+        scorers: Sequence[Scorer],
+        samples: int,
+        reference: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """The records of ``samples`` answers to each prompt of a section's data, see `SamplingModule`."""
+        module = SamplingModule(
+            self.model(policy),
+            scorers,
+            reference=self.model(reference) if reference else None,
+            engine=self.build(self.config["rollout"]),
+            sampling=self.build(section["sampling"]),
+            samples_per_prompt=samples,
+            seed=section["seed"],
+        )
+        data = self.build(section["data"], tokenizer=module.tokenizer)
+        self.predictor().predict(module, datamodule=data, return_predictions=False)
+        return module.records
 
     def parents(self, paths: Mapping[str, str | Sequence[str] | None]) -> Parents:
         """What a stage is going to learn from; called before any of it is read. The first rank asks for all."""

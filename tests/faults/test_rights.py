@@ -48,7 +48,7 @@ ALLOWED = {
     "job": ("name: '${oc.env:SLURM_JOB_ID}'", "name", "17"),
     "stop": ("sft: {data: {max_length: 99}}\nx: {stop: ['/a', 'b://', '~']}", "x.stop.1", "b://"),
     "created": ("x: \"${oc.create:'{a: 1}'}\"", "x.a", 1),
-    "infinite": ("ppo: {settings: {max_approx_kl: .inf}}", "ppo.settings.max_approx_kl", float("inf")),
+    "infinite": ("checkpoint: {every_n_minutes: .inf}", "checkpoint.every_n_minutes", float("inf")),
     "logger": (
         "logger: {_target_: lightning.pytorch.loggers.CSVLogger, save_dir: '${run_dir}', name: a/b}",
         "logger.name",

@@ -7,8 +7,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import SimpleProfiler
 
 from rlhf_lightning.checkpoint import write_folder
-from rlhf_lightning.config import checks
 from rlhf_lightning.config import compose as compose_module
+from rlhf_lightning.config import judging
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.stages import Run, pipeline
@@ -44,10 +44,10 @@ def test_a_stage_without_data_is_refused_before_anything_runs():
 
 def test_a_config_is_judged_once_and_again_only_if_it_was_changed(monkeypatch):
     judged, complete = [], []
-    check_config, check_complete = checks.check_config, checks.check_complete
+    check_config, check_complete = judging.check_config, judging.check_complete
     monkeypatch.setattr(compose_module, "check_config", lambda c: (judged.append(c), check_config(c)))
-    monkeypatch.setattr(checks, "check_config", lambda c: (judged.append(c), check_config(c)))
-    monkeypatch.setattr(checks, "check_complete", lambda c: (complete.append(c), check_complete(c)))
+    monkeypatch.setattr(judging, "check_config", lambda c: (judged.append(c), check_config(c)))
+    monkeypatch.setattr(judging, "check_complete", lambda c: (complete.append(c), check_complete(c)))
     monkeypatch.setattr(pipeline, "Run", lambda config: pytest.skip("begins"))
 
     def calls(config):
@@ -60,7 +60,7 @@ def test_a_config_is_judged_once_and_again_only_if_it_was_changed(monkeypatch):
     config = compose(["stage=sft"])
     assert calls(config) == (1, 1)
     assert calls(dict(config)) == (1, 1)
-    assert calls(checks.judged(config)) == (0, 1)  # as the command does it
+    assert calls(judging.judged(config)) == (0, 1)  # as the command does it
     changed = compose(["stage=sft"])
     changed["sft"]["max_epochs"] = 2
     assert calls(changed) == (2, 1)
