@@ -119,6 +119,22 @@ def test_validation_has_one_reference_point_whatever_the_batches(file, micro, ot
     )
 
 
+def test_each_validation_has_the_reference_point_of_the_policy_as_it_is(file):
+    module = offline.unpaired(lr=20.0, reference=sure())
+    logged = offline.fit(module, offline.answers(file, validation=file), epochs=2)
+    assert logged["val/kl"] == pytest.approx(point_of(module.policy, sure()), rel=1e-5)
+    assert abs(point_of(tiny.policy(), sure()) - logged["val/kl"]) > 0.1
+
+
+def test_a_mean_over_no_answers_is_not_logged(file, tmp_path):
+    good = [{"prompt": p, "completion": c, "label": 1} for p, c, label in ROWS if label]
+    held_out = offline.write(tmp_path / "good.jsonl", good)
+    logged = offline.fit(offline.unpaired(lr=0.0), offline.answers(file, validation=held_out))
+    assert logged["val/num_chosen"] == 4 and logged["val/num_rejected"] == 0
+    sides = {name.removeprefix("val/") for name in logged if name.startswith("val/") and "/" in name[4:]}
+    assert sides == {"rewards/accuracies", "rewards/chosen", "logps/chosen", "drift/chosen"}
+
+
 def test_held_out_labels_are_learned_and_the_reference_stands_still(tmp_path):
     good, bad = [" very good .", " good and kind .", " happy"], [" bad .", " slow and bad .", " very slow"]
 
