@@ -199,6 +199,17 @@ def test_rows_packed_cut_or_padded_learn_the_same(options, critic, monkeypatch):
     assert logged["perf/padding"] <= plain["perf/padding"] + 1e-9 or "by_length" in options
 
 
+def test_a_single_update_may_use_the_log_probabilities_kept_while_the_turns_were_sampled():
+    alone = {"baseline": "none", "advantage": partial(gae, lam=1.0)}
+    expected, module, _ = trained(reuse_logprobs=False, **alone)
+    found, again, logged = trained(**alone)
+    rollout = again.last_experience.rollout
+    assert again.last_experience.logprobs is not rollout.rollout_logprobs and rollout.context.any()
+    assert torch.equal(again.last_experience.logprobs, rollout.rollout_logprobs) and logged["val/ratio"] == 1.0
+    assert not torch.equal(module.last_experience.logprobs, rollout.rollout_logprobs)
+    assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
 def test_frozen_lower_layers_learn_the_same_as_without_their_cached_outputs(tmp_path):
     _, module, _ = trained(tmp_path, depth=1, micro_batch_size=4)
     experience = module.last_experience
