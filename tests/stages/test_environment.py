@@ -23,7 +23,7 @@ def words(folder):
 @pytest.mark.parametrize("inner", ["loop.LoopEngine", "hf.HFGenerateEngine"])
 def test_a_run_with_an_environment_logs_its_reward(tmp_path, inner):
     go(words(tmp_path), tmp_path / "run", f"rollout.engine._target_=rlhf_lightning.rollout.{inner}")
-    rows = list(csv.DictReader((tmp_path / "run" / "history" / "ppo.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "run" / "history" / "ppo.csv").read_text().splitlines()))
     scores = [float(row["objective/scores"]) for row in rows]
     assert len(scores) == 2 and all(1 <= score <= 3 for score in scores)  # turns that were heard
 
