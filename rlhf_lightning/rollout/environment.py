@@ -122,11 +122,16 @@ class EnvironmentEngine:
         """One response per prompt row.
 
         Raises:
-            ConfigError: no tokenizer, or what the engine raises.
+            ConfigError: no tokenizer, no room for a turn, or what the engine raises.
             RewardFunctionError: an environment raised.
         """
         if tokenizer is None:
             raise ConfigError("EnvironmentEngine.generate(prompts, sampling, tokenizer): environments read text")
+        if self.max_tokens is not None and self.max_tokens < sampling.max_new_tokens:
+            raise ConfigError(
+                f"rollout.max_tokens={self.max_tokens}: one turn may have sampling.max_new_tokens="
+                f"{sampling.max_new_tokens}; give more, or null"
+            )
         episodes = [
             self._begin(row, ids[real].tolist(), tokenizer)
             for row, ids, real in zip(prompts.rows, prompts.input_ids, prompts.attention_mask, strict=True)

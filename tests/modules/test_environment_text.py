@@ -140,6 +140,7 @@ def test_advantages_do_not_see_what_stands_at_text_from_elsewhere(name, monkeypa
     for column in ("rewards", "advantages", "returns", "weights"):
         a, b = getattr(expected[0], column), getattr(found[0], column)
         assert (a is None and b is None) or torch.equal(a[experience.mask], b[experience.mask]), column
+    assert (found[0].rewards[~rollout.mask] == 0).all()
 
 
 def test_advantages_and_rewards_are_those_of_the_response_without_the_gap():
@@ -198,6 +199,17 @@ def test_rows_packed_cut_or_padded_learn_the_same(options, critic, monkeypatch):
     assert logged["perf/padding"] <= plain["perf/padding"] + 1e-9 or "by_length" in options
 
 
+def test_a_single_update_may_use_the_log_probabilities_kept_while_the_turns_were_sampled():
+    alone = {"baseline": "none", "advantage": partial(gae, lam=1.0)}
+    expected, module, _ = trained(reuse_logprobs=False, **alone)
+    found, again, logged = trained(**alone)
+    rollout = again.last_experience.rollout
+    assert again.last_experience.logprobs is not rollout.rollout_logprobs and rollout.context.any()
+    assert torch.equal(again.last_experience.logprobs, rollout.rollout_logprobs) and logged["val/ratio"] == 1.0
+    assert not torch.equal(module.last_experience.logprobs, rollout.rollout_logprobs)
+    assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
 def test_frozen_lower_layers_learn_the_same_as_without_their_cached_outputs(tmp_path):
     _, module, _ = trained(tmp_path, depth=1, micro_batch_size=4)
     experience = module.last_experience
@@ -224,11 +236,15 @@ def test_micro_batches_are_cut_by_whole_responses_and_trimmed_behind_them(packed
         assert torch.equal(parts[0, 2].context, context[[0, 2], :7])
 
 
-def test_lengths_tokens_and_kl_are_those_of_the_policy():
-    module, logged = fit(build(lr=0.0))
+def test_lengths_tokens_and_kl_are_those_of_the_policy(monkeypatch):
+    module, counts = build(lr=0.0), []
+    loss = module.loss
+    monkeypatch.setattr(module, "loss", lambda batch, given: (counts.append(given), loss(batch, given))[1])
+    _, logged = fit(module)
     rollout = module.last_experience.rollout
     written = rollout.mask.sum(1).double()
     assert rollout.context.any() and logged["completions/mean_length"] == pytest.approx(written.mean().item())
+    assert counts and all(count == rollout.mask.sum() for given in counts for count in given)
     assert module.tokens == rollout.mask.sum() and logged["objective/kl"] == 0.0
     surprise = -torch.where(rollout.mask, module.last_experience.logprobs, 0).sum(1)
     assert logged["objective/entropy"] == pytest.approx(surprise.mean().item(), rel=1e-4)

@@ -168,10 +168,12 @@ def test_an_environment_that_raises_is_named_with_what_it_did_and_the_prompt():
         rollout(engine(lambda: type("Talk", (), {"reset": lambda self: None})()))
 
 
-def test_environments_need_a_tokenizer_and_at_least_one_turn():
+def test_environments_need_a_tokenizer_and_room_for_a_turn():
     talk = engine()
     talk.sync(tiny.policy(), [1], 0, 0)
     with pytest.raises(ConfigError, match="environments read text"):
         talk.generate(tiny.prompts("good"), Sampling(2))
+    with pytest.raises(ConfigError, match=r"rollout\.max_tokens=2: one turn may have sampling\.max_new_tokens=3"):
+        rollout(engine(max_tokens=2))
     with pytest.raises(ConfigError, match=r"rollout\.max_turns=0"):
         engine(max_turns=0)

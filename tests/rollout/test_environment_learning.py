@@ -13,8 +13,8 @@ PAGE = ROOT / "docs" / "extending.md"
 
 @pytest.mark.slow
 def test_the_guessing_game_of_the_documentation_is_learned_with_every_seed(tmp_path):
-    more = "for seed in (1, 2, 3, 4, 5):\n    seen = play(seed)\n    print('learned', seen[0], sum(seen[-5:]) / 5)\n"
-    (tmp_path / "page.py").write_text(f"{program(PAGE)}\n{more}")
+    more = "for seed in range(1, 6): rewards = play(seed); print('learned', rewards[0], sum(rewards[-5:]) / 5)"
+    (tmp_path / "page.py").write_text(f"{program(PAGE)}\n{more}\n")
     command = [sys.executable, "-W", "ignore", "page.py"]
     env = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True, timeout=300)
