@@ -31,11 +31,9 @@ from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.engine import check_prompts
 from rlhf_lightning.rollout.groups import replaced, undecided
 from rlhf_lightning.scoring import Scorer
-from rlhf_lightning.training.iteration_guard import on_all_ranks
-from rlhf_lightning.training.micro_batches import micro_batches, take
-from rlhf_lightning.training.schedule import Schedule
+from rlhf_lightning.training.micro_batches import Schedule, micro_batches, take
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
-from rlhf_lightning.training.step_guard import NotFinite
+from rlhf_lightning.training.step_guard import NotFinite, on_all_ranks
 from rlhf_lightning.types import Experience, PromptBatch, Rollout
 
 T = TypeVar("T")

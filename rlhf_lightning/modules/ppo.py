@@ -33,8 +33,8 @@ from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
 from rlhf_lightning.rules.combinations import FSDP2_LAYOUT
 from rlhf_lightning.scoring import Scorer, details_of
-from rlhf_lightning.training.iteration_guard import require_finite
 from rlhf_lightning.training.micro_batches import evaluated, neighbours
+from rlhf_lightning.training.step_guard import require_finite
 from rlhf_lightning.types import Experience, PromptBatch, Rollout
 
 AdvantageFunction = Callable[..., tuple[Tensor, Tensor]]

@@ -11,7 +11,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.ratios import CORRECTIONS
 from rlhf_lightning.rules.combinations import check_schedule
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.training.schedule import Schedule
+from rlhf_lightning.training.micro_batches import Schedule
 from rlhf_lightning.types import Rollout
 
 Aggregate = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -11,10 +12,26 @@ from torch import Tensor
 from rlhf_lightning import signals
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.models.packing import adjacent_groups, balanced
-from rlhf_lightning.training.schedule import Schedule
 from rlhf_lightning.types import Experience, Rollout
 
 Part = TypeVar("Part", Rollout, Experience)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Responses on one rank."""
+
+    rows: int  # of a rollout
+    minibatch: int
+    micro: int  # of a micro-batch; by length it may hold more that are shorter
+    micro_batches: int  # of a minibatch
+    by_length: bool
+    packed: bool = False  # the rows of a micro-batch need not be of similar length
+
+    def at_most(self, micro: int) -> Schedule:
+        """The same with micro-batches of at most ``micro`` responses."""
+        micro = min(micro, self.micro)
+        return replace(self, micro=micro, micro_batches=max(self.micro_batches, -(-self.minibatch // micro)))
 
 
 def micro_batches(rollout: Rollout, schedule: Schedule) -> list[Tensor]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from rlhf_lightning.errors import OutOfMemory
 from rlhf_lightning.models.memory import fits, halved, is_out_of_memory
+from rlhf_lightning.training.micro_batches import Schedule
 from rlhf_lightning.training.random_state import random_state, restore_random_state
 from rlhf_lightning.training.ranks import Ranks
-from rlhf_lightning.training.schedule import Schedule
 from rlhf_lightning.types import ComparisonBatch, FeedbackBatch
 
 T = TypeVar("T")
