@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Means(Metric):
     sums: Tensor  # float64 [names], zero [] before the first update
 
     def __init__(self, counts: Mapping[str, str]) -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=_of_all_ranks)
         self.counts = counts
         self.names: list[str] = []
         self.add_state("sums", torch.zeros(()), dist_reduce_fx="sum")
@@ -49,3 +50,10 @@ class Means(Metric):
         totals = dict(zip(self.names, self.sums.tolist(), strict=True))
         kept, other = set(self.counts.values()), self.counts[""]
         return {n: v if n in kept else v / max(totals[self.counts.get(n, other)], 1.0) for n, v in totals.items()}
+
+
+def _of_all_ranks(tensor: Tensor, group: Any = None) -> list[Tensor]:
+    """A tensor of the same shape on every rank, from each; torchmetrics' own also waits for all and asks for shapes."""
+    ranks = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(ranks, tensor, group)
+    return ranks
