@@ -127,10 +127,14 @@ def _check_numbers_of(stage: str, section: Mapping[str, Any]) -> None:
     for name, least in _LEAST.items():
         if is_number(section.get(name)):
             require(f"{stage}.{name}", section[name], at_least=least)
-    for key, node in _nodes({stage: section}):
-        for name in _REPEATED:
-            if name in section and node.get(name, section[name]) != section[name]:
+    nodes = list(_nodes({stage: section}))
+    for name in (name for name in _REPEATED if name in section):
+        taking = [(key, node) for key, node in nodes if name in node]
+        for key, node in taking:
+            if node[name] != section[name]:
                 raise ConfigError(f"{key}.{name}={node[name]}: set {stage}.{name} instead, which stands there as well")
+        if not taking and section[name] != _file(f"stage/{stage}").get(stage, section).get(name, section[name]):
+            raise ConfigError(f"{stage}.{name}={section[name]}: {section['module']['_target_']} takes no {name}")
 
 
 # ---------------------------------------------------------------------------------------------- keys with a `_target_`

@@ -91,8 +91,13 @@ class JudgedLoader(ConfigLoader):
             check_brackets(override, override.partition("=")[0])
         typed = resolving.begin(overrides)
         try:
-            cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
-            check_hydra(cfg.hydra, overrides)
+            added = overrides[-1:] if self.adds_mode and overrides[-1:] == [f"hydra.mode={run_mode.name}"] else []
+            given = overrides[: len(overrides) - len(added)]  # so that a mode that a file sets is seen
+            cfg = super().load_configuration(config_name, given, run_mode, from_shell, validate_sweep_overrides)
+            check_hydra(cfg.hydra, given)
+            if added:
+                cfg.hydra.mode = run_mode
+                cfg.hydra.overrides.hydra += added
             self._check_places(cfg, typed)
             drop_leftovers(cfg, self._layers, typed)
             if run_mode == RunMode.MULTIRUN:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 class ConfigLoader(ConfigLoaderImpl):
     """Hydra's loader, with a public name for what a subclass may do and ask. Hydra has no hook before it composes."""
 
+    adds_mode = False  # whether the last override is the mode, which Hydra adds to a command that names none
     _composed: tuple[Any, Any] = ((), None)  # defaults list and repository of what was composed last
 
     def check_files(self, config_name: str | None, repo: Any) -> None:
@@ -53,6 +54,7 @@ def composing_with(loader: type[ConfigLoader]) -> Iterator[None]:
 
 def _typed_mode(self: Any, config_name: str | None, overrides: list[str]) -> RunMode | None:
     typed = [value for key, _, value in (override.partition("=") for override in overrides) if key == "hydra.mode"]
+    ConfigLoader.adds_mode = not typed
     return RunMode.__members__.get(typed[-1]) if typed else None
 
 

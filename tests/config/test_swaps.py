@@ -90,6 +90,13 @@ def test_a_typed_key_is_never_dropped():
         compose(["stage=ppo", "ppo.optimizer._target_=torch.optim.SGD", "ppo.optimizer.eps=0.1"])
 
 
+def test_a_limit_of_a_step_that_the_swapped_module_does_not_take_is_an_error():
+    words = ["stage=sft", f"sft.module._target_={NOTHING}"]
+    assert compose(words)["sft"]["max_grad_norm"] == 1.0
+    with pytest.raises(ConfigError, match=rf"sft\.max_grad_norm=2: {NOTHING} takes no max_grad_norm"):
+        compose([*words, "sft.max_grad_norm=2"])
+
+
 def test_keys_of_the_shipped_part_need_no_plus():
     config = compose(["stage=ppo", "ppo.loss.clip_range_high=0.28", "rollout.micro_batch_size=8"])
     assert config["ppo"]["loss"]["clip_range_high"] == 0.28

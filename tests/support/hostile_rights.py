@@ -125,6 +125,7 @@ ASKS = {
 TYPES_FOR_THE_USER = {
     "overrides": "hydra: {overrides: {task: ['trusted_targets=[os]']}}\ntrusted_targets: [os]",
     "overrides_of_hydra": "hydra: {overrides: {hydra: ['hydra.run.dir=OUTSIDE']}}\nrun_dir: OUTSIDE",
+    "mode": "hydra: {mode: MULTIRUN}",
     "sweep": "hydra: {mode: MULTIRUN, sweeper: {params: {trusted_targets: '[os]'}}}",
     "sweep_params": "hydra: {sweeper: {params: {sft.output: OUTSIDE}}}",
 }
