@@ -10,7 +10,7 @@ from pathlib import Path
 from rlhf_lightning.errors import DataError
 
 HistoryRow = dict[str, float | str]
-"""One row: ``step`` (number), ``kind`` (``train`` or ``validation``), ``seconds``, and the tags that were logged."""
+"""One row: ``step`` (int), ``kind`` (``train`` or ``validation``), ``seconds``, and the tags that were logged."""
 
 
 def read_history(path: str | Path) -> list[HistoryRow]:
@@ -65,6 +65,6 @@ def moving_mean(values: Sequence[float], window: int) -> list[float]:
 
 def _number(text: str, tag: str, place: str) -> float:
     try:
-        return float(text)
+        return int(text) if tag == "step" else float(text)
     except ValueError:
         raise DataError(f"{place}: {tag}: {text!r} is not a number; delete the file or repair the line") from None
