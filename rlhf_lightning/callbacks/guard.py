@@ -116,8 +116,11 @@ class RewardHackingGuard(pl.Callback):
             logged["guard/gold"] = gold
         pl_module.log_dict({"guard/alarm": float(len(self.alarms)), **logged})
         for alarm in fresh:
-            rank_zero_warn(f"reward hacking? rollout {alarm.rollout}, {alarm.cause}: {alarm.reason}")
-            _write(trainer, alarm)
+            text = f"rollout {alarm.rollout}, {alarm.cause}: {alarm.reason}"
+            rank_zero_warn(f"reward hacking? {text}")
+            for logger in trainer.loggers if trainer.is_global_zero else ():
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_text("guard/alarm", text, alarm.rollout - 1)  # the first rollout is at 0
         if trainer.strategy.broadcast(bool(fresh) and self.action == "stop"):  # rank 0 decides for all
             trainer.should_stop = True
 
@@ -153,10 +156,3 @@ class RewardHackingGuard(pl.Callback):
             return pl_module.generate(self._prompts)
         finally:
             pl_module.engine.load_state_dict(state)
-
-
-def _write(trainer: pl.Trainer, alarm: Alarm) -> None:
-    for logger in trainer.loggers if trainer.is_global_zero else ():
-        if isinstance(logger, TensorBoardLogger):
-            text = f"rollout {alarm.rollout}, {alarm.cause}: {alarm.reason}"
-            logger.experiment.add_text("guard/alarm", text, alarm.rollout - 1)  # the first rollout is at 0

@@ -46,12 +46,6 @@ def series(rows: Sequence[HistoryRow], tag: str, kind: str | None = None) -> tup
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def last_value(rows: Sequence[HistoryRow], tag: str) -> float | None:
-    """The newest finite value of ``tag``, or None."""
-    values = series(rows, tag)[1]
-    return values[-1] if values else None
-
-
 def moving_mean(values: Sequence[float], window: int) -> list[float]:
     """Mean over up to ``window`` values around each place (fewer at the ends), same length as ``values``.
 

@@ -37,9 +37,6 @@ def gold(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> 
         prompts: openings; the first noun with a topic sets what is on topic (without one every noun is welcome).
         completions: as many continuations.
         columns: other columns of the rows, not looked at.
-
-    Returns:
-        one score for each completion.
     """
     return [_score(prompt, completion.split()) for prompt, completion in zip(prompts, completions, strict=True)]
 
