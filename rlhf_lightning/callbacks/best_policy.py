@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -92,7 +91,9 @@ class BestPolicy(pl.Callback):
             return
         score, kl = (math.fsum(column) / len(self._recent) for column in zip(*self._recent, strict=True))
         policy: Any = pl_module.policy
-        wins = self._wins(score, kl, self._limit(metrics)) and first_nonfinite(policy.named_parameters()) is None
+        allowed = math.isfinite(score) and math.isfinite(kl) and kl <= self._limit(metrics)
+        better = allowed and (self.best is None or score > self.best["score"])
+        wins = better and first_nonfinite(policy.named_parameters()) is None
         if trainer.strategy.broadcast(wins):  # rank 0 decides for all
             self.best = {"rollout": rollout, "score": score, "kl": kl}
             self._weights = _copy(policy.state_dict())
@@ -135,14 +136,9 @@ class BestPolicy(pl.Callback):
         target = metrics.get(KL_TARGET, math.nan)
         return TARGET_SLACK * target if math.isfinite(target) and target > 0 else math.inf
 
-    def _wins(self, score: float, kl: float, limit: float) -> bool:
-        if not (math.isfinite(score) and math.isfinite(kl)) or kl > limit:
-            return False
-        return self.best is None or score > self.best["score"]
-
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+        name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
         for name, value in state.items()
     }

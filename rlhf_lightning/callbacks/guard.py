@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from rlhf_lightning.callbacks.score_monitor import judged_scores
 from rlhf_lightning.callbacks.steps import NewNumbers, gave_up, logged_scalars, steps_done
 from rlhf_lightning.data import PromptData
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import PROXY, Alarm, HackingDetector, Limits
-from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.rollout import rank_seed
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.types import PromptBatch, Rollout
 
 MONITOR = "monitor/"
-
-
-class Gold(NamedTuple):
-    """The score that matters, over the responses of all ranks; NaN where it is not known."""
-
-    mean: float
-    std: float
 
 
 class RewardHackingGuard(pl.Callback):
@@ -114,22 +107,20 @@ class RewardHackingGuard(pl.Callback):
         if PROXY not in metrics or gave_up(pl_module):
             return
         rollout = steps_done(trainer)
-        gold = self._ask(pl_module, rollout) if self.gold is not None else self._monitored(trainer)
-        fresh = self.detector.observe(
-            rollout, metrics, None if gold is None else gold.mean, gold.std if gold else math.nan
-        )
+        gold, spread = self._ask(pl_module, rollout) if self.gold is not None else (self._monitored(trainer), math.nan)
+        fresh = self.detector.observe(rollout, metrics, gold, spread)
         measured = self.detector.measured
-        logged = {
-            f"guard/{name}": measured[cause]
-            for cause, name in (("gold", "gold_drop"), ("gap", "gap"))
-            if cause in measured
-        }
+        names = {"gold": "gold_drop", "gap": "gap"}
+        logged = {f"guard/{name}": measured[cause] for cause, name in names.items() if cause in measured}
         if self.gold is not None and gold is not None:
-            logged["guard/gold"] = gold.mean
+            logged["guard/gold"] = gold
         pl_module.log_dict({"guard/alarm": float(len(self.alarms)), **logged})
         for alarm in fresh:
-            rank_zero_warn(f"reward hacking? rollout {alarm.rollout}, {alarm.cause}: {alarm.reason}")
-            _write(trainer, alarm)
+            text = f"rollout {alarm.rollout}, {alarm.cause}: {alarm.reason}"
+            rank_zero_warn(f"reward hacking? {text}")
+            for logger in trainer.loggers if trainer.is_global_zero else ():
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_text("guard/alarm", text, alarm.rollout - 1)  # the first rollout is at 0
         if trainer.strategy.broadcast(bool(fresh) and self.action == "stop"):  # rank 0 decides for all
             trainer.should_stop = True
 
@@ -139,25 +130,23 @@ class RewardHackingGuard(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.detector.load_state_dict(state_dict)
 
-    def _monitored(self, trainer: pl.Trainer) -> Gold | None:
+    def _monitored(self, trainer: pl.Trainer) -> float | None:
         """The number of a monitor, if it was logged since the last look."""
         tag = self.gold_tag or min((t for t in trainer.callback_metrics if t.startswith(MONITOR)), default=None)
-        new = self._new.look(trainer)
-        return Gold(new[tag], math.nan) if tag in new else None
+        return self._new.look(trainer).get(tag)
 
-    def _ask(self, pl_module: Any, rollout: int) -> Gold | None:
-        """What the guard's own scorer says, if it is its turn."""
+    def _ask(self, pl_module: Any, rollout: int) -> tuple[float | None, float]:
+        """Mean and standard deviation of what the guard's own scorer says, over all ranks, if it is its turn."""
         if rollout % self.every_n_rollouts and rollout > 1:
-            return None
+            return None, math.nan
         answers = pl_module.last_experience.rollout if self._prompts is None else self._answers(pl_module, rollout)
         assert self.gold is not None
-        scores = totals(self.gold.score(answers, pl_module.tokenizer), answers.mask).double()
-        judged = scores[~scores.isnan()]
+        judged = judged_scores(self.gold, answers, pl_module.tokenizer)
         total, squares, count = pl_module.ranks.sum(judged.sum(), judged.square().sum(), len(judged))
         if not count:
-            return None
+            return None, math.nan
         mean = total / count
-        return Gold(mean, math.sqrt(max(squares / count - mean**2, 0.0)))
+        return mean, math.sqrt(max(squares / count - mean**2, 0.0))
 
     def _answers(self, pl_module: Any, rollout: int) -> Rollout:
         """Fresh answers to the held-out prompts, by random numbers of their own."""
@@ -167,10 +156,3 @@ class RewardHackingGuard(pl.Callback):
             return pl_module.generate(self._prompts)
         finally:
             pl_module.engine.load_state_dict(state)
-
-
-def _write(trainer: pl.Trainer, alarm: Alarm) -> None:
-    for logger in trainer.loggers if trainer.is_global_zero else ():
-        if isinstance(logger, TensorBoardLogger):
-            text = f"rollout {alarm.rollout}, {alarm.cause}: {alarm.reason}"
-            logger.experiment.add_text("guard/alarm", text, alarm.rollout - 1)  # the first rollout is at 0

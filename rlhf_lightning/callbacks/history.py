@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rlhf_lightning.callbacks.steps import NewNumbers, steps_done
 from rlhf_lightning.console.streams import append
 from rlhf_lightning.errors import DiskError
+from rlhf_lightning.evaluation.history import read_history
 
 OnError = Literal["raise", "warn"]
 Cell = float | str | None
@@ -41,6 +42,7 @@ class History(pl.Callback):
 
     Raises:
         DiskError: a row could not be written.
+        DataError: a resumed fit finds a file that is damaged.
 
     Attributes:
         rows: the rows of the file, ``{column: number, text or None}``, oldest first (rank 0; empty elsewhere).
@@ -65,10 +67,11 @@ class History(pl.Callback):
         if not trainer.is_global_zero:
             return
         if self._last_step and self.path.exists():
-            self._columns, rows = _read(self.path)
-            rows = [row for row in rows if float(row["step"] or 0) <= self._last_step]
+            written: list[dict[str, Any]] = [*read_history(self.path)]
+            rows = [row for row in written if row.get("step", 0) <= self._last_step]
             later = _validations(rows)[self._saved_validations :] if self._saved_validations is not None else []
             self.rows = [row for row in rows if not any(row is other for other in later)]
+            self._columns = list(dict.fromkeys([*FIXED_COLUMNS, *(tag for row in written for tag in row)]))
         offset = float(self.rows[-1]["seconds"] or 0) if self.rows else 0.0
         self._started = time.monotonic() - offset
         self._whole = self._told = False
@@ -147,16 +150,3 @@ class History(pl.Callback):
 
 def _validations(rows: list[dict[str, Cell]]) -> list[dict[str, Cell]]:
     return [row for row in rows if row["kind"] == "validation"]
-
-
-def _read(path: Path) -> tuple[list[str], list[dict[str, Cell]]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = [{tag: _cell(tag, text) for tag, text in row.items() if text} for row in reader]
-        return list(reader.fieldnames or FIXED_COLUMNS), rows
-
-
-def _cell(tag: str, text: str) -> Cell:
-    if tag == "kind":
-        return text
-    return int(text) if tag == "step" else float(text)

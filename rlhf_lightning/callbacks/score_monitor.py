@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 from rlhf_lightning.callbacks.steps import gave_up
 from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.scoring import Scorer
+from rlhf_lightning.types import Rollout
 
 
 class ScoreMonitor(pl.Callback):
@@ -34,8 +36,13 @@ class ScoreMonitor(pl.Callback):
         if pl_module.rollouts % self.every_n_rollouts or gave_up(pl_module):
             return
         rollout = pl_module.last_experience.rollout
-        scores = totals(self.scorer.score(rollout, pl_module.tokenizer), rollout.mask).double()
-        judged = scores[~scores.isnan()]
+        judged = judged_scores(self.scorer, rollout, pl_module.tokenizer)
         total, count = pl_module.ranks.sum(judged.sum(), len(judged))
         if count:
             pl_module.log(f"monitor/{self.scorer.name}", total / count)
+
+
+def judged_scores(scorer: Scorer, rollout: Rollout, tokenizer: Any) -> Tensor:
+    """Scores of the answers that the scorer judged, float64."""
+    scores = totals(scorer.score(rollout, tokenizer), rollout.mask).double()
+    return scores[~scores.isnan()]

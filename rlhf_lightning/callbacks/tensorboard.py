@@ -15,7 +15,7 @@ from rlhf_lightning.callbacks.steps import gave_up, steps_done
 from rlhf_lightning.console.display import markdown
 from rlhf_lightning.models.tokens import decode
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.types import Experience, Rollout
+from rlhf_lightning.types import Experience
 
 Layout = dict[str, dict[str, list[Any]]]
 
@@ -150,7 +150,9 @@ def sample_table(experience: Experience, tokenizer: Any, samples: int, max_chara
     chosen = [order[round(i * (len(order) - 1) / max(count - 1, 1))] for i in range(count)]
     lines = ["| score | KL (nats) | tokens | prompt | response |", "| ---: | ---: | ---: | --- | --- |"]
     for row in chosen:
-        prompt, response = _texts(rollout, row, tokenizer)
+        asked = rollout.prompt_ids[row][rollout.prompt_mask[row]].tolist()
+        answered = rollout.response_ids[row][rollout.attended[row]].tolist()
+        prompt, response = decode(tokenizer, [asked, answered])
         prompt = prompt if len(prompt) <= max_characters else "..." + prompt[-max_characters:]
         response = response if len(response) <= max_characters else response[:max_characters] + "..."
         ending = "" if rollout.finished[row] else " *(truncated)*"
@@ -158,13 +160,6 @@ def sample_table(experience: Experience, tokenizer: Any, samples: int, max_chara
         shown = markdown(prompt, newline="<br>"), markdown(response, newline="<br>")
         lines.append(f"| {numbers} | {shown[0] or ' '} | {shown[1] or ' '}{ending} |")
     return "\n".join(lines)
-
-
-def _texts(rollout: Rollout, row: int, tokenizer: Any) -> tuple[str, str]:
-    prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]].tolist()
-    response = rollout.response_ids[row][rollout.attended[row]].tolist()
-    texts = decode(tokenizer, [prompt, response])
-    return texts[0], texts[1]
 
 
 def _writer(trainer: pl.Trainer) -> Any:

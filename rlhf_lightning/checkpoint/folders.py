@@ -70,11 +70,8 @@ def probe(folder: Path) -> None:
     Raises:
         DiskError: that is not possible.
     """
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
-        with tempfile.NamedTemporaryFile(prefix=TMP, dir=place) as file:
+        with tempfile.NamedTemporaryFile(prefix=TMP, dir=_existing(folder)) as file:
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())
@@ -84,14 +81,15 @@ def probe(folder: Path) -> None:
 
 def _no_place(path: Path, tmp: Path | None, size: int, error: Exception) -> str:
     written = sum(file.stat().st_size for file in tmp.rglob("*") if file.is_file()) if tmp is not None else 0
-    place = path.parent
-    while not place.exists():
-        place = place.parent
     return (
         f"{path}: cannot write here ({error}); {f'{size:,}' if size else f'more than {written:,}'} bytes are needed "
-        f"and {shutil.disk_usage(place).free:,} free; what was there before is unchanged. Free the disk or choose "
-        "another run_dir"
+        f"and {shutil.disk_usage(_existing(path.parent)).free:,} free; what was there before is unchanged. Free the "
+        "disk or choose another run_dir"
     )
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _flush(*entries: Path) -> None:

@@ -37,11 +37,11 @@ def foreign(path: Path, whole: bool = True) -> str:
     if not path.is_dir():
         return "is a file"
     with suppress(CheckpointError):
-        if not any(path.iterdir()):
+        if not (names := sorted(entry.name for entry in path.iterdir())):
             return ""
         record = read_provenance(path)
         if record is None:
-            return f"holds files that this library has not written ({_first(path)})"
+            return f"holds files that this library has not written ({names[0]})"
         known = {*record.get("files", {}), PROVENANCE}
         for entry in sorted(path.rglob("*")):
             name = entry.relative_to(path).as_posix()
@@ -212,7 +212,3 @@ def _left_by_us(entry: Path) -> bool:
     with suppress(CheckpointError):
         return not any(entry.iterdir()) or (entry / MARK).is_file() or read_provenance(entry) is not None
     return False
-
-
-def _first(folder: Path) -> str:
-    return next((entry.name for entry in sorted(folder.iterdir())), "")

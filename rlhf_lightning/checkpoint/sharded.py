@@ -6,20 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 
 from rlhf_lightning.private_api.lightning import named_optimizer_state, saves_shards
 
 
 class DurableModelParallelStrategy(ModelParallelStrategy):
-    """`ModelParallelStrategy` whose whole-model checkpoints are verified folders.
-
-    Args: those of `ModelParallelStrategy`.
-    """
+    """`ModelParallelStrategy` whose whole-model checkpoints are verified folders."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None

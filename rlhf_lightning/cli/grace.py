@@ -14,11 +14,7 @@ PATIENCE_SECONDS = 5.0  # the default of `DurableCheckpoint`
 
 
 class Grace:
-    """How long ranks that were told to stop may still take: longer while a checkpoint or a model is being written.
-
-    Args:
-        config: of the run.
-    """
+    """How long ranks that were told to stop may still take: longer while a checkpoint or a model is being written."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         checkpoint = config.get("checkpoint") or {}
@@ -46,11 +42,9 @@ class Grace:
 
     def _being_written(self) -> list[Any]:
         """Names, sizes and times of all that lies in temporary folders."""
-        folders = [folder for place in (self._checkpoints.glob("*"), self._parents) for folder in place]
+        folders = [*self._checkpoints.glob("*"), *self._parents]
         found = []
-        for file in (
-            file for folder in folders for temporary in folder.glob(".tmp-*") for file in temporary.rglob("*")
-        ):
+        for file in (file for folder in folders for file in folder.glob(".tmp-*/**/*")):
             with contextlib.suppress(OSError):
                 status = file.stat()
                 found.append((str(file), status.st_size, status.st_mtime_ns))

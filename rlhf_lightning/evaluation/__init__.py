@@ -1,13 +1,12 @@
 """Judge policies by their samples, draw the run, and write the report."""
 
-from rlhf_lightning.evaluation.compare import Comparison, compare, summarise, win_rate
+from rlhf_lightning.evaluation.compare import compare, summarise, win_rate
 from rlhf_lightning.evaluation.conclusion import conclusion
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import read_histories, read_history
 from rlhf_lightning.evaluation.report import before_and_after, print_table, read_evaluation, write_report
 
 __all__ = [
-    "Comparison",
     "before_and_after",
     "compare",
     "print_table",

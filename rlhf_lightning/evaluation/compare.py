@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rlhf_lightning.errors import DataError
@@ -20,20 +19,6 @@ from rlhf_lightning.functional.diagnostics import distinct_n, repetition_n, wils
 Record = Mapping[str, Any]
 Estimate = dict[str, float | None]
 """``{"mean": x, "stderr": s}``; ``stderr`` is None with a single prompt."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Policies side by side. `to_dict` is what ``evaluation.json`` holds."""
-
-    judge: str
-    proxy: str | None
-    policies: dict[str, dict[str, Any]]
-    win_rates: dict[str, dict[str, Any]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data; the schema stands in `rlhf_lightning.evaluation.report`."""
-        return {"judge": self.judge, "proxy": self.proxy, "policies": self.policies, "win_rates": self.win_rates}
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
@@ -103,8 +88,11 @@ def win_rate(records_a: Sequence[Record], records_b: Sequence[Record], judge: st
 
 def compare(
     policies: Mapping[str, Sequence[Record]], judge: str, *, proxy: str | None = None, samples: int = 8
-) -> Comparison:
+) -> dict[str, Any]:
     """Summaries, samples and win rates of every later policy against every earlier one.
+
+    Returns:
+        ``judge, proxy, policies, win_rates``, as in ``evaluation.json``; see `rlhf_lightning.evaluation.report`.
 
     Args:
         policies: records by name, oldest first, such as ``base``, ``sft``, ``ppo``.
@@ -128,7 +116,7 @@ def compare(
     if proxy is None and names:
         others = [name for name in entries[names[-1]]["summary"]["scores"] if name != judge]
         proxy = others[0] if others else None
-    return Comparison(judge, proxy, entries, win_rates)
+    return {"judge": judge, "proxy": proxy, "policies": entries, "win_rates": win_rates}
 
 
 def _words(records: Sequence[Record]) -> list[list[int]]:

@@ -74,19 +74,20 @@ def _gap(evaluation: Mapping[str, Any], proxy_change: float, judge_change: float
 
 
 def _direction(change: float, stderr: float) -> int:
-    if abs(change) <= CLEAR * stderr or change == 0:
-        return 0
-    return 1 if change > 0 else -1
+    return 0 if abs(change) <= CLEAR * stderr else 1 if change > 0 else -1
 
 
 def _win_part(evaluation: Mapping[str, Any], new: str, old: str) -> list[str]:
     result = evaluation["win_rates"].get(f"{new} vs {old}")
     if result is None:
         return []
-    low, high = 100 * result["low"], 100 * result["high"]
-    return [
-        f"win rate {100 * result['win_rate']:.1f}% [{low:.1f}, {high:.1f}] against {old}, judged by {result['judge']}"
-    ]
+    shown = rate_text(result["win_rate"], result["low"], result["high"])
+    return [f"win rate {shown} against {old}, judged by {result['judge']}"]
+
+
+def rate_text(rate: float, low: float, high: float) -> str:
+    """A share with its interval, in percent."""
+    return f"{100 * rate:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _warning(proxy: int, judge: int, proxy_name: str, judge_name: str) -> str:

@@ -164,9 +164,6 @@ class GoldTrack:
 class HackingDetector:
     """Compares each rollout with the first ones and with `Limits`; raises each cause once.
 
-    Args:
-        limits: see there.
-
     Attributes:
         alarms: all that were raised, oldest first.
         measured: what was compared last, by cause; a cause whose numbers are missing is not in it.

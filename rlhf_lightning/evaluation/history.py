@@ -10,7 +10,7 @@ from pathlib import Path
 from rlhf_lightning.errors import DataError
 
 HistoryRow = dict[str, float | str]
-"""One row: ``step`` (number), ``kind`` (``train`` or ``validation``), ``seconds``, and the tags that were logged."""
+"""One row: ``step`` (int), ``kind`` (``train`` or ``validation``), ``seconds``, and the tags that were logged."""
 
 
 def read_history(path: str | Path) -> list[HistoryRow]:
@@ -46,12 +46,6 @@ def series(rows: Sequence[HistoryRow], tag: str, kind: str | None = None) -> tup
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def last_value(rows: Sequence[HistoryRow], tag: str) -> float | None:
-    """The newest finite value of ``tag``, or None."""
-    values = series(rows, tag)[1]
-    return values[-1] if values else None
-
-
 def moving_mean(values: Sequence[float], window: int) -> list[float]:
     """Mean over up to ``window`` values around each place (fewer at the ends), same length as ``values``.
 
@@ -65,6 +59,6 @@ def moving_mean(values: Sequence[float], window: int) -> list[float]:
 
 def _number(text: str, tag: str, place: str) -> float:
     try:
-        return float(text)
+        return int(text) if tag == "step" else float(text)
     except ValueError:
         raise DataError(f"{place}: {tag}: {text!r} is not a number; delete the file or repair the line") from None

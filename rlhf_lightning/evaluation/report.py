@@ -32,9 +32,9 @@ from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.console.display import fence, markdown, plain
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.evaluation.conclusion import conclusion, opponent, winner
+from rlhf_lightning.evaluation.conclusion import conclusion, opponent, rate_text, winner
 from rlhf_lightning.evaluation.figures import save_figures
-from rlhf_lightning.evaluation.history import HistoryRow, last_value, read_histories
+from rlhf_lightning.evaluation.history import HistoryRow, read_histories, series
 
 CAPTIONS = {
     "reward_kl_frontier": "What each nat of KL bought. A proxy that climbs while the judge falls is over-optimised.",
@@ -159,12 +159,9 @@ def _win_rate(evaluation: Mapping[str, Any], name: str) -> str:
     other = opponent(evaluation)
     result = evaluation["win_rates"].get(f"{name} vs {other}")
     if result is not None:
-        return f"{100 * result['win_rate']:.1f}% [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
+        return rate_text(result["win_rate"], result["low"], result["high"])
     mirrored = evaluation["win_rates"].get(f"{other} vs {name}")
-    if mirrored is None:
-        return "-"
-    rate, low, high = (100 * (1 - mirrored[key]) for key in ("win_rate", "high", "low"))
-    return f"{rate:.1f}% [{low:.1f}, {high:.1f}]"
+    return "-" if mirrored is None else rate_text(*(1 - mirrored[key] for key in ("win_rate", "high", "low")))
 
 
 def _samples(evaluation: Mapping[str, Any]) -> str:
@@ -173,8 +170,9 @@ def _samples(evaluation: Mapping[str, Any]) -> str:
     scores = [judge, *([proxy] if proxy else [])]
     blocks = []
     for sample in policies[winner(evaluation)]["samples"]:
-        lines = [f"**Prompt** {_inline(_prompt_text(sample['prompt']), 300)}", ""]
-        lines += [
+        lines = [
+            f"**Prompt** {_inline(_prompt_text(sample['prompt']), 300)}",
+            "",
             f"| policy | response | {' | '.join(map(markdown, scores))} |",
             f"| --- | --- | {' | '.join('---:' for _ in scores)} |",
         ]
@@ -220,8 +218,8 @@ def _training(histories: Mapping[str, list[HistoryRow]]) -> str:
     lines = []
     for stage, tags in shown.items():
         rows = histories.get(stage, [])
-        found = [(word, last_value(rows, tag), form) for word, tag, form in tags]
-        parts = [f"{word} {value:{form}}" for word, value, form in found if value is not None]
+        found = [(word, series(rows, tag)[1], form) for word, tag, form in tags]
+        parts = [f"{word} {values[-1]:{form}}" for word, values, form in found if values]
         if rows:
             parts.append(f"{float(rows[-1]['seconds']):.0f} s")
             lines.append(f"* **{stage}**: {', '.join(parts)}")

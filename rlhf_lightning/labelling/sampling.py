@@ -94,9 +94,8 @@ class SamplingModule(lightning.LightningModule):
     def _records(self, rollout: Rollout) -> list[Record]:
         scores = {scorer.name: scorer.score(rollout, self.tokenizer).tolist() for scorer in self.scorers}
         gaps = self._gaps(rollout) if "reference" in self.frozen else None
-        records = []
-        for i, text in enumerate(completion_texts(rollout, self.tokenizer)):
-            record: Record = {
+        return [
+            {
                 "prompt": rollout.rows[i]["prompt"],
                 "row": dict(rollout.rows[i]),
                 "completion": text,
@@ -106,8 +105,8 @@ class SamplingModule(lightning.LightningModule):
                 "kl": None if gaps is None else float(gaps[0][i]),
                 "nll_ref": None if gaps is None else float(gaps[1][i]),
             }
-            records.append(record)
-        return records
+            for i, text in enumerate(completion_texts(rollout, self.tokenizer))
+        ]
 
     def _gaps(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """KL of each answer and mean reference NLL of its tokens, [B] each."""

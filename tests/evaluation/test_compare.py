@@ -75,7 +75,7 @@ def test_conversations_pair_by_content():
 
 def test_every_later_policy_meets_every_earlier_one():
     policies = {name: [record("p", gold), record("q", gold)] for name, gold in [("base", 0), ("sft", 1), ("ppo", 2)]}
-    result = compare(policies, "gold", samples=1).to_dict()
+    result = compare(policies, "gold", samples=1)
     assert {name: entry["win_rate"] for name, entry in result["win_rates"].items()} == {
         "sft vs base": 1.0,
         "ppo vs base": 1.0,
@@ -87,7 +87,7 @@ def test_every_later_policy_meets_every_earlier_one():
 
 def test_the_proxy_is_the_first_other_score():
     policies = {"sft": [record("p", 0, scores={"gold": 0.0, "proxy": 1.0})]}
-    assert compare(policies, "gold").proxy == "proxy"
+    assert compare(policies, "gold")["proxy"] == "proxy"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ WRITES = {
     "history_over_the_data": "callbacks: {h: {_target_: rlhf_lightning.callbacks.history.History, "
     "path: '${model.path}'}}\nmodel: {path: OUTSIDE/kept}",
     "rows": "x: {_target_: rlhf_lightning.labelling.ranking.write_rows, file: kept.txt, rows: [{a: 1}]}",
-    "lines": "x: {_target_: rlhf_lightning.tasks.reviews.write_jsonl, path: kept.txt, rows: []}",
+    "lines": "x: {_target_: rlhf_lightning.tasks.folders.write_jsonl, path: kept.txt, rows: []}",
     "logger_folder": f"logger: {{_target_: {LOGGERS}.CSVLogger, save_dir: OUTSIDE}}",
     "logger_name": f"logger: {{{OF_CSV}, name: ../../../OUTSIDE}}",
     "logger_version": f"logger: {{{OF_CSV}, version: OUTSIDE}}",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,22 +15,6 @@ log = logging.getLogger(__name__)
 
 def train_with_sft(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Path) -> None:
     """Train ``model`` in place on a file of ``text`` rows; some ten seconds on one core."""
-    log.info("preparing the miniature task: its base model is trained, once, in about ten seconds")
-    with _silent("rlhf_lightning.data.base"):  # which of its own texts are long is nobody's business
-        _train(model, tokenizer, texts)
-
-
-@contextmanager
-def _silent(logger: str) -> Iterator[None]:
-    before = logging.getLogger(logger).level
-    logging.getLogger(logger).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.getLogger(logger).setLevel(before)
-
-
-def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Path) -> None:
     import lightning
     import torch
 
@@ -41,6 +23,7 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: P
     from rlhf_lightning.modules import SFTModule
     from rlhf_lightning.optim import schedules
 
+    log.info("preparing the miniature task: its base model is trained, once, in about ten seconds")
     data = DemonstrationData(
         texts, None, tokenizer, batch_size=32, max_length=48, validation_fraction=0.0, on_long="truncate"
     )
@@ -60,4 +43,10 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: P
         use_distributed_sampler=False,
         callbacks=[StopAtBoundary()],
     )
-    trainer.fit(module, datamodule=data)
+    reader = logging.getLogger("rlhf_lightning.data.base")  # which of its own texts are long is nobody's business
+    before = reader.level
+    reader.setLevel(logging.ERROR)
+    try:
+        trainer.fit(module, datamodule=data)
+    finally:
+        reader.setLevel(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -38,9 +37,6 @@ def gold(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> 
         prompts: openings; the first noun with a topic sets what is on topic (without one every noun is welcome).
         completions: as many continuations.
         columns: other columns of the rows, not looked at.
-
-    Returns:
-        one score for each completion.
     """
     return [_score(prompt, completion.split()) for prompt, completion in zip(prompts, completions, strict=True)]
 
@@ -75,30 +71,3 @@ def _tidiness(tokens: list[str], counts: Counter[str]) -> float:
     length = counts.total()
     cost = 0.5 * said_again + 0.6 * doubled + 0.4 * chanted + 0.25 * max(0, length - 20) + 0.3 * max(0, 6 - length)
     return -cost - (0.0 if tokens[-1:] == ["."] else 0.7)
-
-
-def noisy_ranks(scores: Sequence[float], rng: random.Random, temperature: float) -> list[int]:
-    """A human-like ranking of K answers: sort by score plus Gumbel noise, so that mistakes happen among near equals.
-
-    Args:
-        scores: what each answer is worth, K of them.
-        rng: source of the noise.
-        temperature: scale of the noise in score units; 0 ranks exactly (equal scores keep their order).
-
-    Returns:
-        the rank of each answer, 1 is best, all different. With s = scores / temperature, answer i is first with
-        probability softmax(s)_i and beats answer j with probability sigmoid(s_i - s_j).
-
-    Source: Luce 1959 and Plackett 1975 (the ranking law); Yellott 1977 (that Gumbel noise gives it).
-    """
-    noisy = [score + temperature * _gumbel(rng) for score in scores]
-    order = sorted(range(len(scores)), key=lambda i: -noisy[i])
-    ranks = [0] * len(scores)
-    for rank, index in enumerate(order, start=1):
-        ranks[index] = rank
-    return ranks
-
-
-def _gumbel(rng: random.Random) -> float:
-    """A draw from the standard Gumbel law: minus the logarithm of a standard exponential draw."""
-    return -math.log(max(rng.expovariate(1.0), 1e-300))

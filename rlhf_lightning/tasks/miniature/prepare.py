@@ -7,7 +7,6 @@ Hugging Face folder with model and tokenizer.
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable, Iterable
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.checkpoint.folders import write_folder
-from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.tasks.folders import prepare_folder
+from rlhf_lightning.tasks.folders import prepare_folder, write_jsonl
 from rlhf_lightning.tasks.miniature import grammar
 from rlhf_lightning.tasks.miniature.base import train_with_sft
 from rlhf_lightning.tasks.miniature.tokenizer import build_tokenizer
@@ -55,9 +53,6 @@ def prepare_miniature(
         demonstrations, texts, prompts: rows of the training files.
         heldout_prompts: rows of each validation file; their prompts are in no training file.
 
-    Returns:
-        ``root`` as a path.
-
     Raises:
         ConfigError: more different prompts asked for than the grammar has.
         CheckpointError: something else is at ``root``, or its folder is damaged, or the place cannot be written to.
@@ -86,28 +81,21 @@ def prepare_miniature(
 
 
 def write_files(
-    root: str | Path,
-    *,
-    seed: int = 0,
-    demonstrations: int = 3000,
-    texts: int = 6000,
-    prompts: int = 2000,
-    heldout_prompts: int = 256,
-) -> Path:
+    root: Path, *, demonstrations: int, texts: int, prompts: int, heldout_prompts: int, seed: int = 0
+) -> None:
     """Write the data files of the task. Arguments: `prepare_miniature`."""
-    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
     known, held_out = grammar.train_prompts(), grammar.heldout_prompts()
     _check_count("prompts", prompts, len(known))
     _check_count("heldout_prompts", heldout_prompts, len(held_out))
     held_out = held_out[:heldout_prompts]
     choose = _stream(seed, "demonstrations")
     trained = [choose.choice(known) for _ in range(demonstrations)]
-    _write(root / "texts.jsonl", _texts(_stream(seed, "texts"), known, texts))
-    _write(root / "demonstrations.jsonl", _demonstrations(_stream(seed, "answers"), trained))
-    _write(root / "demonstrations.validation.jsonl", _demonstrations(_stream(seed, "validation"), held_out))
-    _write(root / "prompts.jsonl", ({"prompt": p} for p in _stream(seed, "prompts").sample(known, prompts)))
-    _write(root / "prompts.validation.jsonl", ({"prompt": p} for p in held_out))
-    return root
+    write_jsonl(root / "texts.jsonl", _texts(_stream(seed, "texts"), known, texts))
+    write_jsonl(root / "demonstrations.jsonl", _demonstrations(_stream(seed, "answers"), trained))
+    write_jsonl(root / "demonstrations.validation.jsonl", _demonstrations(_stream(seed, "validation"), held_out))
+    write_jsonl(root / "prompts.jsonl", ({"prompt": p} for p in _stream(seed, "prompts").sample(known, prompts)))
+    write_jsonl(root / "prompts.validation.jsonl", ({"prompt": p} for p in held_out))
 
 
 def untrained_model(seed: int = 0) -> LlamaForCausalLM:
@@ -152,7 +140,3 @@ def _demonstrations(rng: random.Random, prompts: Iterable[str]) -> Iterable[dict
 def _check_count(name: str, wanted: int, available: int) -> None:
     if not 1 <= wanted <= available:
         raise ConfigError(f"{name}={wanted}: the miniature grammar has {available} of them; choose 1 to {available}")
-
-
-def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_file(file, "".join(json.dumps(row) + "\n" for row in rows))

@@ -2,11 +2,10 @@ import itertools
 import math
 import random
 import statistics
-from collections import Counter
 
 import pytest
 
-from rlhf_lightning.tasks.miniature.gold import gold, noisy_ranks
+from rlhf_lightning.tasks.miniature.gold import gold
 from rlhf_lightning.tasks.miniature.grammar import DEMONSTRATIONS, TEXTS, answer, train_prompts
 
 SOUP = "the soup at this cafe was"
@@ -96,28 +95,3 @@ def test_other_columns_are_ignored_and_lengths_must_agree():
     assert gold([SOUP], ["good ."], topic=["film"]) == gold([SOUP], ["good ."])
     with pytest.raises(ValueError):
         gold([SOUP, SOUP], ["good ."])
-
-
-def test_ranks_without_noise_are_the_order_of_the_scores():
-    assert noisy_ranks([0.1, 3.0, -2.0, 0.5], random.Random(0), 0.0) == [3, 1, 4, 2]
-
-
-def test_the_winner_is_drawn_with_softmax_probabilities():
-    scores, temperature, draws = [1.0, 0.0, -0.5, 0.6], 0.7, 20000
-    rng = random.Random(0)
-    wins = Counter(noisy_ranks(scores, rng, temperature).index(1) for _ in range(draws))
-    weights = [math.exp(score / temperature) for score in scores]
-    for i, weight in enumerate(weights):
-        p = weight / sum(weights)
-        assert abs(wins[i] / draws - p) < 4 * math.sqrt(p * (1 - p) / draws)
-
-
-def test_each_pair_is_ordered_with_bradley_terry_probability():
-    scores, temperature, draws = [1.0, 0.0, -0.5], 0.6, 20000
-    rng = random.Random(1)
-    rankings = [noisy_ranks(scores, rng, temperature) for _ in range(draws)]
-    assert all(sorted(ranks) == [1, 2, 3] for ranks in rankings[:100])
-    for i, j in itertools.combinations(range(3), 2):
-        p = 1 / (1 + math.exp((scores[j] - scores[i]) / temperature))
-        before = sum(ranks[i] < ranks[j] for ranks in rankings)
-        assert abs(before / draws - p) < 4 * math.sqrt(p * (1 - p) / draws)
