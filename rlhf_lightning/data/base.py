@@ -66,6 +66,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
 
     kind: ClassVar[StageKind]
     group_by_prompt: ClassVar[bool] = True
+    loader: ClassVar[type[ShardedLoader[Any]]] = ShardedLoader
 
     def __init__(
         self,
@@ -89,6 +90,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
         self.max_bad_rows = max_bad_rows
         self.train, self.validation = _as_paths(train), _as_paths(validation)
         self.tokenizer = tokenizer
+        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # masks decide what counts, so any valid id serves
+        self.pad_id = next((int(token) for token in ids if token is not None), 0)
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.validation_fraction, self.seed = validation_fraction, seed
         self.length_window = length_window
@@ -223,7 +226,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
 
     def _make_loader(self, items: list[T], *, shuffle: bool, drop_last: bool) -> ShardedLoader[T]:
         rank, world_size = self._place()
-        return ShardedLoader(
+        return self.loader(
             items,
             self.collate,
             batch_size=self.batch_size,
