@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data.base import Paths, RowDataModule, T
+from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded
+from rlhf_lightning.data.loader import T
 from rlhf_lightning.data.readers.files import LocatedRow, located
 from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
 from rlhf_lightning.errors import ConfigError

@@ -11,13 +11,13 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data.loader import Item, ShardedLoader, split_batch
+from rlhf_lightning.data.loader import Item, ShardedLoader, T, split_batch
 from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.validate import StageKind, canonical, count_repeated, identity, load_rows, prompt_identity
 from rlhf_lightning.data.screen import encode_sound
@@ -28,19 +28,10 @@ from rlhf_lightning.types import Row
 log = logging.getLogger(__name__)
 
 
-class EncodedItem(Item, Protocol):
-    """An item that also knows its tokens."""
-
-    def token_ids(self) -> list[int]:
-        """All ids of the example, to recognise it by."""
-        ...
-
-
 class NoValidation(list[Any]):
     """A loader without batches; Lightning takes no ``None`` here, and warns of any empty loader by its class name."""
 
 
-T = TypeVar("T", bound=EncodedItem)
 Paths = str | Path | Sequence[str | Path]
 
 
@@ -289,7 +280,7 @@ def _as_paths(paths: Paths | None) -> list[Path]:
     return [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
 
 
-def _fingerprint(rows: Sequence[LocatedRow], items: Sequence[EncodedItem]) -> str:
+def _fingerprint(rows: Sequence[LocatedRow], items: Sequence[Item]) -> str:
     """Of all columns, which reward functions may read, and of the tokens, which the tokenizer decides."""
     digest = hashlib.sha256()
     for row in rows:
