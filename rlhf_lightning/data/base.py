@@ -11,13 +11,13 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data.loader import Item, ShardedLoader, split_batch
+from rlhf_lightning.data.loader import Item, ShardedLoader, T, split_batch
 from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.validate import StageKind, canonical, count_repeated, identity, load_rows, prompt_identity
 from rlhf_lightning.data.screen import encode_sound
@@ -28,19 +28,10 @@ from rlhf_lightning.types import Row
 log = logging.getLogger(__name__)
 
 
-class EncodedItem(Item, Protocol):
-    """An item that also knows its tokens."""
-
-    def token_ids(self) -> list[int]:
-        """All ids of the example, to recognise it by."""
-        ...
-
-
 class NoValidation(list[Any]):
     """A loader without batches; Lightning takes no ``None`` here, and warns of any empty loader by its class name."""
 
 
-T = TypeVar("T", bound=EncodedItem)
 Paths = str | Path | Sequence[str | Path]
 
 
@@ -66,6 +57,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
 
     kind: ClassVar[StageKind]
     group_by_prompt: ClassVar[bool] = True
+    loader: ClassVar[type[ShardedLoader[Any]]] = ShardedLoader
 
     def __init__(
         self,
@@ -89,6 +81,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
         self.max_bad_rows = max_bad_rows
         self.train, self.validation = _as_paths(train), _as_paths(validation)
         self.tokenizer = tokenizer
+        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # masks decide what counts, so any valid id serves
+        self.pad_id = next((int(token) for token in ids if token is not None), 0)
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.validation_fraction, self.seed = validation_fraction, seed
         self.length_window = length_window
@@ -223,7 +217,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
 
     def _make_loader(self, items: list[T], *, shuffle: bool, drop_last: bool) -> ShardedLoader[T]:
         rank, world_size = self._place()
-        return ShardedLoader(
+        return self.loader(
             items,
             self.collate,
             batch_size=self.batch_size,
@@ -286,7 +280,7 @@ def _as_paths(paths: Paths | None) -> list[Path]:
     return [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
 
 
-def _fingerprint(rows: Sequence[LocatedRow], items: Sequence[EncodedItem]) -> str:
+def _fingerprint(rows: Sequence[LocatedRow], items: Sequence[Item]) -> str:
     """Of all columns, which reward functions may read, and of the tokens, which the tokenizer decides."""
     digest = hashlib.sha256()
     for row in rows:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data.base import Paths, RowDataModule
+from rlhf_lightning.data.answers import AnswerDataModule
 from rlhf_lightning.data.chat import Encoded, encode_examples
-from rlhf_lightning.data.collate import pad_id
-from rlhf_lightning.data.readers.files import LocatedRow, located
-from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
+from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.validate import StageKind, row_type
-from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import right_pad
-from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import ComparisonBatch
 
 
@@ -46,7 +41,7 @@ class Comparison:
         return [token for sequence in self.sequences for token in sequence] + self.ranks
 
 
-class ComparisonData(RowDataModule[Comparison]):
+class ComparisonData(AnswerDataModule[Comparison]):
     """Rows of prompt+chosen+rejected, chosen+rejected or prompt+completions+ranks as `ComparisonBatch`.
 
     All answers to a prompt are one item, so that they never part. Rows whose answers are all tied are dropped and
@@ -54,53 +49,10 @@ class ComparisonData(RowDataModule[Comparison]):
     then answers from the right (``truncated_without_eos``); a row whose answers no longer differ is dropped
     (``indistinct``). The reward model's held-out accuracy is also reported for each value of a column ``subset``.
 
-    Args:
-        train: see `RowDataModule`.
-        validation: see `RowDataModule`.
-        tokenizer: see `RowDataModule`.
-        batch_size: prompts per optimizer step, over all ranks.
-        micro_batch_size: prompts a rank holds at once.
-        max_length: tokens of prompt and answer together, EOS included.
-        validation_fraction: see `RowDataModule`.
-        seed: see `RowDataModule`.
-        max_bad_rows: see `RowDataModule`.
-        on_long: "truncate" or "drop".
-        length_window: see `RowDataModule`.
+    Its arguments are those of `AnswerDataModule`; ``batch_size`` and ``micro_batch_size`` count prompts.
     """
 
     kind: StageKind = "comparisons"  # type: ignore[misc]
-
-    def __init__(
-        self,
-        train: Paths,
-        validation: Paths | None,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        batch_size: int,
-        micro_batch_size: int | None = None,
-        max_length: int = 512,
-        validation_fraction: float = 0.05,
-        seed: int = 0,
-        max_bad_rows: int = 0,
-        on_long: Literal["drop", "truncate"] = "truncate",
-        length_window: int = 1,
-    ) -> None:
-        super().__init__(
-            train,
-            validation,
-            tokenizer,
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            validation_fraction=validation_fraction,
-            seed=seed,
-            length_window=length_window,
-            max_bad_rows=max_bad_rows,
-        )
-        if on_long not in ("drop", "truncate"):
-            raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
-        require("max_length", max_length, at_least=2, why="one token of prompt and one of answer")
-        self.max_length = max_length
-        self.on_long = on_long
 
     def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Comparison]:
         """See `RowDataModule`."""
@@ -124,15 +76,10 @@ class ComparisonData(RowDataModule[Comparison]):
     def _ranking(self, row: LocatedRow) -> tuple[Any, list[Any], list[int]]:
         """Prompt, answers, and their ranks as 1, 2, ... without gaps."""
         columns = row.row
-        kind = row_type(columns, self.kind)
-        if kind == "prompt+completions+ranks":
+        if row_type(columns, self.kind) == "prompt+completions+ranks":
             order = sorted(set(columns["ranks"]))
             return columns["prompt"], columns["completions"], [order.index(rank) + 1 for rank in columns["ranks"]]
-        if kind == "prompt+chosen+rejected":
-            return columns["prompt"], [columns["chosen"], columns["rejected"]], [1, 2]
-        with located(row):
-            prompt, chosen, rejected = split_shared_prompt(columns["chosen"], columns["rejected"])
-        return prompt, [chosen, rejected], [1, 2]
+        return *self._pair(row), [1, 2]
 
     def _item(
         self, answers: list[Encoded], ranks: list[int], row: LocatedRow, counts: Counter[str]
@@ -174,7 +121,7 @@ class ComparisonData(RowDataModule[Comparison]):
 
     def collate(self, items: list[Comparison], denominator: float) -> ComparisonBatch:
         """Flatten the answers and pad them on the right."""
-        input_ids, attention_mask = right_pad([s for item in items for s in item.sequences], pad_id(self.tokenizer))
+        input_ids, attention_mask = right_pad([s for item in items for s in item.sequences], self.pad_id)
         sizes = torch.tensor([len(item.sequences) for item in items])
         return ComparisonBatch(
             input_ids=input_ids,

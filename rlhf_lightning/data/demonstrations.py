@@ -9,14 +9,12 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data.base import Paths, RowDataModule
+from rlhf_lightning.data.answers import AnswerDataModule
+from rlhf_lightning.data.base import Paths
 from rlhf_lightning.data.chat import Encoded, encode_examples
-from rlhf_lightning.data.collate import pad_id
 from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.validate import StageKind, narrowed
-from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import right_pad
-from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import SFTBatch
 
 
@@ -42,25 +40,11 @@ class Demonstration:
         return self.input_ids
 
 
-class DemonstrationData(RowDataModule[Demonstration]):
+class DemonstrationData(AnswerDataModule[Demonstration]):
     """Rows of prompt+completion, messages or text as `SFTBatch`.
 
-    A row that is too long is dropped, or truncated: first its prompt from the left, then its completion from the right,
-    which costs the EOS and is counted as ``truncated_without_eos``.
-
-    Args:
-        train: see `RowDataModule`.
-        validation: see `RowDataModule`.
-        tokenizer: see `RowDataModule`.
-        batch_size: see `RowDataModule`.
-        micro_batch_size: see `RowDataModule`.
-        max_length: tokens of prompt and completion together, EOS included.
+    Args, beside those of `AnswerDataModule`:
         completion_only: learn the completion; False also learns the prompt (``text`` rows are always learned whole).
-        validation_fraction: see `RowDataModule`.
-        seed: see `RowDataModule`.
-        max_bad_rows: see `RowDataModule`.
-        on_long: "drop" or "truncate".
-        length_window: see `RowDataModule`.
     """
 
     kind: StageKind = "demonstrations"  # type: ignore[misc]
@@ -92,13 +76,10 @@ class DemonstrationData(RowDataModule[Demonstration]):
             seed=seed,
             length_window=length_window,
             max_bad_rows=max_bad_rows,
+            max_length=max_length,
+            on_long=on_long,
         )
-        if on_long not in ("drop", "truncate"):
-            raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
-        require("max_length", max_length, at_least=2, why="one token of prompt and one to learn")
-        self.max_length = max_length
         self.completion_only = completion_only
-        self.on_long = on_long
 
     def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Demonstration]:
         """See `RowDataModule`."""
@@ -114,15 +95,6 @@ class DemonstrationData(RowDataModule[Demonstration]):
             items.append(item)
         return items
 
-    def _fit(self, example: Encoded, counts: Counter[str]) -> Encoded | None:
-        if len(example) <= self.max_length:
-            return example
-        if self.on_long == "drop":
-            return None
-        counts["truncated"] += 1
-        counts["truncated_without_eos"] += len(example.completion_ids) >= self.max_length
-        return example.shortened(self.max_length, self.tokenizer.bos_token_id)
-
     def _item(self, example: Encoded) -> Demonstration | None:
         mask = [False] * len(example.prompt_ids) + example.completion_mask
         if not self.completion_only:
@@ -132,7 +104,7 @@ class DemonstrationData(RowDataModule[Demonstration]):
 
     def collate(self, items: list[Demonstration], denominator: float) -> SFTBatch:
         """Pad on the right."""
-        input_ids, attention_mask = right_pad([item.input_ids for item in items], pad_id(self.tokenizer))
+        input_ids, attention_mask = right_pad([item.input_ids for item in items], self.pad_id)
         mask = torch.zeros_like(attention_mask)
         for row, item in zip(mask, items, strict=True):
             row[: len(item.mask)] = torch.tensor(item.mask)

@@ -10,15 +10,14 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data.base import Paths, RowDataModule
+from rlhf_lightning.data.answers import AnswerDataModule
+from rlhf_lightning.data.base import Paths
 from rlhf_lightning.data.chat import Encoded, encode_examples
-from rlhf_lightning.data.collate import pad_id
 from rlhf_lightning.data.loader import ShardedLoader
-from rlhf_lightning.data.readers.files import LocatedRow, located
+from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.fields import as_label
-from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
 from rlhf_lightning.data.rows.validate import StageKind, row_type
-from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.errors import DataError
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import AnswerBatch, FeedbackBatch
@@ -46,26 +45,41 @@ class Feedback:
         return [*self.example.input_ids, int(self.desirable)]
 
 
-class FeedbackData(RowDataModule[Feedback]):
+class FeedbackLoader(ShardedLoader[Feedback]):
+    """Also gives strange answers to prompts, from which KTO's reference point is measured.
+
+    In training they come with the first micro-batch of an optimizer step, for this rank's whole share of it: the point
+    is one number per step, needed before the first backward pass. The next prompt is looked for in the whole global
+    batch, so that neither ranks nor micro-batches change the pairing. In evaluation every batch has its own.
+    """
+
+    mismatched: Callable[[Sequence[Feedback], Sequence[int]], AnswerBatch]
+
+    def _training_batch(self, position: int) -> FeedbackBatch:
+        batch: FeedbackBatch = super()._training_batch(position)
+        if position % self.accumulate:
+            return batch
+        epoch, step = divmod(position, self._pass_length)
+        rows = self._global_batch(epoch, step // self.accumulate)
+        share = self.batch_size // self.world_size  # equal on all ranks, which gather them
+        mine = range(self.rank * share, (self.rank + 1) * share)
+        return replace(batch, mismatched=self.mismatched([self.dataset[row] for row in rows], mine))
+
+    def _evaluation_batch(self, step: int) -> FeedbackBatch:
+        batch: FeedbackBatch = super()._evaluation_batch(step)
+        mine = self._share(self._evaluation_rows[step])
+        strange = self.mismatched(self.dataset, mine or [0])
+        return replace(
+            batch, mismatched=strange if mine else replace(strange, lengths=torch.zeros(1, dtype=torch.long))
+        )
+
+
+class FeedbackData(AnswerDataModule[Feedback]):
     """Rows of prompt+completion+label as `FeedbackBatch`, one item per answer.
 
     Comparisons do as well: a chosen answer counts as good, a rejected one as bad; in a ranking an answer is good if
     more answers are below it than above, bad if more are above, and left out (``undecided``) if they balance.
-    A row that is too long is dropped, or truncated: first its prompt from the left, then its answer from the right,
-    which costs the EOS and is counted as ``truncated_without_eos``.
-
-    Args:
-        train: see `RowDataModule`.
-        validation: see `RowDataModule`.
-        tokenizer: see `RowDataModule`.
-        batch_size: answers per optimizer step, over all ranks; at least 2.
-        micro_batch_size: answers a rank holds at once.
-        max_length: tokens of prompt and answer together, EOS included.
-        validation_fraction: see `RowDataModule`.
-        seed: see `RowDataModule`.
-        max_bad_rows: see `RowDataModule`.
-        on_long: "drop" or "truncate".
-        length_window: see `RowDataModule`.
+    Its arguments are those of `AnswerDataModule`; ``batch_size``, at least 2, and ``micro_batch_size`` count answers.
 
     Raises:
         ConfigError: a batch of one answer, or another argument that cannot work.
@@ -73,6 +87,7 @@ class FeedbackData(RowDataModule[Feedback]):
     """
 
     kind: StageKind = "feedback"  # type: ignore[misc]
+    loader = FeedbackLoader
 
     def __init__(
         self,
@@ -99,13 +114,10 @@ class FeedbackData(RowDataModule[Feedback]):
             seed=seed,
             length_window=length_window,
             max_bad_rows=max_bad_rows,
+            max_length=max_length,
+            on_long=on_long,
         )
         require("batch_size", batch_size, at_least=2, why="KTO measures from the answers that other prompts got")
-        if on_long not in ("drop", "truncate"):
-            raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
-        require("max_length", max_length, at_least=2, why="one token of prompt and one of answer")
-        self.max_length = max_length
-        self.on_long = on_long
 
     def setup(self, stage: str | None = None) -> None:
         """See `RowDataModule`; also refuses training rows with one label only."""
@@ -150,20 +162,7 @@ class FeedbackData(RowDataModule[Feedback]):
                 columns["completions"],
                 [_label(rank, columns["ranks"]) for rank in columns["ranks"]],
             )
-        if kind == "prompt+chosen+rejected":
-            return columns["prompt"], [columns["chosen"], columns["rejected"]], [True, False]
-        with located(row):
-            prompt, chosen, rejected = split_shared_prompt(columns["chosen"], columns["rejected"])
-        return prompt, [chosen, rejected], [True, False]
-
-    def _fit(self, example: Encoded, counts: Counter[str]) -> Encoded | None:
-        if len(example) <= self.max_length:
-            return example
-        if self.on_long == "drop":
-            return None
-        counts["truncated"] += 1
-        counts["truncated_without_eos"] += len(example.completion_ids) >= self.max_length
-        return example.shortened(self.max_length, self.tokenizer.bos_token_id)
+        return *self._pair(row), [True, False]
 
     def collate(self, items: list[Feedback], denominator: float) -> FeedbackBatch:
         """Pad on the right; `FeedbackLoader` adds the mismatched answers."""
@@ -187,56 +186,15 @@ class FeedbackData(RowDataModule[Feedback]):
         return self._answers(examples)
 
     def _answers(self, examples: Sequence[Encoded]) -> AnswerBatch:
-        input_ids, attention_mask = right_pad([example.input_ids for example in examples], pad_id(self.tokenizer))
+        input_ids, attention_mask = right_pad([example.input_ids for example in examples], self.pad_id)
         return AnswerBatch(
             input_ids, attention_mask, torch.tensor([len(example.completion_ids) for example in examples])
         )
 
     def _make_loader(self, items: list[Feedback], *, shuffle: bool, drop_last: bool) -> ShardedLoader[Feedback]:
-        rank, world_size = self._place()
-        loader = FeedbackLoader(
-            items,
-            self.collate,
-            batch_size=self.batch_size,
-            micro_batch_size=self.micro_batch_size,
-            rank=rank,
-            world_size=world_size,
-            shuffle=shuffle,
-            seed=self.seed,
-            drop_last=drop_last,
-            length_window=self.length_window,
-        )
+        loader: Any = super()._make_loader(items, shuffle=shuffle, drop_last=drop_last)
         loader.mismatched = self.mismatched
         return loader
-
-
-class FeedbackLoader(ShardedLoader[Feedback]):
-    """Also gives strange answers to prompts, from which KTO's reference point is measured.
-
-    In training they come with the first micro-batch of an optimizer step, for this rank's whole share of it: the point
-    is one number per step, needed before the first backward pass. The next prompt is looked for in the whole global
-    batch, so that neither ranks nor micro-batches change the pairing. In evaluation every batch has its own.
-    """
-
-    mismatched: Callable[[Sequence[Feedback], Sequence[int]], AnswerBatch]
-
-    def _training_batch(self, position: int) -> FeedbackBatch:
-        batch: FeedbackBatch = super()._training_batch(position)
-        if position % self.accumulate:
-            return batch
-        epoch, step = divmod(position, self._pass_length)
-        rows = self._global_batch(epoch, step // self.accumulate)
-        share = self.batch_size // self.world_size  # equal on all ranks, which gather them
-        mine = range(self.rank * share, (self.rank + 1) * share)
-        return replace(batch, mismatched=self.mismatched([self.dataset[row] for row in rows], mine))
-
-    def _evaluation_batch(self, step: int) -> FeedbackBatch:
-        batch: FeedbackBatch = super()._evaluation_batch(step)
-        mine = self._share(self._evaluation_rows[step])
-        strange = self.mismatched(self.dataset, mine or [0])
-        return replace(
-            batch, mismatched=strange if mine else replace(strange, lengths=torch.zeros(1, dtype=torch.long))
-        )
 
 
 def next_prompt(items: Sequence[Feedback], place: int) -> Feedback:

@@ -31,6 +31,10 @@ class Item(Protocol):
         """A copy that counts for nothing, for a rank that has no rows left."""
         ...
 
+    def token_ids(self) -> list[int]:
+        """All ids of the example, to recognise it by."""
+        ...
+
 
 T = TypeVar("T", bound=Item)
 

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import encode_prompts, shorten_prompt
-from rlhf_lightning.data.collate import pad_id
 from rlhf_lightning.data.loader import ShardedLoader
 from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.validate import StageKind
@@ -49,17 +48,11 @@ class PromptData(RowDataModule[Prompt]):
     The other columns stay in ``batch.rows`` for the reward functions. Filler rows of validation have an all-False
     attention mask.
 
-    Args:
-        train: see `RowDataModule`.
-        validation: see `RowDataModule`.
-        tokenizer: see `RowDataModule`.
+    Args, beside those of `RowDataModule`:
         batch_size: responses per rollout, over all ranks.
         group_size: responses to each prompt; a batch holds ``batch_size / group_size`` prompts, which training repeats.
         max_prompt_length: tokens of a prompt, template and BOS included.
         on_long: "truncate_left" keeps the end of a longer prompt, "drop" drops its row.
-        validation_fraction: see `RowDataModule`.
-        seed: see `RowDataModule`.
-        max_bad_rows: see `RowDataModule`.
         rollouts: batches in one epoch of the Trainer, drawn from an endless stream of shuffled prompts; None goes
             through the prompts once.
         max_rows: use only the first so many prompts; None uses all.
@@ -123,7 +116,7 @@ class PromptData(RowDataModule[Prompt]):
 
     def collate(self, items: list[Prompt], denominator: float) -> PromptBatch:
         """Pad on the left."""
-        input_ids, mask = left_pad([item.ids for item in items], pad_id(self.tokenizer))
+        input_ids, mask = left_pad([item.ids for item in items], self.pad_id)
         counted = torch.tensor([item.weight > 0 for item in items])
         return PromptBatch(input_ids, mask & counted[:, None], tuple(item.row for item in items))
 

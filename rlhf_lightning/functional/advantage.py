@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.rules.ranges import require
 
 
@@ -154,10 +155,6 @@ def _on_tokens(per_sequence: Tensor, rewards: Tensor, mask: Tensor) -> tuple[Ten
     return torch.where(mask, per_sequence.unsqueeze(1), 0), reward_to_go(rewards, mask)
 
 
-def _totals(rewards: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, rewards, 0).sum(1)
-
-
 def rloo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int) -> tuple[Tensor, Tensor]:
     """`leave_one_out` of the summed rewards, on every token; rows of one prompt stand together.
 
@@ -167,7 +164,7 @@ def rloo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int) -> t
             [ 2.]])
     """
     groups = group_index(len(rewards), group_size, rewards.device)
-    return _on_tokens(leave_one_out(_totals(rewards, mask), groups), rewards, mask)
+    return _on_tokens(leave_one_out(totals(rewards, mask), groups), rewards, mask)
 
 
 def dr_grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int) -> tuple[Tensor, Tensor]:
@@ -179,7 +176,7 @@ def dr_grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int) -
             [ 1.]])
     """
     groups = group_index(len(rewards), group_size, rewards.device)
-    return _on_tokens(center_by_group(_totals(rewards, mask), groups), rewards, mask)
+    return _on_tokens(center_by_group(totals(rewards, mask), groups), rewards, mask)
 
 
 def grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
@@ -191,4 +188,4 @@ def grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int, eps:
             [ 0.7071]])
     """
     groups = group_index(len(rewards), group_size, rewards.device)
-    return _on_tokens(standardize_by_group(_totals(rewards, mask), groups, eps=eps), rewards, mask)
+    return _on_tokens(standardize_by_group(totals(rewards, mask), groups, eps=eps), rewards, mask)

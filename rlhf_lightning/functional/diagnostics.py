@@ -53,15 +53,12 @@ def calibration(chosen: Tensor, rejected: Tensor, *, n_bins: int = 10) -> Calibr
     sums = p.new_zeros(n_bins, 3).index_add(0, index, torch.stack([torch.ones_like(p), correct, confidence], dim=1))
     total = max(len(gap), 1)
     ece = (sums[:, 1] - sums[:, 2]).abs().sum() / total
-    used = sums[:, 0].nonzero()
-    full = sums[used[:, 0]]
-    bins = torch.cat([used.to(p.dtype), full[:, :1], full[:, 1:] / full[:, :1]], dim=1)
     return Calibration(
         ece=ece,
         brier=(1 - p).square().sum() / total,
         nll=softplus(-gap).sum() / total,
         accuracy=correct.sum() / total,
-        bins=bins,
+        bins=_means(sums),
     )
 
 
@@ -135,9 +132,14 @@ def accuracy_by_margin(chosen: Tensor, rejected: Tensor, *, n_bins: int = 4) -> 
     index = ((average_ranks(gap.abs()) - 0.5) * n_bins / max(len(gap), 1)).long().clamp(max=n_bins - 1)
     parts = torch.stack([torch.ones_like(gap), (gap > 0).to(gap.dtype), gap.abs()], dim=1)
     sums = gap.new_zeros(n_bins, 3).index_add(0, index, parts)
+    return _means(sums)
+
+
+def _means(sums: Tensor) -> Tensor:
+    """Rows (index, count, means) of the bins that are not empty, from their counts and sums ``[n_bins, 3]``."""
     used = sums[:, 0].nonzero()
     full = sums[used[:, 0]]
-    return torch.cat([used.to(gap.dtype), full[:, :1], full[:, 1:] / full[:, :1]], dim=1)
+    return torch.cat([used.to(sums.dtype), full[:, :1], full[:, 1:] / full[:, :1]], dim=1)
 
 
 def average_ranks(x: Tensor) -> Tensor:

@@ -8,20 +8,12 @@ changes when a constant is added to all scores of a prompt, so the level of a re
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from rlhf_lightning.functional.masking import divide_by_count
 from rlhf_lightning.rules.ranges import require
-
-
-class _PairLosses(NamedTuple):
-    loss: Tensor  # [Q], with centring
-    prompt: Tensor  # long [Q]
-    per_prompt: Tensor  # long [M], number of pairs
 
 
 def logistic_loss(difference: Tensor, margin: Tensor | float = 0.0, label_smoothing: float = 0.0) -> Tensor:
@@ -95,13 +87,14 @@ def _pair_losses(
     margins: Tensor | None,
     label_smoothing: float,
     center_coef: float,
-) -> _PairLosses:
+) -> tuple[Tensor, Tensor]:
+    """Loss of each pair, with centring, and its prompt; both [Q]."""
     better, worse, prompt = kwise_pairs(ranks, prompt_index)
     margin = 0.0 if margins is None else margins[better]
     loss = logistic_loss(scores[better] - scores[worse], margin, label_smoothing)
     if center_coef:
         loss = loss + center_coef * (scores[better] + scores[worse]).square()
-    return _PairLosses(loss, prompt, torch.bincount(prompt, minlength=_num_prompts(prompt_index)))
+    return loss, prompt
 
 
 def pairs_per_prompt(ranks: Tensor, prompt_index: Tensor) -> Tensor:
@@ -128,9 +121,9 @@ def kwise_prompt_losses(
     >>> kwise_prompt_losses(torch.zeros(4), ranks, prompt)  # log 2, and a tie
     tensor([0.6931, 0.0000])
     """
-    pairs = _pair_losses(scores, ranks, prompt_index, margins, label_smoothing, center_coef)
-    sums = pairs.loss.new_zeros(len(pairs.per_prompt)).index_add(0, pairs.prompt, pairs.loss)
-    return sums / pairs.per_prompt.clamp(min=1)
+    loss, prompt = _pair_losses(scores, ranks, prompt_index, margins, label_smoothing, center_coef)
+    counts = torch.bincount(prompt, minlength=_num_prompts(prompt_index))
+    return loss.new_zeros(len(counts)).index_add(0, prompt, loss) / counts.clamp(min=1)
 
 
 def kwise_logistic_loss(
@@ -189,8 +182,8 @@ def kwise_pair_mean_loss(
     >>> kwise_pair_mean_loss(torch.zeros(3), torch.tensor([1, 2, 3]), torch.zeros(3).long())  # log 2
     tensor(0.6931)
     """
-    pairs = _pair_losses(scores, ranks, prompt_index, margins, label_smoothing, center_coef)
-    return divide_by_count(pairs.loss.sum(), len(pairs.loss) if denominator is None else denominator)
+    loss, _ = _pair_losses(scores, ranks, prompt_index, margins, label_smoothing, center_coef)
+    return divide_by_count(loss.sum(), len(loss) if denominator is None else denominator)
 
 
 def plackett_luce_steps(

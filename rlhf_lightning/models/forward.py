@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_lightning.functional.linear_logprobs import CHUNK, TokenScores, linear_logprobs, score_logits
-from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.models.output import call_with_states, is_linear, output_of
 from rlhf_lightning.models.packing import PackedRows, packed_inputs, worthwhile_rows
-from rlhf_lightning.models.trunk import run_upper
+from rlhf_lightning.models.trunk import plain_inputs, run_upper
 
 
 class ResponseForward(NamedTuple):
@@ -67,7 +66,7 @@ def response_forward(
         return ResponseForward(output_of(policy).logits(states), states)
     with contiguous_head(policy):
         out = policy(
-            **_inputs(input_ids, attention_mask),
+            **plain_inputs(input_ids, attention_mask),
             logits_to_keep=response_length + 1,
             output_hidden_states=with_states,
         )
@@ -145,7 +144,7 @@ def token_scores(
 
     if hidden is not None:
         return compute(run_upper(policy, freeze_below, hidden, attention_mask))
-    inputs = _inputs(input_ids, attention_mask) if packed is None else packed_inputs(policy, packed)
+    inputs = plain_inputs(input_ids, attention_mask) if packed is None else packed_inputs(policy, packed)
     return call_with_states(policy, output.linear, compute, inputs)
 
 
@@ -153,13 +152,6 @@ def _before(states: Tensor, packed: PackedRows, mask: Tensor) -> Tensor:
     """The states [N, D] before each token of ``mask`` [B, S], out of those of packed rows."""
     sequence, place = mask[:, 1:].nonzero(as_tuple=True)
     return states[packed.row[sequence], packed.column[sequence, place]]
-
-
-def _inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
-    positions = position_ids(attention_mask)
-    return {
-        "input_ids": input_ids, "attention_mask": attention_mask.long(), "position_ids": positions, "use_cache": False
-    }  # fmt: skip
 
 
 def _first_scored(mask: Tensor) -> int:

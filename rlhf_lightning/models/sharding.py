@@ -33,11 +33,6 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """True if `shard` was applied."""
-    return any(isinstance(part, FSDPModule) for part in model.modules())
-
-
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """Hold the full weights on every rank inside the block, so that decoding needs no collective per token."""
@@ -55,7 +50,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """All weights, gathered to the CPU; collective under FSDP2 (rank 0 gets them, others an empty dict)."""
-    if not is_sharded(model):
+    if not any(isinstance(part, FSDPModule) for part in model.modules()):
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
     gathered: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return gathered

@@ -6,6 +6,8 @@ rollout: it is computed once. The two parts are shallow views that share the par
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -37,14 +39,17 @@ def layers(model: PreTrainedModel) -> nn.ModuleList:
     )
 
 
+def plain_inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+    """What a model or its decoder is called with for token ids [B, S] under a bool mask [B, S]."""
+    positions = position_ids(attention_mask)
+    return {
+        "input_ids": input_ids, "attention_mask": attention_mask.long(), "position_ids": positions, "use_cache": False
+    }  # fmt: skip
+
+
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Final hidden states [B, S, D] of token ids [B, S] under a bool mask [B, S]."""
-    return decoder(model)(
-        input_ids=input_ids,
-        attention_mask=attention_mask.long(),
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-    ).last_hidden_state
+    return decoder(model)(**plain_inputs(input_ids, attention_mask)).last_hidden_state
 
 
 def freeze_layers(model: PreTrainedModel, depth: int) -> None:
@@ -69,12 +74,7 @@ def run_lower(model: PreTrainedModel, depth: int, input_ids: Tensor, attention_m
     """Hidden states [B, S, D] after the lowest ``depth`` layers, without gradient."""
     lower = _view(decoder(model), layers(model)[:depth])
     lower.norm = nn.Identity()
-    return lower(
-        input_ids=input_ids,
-        attention_mask=attention_mask.long(),
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-    ).last_hidden_state
+    return lower(**plain_inputs(input_ids, attention_mask)).last_hidden_state
 
 
 def run_upper(model: PreTrainedModel, depth: int, hidden: Tensor, attention_mask: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from rlhf_lightning.functional.scores import ensemble_mean, uncertainty_weighted
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.loading import Attention, DType
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
-from rlhf_lightning.scoring.scorer import Details, Remembered, Scorer, is_stateful, on_last_token
+from rlhf_lightning.scoring.scorer import Composite, Scorer, on_last_token
 from rlhf_lightning.types import Rollout
 
 Combination = Literal["mean", "worst_case", "uncertainty_weighted"]
 
 
-class EnsembleScorer:
+class EnsembleScorer(Composite):
     """One score from several members that judge the same thing on the same scale.
 
     Reward models are put on one scale by their stored statistics (``normalise``). Members that were trained with other
@@ -60,47 +60,23 @@ class EnsembleScorer:
             raise ConfigError(f"scorer.members: an ensemble needs at least 2 members, not {len(members)}")
         if combine not in ways:
             raise ConfigError(f"scorer.combine={combine}: choose {', '.join(ways)}")
+        super().__init__()
         self.name = name
         self.members = list(members)
         self._combine = ways[combine]
-        self._remembered = Remembered()
 
-    def to(self, device: torch.device | str) -> EnsembleScorer:
-        """Move the members."""
-        for member in self.members:
-            member.to(device)
-        return self
+    def parts(self) -> Iterator[tuple[str, Scorer]]:
+        """The members, by their number."""
+        return ((str(number), member) for number, member in enumerate(self.members))
 
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """The combined score, float32 [B], or [B, T] if a member judges tokens."""
         scores = [member.score(rollout, tokenizer).float() for member in self.members]
         whole = torch.stack([totals(score, rollout.mask) for score in scores])  # [members, B]
-        self._remembered.keep(rollout, {"disagreement": whole.std(0, correction=0)})
+        self._kept.append((rollout, {"disagreement": whole.std(0, correction=0)}))
         if all(score.dim() == 1 for score in scores):
             return self._combine(whole)
         return self._combine(torch.stack([on_last_token(score, rollout.mask) for score in scores]))
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the members that have one, by their number."""
-        return {str(number): member.state_dict() for number, member in self._stateful()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what was saved of the members that are still there."""
-        for number, member in self._stateful():
-            if str(number) in state:
-                member.load_state_dict(state[str(number)])
-
-    def details_of(self, rollout: Rollout) -> Details:
-        """`details` of one of the last two rollouts; empty for any other."""
-        return self._remembered.of(rollout)
-
-    def _stateful(self) -> list[tuple[int, Any]]:
-        return [(number, member) for number, member in enumerate(self.members) if is_stateful(member)]
-
-    @property
-    def details(self) -> Details:
-        """See the class."""
-        return self._remembered.last
 
 
 def reward_models(

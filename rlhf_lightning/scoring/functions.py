@@ -20,7 +20,7 @@ from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.scoring.isolation.process import CallFailed, IsolatedFunction
 from rlhf_lightning.scoring.isolation.worker import describe, load, plain
 from rlhf_lightning.scoring.returned_scores import Checked, checked, error_policy
-from rlhf_lightning.scoring.scorer import Details, Remembered, completion_ids, completion_texts, on_last_token
+from rlhf_lightning.scoring.scorer import Details, Remembers, completion_ids, completion_texts, on_last_token
 from rlhf_lightning.types import Rollout
 
 RewardFunction = Callable[..., Sequence[float | None] | Sequence[Sequence[float] | None] | Tensor]
@@ -35,7 +35,7 @@ class _Judged(NamedTuple):
     failed: list[int]  # samples whose last try brought no score
 
 
-class FunctionScorer:
+class FunctionScorer(Remembers):
     """Score decoded answers with a function.
 
     The function gets ``prompts`` and ``completions`` (texts; for conversational prompts each completion is a list
@@ -75,6 +75,7 @@ class FunctionScorer:
         retries: int = 0,
         on_error: Literal["raise", "abstain"] | float = "raise",
     ) -> None:
+        super().__init__()
         self.function = _import(function) if isinstance(function, str) else function
         self.name = name or getattr(self.function, "__name__", type(self.function).__name__)
         self.abstain_value = math.nan if abstain_value is None else abstain_value
@@ -83,7 +84,6 @@ class FunctionScorer:
         self.timeout, self.retries, self.on_error = timeout, retries, error_policy(on_error)
         self._isolated = IsolatedFunction(_path(self.function, function)) if isolate else None
         self._wants_ids = _names(self.function, "completion_ids")
-        self._remembered = Remembered()
 
     def to(self, device: torch.device | str) -> FunctionScorer:
         """Nothing to move."""
@@ -93,10 +93,6 @@ class FunctionScorer:
         """End the worker process, if there is one; the next call starts another. Deleting the scorer does it too."""
         if self._isolated is not None:
             self._isolated.close()
-
-    def details_of(self, rollout: Rollout) -> Details:
-        """Counts of failures in one of the last two rollouts, see the class; empty if a failure ends the run."""
-        return self._remembered.of(rollout)
 
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """Scores, float32 [B], or [B, T] if the function judges tokens.
@@ -110,7 +106,7 @@ class FunctionScorer:
         judged = self._judge(prompts, texts, rollout.rows, completion_ids(rollout))
         returned, mask = judged.scores, rollout.mask
         if self.retries or self.on_error != "raise":
-            self._remembered.keep(rollout, _details(judged, mask.device))
+            self._kept.append((rollout, _details(judged, mask.device)))
         whole = torch.tensor([0.0 if isinstance(v, list) else v for v in returned], device=mask.device)
         if not any(isinstance(v, list) for v in returned):
             return whole

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,24 +48,52 @@ def as_scorer(judge: Scorer | None) -> Scorer:
     return judge
 
 
-class Remembered:
+class Remembers:
     """Details of the last two rollouts: with a greedy baseline the rollout that counts is not the last one scored."""
 
     def __init__(self) -> None:
         self._kept: deque[tuple[Rollout, Details]] = deque(maxlen=2)
 
-    def keep(self, rollout: Rollout, details: Details) -> None:
-        """Remember ``details`` of this very rollout."""
-        self._kept.append((rollout, details))
-
-    def of(self, rollout: Rollout) -> Details:
-        """What was kept of this very object; empty if nothing was."""
+    def details_of(self, rollout: Rollout) -> Details:
+        """`details` of one of the last two rollouts, this very object; empty for any other."""
         return next((details for kept, details in reversed(self._kept) if kept is rollout), {})
 
     @property
-    def last(self) -> Details:
-        """What was kept last."""
+    def details(self) -> Details:
+        """See the class."""
         return self._kept[-1][1] if self._kept else {}
+
+
+class Composite(Remembers):
+    """A scorer made of others, whose state it keeps."""
+
+    def parts(self) -> Iterable[tuple[str, Any]]:
+        """Scorers and transforms, by the place under which their state is saved."""
+        raise NotImplementedError
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the parts."""
+        for _, part in self.parts():
+            if hasattr(part, "to"):
+                part.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the parts that have one to keep, by place; networks are saved by the module that holds them."""
+        return {place: part.state_dict() for place, part in self._stateful()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what was saved of the parts that are still there."""
+        for place, part in self._stateful():
+            if place in state:
+                part.load_state_dict(state[place])
+
+    def _stateful(self) -> Iterator[tuple[str, Any]]:
+        return (
+            (place, part)
+            for place, part in self.parts()
+            if hasattr(part, "state_dict") and not isinstance(part, nn.Module)
+        )
 
 
 def details_of(scorer: Any, rollout: Rollout) -> Details:
@@ -73,11 +102,6 @@ def details_of(scorer: Any, rollout: Rollout) -> Details:
         return scorer.details_of(rollout)
     details: Details = getattr(scorer, "details", None) or {}
     return {name: column for name, column in details.items() if column.shape == (len(rollout),)}
-
-
-def is_stateful(part: Any) -> bool:
-    """Whether a scorer or transform has a state to keep beside networks, which the module saves that holds them."""
-    return hasattr(part, "state_dict") and not isinstance(part, nn.Module)
 
 
 def on_last_token(scores: Tensor, mask: Tensor) -> Tensor:

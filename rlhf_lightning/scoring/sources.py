@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kl import totals
-from rlhf_lightning.scoring.scorer import Details, Remembered, Scorer, details_of, is_stateful, on_last_token
+from rlhf_lightning.scoring.scorer import Composite, Details, Scorer, details_of, on_last_token
 from rlhf_lightning.scoring.transforms import Transform, check_order, transformed
 from rlhf_lightning.types import Rollout
 
@@ -33,7 +33,7 @@ class Source:
     transforms: Sequence[Transform] = ()
 
 
-class RewardSources:
+class RewardSources(Composite):
     """A weighted sum of scorers.
 
         score = sum_i weight_i * score_i,  over the sources i that judged the answer
@@ -66,43 +66,25 @@ class RewardSources:
                 "scorer.sources is empty; add one with +scorer@scorer.sources.NAME.scorer=function "
                 "scorer.sources.NAME.scorer.function=my_project.fn"
             )
+        super().__init__()
         self.name = name
         self.sources = {key: _source(key, given) for key, given in sources.items()}
         self.transforms = list(transforms)
         check_order(self.transforms, "scorer.transforms")
-        self._remembered = Remembered()
 
-    def to(self, device: torch.device | str) -> RewardSources:
-        """Move what the sources hold."""
-        for source in self.sources.values():
-            source.scorer.to(device)
-        return self
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        """The transforms of the sum, then each scorer and its transforms."""
+        yield from ((f"transforms/{type(t).__name__}", t) for t in self.transforms)
+        for name, source in self.sources.items():
+            yield f"sources/{name}", source.scorer
+            yield from ((f"sources/{name}/{type(t).__name__}", t) for t in source.transforms)
 
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """The sum after its transforms, float32 [B], or [B, T] if a source judges tokens; NaN where nobody judged."""
         details: Details = {}
         mixed = self._mix(rollout, tokenizer, details)
-        self._remembered.keep(rollout, details)
+        self._kept.append((rollout, details))
         return transformed(self.transforms, mixed, rollout, tokenizer, self._mix)
-
-    def details_of(self, rollout: Rollout) -> Details:
-        """`details` of one of the last two rollouts; empty for any other."""
-        return self._remembered.of(rollout)
-
-    @property
-    def details(self) -> Details:
-        """See the class."""
-        return self._remembered.last
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the transforms and scorers that have one, by place."""
-        return {place: part.state_dict() for place, part in self._stateful()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what was saved of the parts that are still there."""
-        for place, part in self._stateful():
-            if place in state:
-                part.load_state_dict(state[place])
 
     def _mix(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase, details: Details | None = None) -> Tensor:
         scores = []
@@ -114,13 +96,6 @@ class RewardSources:
                 details |= {f"{name}/{part}": column for part, column in own.items()}
             scores.append(transformed(source.transforms, score, rollout, tokenizer, source.scorer.score))
         return weighted_sum(scores, [source.weight for source in self.sources.values()], rollout.mask)
-
-    def _stateful(self) -> Iterator[tuple[str, Any]]:
-        parts: list[tuple[str, Any]] = [(f"transforms/{type(t).__name__}", t) for t in self.transforms]
-        for name, source in self.sources.items():
-            parts.append((f"sources/{name}", source.scorer))
-            parts += [(f"sources/{name}/{type(t).__name__}", t) for t in source.transforms]
-        return ((place, part) for place, part in parts if is_stateful(part))
 
 
 def weighted_sum(scores: Sequence[Tensor], weights: Sequence[float], mask: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Check the fields of a row, for each row type: what is wrong with the first field that is."""
+"""Check the fields of a row, for each row type; what is wrong with the first field that is gets raised as `BadRow`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.data.readers.problems import BadRow
 from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.rules.ranges import FLOAT32_MAX
@@ -13,39 +14,32 @@ if TYPE_CHECKING:
     from rlhf_lightning.types import Row
 
 
-def is_conversation(value: Any) -> bool:
-    """A list of messages rather than text."""
-    return isinstance(value, list)
-
-
-def _content(name: str, value: Any, *, ends_with_assistant: bool | None = None) -> str | None:
-    """What is wrong with a text or a list of messages."""
+def _content(name: str, value: Any, *, ends_with_assistant: bool | None = None) -> None:
+    """A text or a list of messages."""
     if isinstance(value, str):
-        return f"{name}: is empty; fill it or delete the row" if not value.strip() else None
+        if not value.strip():
+            raise BadRow(f"{name}: is empty; fill it or delete the row")
+        return
     if not isinstance(value, list):
-        return f"{name}: is {_named(value)}; write text or a list of messages"
+        raise BadRow(f"{name}: is {_named(value)}; write text or a list of messages")
     if not value:
-        return f"{name}: has no messages; fill it or delete the row"
+        raise BadRow(f"{name}: has no messages; fill it or delete the row")
     for number, message in enumerate(value):
-        complaint = _message(f"{name}[{number}]", message)
-        if complaint:
-            return complaint
-    is_assistant = value[-1]["role"] == "assistant"
-    if ends_with_assistant is not None and is_assistant is not ends_with_assistant:
+        _message(f"{name}[{number}]", message)
+    last = value[-1]["role"]
+    if ends_with_assistant is not None and (last == "assistant") is not ends_with_assistant:
         must = "must be from the assistant" if ends_with_assistant else "must not be from the assistant"
-        return f"{name}: the last message is from '{clipped(value[-1]['role'])}' and {must}"
-    return None
+        raise BadRow(f"{name}: the last message is from '{clipped(last)}' and {must}")
 
 
-def _message(name: str, message: Any) -> str | None:
+def _message(name: str, message: Any) -> None:
     if not isinstance(message, Mapping):
-        return f'{name}: is {_named(message)}; write {{"role": ..., "content": ...}}'
+        raise BadRow(f'{name}: is {_named(message)}; write {{"role": ..., "content": ...}}')
     for key in ("role", "content"):
         if not isinstance(message.get(key), str):
-            return f"{name}.{key}: is {_named(message.get(key))}; write text"
+            raise BadRow(f"{name}.{key}: is {_named(message.get(key))}; write text")
         if not message[key].strip() and (key == "role" or message["role"] != "system"):
-            return f"{name}.{key}: is empty; fill it or delete the row"
-    return None
+            raise BadRow(f"{name}.{key}: is empty; fill it or delete the row")
 
 
 def _shown(value: Any) -> str:
@@ -61,25 +55,25 @@ def _named(value: Any) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
 
 
-def _check_prompt(row: Row) -> str | None:
-    return _content("prompt", row["prompt"], ends_with_assistant=False)
+def _check_prompt(row: Row) -> None:
+    _content("prompt", row["prompt"], ends_with_assistant=False)
 
 
-def _answers(row: Row, names: Sequence[str]) -> str | None:
+def _answers(row: Row, names: Sequence[str]) -> None:
     """Answers are text where the prompt is text, and messages where it is messages."""
     for name in names:
-        complaint = _content(name, row[name], ends_with_assistant=True)
-        if complaint:
-            return complaint
-    kinds = {name: is_conversation(row[name]) for name in (*names, "prompt") if row.get(name) is not None}
-    if len(set(kinds.values())) > 1:
-        as_messages = ", ".join(sorted(name for name, conversational in kinds.items() if conversational))
-        return f"{as_messages}: a list of messages beside text; write all of {', '.join(kinds)} one way"
-    return None
+        _content(name, row[name], ends_with_assistant=True)
+    given = [name for name in (*names, "prompt") if row.get(name) is not None]
+    conversations = sorted(name for name in given if isinstance(row[name], list))
+    if 0 < len(conversations) < len(given):
+        raise BadRow(
+            f"{', '.join(conversations)}: a list of messages beside text; write all of {', '.join(given)} one way"
+        )
 
 
-def _check_demonstration(row: Row) -> str | None:
-    return _check_prompt(row) or _answers(row, ["completion"])
+def _check_demonstration(row: Row) -> None:
+    _check_prompt(row)
+    _answers(row, ["completion"])
 
 
 def as_label(value: Any) -> bool | None:
@@ -93,83 +87,74 @@ def as_label(value: Any) -> bool | None:
     return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
 
 
-def _check_feedback(row: Row) -> str | None:
-    complaint = _check_demonstration(row)
-    if complaint is None and as_label(row["label"]) is None:
-        return f"label: is {_shown(row['label'])}; write true for a good answer and false for a bad one"
-    return complaint
+def _check_feedback(row: Row) -> None:
+    _check_demonstration(row)
+    if as_label(row["label"]) is None:
+        raise BadRow(f"label: is {_shown(row['label'])}; write true for a good answer and false for a bad one")
 
 
-def _check_messages(row: Row) -> str | None:
+def _check_messages(row: Row) -> None:
     if not isinstance(row["messages"], list):
-        return f"messages: is {_named(row['messages'])}; write a list of messages"
-    complaint = _content("messages", row["messages"])
-    if complaint:
-        return complaint
+        raise BadRow(f"messages: is {_named(row['messages'])}; write a list of messages")
+    _content("messages", row["messages"])
     if not any(message["role"] == "assistant" for message in row["messages"]):
-        return "messages: no message is from the assistant, so there is nothing to learn; add one or delete the row"
-    return None
+        raise BadRow(
+            "messages: no message is from the assistant, so there is nothing to learn; add one or delete the row"
+        )
 
 
-def _check_text(row: Row) -> str | None:
+def _check_text(row: Row) -> None:
     if not isinstance(row["text"], str):
-        return f"text: is {_named(row['text'])}; write text"
-    return _content("text", row["text"])
+        raise BadRow(f"text: is {_named(row['text'])}; write text")
+    _content("text", row["text"])
 
 
-def _check_pair(row: Row) -> str | None:
-    complaint = (_check_prompt(row) if row.get("prompt") is not None else None) or _answers(row, ["chosen", "rejected"])
-    if complaint:
-        return complaint
+def _check_pair(row: Row) -> None:
+    if row.get("prompt") is not None:
+        _check_prompt(row)
+    _answers(row, ["chosen", "rejected"])
     if row["chosen"] == row["rejected"]:
-        return "rejected: is the same as chosen, so nothing is preferred; delete the row"
-    return _check_margin(row)
+        raise BadRow("rejected: is the same as chosen, so nothing is preferred; delete the row")
+    _check_margin(row)
 
 
-def _check_margin(row: Row) -> str | None:
+def _check_margin(row: Row) -> None:
     margin = row.get("margin")
     if margin is not None and not _is_number(margin):
-        return f"margin: is {_shown(margin)}; write a finite number or leave it out"
-    return None
+        raise BadRow(f"margin: is {_shown(margin)}; write a finite number or leave it out")
 
 
-def _check_implicit_pair(row: Row) -> str | None:
-    complaint = _check_pair(row)
-    if complaint is None:
-        try:
-            split_shared_prompt(row["chosen"], row["rejected"])
-        except DataError as error:
-            complaint = str(error).removesuffix(".")
-    return complaint
+def _check_implicit_pair(row: Row) -> None:
+    _check_pair(row)
+    try:
+        split_shared_prompt(row["chosen"], row["rejected"])
+    except DataError as error:
+        raise BadRow(str(error).removesuffix(".")) from error
 
 
-def _check_ranking(row: Row) -> str | None:
-    complaint = _check_prompt(row)
-    if complaint:
-        return complaint
+def _check_ranking(row: Row) -> None:
+    _check_prompt(row)
     completions, ranks = row["completions"], row["ranks"]
     for name, value in (("completions", completions), ("ranks", ranks)):
         if not isinstance(value, list):
-            return f"{name}: is {_named(value)}; write a list"
+            raise BadRow(f"{name}: is {_named(value)}; write a list")
     if len(completions) < 2:
-        return f"completions: has {len(completions)} answers; a ranking needs 2 or more"
+        raise BadRow(f"completions: has {len(completions)} answers; a ranking needs 2 or more")
     if len(ranks) != len(completions):
-        return f"ranks: has {len(ranks)} numbers for {len(completions)} completions; give each answer one"
-    flat: dict[str, Any] = {"prompt": row["prompt"]} | {f"completions[{i}]": c for i, c in enumerate(completions)}
-    complaint = _answers(flat, [name for name in flat if name != "prompt"])
-    if complaint:
-        return complaint
+        raise BadRow(f"ranks: has {len(ranks)} numbers for {len(completions)} completions; give each answer one")
+    answers: dict[str, Any] = {f"completions[{i}]": answer for i, answer in enumerate(completions)}
+    _answers({"prompt": row["prompt"]} | answers, list(answers))
     for rank in ranks:
         if not _is_number(rank):
-            return f"ranks: holds {_shown(rank)}; write numbers, 1 is best and equal numbers are ties"
-    return _check_margin(row)
+            raise BadRow(f"ranks: holds {_shown(rank)}; write numbers, 1 is best and equal numbers are ties")
+    _check_margin(row)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
 
 
-CHECKS: dict[str, Callable[[Row], str | None]] = {
+CHECKS: dict[str, Callable[[Row], None]] = {
     "prompt+completions+ranks": _check_ranking,
     "prompt+chosen+rejected": _check_pair,
     "chosen+rejected": _check_implicit_pair,
@@ -179,4 +164,4 @@ CHECKS: dict[str, Callable[[Row], str | None]] = {
     "text": _check_text,
     "prompt": _check_prompt,
 }
-"""What is wrong with a row of the type, or None; the type's columns are there, if only as null."""
+"""Raises `BadRow` for a row of the type; the type's columns are there, if only as null."""

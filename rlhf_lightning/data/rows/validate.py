@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_lightning import signals
 from rlhf_lightning.data.readers.files import LocatedRow, iter_rows
-from rlhf_lightning.data.readers.problems import Problems
+from rlhf_lightning.data.readers.problems import BadRow, Problems
 from rlhf_lightning.data.rows.fields import CHECKS, clipped
 
 if TYPE_CHECKING:
@@ -87,9 +87,10 @@ def validate_rows(
     with _no_garbage_collection():  # nothing here refers to itself, and looking for it would double the time
         for row in rows:
             signals.poll()
-            complaint = _complaint(row.row, stage_kind)
-            if complaint:
-                found.add(row.where, complaint)
+            try:
+                _check(row.row, stage_kind)
+            except BadRow as bad:
+                found.add(row.where, str(bad))
             else:
                 sound.append(row)
     if problems is None:
@@ -166,13 +167,13 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _complaint(row: Row, stage_kind: StageKind) -> str | None:
+def _check(row: Row, stage_kind: StageKind) -> None:
     kind = row_type(row, stage_kind)
     takes = " or ".join(TAKEN[stage_kind])
     if kind is None:
         columns = clipped(", ".join(sorted(row))) or "none"
-        return f"columns {columns} are no known row type; {_STAGE[stage_kind]} takes {takes}"
+        raise BadRow(f"columns {columns} are no known row type; {_STAGE[stage_kind]} takes {takes}")
     if kind not in TAKEN[stage_kind]:
         owner = next(_STAGE[stage] for stage, kinds in TAKEN.items() if kind in kinds)
-        return f"found a {kind} row, which is for {owner}; {_STAGE[stage_kind]} takes {takes}"
-    return CHECKS[kind](row)
+        raise BadRow(f"found a {kind} row, which is for {owner}; {_STAGE[stage_kind]} takes {takes}")
+    CHECKS[kind](row)

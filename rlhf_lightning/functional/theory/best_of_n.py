@@ -69,15 +69,9 @@ def best_of_n(proxy: Tensor, gold: Tensor, n: int) -> BestOfN:
     shares = [math.comb(i, n - 1) / math.comb(size, n) for i in range(size)]
     by_rank = torch.tensor(shares, dtype=torch.float64, device=proxy.device)
     order = proxy.argsort()
-    ties, members = _ties(proxy[order])
+    _, ties, members = proxy[order].unique(return_inverse=True, return_counts=True)  # [N], [different scores]
     weights = (by_rank.new_zeros(len(members)).index_add(0, ties, by_rank) / members)[ties].to(proxy.dtype)
     return BestOfN((weights * proxy[order]).sum(), (weights.to(gold.dtype) * gold[order]).sum(), weights)
-
-
-def _ties(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The rank of each score ``[N]`` among the ``G`` different values, and how often each value occurs ``[G]``."""
-    _, group, members = scores.unique(return_inverse=True, return_counts=True)
-    return group, members
 
 
 def best_of_n_law(probabilities: Tensor, scores: Tensor, n: int) -> BestOfNLaw:
@@ -103,8 +97,8 @@ def best_of_n_law(probabilities: Tensor, scores: Tensor, n: int) -> BestOfNLaw:
     """
     _require_samples(n)
     p = probabilities / probabilities.sum()
-    group, members = _ties(scores)
-    mass = p.new_zeros(len(members)).index_add(0, group, p)
+    different, group = scores.unique(return_inverse=True)
+    mass = p.new_zeros(len(different)).index_add(0, group, p)
     at_most = mass.cumsum(0)
     at_most = at_most / at_most[-1:]
     # F^n - (F - m)^n = F^n (1 - (1 - m / F)^n), without the difference of two numbers that are nearly equal

@@ -138,22 +138,16 @@ def _await(channel: socket.socket, deadline: float) -> None:
 
 
 def _encoded(arguments: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(arguments, default=_listed).encode()
-    except (TypeError, ValueError) as error:
-        name = next(name for name, value in arguments.items() if not _fits(value))
-        raise ConfigError(
-            f"column {name!r} of the data cannot be sent to the process of the reward function ({error}); "
-            "keep it as text or numbers, or set isolate=false on the scorer"
-        ) from error
-
-
-def _fits(value: Any) -> bool:
-    try:
-        json.dumps(value, default=_listed)
-    except (TypeError, ValueError):
-        return False
-    return True
+    columns = []
+    for name, value in arguments.items():
+        try:
+            columns.append(f"{json.dumps(name)}: {json.dumps(value, default=_listed)}")
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"column {name!r} of the data cannot be sent to the process of the reward function ({error}); "
+                "keep it as text or numbers, or set isolate=false on the scorer"
+            ) from error
+    return f"{{{', '.join(columns)}}}".encode()
 
 
 def _listed(value: Any) -> Any:
