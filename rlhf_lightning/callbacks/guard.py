@@ -132,7 +132,7 @@ class RewardHackingGuard(pl.Callback):
 
     def _monitored(self, trainer: pl.Trainer) -> float | None:
         """The number of a monitor, if it was logged since the last look."""
-        tag = self.gold_tag or min((t for t in trainer.callback_metrics if t.startswith(MONITOR)), default=None)
+        tag = self.gold_tag or min((t for t in trainer.callback_metrics if t.startswith(MONITOR)), default="")
         return self._new.look(trainer).get(tag)
 
     def _ask(self, pl_module: Any, rollout: int) -> tuple[float | None, float]:

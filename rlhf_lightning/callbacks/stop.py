@@ -40,7 +40,9 @@ class StopAtBoundary(pl.Callback):
         if step == self._seen:  # inside gradient accumulation
             return
         self._seen = step
-        signals.adopt(agreed(trainer))
+        if trainer.world_size > 1:
+            signum = torch.tensor(signals.received(), device=trainer.strategy.root_device)
+            signals.adopt(int(trainer.strategy.reduce(signum, reduce_op="max")))
         if signals.received() and step != steps_planned(trainer):
             self._signum = signals.received()
             for saver in trainer.checkpoint_callbacks:
@@ -65,11 +67,3 @@ class StopAtBoundary(pl.Callback):
     def on_predict_batch_start(self, *given: Any) -> None:
         """Nothing is saved while sampling."""
         signals.poll()
-
-
-def agreed(trainer: pl.Trainer) -> int:
-    """The signal that any rank received, the same on every rank; 0 if none has."""
-    if trainer.world_size == 1:
-        return signals.received()
-    signum = torch.tensor(signals.received(), device=trainer.strategy.root_device)
-    return int(trainer.strategy.reduce(signum, reduce_op="max"))

@@ -227,6 +227,6 @@ def _mark_policies(axis: Axes, markers: list[tuple[str, float, float, float]]) -
     """Each policy as a named mark whose bar spans 95 percent of the uncertainty of its mean."""
     for i, (name, kl, mean, stderr) in enumerate(markers):
         colour = (BLUE, RED, PURPLE, ORANGE, GREEN)[i % 5]
-        look = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 7, "capsize": 3, "zorder": 4}
-        axis.errorbar([kl], [mean], yerr=[1.96 * stderr], label=display.label(name), **look)
+        look: Any = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 7, "capsize": 3}
+        axis.errorbar([kl], [mean], yerr=[1.96 * stderr], zorder=4, label=display.label(name), **look)
     legend(axis)
