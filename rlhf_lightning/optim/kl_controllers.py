@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from rlhf_lightning.errors import ConfigError, NumericalError
+from rlhf_lightning.rules.ranges import require
 
 
 @runtime_checkable
@@ -35,25 +37,10 @@ class KLController(Protocol):
         """Continue from what `state_dict` returned."""
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
 def _checked(kl: float) -> float:
     if math.isnan(kl):
         raise NumericalError("kl: the measured KL is NaN; look at the log-probabilities of the last rollout")
     return kl
-
-
-def _warn_at(ceiling: float, coef: float) -> None:
-    """Say that the controller can do no more; Python shows each such line once."""
-    if coef >= ceiling:
-        warnings.warn(
-            f"kl: kl_coef is at its ceiling of {ceiling:.3g} and KL is still above its target: the policy is running "
-            "away; lower the learning rate",
-            stacklevel=3,
-        )
 
 
 class FixedKL:
@@ -68,7 +55,7 @@ class FixedKL:
     target = None
 
     def __init__(self, coef: float = 0.1) -> None:
-        _require(math.isfinite(coef) and coef >= 0, f"kl.coef: must be at least 0, not {coef}")
+        require("kl.coef", coef, at_least=0, at_most=1e9)
         self.coef = coef
 
     def update(self, kl: float, num_sequences: int) -> None:
@@ -83,7 +70,34 @@ class FixedKL:
         """Nothing to restore: the configured coefficient holds, also one changed between runs."""
 
 
-class AdaptiveKL:
+class _Steering:
+    """A beta between a floor and a ceiling."""
+
+    coef: float
+    min_coef: float
+    max_coef: float
+
+    def _move(self, coef: float) -> None:
+        """Set beta; warn where the controller can do no more (Python shows each such line once)."""
+        self.coef = min(max(coef, self.min_coef), self.max_coef)
+        if self.coef >= self.max_coef:
+            warnings.warn(
+                f"kl: kl_coef is at its ceiling of {self.max_coef:.3g} and KL is still above its target: the policy is "
+                "running away; lower the learning rate",
+                stacklevel=3,
+            )
+
+    def state_dict(self) -> dict[str, float]:
+        """``{"coef": beta}``, and what else the controller has learned."""
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue at the saved beta, within the bounds of this configuration."""
+        self.coef = min(max(float(state["coef"]), self.min_coef), self.max_coef)
+
+
+@dataclass(eq=False)
+class AdaptiveKL(_Steering):
     """The proportional controller of Ziegler et al. 2019, section 2.2.
 
         beta <- beta * (1 + clip(kl / target - 1, -clip, clip) * num_sequences / horizon)
@@ -105,48 +119,33 @@ class AdaptiveKL:
     1.1
     """
 
-    def __init__(
-        self,
-        init_coef: float = 0.15,
-        target: float = 6.0,
-        horizon: float = 10000,
-        clip: float = 0.2,
-        min_coef: float = 0.0,
-        max_coef: float = 1000.0,
-    ) -> None:
-        _require(target > 0, f"kl.target: must be above 0 nats per response, not {target}")
-        _require(horizon > 0, f"kl.horizon: must be above 0 responses, not {horizon}")
-        _require(0 < clip <= 1, f"kl.clip: must be in (0, 1], not {clip}")
-        _require(init_coef > 0, f"kl.init_coef: must be above 0 (0 can never grow), not {init_coef}")
-        _require(
-            0 <= min_coef <= init_coef <= max_coef,
-            f"kl: need 0 <= min_coef <= init_coef <= max_coef, not {min_coef}, {init_coef}, {max_coef}",
-        )
-        self.coef = init_coef
-        self.target = target
-        self.horizon = horizon
-        self.clip = clip
-        self.min_coef = min_coef
-        self.max_coef = max_coef
+    init_coef: float = 0.15
+    target: float = 6.0
+    horizon: float = 10000
+    clip: float = 0.2
+    min_coef: float = 0.0
+    max_coef: float = 1000.0
+
+    def __post_init__(self) -> None:
+        require("kl.init_coef", self.init_coef, above=0, why="0 can never grow")
+        require("kl.target", self.target, above=0, why="nats per response")
+        require("kl.horizon", self.horizon, above=0, why="responses")
+        require("kl.clip", self.clip, above=0, at_most=1)
+        if not 0 <= self.min_coef <= self.init_coef <= self.max_coef:
+            bounds = f"{self.min_coef}, {self.init_coef}, {self.max_coef}"
+            raise ConfigError(f"kl: need 0 <= min_coef <= init_coef <= max_coef, not {bounds}")
+        self.coef = self.init_coef
 
     def update(self, kl: float, num_sequences: int) -> None:
         """Raise beta when ``kl`` (nats per response) is above the target, lower it when below."""
         error = min(max(_checked(kl) / self.target - 1, -self.clip), self.clip)
         # a rollout much larger than the horizon must not bring beta to 0, from where no factor leads back
         factor = max(1 + error * num_sequences / self.horizon, 0.1)
-        self.coef = min(max(self.coef * factor, self.min_coef), self.max_coef)
-        _warn_at(self.max_coef, self.coef)
-
-    def state_dict(self) -> dict[str, float]:
-        """``{"coef": beta}``."""
-        return {"coef": self.coef}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue at the saved beta, within the bounds of this configuration."""
-        self.coef = min(max(float(state["coef"]), self.min_coef), self.max_coef)
+        self._move(self.coef * factor)
 
 
-class LogSpaceKL:
+@dataclass(eq=False)
+class LogSpaceKL(_Steering):
     """Steers log beta by the logarithmic error, faster upwards than downwards. The default.
 
         e_t      = clip(log(kl_t / target), -1, 2)
@@ -174,31 +173,26 @@ class LogSpaceKL:
     1.3499
     """
 
-    def __init__(
-        self,
-        init_coef: float = 0.05,
-        target: float = 6.0,
-        change_gain: float = 0.7,
-        raise_gain: float = 0.3,
-        lower_gain: float = 0.1,
-        max_step: float = 0.5,
-        floor: float = 0.05,
-        ceiling: float = 1000.0,
-    ) -> None:
-        _require(math.isfinite(init_coef) and init_coef > 0, f"kl.init_coef: must be above 0, not {init_coef}")
-        _require(target > 0, f"kl.target: must be above 0 nats per response, not {target}")
-        _require(change_gain >= 0, f"kl.change_gain: must be at least 0, not {change_gain}")
-        _require(raise_gain > 0 and lower_gain > 0, f"kl: gains must be above 0, not {raise_gain}, {lower_gain}")
-        _require(max_step > 0, f"kl.max_step: must be above 0, not {max_step}")
-        _require(0 < floor <= 1 <= ceiling, f"kl: need 0 < floor <= 1 <= ceiling, not {floor}, {ceiling}")
-        self.coef = init_coef
-        self.target = target
-        self.change_gain = change_gain
-        self.raise_gain = raise_gain
-        self.lower_gain = lower_gain
-        self.max_step = max_step
-        self.min_coef = floor * init_coef
-        self.max_coef = ceiling * init_coef
+    init_coef: float = 0.05
+    target: float = 6.0
+    change_gain: float = 0.7
+    raise_gain: float = 0.3
+    lower_gain: float = 0.1
+    max_step: float = 0.5
+    floor: float = 0.05
+    ceiling: float = 1000.0
+
+    def __post_init__(self) -> None:
+        require("kl.init_coef", self.init_coef, above=0, at_most=1e9)
+        require("kl.target", self.target, above=0, why="nats per response")
+        require("kl.change_gain", self.change_gain, at_least=0)
+        require("kl.raise_gain", self.raise_gain, above=0)
+        require("kl.lower_gain", self.lower_gain, above=0)
+        require("kl.max_step", self.max_step, above=0)
+        require("kl.floor", self.floor, above=0, at_most=1)
+        require("kl.ceiling", self.ceiling, at_least=1)
+        self.coef = self.init_coef
+        self.min_coef, self.max_coef = self.floor * self.init_coef, self.ceiling * self.init_coef
         self._last_error: float | None = None
 
     def update(self, kl: float, num_sequences: int) -> None:
@@ -207,15 +201,13 @@ class LogSpaceKL:
         change = 0.0 if self._last_error is None else error - self._last_error
         self._last_error = error
         step = self.change_gain * change + (self.raise_gain if error > 0 else self.lower_gain) * error
-        moved = self.coef * math.exp(min(max(step, -self.max_step), self.max_step))
-        self.coef = min(max(moved, self.min_coef), self.max_coef)
-        _warn_at(self.max_coef, self.coef)
+        self._move(self.coef * math.exp(min(max(step, -self.max_step), self.max_step)))
 
     def state_dict(self) -> dict[str, float]:
         """``{"coef": beta}`` and, after the first update, ``"last_error"``."""
-        return {"coef": self.coef} | ({} if self._last_error is None else {"last_error": self._last_error})
+        return super().state_dict() | ({} if self._last_error is None else {"last_error": self._last_error})
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue at the saved beta, within the bounds of this configuration."""
-        self.coef = min(max(float(state["coef"]), self.min_coef), self.max_coef)
+        """Continue at the saved beta and error."""
+        super().load_state_dict(state)
         self._last_error = float(state["last_error"]) if "last_error" in state else None

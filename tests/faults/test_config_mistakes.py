@@ -67,7 +67,7 @@ MISTAKES = [
     ("stage=ppo ppo.sampling.temperature=0", "ppo.sampling.temperature=0: must be above 0"),
     ("stage=sft sft.data.validation_fraction=1", "sft.data.validation_fraction=1: must be at least 0 and below 1"),
     ("stage=ppo ppo.advantage.gamma=1.5", "ppo.advantage.gamma=1.5: must be at least 0 and at most 1"),
-    ("stage=ppo kl.target=-3", "kl.target: must be above 0 nats per response"),
+    ("stage=ppo kl.target=-3", "kl.target=-3: must be above 0"),
     ("stage=sft sft.scheduler.warmup_ratio=3", "sft.scheduler.warmup_ratio=3: must be at least 0 and at most 1"),
     ("stage=sft sft.data.max_length=1", "sft.data.max_length=1: must be at least 2"),
     ("stage=dpo dpo.loss.beta=0 data.comparisons=x", "dpo.loss.beta=0: must be above 0"),

@@ -140,7 +140,7 @@ def test_fixed_controller_has_no_target_and_may_be_free():
         (LogSpaceKL, {"target": -1.0}, "target"),
         (LogSpaceKL, {"max_step": 0.0}, "max_step"),
         (LogSpaceKL, {"change_gain": -1.0}, "change_gain"),
-        (LogSpaceKL, {"raise_gain": 0.0}, "gains"),
+        (LogSpaceKL, {"raise_gain": 0.0}, "raise_gain"),
         (LogSpaceKL, {"floor": 2.0}, "floor"),
         (LogSpaceKL, {"ceiling": 0.5}, "ceiling"),
     ],
