@@ -185,7 +185,8 @@ def _temporary(run: Path) -> set[str]:
     found: set[str] = set()
     for place in places:
         try:
-            found |= {entry for entry in os.listdir(place) if entry.startswith(".tmp-")}
+            with os.scandir(place) as entries:
+                found |= {entry.name for entry in entries if entry.name.startswith(".tmp-") and entry.is_dir()}
         except OSError:
             continue
     return found
@@ -204,8 +205,13 @@ def _end(run: Path) -> dict[str, object]:
 
 
 def _import_all() -> None:
-    """What an attempt would have to import; forked processes have it."""
+    """What an attempt would have to import, most of its time; forked processes have it."""
     import torch
+
+    import rlhf_lightning.cli.main
+    import rlhf_lightning.modules
+    import rlhf_lightning.stages.pipeline
+    import rlhf_lightning.tasks.miniature.prepare  # noqa: F401
 
     torch.set_num_threads(1)
 
