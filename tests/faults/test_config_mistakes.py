@@ -58,7 +58,7 @@ MISTAKES = [
     ("trainer.accelerator=gpuu", "trainer.accelerator=gpuu: must be one of auto, cpu|Did you mean gpu?"),
     ("stage=sft sft.data.on_long=dropp", "must be one of drop, truncate|Did you mean drop?"),
     ("judge=function judge.function=a.b judge.on_error=abstian", "must be one of raise, abstain or a number"),
-    ("stage=ppo ppo.critic=shard_trunk", "choose policy, shared_trunk or the folder|Did you mean shared_trunk?"),
+    ("stage=ppo ppo.critic=shard_trunk", "choose policy, shared_trunk, the folder|Did you mean shared_trunk?"),
     ("resume=atuo", "resume=atuo: must be none, auto or the folder|Did you mean auto?"),
     # ranges
     ("stage=ppo ppo.loss.clip_range=-1", "ppo.loss.clip_range=-1: must be above 0"),
@@ -105,6 +105,7 @@ MISTAKES = [
     ("stage=sft sft.data.train=${oc.env:SURELY_NOT_SET}", "Is the environment variable set?"),
 ]  # fmt: skip
 CPU = 0.5  # seconds of one command, user and system
+CPU_OF_A_CHAIN = 0.6  # where the sections of all stages are composed, since any of them may be in the chain
 SLACK = 1.5  # for slower and busier machines
 
 
@@ -176,4 +177,5 @@ def test_an_answer_takes_half_a_second_of_cpu(place, command):
         assert done.returncode == (0 if command.startswith("--") else 2), done.stderr
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert any(once() < CPU * SLACK for _ in range(3))
+    bar = CPU if command.startswith(("--help", "stage=")) else CPU_OF_A_CHAIN
+    assert any(once() < bar * SLACK for _ in range(3))

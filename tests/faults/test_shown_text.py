@@ -154,7 +154,8 @@ def test_case_64_the_sample_table_of_tensorboard_is_text(tmp_path):
         scores=torch.ones(1),
         rollout=SimpleNamespace(
             prompt_ids=torch.ones(1, 2), prompt_mask=torch.ones(1, 2).bool(), response_ids=torch.ones(1, 2),
-            mask=torch.ones(1, 2).bool(), finished=torch.ones(1).bool(), lengths=torch.ones(1),
+            mask=torch.ones(1, 2).bool(), attended=torch.ones(1, 2).bool(), finished=torch.ones(1).bool(),
+            lengths=torch.ones(1),
         ),
     )  # fmt: skip
     table = sample_table(experience, Tokenizer(), samples=1, max_characters=600)

@@ -251,7 +251,7 @@ def test_held_out_preferences_are_learned(tmp_path, loss):
     [
         ({"loss": partial(robust_dpo_loss, label_smoothing=0.5)}, "label_smoothing=0.5"),
         ({"loss": partial(dpo_loss, beta=0.0)}, "beta=0.0"),
-        ({"loss": kto_loss}, r"^loss: kto_loss cannot be called as f\(chosen"),
+        ({"loss": kto_loss}, r"^dpo\.loss: kto_loss cannot be called as f\(chosen"),
         ({"loss": simpo_loss, "reference": "given"}, "simpo_loss compares answers without a reference"),
         ({"loss": partial(orpo_odds_ratio_loss), "reference": "given"}, "orpo_odds_ratio_loss compares"),
         ({"nll_coef": -1.0}, "nll_coef=-1.0"),
