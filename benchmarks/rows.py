@@ -33,7 +33,7 @@ class _Place:
     index: int
     weight: int = 1
 
-    def filler(self) -> _Place:
+    def padding_row(self) -> _Place:
         return self
 
 

@@ -46,7 +46,7 @@ class _Wish:
     signum = 0
     since = 0.0  # time.monotonic
     heard: ClassVar[dict[int, float]] = {}  # when each of `PRESSING` came first, time.monotonic
-    patience = 0.0  # seconds in which work that was begun may still end
+    grace_period = 0.0  # seconds in which work that was begun may still end
     tells = True
     at_once = False  # nothing could be lost
     folder = ""  # made for the run, and still empty
@@ -100,13 +100,13 @@ def would_leave(folder: str) -> None:
 
 
 @contextmanager
-def patience(seconds: float) -> Iterator[None]:
+def grace_period(seconds: float) -> Iterator[None]:
     """Let work that was begun end within so many seconds of the signal: inside, `poll` waits for that long."""
-    before, _wish.patience = _wish.patience, seconds
+    before, _wish.grace_period = _wish.grace_period, seconds
     try:
         yield
     finally:
-        _wish.patience = before
+        _wish.grace_period = before
 
 
 def received() -> int:
@@ -124,10 +124,10 @@ def poll() -> None:
     """A place where unfinished work may be given up.
 
     Raises:
-        Stopped: a signal has come, and the `patience` is over.
+        Stopped: a signal has come, and the `grace_period` is over.
     """
-    if _wish.signum and time.monotonic() - _wish.since >= _wish.patience:
-        raise Stopped(_wish.signum, "the step in progress was given up" if _wish.patience else "")
+    if _wish.signum and time.monotonic() - _wish.since >= _wish.grace_period:
+        raise Stopped(_wish.signum, "the step in progress was given up" if _wish.grace_period else "")
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:

@@ -36,8 +36,8 @@ class DurableCheckpoint(Checkpoint):
     pass the number it waits for. Nothing is ever saved in the middle of a step, nor at the last one, after which the
     stage exports its model. An older checkpoint is deleted only when the new one is complete.
 
-    A step that took longer than ``patience_seconds``, and that a signal may therefore give up, is saved too, where that
-    costs little: the first of a fit, and later ones 20 times as long after the last save as that took.
+    A step that took longer than ``grace_period_seconds``, and that a signal may therefore give up, is saved too, where
+    that costs little: the first of a fit, and later ones 20 times as long after the last save as that took.
 
     Args:
         folder: where to; `Trainer(plugins=[DurableCheckpointIO()])` writes folders rather than pickles.
@@ -46,7 +46,7 @@ class DurableCheckpoint(Checkpoint):
         keep: how many to keep, at least 2, so that a damaged one does not cost the run.
         on_error: what a full or failing disk does: "raise" ends the run, "warn" goes on and tries again when the next
             checkpoint is due. The older ones stay in both cases.
-        patience_seconds: how long a step may still take to be saved after the run was told to stop; a longer one is
+        grace_period_seconds: how long a step may still take to be saved after the run was told to stop; a longer one is
             given up. Below the time your scheduler leaves between SIGTERM and SIGKILL.
 
     Raises:
@@ -60,12 +60,12 @@ class DurableCheckpoint(Checkpoint):
         every_n_minutes: float | None = 10.0,
         keep: int = 2,
         on_error: OnError = "raise",
-        patience_seconds: float = 5.0,
+        grace_period_seconds: float = 5.0,
     ) -> None:
         require("keep", keep, at_least=2, why="so that a damaged one does not cost the run")
         require("every_n_steps", every_n_steps, above=0)
         require("every_n_minutes", every_n_minutes, above=0)
-        require("patience_seconds", patience_seconds, at_least=0)
+        require("grace_period_seconds", grace_period_seconds, at_least=0)
         if on_error not in get_args(OnError):
             raise ConfigError(f"checkpoint.on_error={on_error}: choose raise or warn")
         self.folder = Path(folder)
@@ -73,7 +73,7 @@ class DurableCheckpoint(Checkpoint):
         self.every_n_minutes = every_n_minutes
         self.keep = keep
         self.on_error = on_error
-        self.patience_seconds = patience_seconds
+        self.grace_period_seconds = grace_period_seconds
         self._good: set[Path] = set()  # checkpoints that are whole
         self._left: set[Path] = set()  # and that are not, and stay
         self._saved = self._seen = 0  # steps
@@ -156,7 +156,7 @@ class DurableCheckpoint(Checkpoint):
 
     def _time_says_so(self) -> bool:
         since = time.monotonic() - self._since
-        long, cheap = self._step_took > self.patience_seconds, since >= COST * self._save_took
+        long, cheap = self._step_took > self.grace_period_seconds, since >= COST * self._save_took
         return (self.every_n_minutes is not None and since >= 60 * self.every_n_minutes) or (long and cheap)
 
     def save(self, trainer: pl.Trainer) -> Path | None:

@@ -15,8 +15,8 @@ from rlhf_lightning.callbacks.steps import steps_done, steps_planned
 class StopAtBoundary(pl.Callback):
     """Saves and stops at the end of the step in which a signal comes; a signal to one rank stops all of them.
 
-    A step that takes longer than ``patience_seconds`` of `DurableCheckpoint` after the signal is given up at the next
-    `signals.poll`; what was saved before stays. After the last step nothing is saved: the stage exports its model.
+    A step that takes longer than ``grace_period_seconds`` of `DurableCheckpoint` after the signal is given up at the
+    next `signals.poll`; what was saved before stays. After the last step nothing is saved: the stage exports its model.
     Other callbacks see the step end as usual. It stands behind those that may end the run.
 
     Raises:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-GRACE_SECONDS = 20.0  # to save and end, on top of the patience of the checkpoints
+GRACE_SECONDS = 20.0  # to save and end, on top of the grace period of the checkpoints
 SAVE_SECONDS = 120.0  # in which something must change in a folder that is being written: hashing and flushing take long
-PATIENCE_SECONDS = 5.0  # the default of `DurableCheckpoint`
+GRACE_PERIOD_SECONDS = 5.0  # the default of `DurableCheckpoint`
 
 
 class Grace:
@@ -18,7 +18,7 @@ class Grace:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         checkpoint = config.get("checkpoint") or {}
-        self.seconds = float(checkpoint.get("patience_seconds", PATIENCE_SECONDS)) + GRACE_SECONDS
+        self.seconds = float(checkpoint.get("grace_period_seconds", GRACE_PERIOD_SECONDS)) + GRACE_SECONDS
         sections = [section for section in config.values() if isinstance(section, Mapping)]
         self._parents = {Path(section["output"]).parent for section in sections if section.get("output")}
         self._checkpoints = Path(config.get("run_dir", ".")) / "checkpoints"

@@ -32,7 +32,7 @@ class Comparison:
         """See `Item`."""
         return [len(sequence) for sequence in self.sequences]
 
-    def filler(self) -> Comparison:
+    def padding_row(self) -> Comparison:
         """The same answers, all tied, so that no pair counts."""
         return replace(self, ranks=[1] * len(self.ranks), weight=0)
 

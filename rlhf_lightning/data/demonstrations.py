@@ -31,7 +31,7 @@ class Demonstration:
         """See `Item`."""
         return [len(self.input_ids)]
 
-    def filler(self) -> Demonstration:
+    def padding_row(self) -> Demonstration:
         """The same tokens, none of them counted."""
         return replace(self, mask=[False] * len(self.mask), weight=0)
 

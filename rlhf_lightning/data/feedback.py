@@ -36,7 +36,7 @@ class Feedback:
         """See `Item`."""
         return [len(self.example)]
 
-    def filler(self) -> Feedback:
+    def padding_row(self) -> Feedback:
         """The same tokens, as an answer of length 0."""
         return replace(self, weight=0)
 

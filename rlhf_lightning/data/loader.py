@@ -27,7 +27,7 @@ class Item(Protocol):
         """Tokens of each of its sequences; in a batch all are padded to the longest."""
         ...
 
-    def filler(self) -> Self:
+    def padding_row(self) -> Self:
         """A copy that counts for nothing, for a rank that has no rows left."""
         ...
 
@@ -79,7 +79,7 @@ class ShardedLoader(Generic[T]):
     they are cut.
 
     For evaluation (``drop_last=False``) every iteration hands out the same batches, each rank gets the same number of
-    them, and a rank without rows gets one filler row.
+    them, and a rank without rows gets one padding row.
 
     ``collate(items, denominator)`` receives the items of a micro-batch and the sum of the weights of *all* rows of its
     global batch, divided by the micro-batches of that batch over all ranks. A loss that is a sum divided by this
@@ -204,7 +204,7 @@ class ShardedLoader(Generic[T]):
         rows = self._evaluation_rows[step]
         items = [self.dataset[row] for row in self._share(rows)]
         total = sum(self.dataset[row].weight for row in rows)
-        return self.collate(items or [self.dataset[rows[0]].filler()], total / self.world_size)
+        return self.collate(items or [self.dataset[rows[0]].padding_row()], total / self.world_size)
 
     @cached_property
     def _evaluation_rows(self) -> list[list[int]]:

@@ -33,7 +33,7 @@ class Prompt:
         """See `Item`."""
         return [len(self.ids)]
 
-    def filler(self) -> Prompt:
+    def padding_row(self) -> Prompt:
         """The same prompt; its attention mask will be all False."""
         return replace(self, weight=0)
 

@@ -73,7 +73,7 @@ class SamplingModule(lightning.LightningModule):
         self.records = []
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Answer one batch; rows without a token are fillers of the loader."""
+        """Answer one batch; rows without a token are padding rows of the loader."""
         real = batch.attention_mask.any(1).nonzero().squeeze(1)
         if not len(real):
             return

@@ -38,7 +38,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     if config["threads"]:
         torch.set_num_threads(int(config["threads"]))
     this = Run(config)
-    with this.files.claimed() if this.is_first else nullcontext():
+    with this.files.lock() if this.is_first else nullcontext():
         try:
             join(this.predictor(), config)
             return _run_stages(this)

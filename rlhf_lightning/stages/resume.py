@@ -66,7 +66,7 @@ class RunFolder:
             self._check_path(config)
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep other processes out of the folder and of the places outside of it, once they are known to be free.
 
         Raises:

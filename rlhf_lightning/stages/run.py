@@ -80,7 +80,7 @@ class Run:
         watch = _StepCount(self.files.begin)
         trainer.callbacks.append(watch)  # type: ignore[attr-defined]
         savers = [part for part in trainer.checkpoint_callbacks if isinstance(part, DurableCheckpoint)]
-        with signals.patience(max((saver.patience_seconds for saver in savers), default=0.0)):
+        with signals.grace_period(max((saver.grace_period_seconds for saver in savers), default=0.0)):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if not watch.steps:
             raise CheckpointError(

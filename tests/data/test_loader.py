@@ -19,7 +19,7 @@ class Number:
     def widths(self):
         return [self.value % 7 + 1]
 
-    def filler(self):
+    def padding_row(self):
         return replace(self, weight=0)
 
 

@@ -91,7 +91,7 @@ def test_a_filler_of_validation_has_no_mask(tokenizer, write):
     place(data, 1, 2).setup("fit")
     (batch,) = data.val_dataloader()
     assert not batch.mask.any() and batch.attention_mask.all()
-    assert data.val_items[0].filler().weight == 0
+    assert data.val_items[0].padding_row().weight == 0
     assert batch.denominator == 4 / 2
 
 

@@ -293,7 +293,7 @@ def test_case_08_every_folder_that_the_run_will_write_to_is_tried_before_trainin
     says = f"{tmp_path / denied}: cannot write here .*Read-only file system.*choose another run_dir or free the disk"
     with (
         pytest.raises(DiskError, match=says) as refused,
-        run_folder(tmp_path / "run", output=tmp_path / "elsewhere" / "sft").claimed(),
+        run_folder(tmp_path / "run", output=tmp_path / "elsewhere" / "sft").lock(),
     ):
         pytest.fail("training began")
     assert refused.value.exit_code == 5
@@ -324,10 +324,10 @@ def test_case_10_resuming_without_a_checkpoint_is_an_error_and_auto_says_that_it
 
 
 def test_case_10_a_new_run_does_not_begin_on_the_checkpoints_of_another(tmp_path):
-    with run_folder(tmp_path).claimed():
+    with run_folder(tmp_path).lock():
         IO.save_checkpoint(state(7), tmp_path / "checkpoints" / "sft" / "step-000007")
     says = r"run_dir=.*: holds an earlier run \(checkpoints of sft\)\. Choose one of\n  resume=auto"
-    with pytest.raises(ConfigError, match=says), run_folder(tmp_path).claimed():
+    with pytest.raises(ConfigError, match=says), run_folder(tmp_path).lock():
         pytest.fail("training began")
 
 

@@ -288,11 +288,11 @@ def test_case_54_every_job_of_a_sweep_has_its_own_ranks_folder_and_values(words,
 def test_case_11_a_second_process_is_refused_and_a_stale_lock_is_taken_over(tmp_path):
     config = {"run_dir": str(tmp_path), "resume": "none", "stages": []}
     (tmp_path / LOCK).write_text("process 1 on elsewhere\n")  # left by a run that is gone
-    with RunFolder(config).claimed():
+    with RunFolder(config).lock():
         owner = f"in use by process {os.getpid()} on {platform.node()}"
-        with pytest.raises(CheckpointError, match=re.escape(owner)), RunFolder(config).claimed():
+        with pytest.raises(CheckpointError, match=re.escape(owner)), RunFolder(config).lock():
             pass
-    with RunFolder(config).claimed():
+    with RunFolder(config).lock():
         pass
 
 

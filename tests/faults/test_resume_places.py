@@ -78,7 +78,7 @@ def test_case_16_a_run_that_stops_again_and_again_ends_the_same(words, tmp_path,
 
 @pytest.mark.parametrize("patience", [0, 60], ids=["validation given up", "validation completed"])
 def test_case_16_a_signal_in_a_step_that_ends_with_a_validation(words, tmp_path, patience):
-    words = [*words, f"checkpoint.patience_seconds={patience}"]
+    words = [*words, f"checkpoint.grace_period_seconds={patience}"]
     go(words, tmp_path / "whole")
     tell = "+callbacks.tell={_target_: tests.faults.test_resume_places.Tell, step: 3}"
     with pytest.raises(signals.Stopped, match=r"saved up to .*step-000003"), signals.watched():

@@ -97,7 +97,7 @@ def test_case_52_a_rollout_that_takes_too_long_is_given_up_and_the_last_checkpoi
 
     monkeypatch.setattr(LoopEngine, "_forward", slow)
     with pytest.raises(signals.Stopped, match=r"the step in progress was given up; saved up to .*step-000002"):
-        go("checkpoint.every_n_steps=1", "checkpoint.patience_seconds=0.2")
+        go("checkpoint.every_n_steps=1", "checkpoint.grace_period_seconds=0.2")
     assert time.monotonic() - signalled[0] < 5
     monkeypatch.undo()
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
@@ -119,7 +119,7 @@ def test_case_52_a_reward_function_that_takes_too_long_is_given_up_with_its_proc
     try:
         start = time.monotonic()
         with pytest.raises(signals.Stopped):
-            go("scorer.isolate=true", "checkpoint.patience_seconds=0.1")
+            go("scorer.isolate=true", "checkpoint.grace_period_seconds=0.1")
         assert time.monotonic() - start < 20
     finally:
         signal.signal(signal.SIGALRM, before)
@@ -245,8 +245,8 @@ def test_case_63_a_long_step_is_saved_so_that_a_signal_costs_no_more_than_the_st
     with monkeypatch.context() as patch:
         patch.setenv("WAIT_SECONDS", "0.4")
         with pytest.raises(signals.Stopped, match=r"the step in progress was given up; saved up to .*step-000002"):
-            go("checkpoint.patience_seconds=0.2", small_run.misbehave("SIGTERM", step=2))
-    assert go("resume=auto", "checkpoint.patience_seconds=0.2") == whole["ppo"]
+            go("checkpoint.grace_period_seconds=0.2", small_run.misbehave("SIGTERM", step=2))
+    assert go("resume=auto", "checkpoint.grace_period_seconds=0.2") == whole["ppo"]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
@@ -273,7 +273,7 @@ def test_case_63_saving_long_steps_costs_a_twentieth_of_the_time(monkeypatch, tm
     assert saver._time_says_so() is due
 
 
-@pytest.mark.parametrize("knob", ["every_n_minutes", "patience_seconds", "every_n_steps"])
+@pytest.mark.parametrize("knob", ["every_n_minutes", "grace_period_seconds", "every_n_steps"])
 def test_case_63_times_that_are_no_numbers_are_refused(tmp_path, knob):
     with pytest.raises(ConfigError, match=f"{knob}=nan: must be"):
         DurableCheckpoint(tmp_path, **{knob: float("nan")})
@@ -297,7 +297,7 @@ if HANDOVER_VARIABLE in os.environ:
 grace.GRACE_SECONDS = 0.3
 try:
     with signals.watched():
-        launch({"trainer": {}, "run_dir": "run", "checkpoint": {"patience_seconds": 0.2}}, 2)
+        launch({"trainer": {}, "run_dir": "run", "checkpoint": {"grace_period_seconds": 0.2}}, 2)
 except signals.Stopped as stop:
     print(stop, flush=True)
     sys.exit(stop.code)
@@ -367,7 +367,7 @@ def test_work_within_its_patience_goes_on():
     with signals.watched(tells=False):
         signals.poll()
         os.kill(os.getpid(), signal.SIGTERM)
-        with signals.patience(60):
+        with signals.grace_period(60):
             signals.poll()
         with pytest.raises(signals.Stopped):
             signals.poll()

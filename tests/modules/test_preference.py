@@ -185,7 +185,7 @@ def test_a_loss_without_reference_loads_none(file):
 def test_a_filler_counts_for_nothing(file):
     data = offline.pairs(file)
     data.setup("fit")
-    batch = data.collate([data.train_items[0].filler()], 1.0)
+    batch = data.collate([data.train_items[0].padding_row()], 1.0)
     total, sums = built(nll_coef=1.0).terms(batch)
     assert total == 0 and all(value == 0 for value in sums.values())
 
