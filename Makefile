@@ -25,9 +25,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Under three minutes: lint, all tests that neither inject faults nor run whole commands, and the examples in docstrings.
+# Under three minutes: lint, the examples in docstrings, and all tests that neither inject faults, nor run whole commands,
+# nor train for long.
+LONG = tests/faults tests/end_to_end tests/benchmarks tests/modules/test_exact_optimum.py tests/modules/test_invariances.py \
+	$(wildcard tests/modules/test_bug_museum*.py)
 check: lint
-	$(BIN)/python -m pytest -q -n 2 tests rlhf_lightning --ignore=tests/faults --ignore=tests/end_to_end --ignore=tests/benchmarks
+	$(BIN)/python -m pytest -q -n 2 tests rlhf_lightning $(LONG:%=--ignore=%)
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2
