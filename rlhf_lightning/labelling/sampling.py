@@ -16,6 +16,7 @@ from rlhf_lightning.models import FrozenModels, Pretrained, eos_token_ids
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.scoring import Scorer, completion_texts
+from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import PromptBatch, Rollout
 
 Record = dict[str, Any]
@@ -83,10 +84,8 @@ class SamplingModule(lightning.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Collect the answers of all ranks, in the order of the prompts."""
-        if self.trainer.world_size > 1:
-            ranks: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(ranks, self.records)
-            self.records = [record for part in ranks for record in part]
+        ranks = Ranks(self.trainer.strategy, self.device).gather_objects(self.records)
+        self.records = [record for part in ranks for record in part]
 
     def configure_optimizers(self) -> None:
         """Nothing is trained here."""

@@ -50,6 +50,7 @@ def composing_with(loader: type[ConfigLoader]) -> Iterator[None]:
         yield
     finally:
         patched.ConfigLoaderImpl, patched.Hydra.get_mode = before
+        ConfigLoader.adds_mode = False
 
 
 def _typed_mode(self: Any, config_name: str | None, overrides: list[str]) -> RunMode | None:
