@@ -1,7 +1,9 @@
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,3 +174,18 @@ def test_what_limits_a_step_has_the_same_address_in_every_stage(stage):
     part = section["settings"] if stage == "ppo" else section.get("sft", section)["module"]
     assert (part["max_grad_norm"], part["max_skipped_steps"]) == (2.5, 7)
     assert {"optimizer", "scheduler"} <= section.keys()
+
+
+def test_one_switch_turns_every_exact_shortcut_off():
+    config = OmegaConf.create(dict(compose(["stage=ppo", "exact_shortcuts=false"])))
+    switches = [
+        config.model.pack_rows, config.rollout.share_prefill, config.ppo.settings.by_length, config.ppo.settings.reuse_logprobs
+    ]  # fmt: skip
+    assert switches == [False] * 4
+    named = re.compile(r"(pack_rows|share_prefill|by_length|reuse_logprobs): (\S+)")
+    values = [
+        value
+        for file in (Path(__file__).parents[2] / "conf").rglob("*.yaml")
+        for _, value in named.findall(file.read_text())
+    ]
+    assert len(values) == 7 and set(values) == {"${exact_shortcuts}"}
