@@ -3,7 +3,8 @@
 Every advantage function is called as ``f(rewards, values, mask)`` with three ``[B, T]`` tensors and returns
 ``(advantages, returns)``, both ``[B, T]`` and 0 outside the mask. Critic-free ones ignore ``values``. Nothing is
 whitened here: whitening needs the moments of all ranks (see `masking.masked_moments`). Tokens outside the mask are
-skipped, also between tokens that count (tool output): time does not pass there.
+skipped, also between tokens that count (tool output): time does not pass there. A row without any token in the mask is
+an answer that does not count, because nobody judged it, for example: it is left out of the baseline of its group too.
 """
 
 from __future__ import annotations
@@ -102,53 +103,70 @@ def group_index(num_sequences: int, group_size: int, device: torch.device | None
     return torch.arange(num_sequences, device=device) // group_size
 
 
-def center_by_group(totals: Tensor, groups: Tensor) -> Tensor:
-    """Totals ``[B]`` minus the mean of their group (Dr. GRPO); groups long ``[B]`` in any order. Alone in a group: 0.
+def center_by_group(totals: Tensor, groups: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Totals ``[B]`` minus the mean of their group (Dr. GRPO). Alone in a group: 0.
+
+    Args:
+        totals: summed rewards, ``[B]``.
+        groups: long ``[B]``, in any order.
+        counted: bool ``[B]``, the answers that the mean is taken over; all by default. The others get 0.
 
     Source: Liu et al. 2025, arXiv:2503.20783.
 
     >>> center_by_group(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
     tensor([-1.,  1.,  0.])
     """
-    same = groups.unsqueeze(0) == groups.unsqueeze(1)
-    return totals - (same.to(totals.dtype) @ totals) / same.sum(1)
+    same, counted = _same_group(groups, counted)
+    kept = torch.where(counted, totals, 0)
+    return torch.where(counted, totals - (same.to(totals.dtype) @ kept) / same.sum(1).clamp(min=1), 0)
 
 
-def leave_one_out(totals: Tensor, groups: Tensor) -> Tensor:
+def leave_one_out(totals: Tensor, groups: Tensor, counted: Tensor | None = None) -> Tensor:
     """Totals ``[B]`` minus the mean of the *others* of their group (RLOO). Alone in a group: 0.
 
-    Source: Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740.
+    Arguments as in `center_by_group`. Source: Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740.
 
     >>> leave_one_out(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
     tensor([-2.,  2.,  0.])
     """
-    size = (groups.unsqueeze(0) == groups.unsqueeze(1)).sum(1)
-    return center_by_group(totals, groups) * size / (size - 1).clamp(min=1)
+    size = _same_group(groups, counted)[0].sum(1)
+    return center_by_group(totals, groups, counted) * size / (size - 1).clamp(min=1)
 
 
-def standardize_by_group(totals: Tensor, groups: Tensor, *, ddof: int = 1, eps: float = 1e-6) -> Tensor:
+def standardize_by_group(
+    totals: Tensor, groups: Tensor, counted: Tensor | None = None, *, ddof: int = 1, eps: float = 1e-6
+) -> Tensor:
     """Totals ``[B]`` minus the mean of their group, over its standard deviation + eps (GRPO). Alone in a group: 0.
 
     Dividing by the deviation gives prompts that are nearly always or never solved more weight; `center_by_group` does
-    not. Source: Shao et al. 2024, arXiv:2402.03300.
+    not. Arguments as there. Source: Shao et al. 2024, arXiv:2402.03300.
 
     >>> standardize_by_group(torch.tensor([1.0, 3.0]), torch.tensor([0, 0]), ddof=0, eps=0.0)
     tensor([-1.,  1.])
     """
-    same = groups.unsqueeze(0) == groups.unsqueeze(1)
-    centered = center_by_group(totals, groups)
+    same = _same_group(groups, counted)[0]
+    centered = center_by_group(totals, groups, counted)
     var = (same.to(totals.dtype) @ centered.square()) / (same.sum(1) - ddof).clamp(min=1)
     return centered / (var.sqrt() + eps)
 
 
-def standardize_by_batch(totals: Tensor, groups: Tensor, *, ddof: int = 1, eps: float = 1e-6) -> Tensor:
-    """Totals ``[B]`` minus the mean of their group, over the standard deviation of all totals + eps.
+def standardize_by_batch(
+    totals: Tensor, groups: Tensor, counted: Tensor | None = None, *, ddof: int = 1, eps: float = 1e-6
+) -> Tensor:
+    """Totals ``[B]`` minus the mean of their group, over the standard deviation of all totals that count + eps.
 
     >>> standardize_by_batch(torch.tensor([1.0, 3.0]), torch.tensor([0, 0]), ddof=0, eps=0.0)
     tensor([-1.,  1.])
     """
-    var = (totals - totals.mean()).square().sum() / max(len(totals) - ddof, 1)
-    return center_by_group(totals, groups) / (var.sqrt() + eps)
+    kept = totals if counted is None else totals[counted]
+    var = (kept - kept.mean()).square().sum() / max(len(kept) - ddof, 1)
+    return center_by_group(totals, groups, counted) / (var.sqrt() + eps)
+
+
+def _same_group(groups: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which answers count for each answer, bool ``[B, B]``, and which count at all, bool ``[B]``."""
+    counted = torch.ones_like(groups, dtype=torch.bool) if counted is None else counted
+    return (groups.unsqueeze(0) == groups.unsqueeze(1)) & counted, counted
 
 
 def _on_tokens(per_sequence: Tensor, rewards: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +182,7 @@ def rloo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int) -> t
             [ 2.]])
     """
     groups = group_index(len(rewards), group_size, rewards.device)
-    return _on_tokens(leave_one_out(totals(rewards, mask), groups), rewards, mask)
+    return _on_tokens(leave_one_out(totals(rewards, mask), groups, mask.any(1)), rewards, mask)
 
 
 def dr_grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int) -> tuple[Tensor, Tensor]:
@@ -176,7 +194,7 @@ def dr_grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int) -
             [ 1.]])
     """
     groups = group_index(len(rewards), group_size, rewards.device)
-    return _on_tokens(center_by_group(totals(rewards, mask), groups), rewards, mask)
+    return _on_tokens(center_by_group(totals(rewards, mask), groups, mask.any(1)), rewards, mask)
 
 
 def grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
@@ -188,4 +206,4 @@ def grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int, eps:
             [ 0.7071]])
     """
     groups = group_index(len(rewards), group_size, rewards.device)
-    return _on_tokens(standardize_by_group(totals(rewards, mask), groups, eps=eps), rewards, mask)
+    return _on_tokens(standardize_by_group(totals(rewards, mask), groups, mask.any(1), eps=eps), rewards, mask)

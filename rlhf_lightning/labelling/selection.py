@@ -27,15 +27,8 @@ def best_rows(records: Records, scorer: str, n: int) -> list[dict[str, Any]]:
         n: answers per prompt.
     """
     rows = []
-    for group in _groups(records, n):
-        usable = [
-            record
-            for record in group
-            if record["finished"] and can_be_a_row(record["completion"]) and not math.isnan(record["scores"][scorer])
-        ]
-        if not usable:
-            continue
-        best = max(usable, key=lambda record: record["scores"][scorer])  # the first of equals
+    for group in _usable(records, scorer, n):
+        best = max(group, key=lambda record: record["scores"][scorer])  # the first of equals
         score = {"score": best["scores"][scorer], "scorer": scorer, "n": n}
         rows.append({**best["row"], "completion": like_prompt(best, best["completion"]), **score})
     return rows
@@ -44,9 +37,10 @@ def best_rows(records: Records, scorer: str, n: int) -> list[dict[str, Any]]:
 def selection_metrics(records: Records, kept: Sequence[Mapping[str, Any]], scorer: str, n: int) -> dict[str, float]:
     """Scores before and after picking.
 
-    ``score_all`` and ``score_kept`` are the means over all answers and over the kept ones. ``expected_best_of_k``, for
-    k = 1, 2, 4, ... and n, is the unbiased estimate from all answers (Nakano et al. 2021, arXiv:2112.09332), mean over
-    prompts; ``kl_bound`` (nats) is what best-of-n can cost at most.
+    ``score_all`` and ``score_kept`` are the means over all answers that were judged and over the kept ones.
+    ``expected_best_of_k``, for k = 1, 2, 4, ... and n, is the unbiased estimate from the answers that can be kept
+    (Nakano et al. 2021, arXiv:2112.09332), mean over prompts that have one; all of them where there are fewer than k.
+    ``kl_bound`` (nats) is what best-of-n can cost at most.
 
     Args:
         records: as for `best_rows`.
@@ -54,18 +48,31 @@ def selection_metrics(records: Records, kept: Sequence[Mapping[str, Any]], score
         scorer: whose scores.
         n: answers per prompt.
     """
-    groups = [torch.tensor([r["scores"][scorer] for r in group], dtype=torch.float64) for group in _groups(records, n)]
-    sizes = sorted({2**power for power in range(n.bit_length()) if 2**power <= n} | {n})
-    expected = {k: [float(best_of_n(scores, scores, k).proxy) for scores in groups] for k in sizes}
+    given = [score for record in records if not math.isnan(score := record["scores"][scorer])]
     metrics = {
-        "prompts": float(len(groups)),
+        "prompts": float(len(records) // n),
         "kept": float(len(kept)),
-        "score_all": float(torch.cat(groups).mean()),
+        "score_all": sum(given) / max(len(given), 1),
         "score_kept": sum(row["score"] for row in kept) / max(len(kept), 1),
         "kl_bound": best_of_n_kl_bound(n),
     }
-    return metrics | {f"expected_best_of_{k}": sum(values) / len(values) for k, values in expected.items()}
+    usable = _usable(records, scorer, n)
+    groups = [torch.tensor([r["scores"][scorer] for r in group], dtype=torch.float64) for group in usable]
+    for k in sorted({2**power for power in range(n.bit_length()) if 2**power <= n} | {n}):
+        values = [float(best_of_n(scores, scores, min(k, len(scores))).proxy) for scores in groups]
+        metrics[f"expected_best_of_{k}"] = sum(values) / max(len(values), 1)
+    return metrics
 
 
-def _groups(records: Records, n: int) -> list[Records]:
-    return [records[start : start + n] for start in range(0, len(records), n)]
+def _usable(records: Records, scorer: str, n: int) -> list[list[Mapping[str, Any]]]:
+    """The answers to each prompt that `best_rows` may keep; prompts without one are left out."""
+    groups = (records[start : start + n] for start in range(0, len(records), n))
+    usable = [
+        [
+            record
+            for record in group
+            if record["finished"] and can_be_a_row(record["completion"]) and not math.isnan(record["scores"][scorer])
+        ]
+        for group in groups
+    ]
+    return [group for group in usable if group]

@@ -55,9 +55,9 @@ def rollout_metrics(
         "guard/score_length_pearson": pearson(scores, length[judged]) if judged.any() else 0.0,
     }
     if group_size > 1:
-        groups = table["score"].nan_to_num(0.0).view(-1, group_size)
-        logged["reward_std"] = groups.std(dim=1).mean()
-        logged["frac_reward_zero_std"] = (groups == groups[:, :1]).all(1).double().mean()
+        groups = [group[~group.isnan()] for group in table["score"].view(-1, group_size)]
+        stds = torch.stack([group.std() for group in groups if len(group) > 1] or [torch.zeros(())])
+        logged["reward_std"], logged["frac_reward_zero_std"] = stds.mean(), (stds == 0).double().mean()
     logged |= _of_sources(details or {}, ranks)
     return {name: float(value) for name, value in logged.items()}
 

@@ -57,17 +57,10 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Norm of all gradients together, float []; 0 if there are none."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
-@torch.no_grad()
-def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Clip the global gradient norm in place and return the norm before clipping, float [].
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Clip the norm of all gradients together, in place, and return it as it was before, float []; 0 without gradients.
 
     ``max_norm`` 0 or below only measures.
     """
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else float("inf"))
+    norm = nn.utils.clip_grad_norm_(list(parameters), max_norm if max_norm > 0 else float("inf"))
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -41,7 +41,7 @@ class RLHFModule(lightning.LightningModule):
         tokenizer: of the model in training; saved with every export.
         optimizer: called with parameter groups, for example ``partial(torch.optim.AdamW, lr=1e-5)``.
         scheduler: see `rlhf_lightning.optim.schedules.make_schedule`; None keeps the learning rate.
-        max_grad_norm: clip the global gradient norm to this; 0 does not clip.
+        max_grad_norm: clip the gradient norm of each parameter group to this; 0 does not clip.
         max_skipped_steps: end the run when so many steps in a row, at least 1, had numbers that were not finite.
     """
 
@@ -63,6 +63,7 @@ class RLHFModule(lightning.LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._grad_norm = torch.zeros(())
+        self._group_norms: dict[str, Tensor] = {}
         self.learning_rate = 0.0  # of the last step, in the first parameter group
         self._restored: Mapping[str, Any] | None = None
         self.guard = StepGuard(max_skipped_steps, self.stage)
@@ -110,9 +111,10 @@ class RLHFModule(lightning.LightningModule):
         return max(int(self.trainer.estimated_stepping_batches), 1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip here: after a loss scaler has unscaled the gradients, which clipping before the step would miss."""
+        """Clip each parameter group, after a loss scaler has unscaled the gradients, so not before the step."""
         self.learning_rate = optimizer.param_groups[0]["lr"]
-        self._grad_norm = clip_gradients(self, self.max_grad_norm)
+        self._group_norms = {g["name"]: clip_gradients(g["params"], self.max_grad_norm) for g in optimizer.param_groups}
+        self._grad_norm = torch.stack(list(self._group_norms.values())).norm()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if not self.guard.check(self._grad_norm, self.step, scaler):
             optimizer.zero_grad()  # without gradients it changes neither weights nor its own state

@@ -16,16 +16,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.aggregate import Aggregation
+from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.metrics.update import UpdateMetrics, moments, of_padding
 from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.forward import packs_rows
-from rlhf_lightning.models.sharding import gathered, gradient_norm
+from rlhf_lightning.models.sharding import gathered
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.modules.scales import ScoreScale, ValueScale
 from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.engine import check_prompts
@@ -81,8 +82,8 @@ class OnlineModule(RLHFModule):
         self._order = torch.Generator().manual_seed(settings.seed)
         self._seconds: dict[str, float] = {}
         self._sampled = Sampled(0, 0.0)
-        self._group_norms: dict[str, Tensor] = {}
         self.smaller = SmallerMicroBatches(self.stage)
+        self.score_scale, self.value_scale = ScoreScale(), ValueScale()
         self.gave_up = False  # whether the last iteration ended before there was anything to learn from
 
     def generate(self, prompts: PromptBatch, sampling: Sampling | None = None) -> Rollout:
@@ -108,7 +109,7 @@ class OnlineModule(RLHFModule):
         Such a group teaches nothing (Yu et al. 2025, arXiv:2503.14476, section 3.2, draw other prompts instead).
         """
         for _ in range(self.settings.max_resamples):
-            rows = undecided(scores, self.settings.group_size)
+            rows = undecided(totals(scores, rollout.mask), self.settings.group_size)
             if not self.ranks.sum(len(rows))[0]:
                 break
             tried = rows if len(rows) else torch.arange(self.settings.group_size)  # ranks sample together
@@ -139,14 +140,14 @@ class OnlineModule(RLHFModule):
 
     def learn(self, experience: Experience) -> dict[str, float]:
         """Epochs x minibatches of optimizer steps; stops early where the policy has moved too far."""
-        totals = UpdateMetrics()
+        metrics = UpdateMetrics()
         schedule = self.schedule(len(experience.rollout))
         for minibatch in self._minibatches(schedule):
-            if not self._update(experience.select(minibatch), schedule, totals):
+            if not self._update(experience.select(minibatch), schedule, metrics):
                 break
-        if not totals.steps:
+        if not metrics.steps:
             return {"policy/updates": 0.0}
-        learned = {"train/learning_rate": self.learning_rate} | totals.summary(self.ranks)
+        learned = {"train/learning_rate": self.learning_rate} | metrics.summary(self.ranks)
         return learned | moments(experience, self.ranks, has_critic=self.has_critic)
 
     def _minibatches(self, schedule: Schedule) -> Iterator[Tensor]:
@@ -160,7 +161,7 @@ class OnlineModule(RLHFModule):
         """``attempt`` in micro-batches that fit into memory, see `SmallerMicroBatches`."""
         return self.smaller.run(attempt, schedule, self.ranks, self.trainer.optimizers[0].zero_grad)
 
-    def _update(self, minibatch: Experience, schedule: Schedule, totals: UpdateMetrics) -> bool:
+    def _update(self, minibatch: Experience, schedule: Schedule, metrics: UpdateMetrics) -> bool:
         """One optimizer step on a minibatch; False, and no step, where KL(old || new) or a broken number forbids it."""
         optimizer: Any = self.optimizers()
         counts = torch.stack([self.aggregation.count(minibatch.mask), minibatch.mask.sum()]).double()
@@ -179,9 +180,9 @@ class OnlineModule(RLHFModule):
         self.optimizer_steps += 1
         if self.guard.failed:
             return False
-        norms = {"grad_norm": self._grad_norm, **self._group_norms}
-        totals.add(step.sums | {name: norm / self.ranks.size for name, norm in norms.items()}, step.highest)
-        totals.steps += 1
+        norms = {"grad_norm": self._grad_norm} | {f"grad_norm_{n}": v for n, v in self._group_norms.items()}
+        metrics.add(step.sums | {name: norm / self.ranks.size for name, norm in norms.items()}, step.highest)
+        metrics.steps += 1
         return True
 
     def _accumulate(self, minibatch: Experience, denominators: Denominators, schedule: Schedule) -> UpdateMetrics:
@@ -202,11 +203,6 @@ class OnlineModule(RLHFModule):
     def step_number(self) -> int:
         """The rollout at hand; the first is 1."""
         return self.rollouts + 1
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Measure the gradient of each parameter group, then clip them all together."""
-        self._group_norms = {f"grad_norm_{g['name']}": gradient_norm(g["params"]) for g in optimizer.param_groups}
-        super().on_before_optimizer_step(optimizer)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -267,15 +263,18 @@ class OnlineModule(RLHFModule):
             module.train()
 
     def progress(self) -> dict[str, Any]:
-        """Counters, KL controller and scorer."""
+        """Counters, KL controller, scorer and the scales of scores and values."""
         counters = {name: getattr(self, name) for name in COUNTERS}
-        return {**counters, "kl": self.kl_controller.state_dict(), "scorer": _state_of(self.scorer)}
+        scales = {"score_std": self.score_scale.std, "values": self.value_scale.state_dict()}
+        return {**counters, "kl": self.kl_controller.state_dict(), "scorer": _state_of(self.scorer), "scales": scales}
 
     def load_progress(self, state: Mapping[str, Any]) -> None:
         """See `RLHFModule`."""
         for name in COUNTERS:
             setattr(self, name, state[name])
         self.kl_controller.load_state_dict(state["kl"])
+        self.score_scale.std = state["scales"]["score_std"]
+        self.value_scale.load_state_dict(state["scales"]["values"])
         if state.get("scorer") and hasattr(self.scorer, "load_state_dict"):
             self.scorer.load_state_dict(state["scorer"])
 

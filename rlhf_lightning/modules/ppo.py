@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.functional.advantage import gae
+from rlhf_lightning.functional.advantage import gae, reward_to_go
 from rlhf_lightning.functional.aggregate import aggregation, token_mean
 from rlhf_lightning.functional.kl import ESTIMATORS, estimate, shape_scores, shaped_rewards, totals
 from rlhf_lightning.functional.masking import spread
@@ -163,46 +163,53 @@ class PPOModule(OnlineModule):
         now, ref_logprobs, hidden = self.fitting(rows, self.schedule(len(rollout)))
         assert now is not None and ref_logprobs is not None
         logprobs, values = now[..., 0], now[..., 1]
-        if self.settings.baseline == "greedy":
-            values = self.greedy_baseline(rollout)[:, None].expand_as(values)
-        settings, counted = self.settings, self._counted(rollout, scores)
+        settings, mask = self.settings, rollout.mask
+        penalty = self.missing_eos_penalty(totals(scores, mask))
+        if settings.baseline == "greedy":
+            values = self.greedy_baseline(rollout, penalty)[:, None].expand_as(values)
+        counted = self._counted(rollout, scores, values)
+        learned = mask if counted is None else mask & counted[:, None]
         shaped = shaped_rewards(
-            scores.nan_to_num(0.0),
-            logprobs,
-            ref_logprobs,
-            rollout.mask,
-            rollout.finished,
+            scores.nan_to_num(0.0), logprobs, ref_logprobs, mask, rollout.finished,
             kl_coef=self.kl_controller.coef if settings.kl_placement == "reward" else 0.0,
-            score_clip=settings.score_clip,
-            missing_eos_penalty=settings.missing_eos_penalty,
-            estimator=ESTIMATORS[settings.kl_estimator],
-        )
-        advantages, returns = self.compute_advantages(shaped.rewards, values, rollout.mask)
+            score_clip=settings.score_clip, missing_eos_penalty=penalty, estimator=ESTIMATORS[settings.kl_estimator],
+        )  # fmt: skip
+        if self.has_critic and not self.value_scale.is_fitted:
+            self.value_scale.fit(values, reward_to_go(shaped.rewards, learned), learned, self.ranks)
+            values = torch.where(mask, self.value_scale(values), 0)
+        values = values.nan_to_num(0.0)
+        advantages, returns = self.compute_advantages(shaped.rewards, values, learned)
         experience = Experience(
-            rollout, totals(scores, rollout.mask), logprobs, ref_logprobs, values, shaped.rewards, advantages, returns,
+            rollout, totals(scores, mask), logprobs, ref_logprobs, values, shaped.rewards, advantages, returns,
             hidden=hidden, weights=settings.weights(logprobs, rollout), counted=counted,
         )  # fmt: skip
         if settings.whiten_advantages:
             return replace(experience, advantages=self.ranks.whiten(advantages, experience.mask))
         return experience
 
+    def missing_eos_penalty(self, scores: Tensor) -> float:
+        """What an answer of this rollout pays for being truncated; its scores [B]. Collective."""
+        share = self.settings.missing_eos_penalty
+        if share is None:
+            share = float(getattr(self.scorer, "learned", False))
+        return share * self.score_scale.update(scores, self.ranks)
+
     def compute_advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Advantages and returns, each [B, T], from rewards and values [B, T]."""
         return self.advantage(rewards, values, mask)
 
-    def greedy_baseline(self, rollout: Rollout) -> Tensor:
-        """Shaped score of the likeliest answer to each prompt, float32 [B] (Li et al. 2023, arXiv:2310.10505)."""
+    def greedy_baseline(self, rollout: Rollout, missing_eos_penalty: float) -> Tensor:
+        """Shaped score of the likeliest answer to each prompt, float32 [B], NaN where nobody judged it.
+
+        Source: Li et al. 2023, arXiv:2310.10505.
+        """
         size = self.settings.group_size
         each = torch.arange(0, len(rollout), size)
         prompts = rollout.asked or PromptBatch(rollout.prompt_ids, rollout.prompt_mask, rollout.rows)
         greedy = self.generate(prompts.select(each), replace(self.sampling, top_k=1))
-        scores = totals(self.score(greedy), greedy.mask).nan_to_num(0.0)
-        shaped = shape_scores(
-            scores,
-            greedy.finished,
-            score_clip=self.settings.score_clip,
-            missing_eos_penalty=self.settings.missing_eos_penalty,
-        )
+        scores = totals(self.score(greedy), greedy.mask)
+        clip = self.settings.score_clip
+        shaped = shape_scores(scores, greedy.finished, score_clip=clip, missing_eos_penalty=missing_eos_penalty)
         return shaped.repeat_interleave(size)
 
     def loss(self, batch: Experience, denominators: Denominators) -> tuple[Tensor, dict[str, Tensor]]:
@@ -231,8 +238,9 @@ class PPOModule(OnlineModule):
         if self.rollouts < settings.critic_warmup:
             loss = loss * 0.0
         if self.has_critic:
+            unit = self.value_scale.unit
             value = clipped_value_loss(
-                now.values, batch.values, batch.returns, mask,
+                now.values / unit, batch.values / unit, batch.returns / unit, mask,
                 clip_range=settings.value_clip_range, denominator=denominators.tokens,
             )  # fmt: skip
             loss = loss + settings.value_coef * value.loss
@@ -253,9 +261,9 @@ class PPOModule(OnlineModule):
         if self.critic is None:
             values = torch.zeros_like(logprobs)
         elif shares:
-            values = spread(self.critic(out.states), mask)
+            values = torch.where(mask, self.value_scale(spread(self.critic(out.states), mask)), 0)
         else:
-            values = self.critic(ids, attention, hidden)[:, -mask.shape[1] - 1 : -1]
+            values = self.value_scale(self.critic(ids, attention, hidden)[:, -mask.shape[1] - 1 : -1])
         return Forward(logprobs, values, None if out.entropy is None else spread(out.entropy, mask))
 
     def reuses_logprobs(self, rollout: Rollout) -> bool:
@@ -267,9 +275,12 @@ class PPOModule(OnlineModule):
         return wanted and once and exact and rollout.rollout_logprobs is not None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The groups ``policy`` and, if one learns, ``critic``."""
-        named = {"policy": self.policy} | ({"critic": self.critic} if self.has_critic else {})
-        return [{"name": n, "params": [p for p in m.parameters() if p.requires_grad]} for n, m in named.items()]  # type: ignore[union-attr]
+        """The groups ``policy`` and, if one learns, ``critic``, which may have a learning rate of its own."""
+        groups: list[dict[str, Any]] = [{"name": "policy"} | _learning(self.policy)]
+        if self.has_critic:
+            rate = {} if self.settings.critic_lr is None else {"lr": self.settings.critic_lr}
+            groups.append({"name": "critic"} | _learning(self.critic) | rate)
+        return groups
 
     def sharded_modules(self) -> list[nn.Module]:
         """Policy, critic if there is one, and reference."""
@@ -290,8 +301,15 @@ class PPOModule(OnlineModule):
         )  # fmt: skip
         return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
 
-    def _counted(self, rollout: Rollout, scores: Tensor) -> Tensor | None:
-        """Responses to learn from, bool [B]: judged, and not truncated where that disqualifies; None means all."""
-        judged = ~totals(scores, rollout.mask).isnan()
-        counted = judged & rollout.finished if self.settings.mask_truncated else judged
+    def _counted(self, rollout: Rollout, scores: Tensor, values: Tensor) -> Tensor | None:
+        """Responses to learn from, bool [B]: those that can be compared, and end, where that is asked for; None means all.
+
+        A score or a greedy baseline that is NaN compares with nothing.
+        """
+        known = ~(totals(scores, rollout.mask) + values.sum(1)).isnan()
+        counted = known & rollout.finished if self.settings.mask_truncated else known
         return None if counted.all() else counted
+
+
+def _learning(model: nn.Module | None) -> dict[str, Any]:
+    return {"params": [p for p in model.parameters() if p.requires_grad]}  # type: ignore[union-attr]

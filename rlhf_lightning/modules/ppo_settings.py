@@ -45,14 +45,17 @@ class PPOSettings:
             computing them beforehand.
         max_approx_kl: stop the updates of a rollout once KL(old || new) exceeds this, nats per token; None never stops.
         value_coef: weight of the value loss.
-        value_clip_range: half-width of the trust region around the old value.
+        value_clip_range: half-width of the trust region around the old value, in standard deviations of the returns of
+            the first rollout, as the value loss is.
+        critic_lr: learning rate of the critic's own weights; None takes the optimizer's.
         score_clip: clip scores to plus or minus this before the KL penalty; None does not clip.
-        missing_eos_penalty: subtracted from the score of an answer that was truncated.
+        missing_eos_penalty: subtracted from the score of an answer that was truncated, in standard deviations of the
+            scores; None is 1 where a learned model scores, which no truncated answer was shown to, and 0 elsewhere.
         mask_truncated: do not learn from answers that were truncated.
         whiten_advantages: zero mean and unit variance over all tokens of the rollout, on all ranks.
         max_resamples: sample the groups again whose responses all score the same, at most so often.
         critic_warmup: rollouts during which only the critic learns.
-        max_grad_norm: clip the global gradient norm to this; 0 does not clip.
+        max_grad_norm: clip the gradient norms of policy and critic to this, each by itself; 0 does not clip.
         max_skipped_steps: end the run when so many rollouts in a row met numbers that are not finite.
         seed: of sampling and of the minibatch order.
         by_length: cut a minibatch into micro-batches of responses of similar length (prompt included) and drop the
@@ -73,8 +76,9 @@ class PPOSettings:
     max_approx_kl: float | None = 0.1
     value_coef: float = 0.1
     value_clip_range: float = 0.2
+    critic_lr: float | None = None
     score_clip: float | None = None
-    missing_eos_penalty: float = 1.0
+    missing_eos_penalty: float | None = None
     mask_truncated: bool = False
     whiten_advantages: bool = True
     max_resamples: int = 0
@@ -93,6 +97,8 @@ class PPOSettings:
         require("ppo.settings.max_approx_kl", self.max_approx_kl, above=0, why="null switches it off")
         require("ppo.settings.value_coef", self.value_coef, at_least=0)
         require("ppo.settings.value_clip_range", self.value_clip_range, above=0)
+        require("ppo.settings.critic_lr", self.critic_lr, above=0)
+        require("ppo.settings.missing_eos_penalty", self.missing_eos_penalty, at_least=0)
         require("ppo.settings.score_clip", self.score_clip, above=0, why="null switches it off")
         require("ppo.settings.max_resamples", self.max_resamples, at_least=0)
         require("ppo.settings.critic_warmup", self.critic_warmup, at_least=0)

@@ -12,15 +12,14 @@ from rlhf_lightning.types import Rollout
 
 
 def undecided(scores: Tensor, group_size: int) -> Tensor:
-    """Rows, long [n], of the groups whose responses all score the same; scores [B], or [B, T] to be summed.
+    """Rows, long [n], of the groups in which no two judged responses (no NaN) score differently; scores [B].
 
     >>> undecided(torch.tensor([1.0, 1.0, 0.0, 1.0]), 2)
     tensor([0, 1])
     """
-    totals = scores.nan_to_num(0.0) if scores.dim() == 1 else scores.nan_to_num(0.0).sum(1)
-    groups = totals.view(-1, group_size)
-    same = torch.eq(groups, groups[:, :1]).all(1)
-    return same.repeat_interleave(group_size).nonzero().squeeze(1)
+    groups = scores.view(-1, group_size)
+    low, high = groups.nan_to_num(torch.inf).amin(1), groups.nan_to_num(-torch.inf).amax(1)
+    return (low >= high).repeat_interleave(group_size).nonzero().squeeze(1)
 
 
 def replaced(rollout: Rollout, rows: Tensor, fresh: Rollout, pad_token_id: int) -> Rollout:

@@ -49,6 +49,8 @@ class RewardModelScorer:
         ConfigError: ``on_error`` is none of these.
     """
 
+    learned = True
+
     def __init__(
         self,
         model: Pretrained,
@@ -155,15 +157,15 @@ def pads_last(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def close(rollout: Rollout, eos_token_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask [B, S + 1] in which answers that were truncated end with EOS as well.
+    """Ids and mask [B, S + 1] in which answers without EOS, truncated or ended by a stop string, end with it as well.
 
-    The reward model has learned from answers that all end with EOS, and the score is read there; without it the score
-    of a truncated answer would be read where none was ever trained.
+    The reward model has learned from answers that all end with EOS, and the score is read there; anywhere else it would
+    be read where none was ever trained.
     """
     ids = torch.cat([rollout.input_ids, torch.full_like(rollout.input_ids[:, :1], eos_token_id)], dim=1)
     mask = torch.cat([rollout.attention_mask, torch.zeros_like(rollout.attention_mask[:, :1])], dim=1)
     end = (rollout.prompt_ids.shape[1] + rollout.attended.sum(1))[:, None]
-    open_ended = ~rollout.finished[:, None]
+    open_ended = ~rollout.finished[:, None] | (ids.gather(1, end - 1) != eos_token_id)
     ids = ids.scatter(1, end, torch.where(open_ended, eos_token_id, ids.gather(1, end)))
     return ids, mask.scatter(1, end, open_ended)
 

@@ -23,7 +23,8 @@ Details = dict[str, Tensor]
 class Scorer(Protocol):
     """Gives each response one number, or one per token. Higher is better.
 
-    Two things may be added. ``details_of(rollout)``, or an attribute ``details`` about the last call, gives `Details`
+    Three things may be added. ``learned = True`` says that the scores are a model's guess, which can be exploited.
+    ``details_of(rollout)``, or an attribute ``details`` about the last call, gives `Details`
     that training logs as ``rewards/<name>/mean`` and ``/std``. ``state_dict()`` and ``load_state_dict(state)`` are for
     what must survive a resume, in plain data and equal on all ranks.
     """
@@ -70,6 +71,11 @@ class Composite(Remembers):
     def parts(self) -> Iterable[tuple[str, Any]]:
         """Scorers and transforms, by the place under which their state is saved."""
         raise NotImplementedError
+
+    @property
+    def learned(self) -> bool:
+        """Whether any part is, see `Scorer`."""
+        return any(getattr(part, "learned", False) for _, part in self.parts())
 
     def to(self, device: torch.device | str) -> Self:
         """Move the parts."""

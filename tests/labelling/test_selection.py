@@ -34,6 +34,9 @@ def test_an_answer_without_a_score_is_not_the_best():
     unjudged = record("p", " z", float("nan"))
     assert [row["completion"] for row in best_rows([unjudged, *RECORDS[:4]], "s", 5)] == [" b"]
     assert best_rows([unjudged] * 2, "s", 2) == []
+    found = selection_metrics([unjudged, *RECORDS[:3]], best_rows([unjudged, *RECORDS[:3]], "s", 4), "s", 4)
+    assert (found["score_all"], found["expected_best_of_1"]) == pytest.approx((7 / 3, 7 / 3))
+    assert found["expected_best_of_4"] == 3.0
 
 
 def test_an_answer_with_nul_is_not_the_best():
@@ -54,12 +57,13 @@ def test_messages_are_answered_by_a_message():
 def test_the_curve_is_the_mean_over_all_subsets(n):
     records = RECORDS[:8]
     found = selection_metrics(records, best_rows(records, "s", n), "s", n)
-    scores = [[r["scores"]["s"] for r in records[i : i + n]] for i in range(0, len(records), n)]
+    kept = [[1.0, 3.0, 3.0, 2.0], [-1.0, -2.0]] if n == 4 else [[1.0, 3.0], [3.0, 2.0], [-1.0, -2.0]]
     for k in (k for k in (1, 2, 4) if k <= n):
-        per_prompt = [[max(subset) for subset in combinations(group, k)] for group in scores]
+        per_prompt = [[max(subset) for subset in combinations(group, min(k, len(group)))] for group in kept]
         expected = sum(sum(best) / len(best) for best in per_prompt) / len(per_prompt)
         assert found[f"expected_best_of_{k}"] == pytest.approx(expected)
-    assert found["score_all"] == pytest.approx(sum(map(sum, scores)) / 8) == found["expected_best_of_1"]
+    assert found["score_all"] == pytest.approx(sum(r["scores"]["s"] for r in records) / 8)
+    assert found["score_kept"] == pytest.approx(found[f"expected_best_of_{n}"])
     assert found["kl_bound"] == best_of_n_kl_bound(n)
     assert found["prompts"] == 8 / n
 

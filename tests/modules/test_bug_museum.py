@@ -93,7 +93,8 @@ def test_the_norm_that_the_optimizer_sees_is_the_clipped_one(tmp_path, precision
         _, run = phases.ppo(folder, module, **precisions()[precision])
         measured = float(run.callback_metrics["policy/grad_norm"])
     assert len(optimizer.norms) >= 2
-    assert optimizer.norms == pytest.approx([limit] * len(optimizer.norms), rel=0.02)
+    together = limit * (2 if phase == "ppo" else 1) ** 0.5  # policy and critic, each by itself
+    assert optimizer.norms == pytest.approx([together] * len(optimizer.norms), rel=0.02)
     assert 10 * limit < measured < 100  # before clipping, and not in the scaler's unit
 
 
@@ -135,7 +136,7 @@ def test_the_score_lands_on_the_end_token_also_where_padding_is_the_same_token()
     assert 0 < rollout.finished.sum() < len(rollout) and len(rollout.lengths.unique()) > 2
     last = rollout.lengths - 1
     expected = torch.zeros_like(experience.rewards)
-    expected[torch.arange(len(rollout)), last] = torch.where(rollout.finished, 3.0, 3.0 - 1.0)
+    expected[torch.arange(len(rollout)), last] = 3.0
     torch.testing.assert_close(experience.rewards, expected)
     ends = rollout.response_ids[torch.arange(len(rollout)), last] == tokenizer.eos_token_id
     assert torch.equal(ends, rollout.finished)

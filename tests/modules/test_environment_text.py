@@ -132,7 +132,7 @@ def test_advantages_do_not_see_what_stands_at_text_from_elsewhere(name, monkeypa
         gap = part.attended & ~part.mask
         return now._replace(logprobs=now.logprobs.masked_fill(gap, 1e4), values=now.values.masked_fill(gap, 1e4))
 
-    monkeypatch.setattr(module, "greedy_baseline", lambda r: torch.zeros(len(r)))
+    monkeypatch.setattr(module, "greedy_baseline", lambda r, penalty: torch.zeros(len(r)))
     expected, found = [], []
     for out, forward in ((expected, plain), (found, spoilt)):
         monkeypatch.setattr(module, "forward_policy", forward)
@@ -157,7 +157,7 @@ def test_advantages_and_rewards_are_those_of_the_response_without_the_gap():
     for row, there in enumerate(rollout.mask):
         kl = (logprobs["policy"] - logprobs["reference"])[row][there]
         rewards, values = -0.1 * kl, found.values[row][there]
-        rewards[-1] += scores[row] - (0 if rollout.finished[row] else 1)  # on the last token of the policy
+        rewards[-1] += scores[row]  # on the last token of the policy
         after, value, out = 0.0, 0.0, []
         for reward, now in zip(reversed(rewards.tolist()), reversed(values.tolist()), strict=True):
             after, value = reward + value - now + 0.95 * after, now
@@ -257,5 +257,5 @@ def test_the_greedy_baseline_plays_the_prompt_that_was_asked():
     rollout = module.last_experience.rollout
     greedy = module.generate(rollout.asked, replace(module.sampling, top_k=1))
     assert torch.equal(greedy.prompt_ids, rollout.prompt_ids)
-    want = module.score(greedy) - (~greedy.finished).float()
-    assert_close(module.greedy_baseline(rollout), want)
+    want = module.score(greedy) - 0.5 * (~greedy.finished).float()
+    assert_close(module.greedy_baseline(rollout, 0.5), want)

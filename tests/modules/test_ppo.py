@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.functional.advantage import gae
+from rlhf_lightning.functional.advantage import gae, reward_to_go
 from rlhf_lightning.models import ScalarModel, ValueHead
 from rlhf_lightning.modules import PPOModule
 from rlhf_lightning.modules.ppo_settings import PPOSettings
@@ -81,7 +81,7 @@ def test_the_reward_is_the_score_minus_the_kl_penalty_and_returns_are_advantages
 
 
 def test_learning_raises_the_score():
-    ppo = module(kl=0.0, lr=0.5, ppo_epochs=2, minibatch_size=4)
+    ppo = module(kl=0.0, lr=0.1, ppo_epochs=2, minibatch_size=4)
     scores = []
 
     class Watch(lightning.Callback):
@@ -115,12 +115,15 @@ def test_the_reference_never_moves_and_is_not_in_the_state():
     assert {name.split(".")[0] for name in ppo.state_dict()} == {"policy", "critic"}
 
 
-def test_critics_start_at_zero_and_there_is_one_group_each():
+def test_critics_start_at_the_mean_return_and_there_is_one_group_each():
     for critic, kind in (("policy", ScalarModel), ("shared_trunk", ValueHead)):
         ppo = module(critic)
         logged = fit(ppo)
         assert isinstance(ppo.critic, kind)
-        assert ppo.last_experience.values.abs().max() == 0
+        e = ppo.last_experience
+        assert e.values[e.mask].unique().tolist() == pytest.approx(
+            [float(reward_to_go(e.rewards, e.mask)[e.mask].mean())]
+        )
         assert logged["loss/value_avg"] > 0
         assert [group["name"] for group in ppo.parameter_groups()] == ["policy", "critic"]
 

@@ -16,8 +16,8 @@ def rollout(ids, finished, logprobs=True):
 
 def test_groups_without_spread_are_undecided():
     assert undecided(torch.tensor([1.0, 2.0, 3.0, 3.0, 0.0, 0.0]), 2).tolist() == [2, 3, 4, 5]
-    assert undecided(torch.tensor([[1.0, 1.0], [2.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), 2).tolist() == [0, 1]
-    assert undecided(torch.tensor([torch.nan, torch.nan]), 2).tolist() == [0, 1]
+    nan = torch.nan
+    assert undecided(torch.tensor([nan, nan, 1.0, nan, nan, 0.0, 1.0, nan]), 4).tolist() == [0, 1, 2, 3]
 
 
 def test_fresh_rows_take_their_places_and_the_narrow_side_is_padded():

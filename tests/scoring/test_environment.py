@@ -70,7 +70,7 @@ def test_a_reward_model_reads_all_of_it_and_eos_behind_all_of_it(rollout, tmp_pa
     for row in range(len(rollout)):
         ids = torch.cat([rollout.prompt_ids[row], rollout.response_ids[row]])
         ids = ids[torch.cat([rollout.prompt_mask[row], rollout.attended[row]])].tolist()
-        ids = torch.tensor([ids if rollout.finished[row] else [*ids, 1]])
+        ids = torch.tensor([ids if rollout.finished[row] and ids[-1] == 1 else [*ids, 1]])
         with torch.no_grad():
             assert_close(scores[row], model.eval().score(ids, torch.ones_like(ids).bool())[0], atol=1e-4, rtol=1e-4)
 
