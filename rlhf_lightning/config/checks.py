@@ -33,7 +33,14 @@ _TRANSLATED = {
     "accumulate_grad_batches": "micro_batch_size of the stage's data (for PPO ppo.settings.micro_batch_size)",
 }
 # Numbers of a stage that no constructor takes, and the least they can be.
-_LEAST = {"max_epochs": 1, "samples_per_prompt": 1, "n": 2, "max_grad_norm": 0, "max_skipped_steps": 1}
+_LEAST = {
+    "max_epochs": 1,
+    "min_accuracy": 0,
+    "samples_per_prompt": 1,
+    "n": 2,
+    "max_grad_norm": 0,
+    "max_skipped_steps": 1,
+}
 _REPEATED = ("max_grad_norm", "max_skipped_steps")  # by the part of a stage that takes them
 _REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning

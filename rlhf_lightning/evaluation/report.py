@@ -15,7 +15,8 @@ Read from a run folder (every part is optional but ``evaluation.json``):
         "sft": ..., "ppo": ...
       },
       "win_rates": {"ppo vs sft": {"judge", "wins", "ties", "losses", "unpaired", "win_rate", "low", "high"}, ...},
-      "reliability": {"confidence": [...], "accuracy": [...], "count": [...]}      optional, of the reward model
+      "reliability": {"confidence": [...], "accuracy": [...], "count": [...]},     optional, of the reward model
+      "doubts": ["the reward model is ...", ...]      optional, see `rlhf_lightning.evaluation.trust`
     }
 
 Written: ``report.md`` and ``figures/*.png``.
@@ -82,6 +83,7 @@ def write_report(run_dir: str | Path) -> Path:
     sections = [
         f"# Report: {' → '.join(map(markdown, evaluation['policies']))}",
         f"**{markdown(conclusion(evaluation))}**",
+        *(f"**Warning: {markdown(doubt)}.**" for doubt in evaluation.get("doubts", [])),
         "## Before and after\n\n" + before_and_after(evaluation),
         "## Samples\n\n" + _samples(evaluation),
     ]
@@ -108,7 +110,8 @@ def print_table(evaluation: Mapping[str, Any]) -> None:
     console = Console(highlight=False, force_terminal=False)
     with console.capture() as shown:
         console.print(table)
-        console.print(Text(plain(conclusion(evaluation))))
+        for sentence in (conclusion(evaluation), *(f"warning: {doubt}." for doubt in evaluation.get("doubts", []))):
+            console.print(Text(plain(sentence)))
     say(shown.get().rstrip())
 
 

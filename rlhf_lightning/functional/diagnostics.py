@@ -163,12 +163,36 @@ def wilson_interval(wins: int, ties: int, losses: int, *, z: float = 1.959963984
     0.5
     """
     n = wins + ties + losses
-    if n == 0:
-        return WinRate(0.5, 0.0, 1.0)
-    rate = (wins + ties / 2) / n
+    return _wilson((wins + ties / 2) / n, n, z) if n else WinRate(0.5, 0.0, 1.0)
+
+
+def _wilson(rate: float, n: float, z: float = 1.959963984540054) -> WinRate:
     center = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return WinRate(rate, max(0.0, center - half), min(1.0, center + half))
+
+
+def clustered_interval(right: Tensor, cluster: Tensor) -> WinRate:
+    """Share of ``right``, bool ``[N]``, and its Wilson interval where answers of one ``cluster [N]`` go together.
+
+    Wilson's interval for the number of independent observations with the same variance as the share has over clusters;
+    never fewer than there are clusters, nor more than there are observations.
+
+    Source: Korn and Graubard 1998, with Wilson's interval in place of Clopper and Pearson's.
+
+    >>> one, four = (clustered_interval(torch.arange(8) % 4 > 0, torch.arange(8) // size) for size in (1, 4))
+    >>> one.win_rate, one == four
+    (0.75, False)
+    """
+    _, number = cluster.unique(return_inverse=True)
+    if not len(right):
+        return wilson_interval(0, 0, 0)
+    hits = right.double()
+    off = torch.zeros(int(number.max()) + 1, dtype=hits.dtype).index_add(0, number.cpu(), (hits - hits.mean()).cpu())
+    groups, share = len(off), hits.mean().item()
+    variance = off.square().sum().item() / len(hits) ** 2 * groups / max(groups - 1, 1)
+    count = min(max(share * (1 - share) / variance if variance > 0 else 0, groups), len(hits))
+    return _wilson(share, count)
 
 
 def _ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:

@@ -45,6 +45,22 @@ def pearson(x: Tensor, y: Tensor) -> float:
     return pearson_corrcoef(x.double(), y.double()).item()
 
 
+def spearman_within(x: Tensor, y: Tensor, group: Tensor) -> float:
+    """Spearman correlation of ``x [N]`` and ``y [N]`` by their ranks inside each ``group [N]``, long; 0 without any.
+
+    Ranks start from the mean of their group, so what differs between groups does not count.
+
+    >>> spearman_within(torch.tensor([1.0, 2, 9, 8]), torch.tensor([5.0, 6, 1, 3]), torch.tensor([0, 0, 1, 1]))
+    0.0
+    """
+    _, number, count = group.unique(return_inverse=True, return_counts=True)
+    inside = []
+    for values in (x, y):
+        ranks = average_ranks(number * (len(values) + 1) + average_ranks(values.double()))
+        inside.append(ranks - (ranks.new_zeros(len(count)).index_add(0, number, ranks) / count)[number])
+    return pearson(*inside)
+
+
 def auroc(better: Tensor, worse: Tensor) -> float:
     """Chance that one of the ``better`` scores ``[N]`` is above one of the ``worse`` ``[M]``, a tie counting as half.
 

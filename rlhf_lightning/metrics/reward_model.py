@@ -12,11 +12,12 @@ from rlhf_lightning.errors import NumericalError
 from rlhf_lightning.functional.diagnostics import (
     accuracy_by_margin,
     calibration,
+    clustered_interval,
     cross_calibration,
     fit_temperature,
 )
 from rlhf_lightning.functional.reward import kwise_pairs, pair_statistics
-from rlhf_lightning.metrics.correlation import auroc, length_bias
+from rlhf_lightning.metrics.correlation import auroc, length_bias, spearman_within
 from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import ComparisonBatch
 
@@ -46,14 +47,17 @@ class RewardModelEvaluation:
             return
         better, worse, prompt = kwise_pairs(batch.ranks, batch.prompt_index)
         lengths = batch.lengths.to(scores)
+        prompts = _prompt_keys(batch).to(prompt.device)
         part = {
             "score": scores,
             "length": lengths,
+            "rank": batch.ranks,
+            "owner": prompts[batch.prompt_index],
             "better": scores[better],
             "worse": scores[worse],
             "better_length": lengths[better],
             "worse_length": lengths[worse],
-            "prompt": _prompt_keys(batch).to(prompt.device)[prompt],
+            "prompt": prompts[prompt],
         }
         subsets = [batch.subsets[answer] if batch.subsets else "" for answer in better.tolist()]
         self._parts.append(({name: column.detach().cpu() for name, column in part.items()}, subsets))
@@ -104,6 +108,8 @@ def _of_answers(table: dict[str, Tensor]) -> Findings:
         "length_pearson": bias.pearson,
         "length_spearman": bias.spearman,
         "length_slope": bias.slope_per_token,
+        "length_spearman_in_prompt": spearman_within(scores, table["length"], table["owner"]),
+        "length_spearman_of_labels": spearman_within(-table["rank"], table["length"], table["owner"]),
     }
     return Findings(logged, {"score_mean": mean, "score_std": std})
 
@@ -115,6 +121,8 @@ def _with_pairs(answers: Findings, table: dict[str, Tensor]) -> Findings:
     margins = accuracy_by_margin(better, worse)
     logged = {"ece": fit.ece.item(), "brier": fit.brier.item(), "nll": fit.nll.item(), "temperature": temperature}
     logged["auroc"] = auroc(better, worse)
+    right = clustered_interval(better > worse, table["prompt"])
+    logged |= {"accuracy_low": right.low, "accuracy_high": right.high}
     for name, side in (("chosen", better), ("rejected", worse)):
         logged[f"rewards/{name}"] = side.mean().item()
         logged |= {f"rewards/{name}_min": side.min().item(), f"rewards/{name}_max": side.max().item()}
@@ -122,10 +130,11 @@ def _with_pairs(answers: Findings, table: dict[str, Tensor]) -> Findings:
     if len(distinct) >= ENOUGH_PROMPTS:
         logged["ece_after_temperature"] = cross_calibration(better, worse, half % 2 == 0).ece.item()
     logged |= {f"accuracy_margin_{int(index) + 1}": accuracy for index, _, accuracy, _ in margins.tolist()}
-    misled = table["worse_length"] > table["better_length"]
-    logged["num_pairs_longer_is_worse"] = float(misled.sum())
-    if misled.any():
-        logged["accuracy_longer_is_worse"] = pair_statistics((better - worse)[misled])[0].item()
+    longer = table["better_length"] - table["worse_length"]
+    for name, half in (("better", longer > 0), ("worse", longer < 0)):
+        logged[f"num_pairs_longer_is_{name}"] = float(half.sum())
+        if half.any():
+            logged[f"accuracy_longer_is_{name}"] = pair_statistics((better - worse)[half])[0].item()
     stored = {
         "temperature": temperature,
         "reliability": _bins(fit.bins, "confidence"),

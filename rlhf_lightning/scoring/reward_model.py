@@ -68,6 +68,8 @@ class RewardModelScorer:
         self.micro_batch_size, self.on_error = micro_batch_size, error_policy(on_error)
         self._same_ids: bool | None = None
         self._fingerprint = fingerprint(self.model)
+        for doubt in stored_doubts(model.path):
+            log.warning("%s: %s", model.path, doubt)
 
     def state_dict(self) -> dict[str, str]:
         """What tells this reward model from another one; its weights stay in their folder."""
@@ -172,8 +174,19 @@ def close(rollout: Rollout, eos_token_id: int) -> tuple[Tensor, Tensor]:
 
 def statistics(folder: str | Path) -> tuple[float, float] | None:
     """Mean and standard deviation of the held-out scores of a reward model's folder; None where it says nothing."""
-    provenance = read_provenance(Path(folder)) if Path(folder).is_dir() else None
-    metrics = (provenance or {}).get("metrics", {})
+    metrics = _stored(folder)
     if "score_mean" not in metrics:
         return None
     return float(metrics["score_mean"]), max(float(metrics.get("score_std", 1.0)), 1e-6)
+
+
+def stored_doubts(folder: str | Path) -> list[str]:
+    """Reasons not to use a reward model that its training found; see `rlhf_lightning.evaluation.trust`."""
+    doubts = _stored(folder).get("doubts")
+    return [str(doubt) for doubt in doubts] if isinstance(doubts, list) else []
+
+
+def _stored(folder: str | Path) -> Mapping[str, Any]:
+    """The metrics in the provenance of a folder; none where it says nothing."""
+    provenance = read_provenance(Path(folder)) if Path(folder).is_dir() else None
+    return (provenance or {}).get("metrics", {})

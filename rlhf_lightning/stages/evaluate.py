@@ -12,6 +12,7 @@ from rlhf_lightning.evaluation import compare, print_table, write_report
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.rules.combinations import NO_JUDGE
 from rlhf_lightning.scoring import RewardModelScorer, Scorer
+from rlhf_lightning.scoring.reward_model import stored_doubts
 from rlhf_lightning.stages.run import Run
 
 PROXY = "reward_model"  # how the reward model is called among the scores
@@ -25,7 +26,7 @@ def run_evaluate(run: Run) -> dict[str, float]:
     if not run.is_first:
         return {}
     comparison = compare(records, judge=scorers[0].name, proxy=PROXY if section["proxy"] else None)
-    evaluation = comparison | _reliability(section["proxy"])
+    evaluation = comparison | _of_reward_model(section["proxy"])
     write_file(run.folder / "evaluation.json", json.dumps(evaluation, indent=2, default=str) + "\n")
     write_report(run.folder)
     print_table(evaluation)
@@ -50,11 +51,13 @@ def _scorers(run: Run) -> list[Scorer]:
     return scorers
 
 
-def _reliability(proxy: str | None) -> dict[str, Any]:
-    """Calibration bins of the reward model, where its folder tells them."""
-    record = read_provenance(proxy) if proxy else None
-    bins = (record or {}).get("metrics", {}).get("reliability")
-    return {"reliability": bins} if bins else {}
+def _of_reward_model(proxy: str | None) -> dict[str, Any]:
+    """Calibration bins of the reward model and reasons to doubt it, where its folder tells them."""
+    if not proxy:
+        return {}
+    bins = (read_provenance(proxy) or {}).get("metrics", {}).get("reliability")
+    found = {"reliability": bins, "doubts": stored_doubts(proxy)}
+    return {name: value for name, value in found.items() if value}
 
 
 def _headline(evaluation: dict[str, Any]) -> dict[str, float]:

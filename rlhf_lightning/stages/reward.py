@@ -2,22 +2,67 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from rlhf_lightning.data.comparisons import ComparisonData
+from rlhf_lightning.errors import ConfigError, NumericalError
+from rlhf_lightning.evaluation.trust import accuracy_text, doubts
+from rlhf_lightning.metrics.preference_baselines import baselines
 from rlhf_lightning.modules.formulas import check_ranking_loss
-from rlhf_lightning.stages.run import Run
+from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.stages.run import Run, scalars
 from rlhf_lightning.stages.train import Metrics, train
+
+log = logging.getLogger(__name__)
 
 
 def run_reward(run: Run) -> Metrics:
-    """Fit and export the reward model with its score statistics; returns the last metrics."""
-    return train(run, "reward", _loss(run), model="model", found=lambda module: module.held_out)
+    """Fit and export the reward model with its score statistics, unless it is worse than ``min_accuracy``.
+
+    Returns:
+        the last metrics.
+
+    Raises:
+        NumericalError: its held-out accuracy is below ``min_accuracy``; nothing is exported.
+    """
+    return train(run, "reward", _loss(run), model="model", found=lambda module: _judged(run, module))
 
 
 def check_reward(run: Run) -> None:
-    """Call the ranking loss."""
+    """Call the ranking loss, and look at what is asked of the result."""
     for loss in _loss(run).values():
         check_ranking_loss(loss)
+    section = run.section("reward")
+    least, data = section["min_accuracy"], section["data"]
+    require("reward.min_accuracy", least, at_least=0, at_most=1)
+    if least is not None and not data.get("validation") and not data.get("validation_fraction", 1):
+        raise ConfigError(
+            f"reward.min_accuracy={least}: there are no held-out rows to measure it on; set "
+            "reward.data.validation_fraction above 0 or data.comparisons_validation=FILE"
+        )
+
+
+def _judged(run: Run, module: Any) -> dict[str, Any]:
+    """What is kept of the held-out pairs; warns of a reward model that should not be used."""
+    logged, data = scalars(module.trainer), module.trainer.datamodule
+    found = dict(module.held_out)
+    if isinstance(data, ComparisonData):
+        found |= baselines(data.train_items, data.val_items)
+    if reasons := doubts(logged | found):
+        found["doubts"] = reasons
+        if run.is_first:
+            for reason in reasons:
+                log.warning(reason)
+    least = run.section("reward")["min_accuracy"]
+    if least is not None and not logged.get("val/accuracy", -1.0) >= least:
+        known = accuracy_text(logged) if "val/accuracy_low" in logged else "no held-out pair was seen"
+        raise NumericalError(
+            f"reward.min_accuracy={least}: the reward model is not good enough to go on with: {known}. Nothing is "
+            "exported. Check the labels in data.comparisons, get more rankings, change reward.optimizer.lr or "
+            "reward.max_epochs, or lower reward.min_accuracy"
+        )
+    return found
 
 
 def _loss(run: Run) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import pytest
 
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation import before_and_after, conclusion, print_table, read_history, write_report
+from rlhf_lightning.evaluation.trust import doubts
 
 
 def estimate(mean, stderr=0.1):
@@ -133,8 +134,9 @@ def test_the_report_holds_conclusion_table_samples_figures_and_configuration(tmp
 
 
 def test_the_report_needs_nothing_but_the_evaluation(tmp_path):
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation() | {"doubts": ["it counts <b>"]}))
     text = write_report(tmp_path).read_text()
+    assert "**Warning: it counts &lt;b&gt;.**" in text
     assert "## Figures" not in text
     assert "## Configuration" not in text
 
@@ -168,8 +170,37 @@ def test_empty_cells_of_a_history_are_left_out(tmp_path):
 
 def test_the_terminal_table_shows_a_column_for_each_policy(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    print_table(evaluation())
+    print_table(evaluation() | {"doubts": ["it counts"]})
     shown = capsys.readouterr().out
+    assert shown.endswith("warning: it counts.\n")
     assert all(
         name in shown for name in ("base", "sft", "ppo", "gold (judge)", "80.0% [71.0, 87.0]", "gold up by 1.000")
     )
+
+
+CHANCE = {"val/accuracy": 0.553, "val/accuracy_low": 0.487, "val/accuracy_high": 0.617, "val/num_pairs": 300.0}
+SOUND = {"val/accuracy": 0.76, "val/accuracy_low": 0.70, "val/accuracy_high": 0.81, "val/num_pairs": 300.0}
+BY_LENGTH = {
+    **{f"val/num_pairs_longer_is_{half}": 150.0 for half in ("better", "worse")},
+    "val/accuracy_longer_is_better": 0.42,
+    "val/accuracy_longer_is_worse": 0.78,
+    "val/length_spearman_in_prompt": -0.5,
+    "val/length_spearman_of_labels": -0.05,
+}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "found"),
+    [
+        (SOUND | {"baseline_length_accuracy": 0.6, "baseline_words_accuracy": 0.79}, []),
+        (CHANCE, ["IS AT CHANCE: accuracy 0.553 on 300 held-out pairs (95% interval 0.487 to 0.617"]),
+        (SOUND | {"baseline_length_accuracy": 0.76}, ["NO BETTER THAN LENGTH ALONE, which ranks 0.760 right"]),
+        (CHANCE | {"baseline_words_accuracy": 0.727}, ["AT CHANCE", "WORSE THAN COUNTING WORDS, which ranks 0.727"]),
+        (SOUND | BY_LENGTH, ["prefers shorter answers more than the labels do: it ranks 0.420 of the pairs right"]),
+        (SOUND | BY_LENGTH | {"val/num_pairs_longer_is_worse": 9.0}, []),
+        (SOUND | BY_LENGTH | {"val/length_spearman_of_labels": -0.4, "val/accuracy_longer_is_better": 0.7}, []),
+    ],
+)  # fmt: skip
+def test_a_reward_model_that_should_not_be_climbed_is_named_for_what_it_is(metrics, found):
+    said = doubts(metrics)
+    assert len(said) == len(found) and all(part in sentence for part, sentence in zip(found, said, strict=True))

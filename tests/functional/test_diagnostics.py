@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from rlhf_lightning.functional.diagnostics import (
     average_ranks,
     calibration,
+    clustered_interval,
     distinct_n,
     fit_temperature,
     repetition_n,
@@ -81,6 +82,16 @@ def test_equal_entries_share_their_mean_rank(values):
 def test_wilson_interval_of_ten_trials_matches_the_tables(wins, low, high):
     out = wilson_interval(wins, 0, 10 - wins)
     assert_close((out.low, out.high), (low, high), atol=5e-5, rtol=0)
+
+
+def test_pairs_of_one_prompt_count_as_what_they_add_to_each_other():
+    right = torch.tensor([True, True, True, False] * 10)
+    alone = clustered_interval(right, torch.arange(40))
+    assert_close((alone.low, alone.high), tuple(wilson_interval(30, 0, 10)[1:]), atol=2e-3, rtol=0)
+    copies = clustered_interval(right.repeat_interleave(6), torch.arange(40).repeat_interleave(6))
+    assert_close((copies.low, copies.high), (alone.low, alone.high))
+    assert clustered_interval(torch.ones(60).bool(), torch.arange(60) // 6) == wilson_interval(10, 0, 0)
+    assert clustered_interval(right[:0], right[:0]) == (0.5, 0.0, 1.0)
 
 
 def test_ties_are_half_a_win_and_nothing_is_unknown():

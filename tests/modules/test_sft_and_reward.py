@@ -1,19 +1,23 @@
 """SFT and reward phases against plain PyTorch, and gradients that no split changes."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import lightning
+import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 
 from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.data.demonstrations import DemonstrationData
-from rlhf_lightning.errors import NumericalError
+from rlhf_lightning.errors import ConfigError, NumericalError
 from rlhf_lightning.functional.diagnostics import calibration, cross_calibration, fit_temperature
+from rlhf_lightning.metrics.preference_baselines import baselines
 from rlhf_lightning.metrics.reward_model import ENOUGH_PROMPTS, RewardModelEvaluation
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.modules import RewardModule, SFTModule
@@ -202,7 +206,13 @@ def test_held_out_answers_are_judged_as_a_loop_over_pairs_judges_them(batches_of
     gaps = torch.tensor([scores[i, a] - scores[i, b] for i, a, b in pairs])
     chosen, rejected = (torch.stack([scores[p[0], p[side]] for p in pairs]) for side in (1, 2))
     misled = torch.tensor([lengths[i][b] > lengths[i][a] for i, a, b in pairs])
+    spared = torch.tensor([lengths[i][a] > lengths[i][b] for i, a, b in pairs])
     assert 0 < misled.sum() < len(pairs)
+
+    def spearman(values):
+        ranks = [[rankdata(row) - 2 for row in table] for table in (values.tolist(), lengths)]  # 2 is the mean rank
+        return np.corrcoef(*(np.concatenate(table) for table in ranks))[0, 1]
+
     x, y = torch.tensor(lengths).flatten().float(), scores.flatten()
     expected = {
         "nll": -gaps.sigmoid().log().mean(),
@@ -212,6 +222,10 @@ def test_held_out_answers_are_judged_as_a_loop_over_pairs_judges_them(batches_of
         "rewards/rejected_max": rejected.max(),
         "accuracy_longer_is_worse": (gaps[misled] > 0).float().mean(),
         "num_pairs_longer_is_worse": misled.sum(),
+        "accuracy_longer_is_better": (gaps[spared] > 0).float().mean(),
+        "num_pairs_longer_is_better": spared.sum(),
+        "length_spearman_in_prompt": spearman(scores),
+        "length_spearman_of_labels": spearman(torch.tensor([[3.0, 2.0, 1.0]] * 12)),
         "length_slope": torch.linalg.lstsq(torch.stack([x, torch.ones_like(x)], 1), y[:, None]).solution[0, 0],
         "score_drift": y.mean() / y.std(correction=0),
         "temperature": fit_temperature(chosen, rejected),
@@ -327,20 +341,67 @@ def test_a_score_that_is_not_finite_is_an_error_with_advice(batches_of):
         seen(batches_of, rows, scores).findings(ALONE)
 
 
-def test_the_reward_stage_stores_the_temperature_beside_the_score_statistics(rankings, tmp_path):
-    tiny.policy().save_pretrained(tmp_path / "sft")
-    tiny.tokenizer().save_pretrained(tmp_path / "sft")
-    words = [
-        "stage=reward", "task=custom", "logger=none", "trainer=cpu", f"model.path={tmp_path / 'sft'}",
-        f"run_dir={tmp_path / 'run'}", f"data.comparisons={rankings}", f"data.comparisons_validation={rankings}",
-        "reward.data.batch_size=4",
-    ]  # fmt: skip
-    logged = run_pipeline(compose(words))
+@pytest.fixture
+def reward_stage(tmp_path):
+    """The metrics that the stage ends with, on a file of rankings."""
+
+    def run(file, *words):
+        tiny.policy().save_pretrained(tmp_path / "sft")
+        tiny.tokenizer().save_pretrained(tmp_path / "sft")
+        words = [
+            "stage=reward", "task=custom", "logger=none", "trainer=cpu", f"model.path={tmp_path / 'sft'}",
+            f"run_dir={tmp_path / 'run'}", f"data.comparisons={file}", "reward.data.batch_size=4", *words,
+        ]  # fmt: skip
+        return run_pipeline(compose(words))
+
+    return run
+
+
+def by_words(prompts, shuffled=False):
+    """Answers ranked by how often they say "good", or by chance."""
+    generator = torch.Generator().manual_seed(4)
+    rows = []
+    for number in range(prompts):
+        good, other = torch.randperm(4, generator=generator)[:2].tolist(), tiny.WORDS[-1 - number % 3]
+        prompt = f"{tiny.WORDS[number // 14]} {tiny.WORDS[number % 14]}"
+        texts = [f" {' '.join(['good'] * n + [other] * (4 - n))}" for n in good]
+        order = torch.randperm(2, generator=generator) if shuffled else torch.tensor(good).argsort(descending=True)
+        rows.append({"prompt": prompt, "completions": texts, "ranks": (order.argsort() + 1).tolist()})
+    return rows
+
+
+def test_shuffled_labels_are_named_as_chance_and_end_the_run_where_an_accuracy_is_asked_for(
+    reward_stage, tmp_path, caplog
+):
+    rows, least = write(tmp_path / "rows.jsonl", by_words(80, shuffled=True)), "reward.min_accuracy=0.75"
+    words = ["reward.optimizer.lr=0.01", "reward.data.validation_fraction=0.5", least]
+    with pytest.raises(NumericalError, match=r"min_accuracy=0.75: .* accuracy 0\.\d+ on 40 held-out pairs .*interval"):
+        reward_stage(rows, *words)
+    assert "THE REWARD MODEL IS AT CHANCE: accuracy" in caplog.text
+    assert not (tmp_path / "run" / "reward").exists()
+    with pytest.raises(ConfigError, match="no held-out rows to measure it on"):
+        reward_stage(rows, least, "reward.data.validation_fraction=0", "overwrite=true")
+
+
+def test_a_baseline_is_fitted_on_the_training_pairs_and_judged_on_the_others(tmp_path):
+    data = ComparisonData(write(tmp_path / "rows.jsonl", by_words(40)), None, tiny.tokenizer(), batch_size=4)
+    data.setup("fit")
+    found = baselines(data.train_items[:20], data.train_items[20:])
+    assert found["baseline_words_accuracy"] == 1.0 and found["baseline_length_accuracy"] == 0.5
+    shorter = [replace(i, ranks=[1, 2], sequences=[s, [*s, 5]], lengths=[n, n + 1]) for i in data.train_items
+               for s, n in [(i.sequences[0], i.lengths[0])]]  # fmt: skip
+    assert baselines(shorter[:20], shorter[20:])["baseline_length_accuracy"] == 1.0
+    assert baselines(data.train_items, []) == {}
+
+
+def test_the_reward_stage_stores_the_temperature_beside_the_score_statistics(rankings, reward_stage, tmp_path, caplog):
+    logged = reward_stage(rankings, f"data.comparisons_validation={rankings}")
     metrics = verify_folder(tmp_path / "run" / "reward", "reward")["metrics"]
     assert {"score_mean", "score_std", "temperature", "reliability", "accuracy_by_margin"} <= set(metrics)
     assert metrics["temperature"] == pytest.approx(logged["val/temperature"])
     scorer = RewardModelScorer(Pretrained(str(tmp_path / "run" / "reward")))
     assert (scorer.mean, scorer.std) == (metrics["score_mean"], metrics["score_std"])
+    assert caplog.text.count(metrics["doubts"][0]) == 2  # by the stage, and by whoever uses the folder
 
 
 def test_an_exported_policy_is_read_by_plain_transformers(tmp_path):
