@@ -129,7 +129,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         read = len(train) + bad
         if not self.validation:
             train, validation = self._hold_out(train)
-        repeated, leaked = count_repeated(self._identities(train), self._identities(validation))
+        repeated, leaked = count_repeated([r.row for r in train], [r.row for r in validation], self.kind)
         self.train_items, counts = self._encode(train, "training", self.train, bad)
         counts["bad_rows"] += bad
         files, before = (self.validation, bad_validation) if self.validation else (self.train, counts["bad_rows"])
@@ -142,9 +142,6 @@ class RowDataModule(LightningDataModule, Generic[T]):
         self._is_read = True
         if self._outcome() and self._place()[0] == 0:
             log.warning("%s: %s", ", ".join(map(str, self.train)), self._outcome())
-
-    def _identities(self, rows: list[LocatedRow]) -> list[str]:
-        return [identity(row.row, self.kind) for row in rows]
 
     def _encode(self, rows: list[LocatedRow], split: str, files: list[Path], bad: int) -> tuple[list[T], Counter[str]]:
         items, counts = encode_sound(self.encode, rows, self.max_bad_rows, bad)
@@ -160,7 +157,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         wanted = min(max(round(self.validation_fraction * len(rows)), 1), len(rows) - 1)
         if not self.validation_fraction or wanted < 1:
             return rows, []
-        keys = self._identities(rows)
+        keys = [identity(row.row, self.kind) for row in rows]
         held = self._pick([prompt_identity(r.row, self.kind) for r in rows], wanted) if self.group_by_prompt else set()
         held = held or self._pick(keys, wanted) or self._pick([str(i) for i in range(len(rows))], wanted)
         return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlhf_lightning.data.readers.files import iter_rows
 from rlhf_lightning.data.readers.problems import Problems
-from rlhf_lightning.data.rows.validate import count_repeated, identity, row_type, validate_rows
+from rlhf_lightning.data.rows.validate import count_repeated, row_type, validate_rows
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.rules.stages import STAGES
 
@@ -29,11 +29,15 @@ def check(words: Sequence[str]) -> str:
         for files in (given.files, given.validation)
     )
     good = len(train) + len(validation)
-    duplicates, leaks = count_repeated(*([identity(row.row, kind) for row in part] for part in (train, validation)))
+    duplicates, leaks = count_repeated([row.row for row in train], [row.row for row in validation], kind)
     types = Counter(row_type(row.row, kind) for row in [*train, *validation])
     counts = [f"{good} rows for {given.stage}" + "".join(f", {count} {name}" for name, count in types.most_common())]
     counts += [f"{duplicates} of them repeat an earlier one"] if duplicates else []
-    counts += [f"{leaks} validation rows are also in training"] if leaks else []
+    counts += (
+        [f"{leaks} validation rows {'are' if kind == 'demonstrations' else 'have prompts that are'} also in training"]
+        if leaks
+        else []
+    )
     try:
         problems.raise_above(given.max_bad_rows, good)
     except DataError as error:

@@ -22,7 +22,7 @@ def test_rows_are_counted_by_type_with_repeats_and_leaks(write):
     assert check([str(path), "--stage", "reward", "--validation", str(held_out)]).splitlines() == [
         "5 rows for reward, 3 prompt+chosen+rejected, 2 prompt+completions+ranks",
         "1 of them repeat an earlier one",
-        "1 validation rows are also in training",
+        "1 validation rows have prompts that are also in training",
     ]
 
 

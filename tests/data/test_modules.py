@@ -214,8 +214,12 @@ def test_a_filler_prompt_is_masked_out(tokenizer, write):
 # ---------------------------------------------------------------------------------------------- what they all share
 
 
-def test_the_held_out_part_depends_on_the_seed_alone_and_never_shares_a_prompt(tokenizer, write):
+@pytest.mark.parametrize("implicit", [False, True])
+def test_the_held_out_part_depends_on_the_seed_alone_and_never_shares_a_prompt(tokenizer, write, implicit):
     rows = [{"prompt": f"p{i % 10}", "chosen": f"a{i}", "rejected": "b"} for i in range(40)]
+    if implicit:
+        rows = [{name: f"p{i % 10}\n{same}{name[0]}{i}" for name in ("chosen", "rejected")} for i in range(40)
+                for same in ["ab c "[: i // 10 * 2]]]  # fmt: skip
     path = write(rows)
 
     def held(seed):

@@ -15,6 +15,7 @@ from rlhf_lightning import signals
 from rlhf_lightning.data.readers.files import LocatedRow, iter_rows
 from rlhf_lightning.data.readers.problems import BadRow, Problems
 from rlhf_lightning.data.rows.fields import CHECKS, clipped
+from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
 
 if TYPE_CHECKING:
     from rlhf_lightning.types import Row
@@ -152,14 +153,24 @@ def identity(row: Row, stage_kind: StageKind) -> str:
 
 
 def prompt_identity(row: Row, stage_kind: StageKind) -> str:
-    """Equal for rows with the same prompt; the whole row where the prompt is not a column of its own."""
-    return canonical(row["prompt"]) if row.get("prompt") is not None else identity(row, stage_kind)
+    """Equal for rows with the same prompt, also one that stands in chosen and rejected; the whole row without any."""
+    if row.get("prompt") is not None:
+        return canonical(row["prompt"])
+    if row_type(row, stage_kind) == "chosen+rejected":
+        return canonical(split_shared_prompt(row["chosen"], row["rejected"])[0])
+    return identity(row, stage_kind)
 
 
-def count_repeated(train: Sequence[str], validation: Sequence[str]) -> tuple[int, int]:
-    """How many training rows repeat an earlier one, and how many validation rows are also in training."""
-    seen = set(train)
-    return len(train) - len(seen), sum(key in seen for key in validation)
+def count_repeated(train: Sequence[Row], validation: Sequence[Row], stage_kind: StageKind) -> tuple[int, int]:
+    """How many training rows repeat an earlier one, and how many validation rows leak.
+
+    A validation row leaks whose prompt is in training, and a demonstration that is there itself: one prompt with many
+    answers is how small sets of them are written.
+    """
+    same = identity if stage_kind == "demonstrations" else prompt_identity
+    seen = {same(row, stage_kind) for row in train} if validation else set()
+    distinct = {identity(row, stage_kind) for row in train}
+    return len(train) - len(distinct), sum(same(row, stage_kind) in seen for row in validation)
 
 
 def canonical(value: Any) -> str:

@@ -1,7 +1,7 @@
 import pytest
 
 from rlhf_lightning.data.readers.files import LocatedRow
-from rlhf_lightning.data.rows.validate import count_repeated, identity, row_type, validate_rows
+from rlhf_lightning.data.rows.validate import count_repeated, row_type, validate_rows
 from rlhf_lightning.errors import DataError
 
 USER = {"role": "user", "content": "hi"}
@@ -115,7 +115,19 @@ def test_the_type_a_stage_takes_wins_over_extra_columns():
 
 
 def test_repeats_and_leaks_are_counted_by_what_trains_and_not_by_extra_columns():
-    def keys(*texts):
-        return [identity({"text": text, "id": index}, "demonstrations") for index, text in enumerate(texts)]
+    def rows(*texts):
+        return [{"text": text, "id": index} for index, text in enumerate(texts)]
 
-    assert count_repeated(keys("a", "b", "a", "a"), keys("c", "b", "b")) == (2, 2)
+    assert count_repeated(rows("a", "b", "a", "a"), rows("c", "b", "b"), "demonstrations") == (2, 2)
+
+
+def test_a_comparison_leaks_by_its_prompt_wherever_that_stands():
+    def pair(prompt, a, b):
+        return {
+            "chosen": f"\n\nHuman: {prompt}\n\nAssistant: {a}",
+            "rejected": f"\n\nHuman: {prompt}\n\nAssistant: {b}",
+        }
+
+    train = [pair("why", "so it is", "so it was"), {"prompt": "how", "chosen": "a", "rejected": "b"}]
+    held_out = [pair("why", "so what", "no"), pair("who", "so it is", "so it was"), train[1] | {"chosen": "c"}]
+    assert count_repeated(train, held_out, "comparisons") == (0, 2)
