@@ -8,7 +8,7 @@ right.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
@@ -79,6 +79,12 @@ class ComparisonBatch(TensorData):
     num_prompts: int
     denominator: float  # number of prompts of the global batch, in the convention of `SFTBatch.denominator`
     subsets: tuple[str, ...] = ()  # N, the part of the data that each answer's row names, ""; empty if none is named
+    written: Tensor | None = None  # bool [N, S], see `AnswerBatch.written`
+
+    @property
+    def counted(self) -> Tensor:
+        """Tokens of each answer that the model is to write, long ``[N]``."""
+        return self.lengths if self.written is None else self.written.sum(1)
 
 
 @dataclass(frozen=True)
@@ -206,11 +212,15 @@ class AnswerBatch(TensorData):
     input_ids: Tensor  # long [B, S], prompt + answer
     attention_mask: Tensor  # bool [B, S]
     lengths: Tensor  # long [B], tokens of the answer, EOS included: the last real tokens of the row; 0 counts nothing
+    written: Tensor | None = field(default=None, kw_only=True)
+    """bool [B, S], True at the tokens of answers that the model is to write, and not a user between; None: all."""
 
     def trimmed(self) -> Self:
         """The same rows without the columns on the right that are padding in all of them."""
         width = _last(self.attention_mask)
-        return replace(self, input_ids=self.input_ids[:, :width], attention_mask=self.attention_mask[:, :width])
+        written = None if self.written is None else self.written[:, :width]
+        ids, mask = self.input_ids[:, :width], self.attention_mask[:, :width]
+        return replace(self, input_ids=ids, attention_mask=mask, written=written)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.base import Paths, RowDataModule
@@ -75,3 +78,21 @@ class AnswerDataModule(RowDataModule[T]):
         with located(row):
             prompt, *answers = split_shared_prompt(columns["chosen"], columns["rejected"])
         return prompt, answers
+
+
+def written(attention_mask: Tensor, masks: Sequence[Sequence[bool]]) -> Tensor | None:
+    """Which tokens of a padded batch the model is to write, bool [B, S]; None where these are all of every answer.
+
+    Args:
+        attention_mask: bool [B, S], padded on the right.
+        masks: of the tokens of each answer, which are the last of its row.
+
+    >>> written(torch.tensor([[True, True, True, True, False]]), [[True, False, True]])
+    tensor([[False,  True, False,  True, False]])
+    """
+    if all(all(mask) for mask in masks):
+        return None
+    found = torch.zeros_like(attention_mask)
+    for row, end, mask in zip(found, attention_mask.sum(1).tolist(), masks, strict=True):
+        row[end - len(mask) : end] = torch.tensor(mask)
+    return found

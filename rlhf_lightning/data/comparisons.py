@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlhf_lightning.data.answers import AnswerDataModule
+from rlhf_lightning.data.answers import AnswerDataModule, written
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.validate import StageKind, row_type
@@ -26,6 +26,7 @@ class Comparison:
     margin: float = 0.0
     subset: str = ""
     weight: int = 1  # prompts
+    masks: list[list[bool]] | None = None  # of each answer, True at tokens that the model is to write; None: all
 
     @property
     def widths(self) -> list[int]:
@@ -98,7 +99,9 @@ class ComparisonData(AnswerDataModule[Comparison]):
         sequences = [answer.input_ids for answer in answers]
         lengths = [len(answer.completion_ids) for answer in answers]
         margin, subset = float(row.row.get("margin") or 0.0), str(row.row.get("subset") or "")
-        return Comparison(sequences, lengths, ranks, margin, subset)
+        masks = [answer.completion_mask for answer in answers]
+        partly = not all(all(mask) for mask in masks)
+        return Comparison(sequences, lengths, ranks, margin, subset, masks=masks if partly else None)
 
     def _shorten(
         self, answers: list[Encoded], ranks: list[int], counts: Counter[str]
@@ -123,6 +126,7 @@ class ComparisonData(AnswerDataModule[Comparison]):
         """Flatten the answers and pad them on the right."""
         input_ids, attention_mask = right_pad([s for item in items for s in item.sequences], self.pad_id)
         sizes = torch.tensor([len(item.sequences) for item in items])
+        masks = [mask for item in items for mask in item.masks or [[True] * length for length in item.lengths]]
         return ComparisonBatch(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -133,4 +137,5 @@ class ComparisonData(AnswerDataModule[Comparison]):
             num_prompts=sum(item.weight for item in items),
             denominator=denominator,
             subsets=tuple(item.subset for item in items for _ in item.ranks),
+            written=written(attention_mask, masks),
         )

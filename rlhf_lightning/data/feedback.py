@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data.answers import AnswerDataModule
+from rlhf_lightning.data.answers import AnswerDataModule, written
 from rlhf_lightning.data.base import Paths
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.loader import ShardedLoader
@@ -171,6 +171,7 @@ class FeedbackData(AnswerDataModule[Feedback]):
             input_ids=answers.input_ids,
             attention_mask=answers.attention_mask,
             lengths=answers.lengths * torch.tensor([item.weight for item in items]),
+            written=answers.written,
             desirable=torch.tensor([item.desirable for item in items]),
             mismatched=None,
             denominator=denominator,
@@ -188,7 +189,10 @@ class FeedbackData(AnswerDataModule[Feedback]):
     def _answers(self, examples: Sequence[Encoded]) -> AnswerBatch:
         input_ids, attention_mask = right_pad([example.input_ids for example in examples], self.pad_id)
         return AnswerBatch(
-            input_ids, attention_mask, torch.tensor([len(example.completion_ids) for example in examples])
+            input_ids,
+            attention_mask,
+            torch.tensor([len(example.completion_ids) for example in examples]),
+            written=written(attention_mask, [example.completion_mask for example in examples]),
         )
 
     def _make_loader(self, items: list[Feedback], *, shuffle: bool, drop_last: bool) -> ShardedLoader[Feedback]:

@@ -91,8 +91,8 @@ class DPOModule(OfflineModule):
             rejected.policy,
             chosen.reference,
             rejected.reference,
-            batch.lengths[better],
-            batch.lengths[worse],
+            batch.counted[better],
+            batch.counted[worse],
             weights=1 / torch.bincount(prompt)[prompt],
             denominator=batch.denominator,
         )
@@ -126,7 +126,7 @@ class DPOModule(OfflineModule):
         compared[prompt] = True  # by prompt: there are at most as many as answers
         best = ((batch.ranks == 1) & compared[batch.prompt_index]).nonzero().squeeze(1)
         owner = batch.prompt_index[best]
-        per_token = -logprobs[best] / batch.lengths[best].clamp(min=1)
+        per_token = -logprobs[best] / batch.counted[best].clamp(min=1)
         return divide_by_count((per_token / torch.bincount(owner)[owner]).sum(), batch.denominator)
 
 

@@ -22,7 +22,7 @@ from rlhf_lightning.types import AnswerBatch, ComparisonBatch
 
 
 class AnswerLogprobs(NamedTuple):
-    """Log-probability of each answer given its prompt, summed over its tokens, EOS included."""
+    """Log-probability of each answer given its prompt, summed over the tokens the model is to write, EOS included."""
 
     policy: Tensor  # float32 [N], nats
     reference: Tensor | None  # float32 [N], nats, no grad; None without a reference
@@ -84,6 +84,8 @@ class OfflineModule(AutomaticModule):
         """Override to change how an answer is scored; under both models, the reference without gradient."""
         assert self.policy is not None
         mask = answer_mask(answers.attention_mask, answers.lengths)
+        if answers.written is not None:
+            mask = mask & answers.written
         hidden = self._lower(answers) if self._shares_lower() else None
         now = self._sums(self.policy, answers, mask, hidden)
         if not self.has_reference:

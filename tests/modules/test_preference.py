@@ -8,6 +8,9 @@ from functools import partial
 import pytest
 import torch
 
+from rlhf_lightning.data.comparisons import ComparisonData
+from rlhf_lightning.data.demonstrations import DemonstrationData
+from rlhf_lightning.data.feedback import FeedbackData
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kto import kto_loss
 from rlhf_lightning.functional.preference import dpo_loss, hinge_loss, ipo_loss, ipo_per_token_loss, robust_dpo_loss
@@ -132,6 +135,38 @@ def built(**options):
     module = offline.preference(**options)
     module.configure_model()
     return module
+
+
+def test_user_turns_inside_of_an_answer_count_in_no_stage(tmp_path):
+    def turns(*texts):
+        return [{"role": ("assistant", "user")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+    tokenizer, options = tiny.tokenizer(), {"batch_size": 2, "validation_fraction": 0.0}
+    tokenizer.chat_template = "{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %}"
+    asked = [{"role": "user", "content": "the food was"}]
+    good, bad = turns("very good", "we left", "happy"), turns("bad", "and the service", "slow")
+    files = [
+        offline.write(tmp_path / f"{number}.jsonl", [row, row])
+        for number, row in enumerate(
+            [{"prompt": asked, "chosen": good, "rejected": bad}, {"prompt": asked, "completion": good}]
+        )
+    ]
+    batches = []
+    for kind, file in ((ComparisonData, files[0]), (FeedbackData, files[0]), (DemonstrationData, files[1])):
+        data = kind(file, None, tokenizer, **(options | {"batch_size": 4 if kind is FeedbackData else 2}))
+        data.setup("fit")
+        batches.append(next(iter(data.train_dataloader())))
+    pairs, answers, shown = batches
+    places = {tokenizer.convert_tokens_to_ids("very"): [3, 4, 7, 8], tokenizer.convert_tokens_to_ids("bad"): [3, 7, 8]}
+    assert pairs.counted.tolist() == [4, 3] * 2 and shown.mask.nonzero()[:4, 1].tolist() == [3, 4, 7, 8]
+    for module, batch in ((built(), pairs), (offline.unpaired(), answers), (offline.unpaired(), answers.mismatched)):
+        module.configure_model()
+        with torch.no_grad():
+            logprobs = module.policy(batch.input_ids).logits.log_softmax(-1)
+            found = module.logprobs(batch).policy
+        for row, ids in enumerate(batch.input_ids):
+            expected = sum(logprobs[row, place - 1, ids[place]] for place in places[int(ids[3])])
+            torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
 
 
 def moved(batch, pad, left, width=3):
