@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.rules.combinations import check_adapter_dropout
@@ -35,3 +36,14 @@ def load_trained(source: Pretrained | PreTrainedModel, dropout: bool = True) -> 
 def depth_of(source: Pretrained | nn.Module) -> int:
     """Number of frozen lower layers of a recipe; 0 for a plain model."""
     return source.freeze_below if isinstance(source, Pretrained) else 0
+
+
+def tokenizer_of(source: Pretrained | PreTrainedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer of a recipe.
+
+    Raises:
+        ConfigError: ``source`` is a model.
+    """
+    if not isinstance(source, Pretrained):
+        raise ConfigError("policy=<model> also needs tokenizer=, since a plain model does not know its own")
+    return source.tokenizer()

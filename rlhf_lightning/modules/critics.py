@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import Pretrained, ScalarModel, ValueHead
 from rlhf_lightning.rules.combinations import WHICH_CRITIC
+from rlhf_lightning.types import Rollout
 
 Critic = Pretrained | ScalarModel | Callable[[PreTrainedModel], nn.Module] | Literal["policy", "shared_trunk"]
 """A reward model to start from, a copy of the ``policy`` with a zero head, a zero head on the trunk that the policy
@@ -43,3 +45,18 @@ def build_critic(source: Critic, policy: PreTrainedModel, freeze_below: int) -> 
     if freeze_below and isinstance(critic, ScalarModel):
         critic.share_lower(policy)
     return critic
+
+
+def critic_numbers(critic: nn.Module, rollout: Rollout, states: Tensor | None, hidden: Tensor | None) -> Tensor:
+    """What a critic says before each response token, [B, T]; anything outside of the mask.
+
+    Args:
+        critic: a `ValueHead`, or called as `ScalarModel` is.
+        rollout: B responses of T tokens.
+        states: final hidden states of the policy at the tokens of the mask [N, D], for a `ValueHead`.
+        hidden: output of the frozen lower layers, if it was computed before.
+    """
+    if isinstance(critic, ValueHead):
+        assert states is not None
+        return spread(critic(states), rollout.mask)
+    return critic(rollout.input_ids, rollout.attention_mask, hidden)[:, -rollout.mask.shape[1] - 1 : -1]

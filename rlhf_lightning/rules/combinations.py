@@ -30,6 +30,11 @@ NO_RANKING = (
 )
 WHICH_CRITIC = "ppo.critic={!r}: choose policy, shared_trunk, the folder of a reward model, or a node that makes one."
 
+UNPENALISED = (
+    "a reward model scores, and no KL penalty keeps the policy near its reference: it will learn to exploit the reward "
+    "model and get worse. Use kl=adaptive, or kl=fixed kl.coef=0.15"
+)
+
 
 def check_schedule(settings: Any, rollout: int, world_size: int) -> None:
     """Judge whether a rollout can be cut as the settings say.
