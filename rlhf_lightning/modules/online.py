@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.aggregate import Aggregation
+from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.metrics.update import UpdateMetrics, moments, of_padding
 from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.forward import packs_rows
@@ -108,7 +109,7 @@ class OnlineModule(RLHFModule):
         Such a group teaches nothing (Yu et al. 2025, arXiv:2503.14476, section 3.2, draw other prompts instead).
         """
         for _ in range(self.settings.max_resamples):
-            rows = undecided(scores, self.settings.group_size)
+            rows = undecided(totals(scores, rollout.mask), self.settings.group_size)
             if not self.ranks.sum(len(rows))[0]:
                 break
             tried = rows if len(rows) else torch.arange(self.settings.group_size)  # ranks sample together

@@ -179,7 +179,8 @@ def test_what_limits_a_step_has_the_same_address_in_every_stage(stage):
 def test_one_switch_turns_every_exact_shortcut_off():
     config = OmegaConf.create(dict(compose(["stage=ppo", "exact_shortcuts=false"])))
     switches = [
-        config.model.pack_rows, config.rollout.share_prefill, config.ppo.settings.by_length, config.ppo.settings.reuse_logprobs
+        config.model.pack_rows, config.rollout.share_prefill,
+        config.ppo.settings.by_length, config.ppo.settings.reuse_logprobs,
     ]  # fmt: skip
     assert switches == [False] * 4
     named = re.compile(r"(pack_rows|share_prefill|by_length|reuse_logprobs): (\S+)")

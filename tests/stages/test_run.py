@@ -1,6 +1,7 @@
 """What the stages of a run share."""
 
 import hashlib
+import re
 
 import pytest
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -113,3 +114,23 @@ def test_a_run_that_is_stopped_names_the_stages_that_are_complete(tmp_path):
 def test_trainer_arguments_that_would_mislead_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         compose(["stage=ppo", override])
+
+
+@pytest.mark.parametrize(
+    "key", ["seed", "stages", "judge", "task", "run_dir", "sft.scheduler", "ppo.critic", "ppo.loss"]
+)
+def test_a_key_that_was_taken_out_by_hand_is_named(key):
+    config = compose(["task=miniature", "run_dir=runs/x"])
+    section, _, name = key.rpartition(".")
+    del (config[section] if section else config)[name]
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: is missing"):
+        pipeline.run(config)
+
+
+@pytest.mark.parametrize("key", ["model", "trainer", "task", "sft.data", "ppo.settings", "ppo.loss", "reward.loss"])
+def test_a_word_in_the_place_of_a_part_is_named(key):
+    config = compose(["task=miniature", "run_dir=runs/x"])
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = "mine"
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=mine: must be a "):
+        pipeline.run(config)
