@@ -89,6 +89,10 @@ def _check_defaults(config: Mapping[str, Any], stages: list[str]) -> None:
     _same_types("", config, in_file("base"))
     for stage in names(stages):
         _same_types("", config, {stage: in_file(f"stage/{stage}").get(stage, {})})
+    for prefix, section in (("", config), *((f"{stage}.", config.get(stage) or {}) for stage in names(stages))):
+        for name in ("run_dir", "policy", "reference", "output"):
+            if isinstance(section, Mapping) and section.get(name) is not None:
+                _check_value(f"{prefix}{name}", section[name], (Kind("str"),))
     if "ppo" in names(stages):
         _same_types("", config, {"ppo": in_file("algorithm/ppo")})
     if group := next((key for key in _GROUPS if not isinstance(config.get(key) or {}, Mapping)), None):

@@ -206,7 +206,8 @@ class OnlineModule(RLHFModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Measure the gradient of each parameter group, then clip them all together."""
-        self._group_norms = {f"grad_norm_{g['name']}": gradient_norm(g["params"]) for g in optimizer.param_groups}
+        groups = {group.get("name", number): group for number, group in enumerate(optimizer.param_groups)}
+        self._group_norms = {f"grad_norm_{name}": gradient_norm(g["params"]) for name, g in groups.items()}
         super().on_before_optimizer_step(optimizer)
 
     @contextmanager

@@ -39,7 +39,8 @@ def replaced(rollout: Rollout, rows: Tensor, fresh: Rollout, pad_token_id: int) 
     if rollout.rollout_logprobs is not None and fresh.rollout_logprobs is not None:
         logprobs = merged(rollout.rollout_logprobs, fresh.rollout_logprobs)
     if rollout.context is not None or fresh.context is not None:
-        context = merged(*(torch.zeros_like(r.mask) if r.context is None else r.context for r in (rollout, fresh)))
+        old, new = (torch.zeros_like(r.mask) if r.context is None else r.context for r in (rollout, fresh))
+        context = merged(old, new)
     new_rows = dict(zip(rows.tolist(), fresh.rows, strict=True))
     return replace(
         rollout,
