@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.aggregate import Aggregation
+from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.metrics.update import UpdateMetrics, moments, of_padding
 from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.forward import packs_rows
@@ -108,7 +109,7 @@ class OnlineModule(RLHFModule):
         Such a group teaches nothing (Yu et al. 2025, arXiv:2503.14476, section 3.2, draw other prompts instead).
         """
         for _ in range(self.settings.max_resamples):
-            rows = undecided(scores, self.settings.group_size)
+            rows = undecided(totals(scores, rollout.mask), self.settings.group_size)
             if not self.ranks.sum(len(rows))[0]:
                 break
             tried = rows if len(rows) else torch.arange(self.settings.group_size)  # ranks sample together
@@ -205,7 +206,8 @@ class OnlineModule(RLHFModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Measure the gradient of each parameter group, then clip them all together."""
-        self._group_norms = {f"grad_norm_{g['name']}": gradient_norm(g["params"]) for g in optimizer.param_groups}
+        groups = {group.get("name", number): group for number, group in enumerate(optimizer.param_groups)}
+        self._group_norms = {f"grad_norm_{name}": gradient_norm(g["params"]) for name, g in groups.items()}
         super().on_before_optimizer_step(optimizer)
 
     @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rlhf_lightning.functional.aggregate import aggregation
+from rlhf_lightning.functional.ratios import CORRECTIONS
 from rlhf_lightning.modules.formulas import check_advantage, check_policy_loss
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
@@ -36,7 +37,8 @@ def check_combination(
     function, bound = unwrapped(advantage)
     check_algorithm(settings, _path(function), bound, _path(unwrapped(policy_loss)[0]), critic)
     check_advantage(advantage, settings.group_size)
-    check_policy_loss(policy_loss, aggregation(settings.aggregation, norm=sampling.max_new_tokens))
+    correction = None if settings.correction is None else CORRECTIONS[settings.correction]
+    check_policy_loss(policy_loss, aggregation(settings.aggregation, norm=sampling.max_new_tokens), correction)
 
 
 def _path(function: Callable[..., Any]) -> str:

@@ -12,13 +12,12 @@ from rlhf_lightning.types import Rollout
 
 
 def undecided(scores: Tensor, group_size: int) -> Tensor:
-    """Rows, long [n], of the groups whose responses all score the same; scores [B], or [B, T] to be summed.
+    """Rows, long [n], of the groups whose responses all score the same; scores [B].
 
     >>> undecided(torch.tensor([1.0, 1.0, 0.0, 1.0]), 2)
     tensor([0, 1])
     """
-    totals = scores.nan_to_num(0.0) if scores.dim() == 1 else scores.nan_to_num(0.0).sum(1)
-    groups = totals.view(-1, group_size)
+    groups = scores.nan_to_num(0.0).view(-1, group_size)
     same = torch.eq(groups, groups[:, :1]).all(1)
     return same.repeat_interleave(group_size).nonzero().squeeze(1)
 
@@ -39,8 +38,9 @@ def replaced(rollout: Rollout, rows: Tensor, fresh: Rollout, pad_token_id: int) 
     logprobs = context = None
     if rollout.rollout_logprobs is not None and fresh.rollout_logprobs is not None:
         logprobs = merged(rollout.rollout_logprobs, fresh.rollout_logprobs)
-    if rollout.context is not None and fresh.context is not None:
-        context = merged(rollout.context, fresh.context)
+    if rollout.context is not None or fresh.context is not None:
+        old, new = (torch.zeros_like(r.mask) if r.context is None else r.context for r in (rollout, fresh))
+        context = merged(old, new)
     new_rows = dict(zip(rows.tolist(), fresh.rows, strict=True))
     return replace(
         rollout,
