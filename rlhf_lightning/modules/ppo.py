@@ -120,7 +120,7 @@ class PPOModule(OnlineModule):
         policy = load_trained(self._sources[0], dropout=False)
         self.frozen.add("reference", frozen_copy(policy))
         if self.has_critic:
-            self.critic = build_critic(self._sources[1], policy, self.freeze_below)
+            self.critic = build_critic(self._sources[1], policy, self.freeze_below, self.settings.critic_warmup)
         self.policy = policy
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:

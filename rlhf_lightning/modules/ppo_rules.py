@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rlhf_lightning.functional.aggregate import aggregation
+from rlhf_lightning.models import ValueHead
 from rlhf_lightning.modules.formulas import check_advantage, check_policy_loss
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
@@ -34,7 +35,10 @@ def check_combination(
     """
     sampling.require_scorable()
     function, bound = unwrapped(advantage)
-    check_algorithm(settings, _path(function), bound, _path(unwrapped(policy_loss)[0]), critic)
+    made = unwrapped(critic)[0]
+    head = isinstance(made, type) and issubclass(made, ValueHead)
+    loss = _path(unwrapped(policy_loss)[0])
+    check_algorithm(settings, _path(function), bound, loss, "shared_trunk" if head else critic)
     check_advantage(advantage, settings.group_size)
     check_policy_loss(policy_loss, aggregation(settings.aggregation, norm=sampling.max_new_tokens))
 

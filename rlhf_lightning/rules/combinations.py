@@ -28,6 +28,10 @@ NO_RANKING = (
     "rank: no judge is configured, so it writes candidates for people to rank, but {} learns from {}; add "
     "judge=function judge.function=my_project.fn, or stop after rank and go on with rank.human_ranks=FILE"
 )
+WARM_HEAD = (
+    "ppo.settings.critic_warmup={}: a head on the policy would move the policy with it; set ppo.critic=policy, a copy "
+    "of its own"
+)
 WHICH_CRITIC = "ppo.critic={!r}: choose policy, shared_trunk, the folder of a reward model, or a node that makes one."
 
 
@@ -179,10 +183,7 @@ def check_algorithm(
     if settings.critic_warmup and not has_critic:
         raise ConfigError(f"ppo.settings.critic_warmup={settings.critic_warmup}: there is no critic to warm up")
     if settings.critic_warmup and isinstance(critic, str) and critic == "shared_trunk":
-        raise ConfigError(
-            f"ppo.settings.critic_warmup={settings.critic_warmup}: a head on the policy would move the policy with it; "
-            "set ppo.critic=policy, a copy of its own"
-        )
+        raise ConfigError(WARM_HEAD.format(settings.critic_warmup))
     if settings.ppo_epochs > 1 and policy_loss == "rlhf_lightning.functional.policy.reinforce_loss":
         raise ConfigError(
             f"ppo.settings.ppo_epochs={settings.ppo_epochs} with reinforce_loss: its gradient holds only for the "

@@ -47,4 +47,6 @@ def check_ppo(run: Run) -> None:
     """Call advantage and policy loss, and judge what only makes sense together."""
     section = run.section("ppo")
     settings, sampling, advantage, policy_loss = (run.build(section[part]) for part in PARTS)
-    check_combination(settings, sampling, advantage, policy_loss, section["critic"])
+    node = section["critic"]
+    critic = run.build(node) if isinstance(node, Mapping) and node.get("_partial_") else node
+    check_combination(settings, sampling, advantage, policy_loss, critic)

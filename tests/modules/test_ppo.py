@@ -105,6 +105,8 @@ def test_the_policy_stands_still_while_the_critic_warms_up():
     fit(ppo)
     assert all(torch.equal(a, b) for a, b in zip(before, ppo.policy.parameters(), strict=True))
     assert ppo.critic.model.score.weight.abs().sum() > 0
+    with pytest.raises(ConfigError, match=r"critic_warmup=1: a head on the policy would move the policy"):
+        module(lambda policy: ValueHead(policy.config.hidden_size), critic_warmup=1).build()
 
 
 def test_the_reference_never_moves_and_is_not_in_the_state():
