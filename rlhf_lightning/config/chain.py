@@ -16,7 +16,7 @@ from omegaconf import ListConfig, OmegaConf
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
 from rlhf_lightning.rules import combinations
-from rlhf_lightning.rules.stages import RANKINGS, STAGES, before, file_of, names, product, stage_of
+from rlhf_lightning.rules.stages import KEPT, RANKINGS, STAGES, before, file_of, names, product, stage_of
 
 
 def made(kind: str, folder: str | None = None, *, _node_: Any) -> str | None:
@@ -89,9 +89,33 @@ def check_complete(config: Mapping[str, Any]) -> None:
             raise ConfigError(combinations.NO_SCORER)
         if name == "evaluate":
             _check_evaluate(config, section)
+        for part in (name, f"{name}.sft"):
+            _check_rows(config, part, section if part == name else section.get("sft") or {}, stage.rows)
         rankings = f"{section.get('output')}/{RANKINGS}"
         if name == "rank" and not (config["judge"] or section["human_ranks"]) and (reader := _reader(config, rankings)):
             raise ConfigError(combinations.NO_RANKING.format(reader, rankings))
+
+
+def _check_rows(config: Mapping[str, Any], key: str, section: Mapping[str, Any], rows: str) -> None:
+    """Refuse a batch that is larger than all that an earlier stage of the run can write for it."""
+    data = section.get("data") or {}
+    size = data.get("batch_size")
+    if not isinstance(size, int) or not str(data.get("_target_")).startswith("rlhf_lightning."):
+        return
+    for maker, samples in (("rank", "samples_per_prompt"), ("best_of_n", "n")):
+        made_by = config.get(maker) or {}
+        prompts, files = made_by.get("max_prompts"), [f"{made_by.get('output')}/{name}" for name in (RANKINGS, KEPT)]
+        if maker not in names(config["stages"]) or not prompts or made_by.get("human_ranks"):
+            continue
+        answers = made_by[samples] if rows == "feedback" else 1
+        held_out = bool(data.get("validation_fraction")) and not data.get("validation")
+        if data.get("train") in files and prompts * answers - held_out < size:
+            times = f" x {maker}.{samples}={answers}" if rows == "feedback" else ""
+            raise ConfigError(
+                f"{key}.data.batch_size={size}: {maker} makes at most {prompts * answers} rows for it "
+                f"({maker}.max_prompts={prompts}{times}{', some are held out' if held_out else ''}), so that training "
+                f"would take 0 steps; lower {key}.data.batch_size or raise {maker}.max_prompts"
+            )
 
 
 def _check_evaluate(config: Mapping[str, Any], section: Mapping[str, Any]) -> None:

@@ -61,6 +61,7 @@ _RECORDS = (
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _RECORDS}
 RANKINGS = "rankings.jsonl"
+KEPT = "demonstrations.jsonl"
 _FILES = {"comparisons": RANKINGS}  # what is not a folder of its own
 
 

@@ -18,6 +18,7 @@ from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
 from rlhf_lightning.config.messages import as_config_error
+from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
@@ -96,6 +97,10 @@ class Run:
     def build(self, node: Any, /, **objects: Any) -> Any:
         """Instantiate a node of the config, after the allowlist has seen it."""
         return safe_instantiate(node, trusted=self.config["trusted_targets"], **objects)
+
+    def key_of(self, node: Any) -> str:
+        """Where a node stands in the config, for messages; nothing if it is not a part of it as it is."""
+        return next((entry.key for entry in walk(self.config) if entry.value is node), "")
 
     def model(self, path: str, freeze_below: int | None = None) -> Pretrained:
         """The recipe of `model`, for another folder and, if given, another number of frozen layers."""

@@ -50,6 +50,7 @@ def train(
     node = {name: value for name, value in section["module"].items() if name not in parts}
     module = run.build(node, **given, **parts)
     data = run.build(section["data"], tokenizer=tokenizer)
+    data.key = f"{run.key_of(section['data'])}."
     if "max_epochs" in section:
         trainer = run.trainer(stage, callbacks, max_epochs=section["max_epochs"])
         trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)
