@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.config.compose import compose
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.stages.pipeline import run
 from tests.gates.gate_docs import blocks
 from tests.gates.gate_sources import ROOT
@@ -38,12 +38,19 @@ def words(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("chain", "teacher", "rankings"),
-    [("sft,rank,kto", "sft", "rankings"), ("sft,best_of_n,dpo", "best_of_n", "demonstrations")],
+    ("chain", "teacher", "rankings", "batch"),
+    [
+        ("sft,rank,kto", "sft", "rankings", "kto.data.batch_size"),
+        ("sft,best_of_n,dpo", "best_of_n", "demonstrations", "best_of_n.sft.data.batch_size"),
+    ],
 )
-def test_a_chain_without_a_reward_model_runs_as_typed(words, tmp_path, chain, teacher, rankings):
-    last = chain.rpartition(",")[2]
-    metrics = run(compose([*words, f"stages=[{chain},evaluate]", f"run_dir={tmp_path}"]))
+def test_a_chain_without_a_reward_model_runs_as_typed(words, tmp_path, chain, teacher, rankings, batch):
+    last, typed = chain.rpartition(",")[2], [*words, f"stages=[{chain},evaluate]", f"run_dir={tmp_path}"]
+    with pytest.raises(DataError, match=f"{batch} asks for 64 .* lower {batch}"):
+        run(compose([*typed, f"{batch}=64"]))
+    with pytest.raises(ConfigError, match=r"made with another config \(sft\.optimizer\.lr: "):
+        run(compose([*typed, "resume=auto", "sft.optimizer.lr=1"]))
+    metrics = run(compose([*typed, "resume=auto"]))  # with the key mended, since that stage has not begun
     parents = verify_folder(tmp_path / last, expect_stage=last)["parents"]
     assert parents["policy"]["files"] == verify_folder(tmp_path / teacher)["files"]
     assert parents["data"]["path"] == str(tmp_path / rankings / "rankings.jsonl")
