@@ -59,6 +59,7 @@ MISTAKES = [
     ("stage=sft sft.data.on_long=dropp", "must be one of drop, truncate|Did you mean drop?"),
     ("judge=function judge.function=a.b judge.on_error=abstian", "must be one of raise, abstain or a number"),
     ("stage=ppo ppo.critic=shard_trunk", "choose policy, shared_trunk, the folder|Did you mean shared_trunk?"),
+    ("stage=ppo ppo.critic=null", "ppo.critic=null: choose policy|Without a critic: ppo.settings.baseline=none"),
     ("resume=atuo", "resume=atuo: must be none, auto or the folder|Did you mean auto?"),
     # ranges
     ("stage=ppo ppo.loss.clip_range=-1", "ppo.loss.clip_range=-1: must be above 0"),
