@@ -13,10 +13,11 @@ from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
+from rlhf_lightning.config.messages import shown
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
 from rlhf_lightning.rules import combinations
-from rlhf_lightning.rules.stages import KEPT, RANKINGS, STAGES, before, file_of, names, product, stage_of
+from rlhf_lightning.rules.stages import KEPT, MAKES, RANKINGS, STAGES, before, file_of, names, product, stage_of
 
 
 def made(kind: str, folder: str | None = None, *, _node_: Any) -> str | None:
@@ -78,6 +79,9 @@ def check_complete(config: Mapping[str, Any]) -> None:
                 "add stage=pipeline to the command" if name in STAGES else f"give it one: {name}.KEY=VALUE in a file"
             )
             raise ConfigError(f"stages: {name} has no section in this config; {where}")
+        if name not in STAGES and (makes := section.get("makes", "policy")) not in MAKES:
+            hint = nearest(str(makes), MAKES)
+            raise ConfigError(f"{name}.makes={shown('makes', makes)}: must be one of {', '.join(MAKES)}.{hint}")
         if (section.get("data") or {}).get("train", "") is None and not section.get("human_ranks"):
             raise ConfigError(f"{name}.data.train is not set; {stage.needs}")
         if section.get("policy", "") is None and not section.get("human_ranks"):

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.config.compose import compose
-from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.errors import CheckpointError, ConfigError, DataError
 from rlhf_lightning.stages.pipeline import run
 from tests.gates.gate_docs import blocks
 from tests.gates.gate_sources import ROOT
@@ -92,6 +92,16 @@ def test_a_stage_of_the_user_has_its_own_check(words, my_project, tmp_path):
     with pytest.raises(ConfigError, match=r"distil\.max_epochs: more than 3"):
         run(compose([*chain, "distil.max_epochs=4"]))
     assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_a_stage_of_the_user_that_made_no_policy_is_named_by_the_one_that_reads_it(words, my_project, tmp_path):
+    module = tmp_path / "site" / "my_stages.py"
+    module.write_text(module.read_text() + "distil = lambda run: {}\ndistil.__module__ = __name__\n")
+    chain = [*words, *my_project, "stages=[my_stages.distil,evaluate]", f"run_dir={tmp_path / 'run'}"]
+    policy = [f"distil.policy={compose(words)['model']['path']}"]
+    with pytest.raises(CheckpointError, match=r"distil(.|\n)*If distil makes no policy, set distil\.makes: nothing"):
+        run(compose([*chain, *policy]))
+    assert "evaluate/base/praise" in run(compose([*chain, *policy, "+distil.makes=nothing", "resume=auto"]))
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,11 @@ def test_what_the_config_names_comes_first(own, tmp_path):
             r"lower best_of_n\.sft\.data\.batch_size or raise best_of_n\.max_prompts",
         ),
         (["stages=[sft,my.distil]", "trusted_targets=[my]"], ConfigError, "distil has no section"),
+        (
+            ["stages=[sft,my.distil]", "trusted_targets=[my]", "+distil.makes=polcy"],
+            ConfigError,
+            r"distil\.makes=polcy: must be one of policy, reward_model, comparisons, nothing\. Did you mean policy",
+        ),
     ],
 )
 def test_a_chain_that_cannot_work_is_refused_before_its_first_stage(own, words, error, says):
