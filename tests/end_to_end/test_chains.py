@@ -3,6 +3,7 @@
 import json
 import sys
 
+import lightning
 import pytest
 
 from rlhf_lightning.checkpoint import verify_folder
@@ -57,6 +58,17 @@ def test_a_chain_without_a_reward_model_runs_as_typed(words, tmp_path, chain, te
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert list(evaluation["policies"]) == ["base", *dict.fromkeys(["sft", teacher, last])]
     assert f"evaluate/{last}/praise" in metrics
+
+
+class NoSteps(lightning.LightningDataModule):
+    def __init__(self, tokenizer, train, batch_size, validation_fraction):
+        super().__init__()
+
+
+def test_a_data_module_that_does_not_count_micro_batches_is_named_by_its_key(words, tmp_path):
+    target = f"sft.data._target_={__name__}.NoSteps"
+    with pytest.raises(ConfigError, match=r"^sft\.data: NoSteps has no accumulate_for\(world_size\)"):
+        run(compose([*words, "stages=[sft]", target, f"run_dir={tmp_path}"]))
 
 
 @pytest.fixture

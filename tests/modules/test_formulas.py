@@ -148,6 +148,10 @@ def test_modules_made_in_python_are_checked_too():
     [
         ("stage=ppo ppo.loss._target_=rlhf_lightning.functional.kto.kto_loss", "ppo.loss"),
         ("stage=ppo ppo.advantage._target_=rlhf_lightning.functional.kto.kto_loss", "ppo.advantage"),
+        ("stage=ppo ppo.critic={_target_:rlhf_lightning.models.heads.ValueHead}", "ppo.critic: ValueHead: missing"),
+        ("stage=ppo ppo.settings.critic_warmup=2 ppo.critic={_target_:rlhf_lightning.models.heads.ValueHead,"
+         "_partial_:true}", "ppo.settings.critic_warmup=2: a head on the policy"),
+        ("stage=ppo ppo.loss._target_=rlhf_lightning.functional.ppo.clipped", "ppo.loss._target_: "),
         ("stage=ppo ppo.scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "ppo.scheduler"),
         ("stage=reward reward.loss._target_=rlhf_lightning.functional.kto.kto_loss", "reward.loss"),
         ("stage=dpo dpo.loss._target_=rlhf_lightning.functional.kto.kto_loss", "dpo.loss"),
