@@ -7,12 +7,13 @@ where none did, what FOLDER holds, if the user has named it or a run has made it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
+from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.config.messages import shown
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
@@ -72,13 +73,11 @@ def check_complete(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: says what to add to the command.
     """
-    for stage in map(stage_of, config.get("stages", ())):
+    for entry in config.get("stages", ()):
+        stage = stage_of(entry)
         name, section = stage.name, config.get(stage.name)
         if not isinstance(section, Mapping):
-            where = (
-                "add stage=pipeline to the command" if name in STAGES else f"give it one: {name}.KEY=VALUE in a file"
-            )
-            raise ConfigError(f"stages: {name} has no section in this config; {where}")
+            raise _no_section(entry, name, config.get("trusted_targets") or ())
         if name not in STAGES and (makes := section.get("makes", "policy")) not in MAKES:
             hint = nearest(str(makes), MAKES)
             raise ConfigError(f"{name}.makes={shown('makes', makes)}: must be one of {', '.join(MAKES)}.{hint}")
@@ -98,6 +97,19 @@ def check_complete(config: Mapping[str, Any]) -> None:
         rankings = f"{section.get('output')}/{RANKINGS}"
         if name == "rank" and not (config["judge"] or section["human_ranks"]) and (reader := _reader(config, rankings)):
             raise ConfigError(combinations.NO_RANKING.format(reader, rankings))
+
+
+def _no_section(entry: str, name: str, trusted: Sequence[str]) -> ConfigError:
+    if entry in STAGES:
+        return ConfigError(f"stages: {name} has no section in this config; add stage=pipeline to the command")
+    check_names({"stages": [entry]}, trusted)
+    check_objects({"stages": [entry]}, trusted)
+    return ConfigError(
+        f"stages: {name} has no section in this config; write one, such as my_conf/experiment/{name}.yaml, and add "
+        f"--config-dir my_conf experiment={name} (docs/extending.md, section 4):\n"
+        "# @package _global_\n"
+        f"{name}: {{policy: '${{made:policy,${{sft.output}}}}', output: '${{run_dir}}/{name}'}}"
+    )
 
 
 def _check_rows(config: Mapping[str, Any], key: str, section: Mapping[str, Any], rows: str) -> None:

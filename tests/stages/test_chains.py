@@ -114,7 +114,12 @@ def test_what_the_config_names_comes_first(own, tmp_path):
             ConfigError,
             r"lower best_of_n\.sft\.data\.batch_size or raise best_of_n\.max_prompts",
         ),
-        (["stages=[sft,my.distil]", "trusted_targets=[my]"], ConfigError, "distil has no section"),
+        (["stages=[sft,my.distil]", "trusted_targets=[my]"], ConfigError, "stages: cannot import my: No module"),
+        (
+            ["stages=[sft,tests.support.phases.praise]"],
+            ConfigError,
+            r"praise has no section (.|\n)*\npraise: {policy: '\${made:policy,\${sft\.output}}', output: ",
+        ),
         (
             ["stages=[sft,my.distil]", "trusted_targets=[my]", "+distil.makes=polcy"],
             ConfigError,
