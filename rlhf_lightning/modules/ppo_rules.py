@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.aggregate import aggregation
 from rlhf_lightning.models import ValueHead
 from rlhf_lightning.modules.formulas import check_advantage, check_policy_loss
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.rules.combinations import check_algorithm
-from rlhf_lightning.rules.partials import unwrapped
+from rlhf_lightning.rules.partials import called, unwrapped
+
+
+def check_parts(policy: Any, scorer: Any) -> None:
+    """Refuse what a module that is made in Python is often given instead of its parts.
+
+    Raises:
+        ConfigError: a folder where a recipe belongs, or a function where a scorer does.
+    """
+    if isinstance(policy, (str, PurePath)):
+        raise ConfigError(f"PPOModule: {str(policy)!r} is a folder: give Pretrained({str(policy)!r})")
+    if callable(scorer) and not hasattr(scorer, "score"):
+        raise ConfigError(f"PPOModule: the scorer is a function, wrap it: FunctionScorer({called(scorer)})")
 
 
 def check_combination(

@@ -16,7 +16,7 @@ from rlhf_lightning.functional.preference import dpo_loss, hinge_loss, ipo_loss,
 from rlhf_lightning.functional.reference_free import orpo_odds_ratio_loss, simpo_loss
 from rlhf_lightning.functional.reward import kwise_logistic_loss, plackett_luce_loss
 from rlhf_lightning.models import Pretrained
-from rlhf_lightning.modules import PPOModule, RewardModule
+from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
 from rlhf_lightning.modules import formulas as checks
 from rlhf_lightning.stages.pipeline import run
 from tests.support import tiny
@@ -139,6 +139,12 @@ def test_a_formula_with_a_memory_does_not_remember_the_trial_and_random_numbers_
 def test_modules_made_in_python_are_checked_too():
     with pytest.raises(ConfigError, match=r"ppo\.loss: "):
         PPOModule(Pretrained("nowhere"), None, tiny.tokenizer(), policy_loss=kto_loss)
+    with pytest.raises(ConfigError, match=r"wrap it: FunctionScorer\(gae\)"):
+        PPOModule(Pretrained("nowhere"), gae)
+    with pytest.raises(ConfigError, match=r"a folder: give Pretrained\('runs/sft'\)"):
+        PPOModule("runs/sft", None)
+    with pytest.raises(ConfigError, match=r"a folder: give Pretrained\('runs/sft'\)"):
+        SFTModule("runs/sft", tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0)).build()
     with pytest.raises(ConfigError, match=r"reward\.loss: "):
         RewardModule(Pretrained("nowhere"), tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), ranking_loss=gae)
 
