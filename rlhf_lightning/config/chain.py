@@ -14,7 +14,6 @@ from typing import Any
 from omegaconf import ListConfig, OmegaConf
 
 from rlhf_lightning.config.allowlist import check_names, check_objects
-from rlhf_lightning.config.messages import shown
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
 from rlhf_lightning.rules import combinations
@@ -80,7 +79,7 @@ def check_complete(config: Mapping[str, Any]) -> None:
             raise _no_section(entry, name, config.get("trusted_targets") or ())
         if name not in STAGES and (makes := section.get("makes", "policy")) not in MAKES:
             hint = nearest(str(makes), MAKES)
-            raise ConfigError(f"{name}.makes={shown('makes', makes)}: must be one of {', '.join(MAKES)}.{hint}")
+            raise ConfigError(f"{name}.makes={makes}: must be one of {', '.join(MAKES)}.{hint}")
         if (section.get("data") or {}).get("train", "") is None and not section.get("human_ranks"):
             raise ConfigError(f"{name}.data.train is not set; {stage.needs}")
         if section.get("policy", "") is None and not section.get("human_ranks"):
