@@ -27,7 +27,7 @@ from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.critics import Critic, build_critic
 from rlhf_lightning.modules.online import Denominators, OnlineModule
-from rlhf_lightning.modules.ppo_rules import check_combination
+from rlhf_lightning.modules.ppo_rules import check_combination, check_parts
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
@@ -91,6 +91,7 @@ class PPOModule(OnlineModule):
         settings: PPOSettings | None = None,
     ) -> None:
         settings, sampling = settings or PPOSettings(), sampling or Sampling()
+        check_parts(policy, scorer)
         check_combination(settings, sampling, advantage, policy_loss, critic)
         if tokenizer is None and not isinstance(policy, Pretrained):
             raise ConfigError(
@@ -120,7 +121,7 @@ class PPOModule(OnlineModule):
         policy = load_trained(self._sources[0], dropout=False)
         self.frozen.add("reference", frozen_copy(policy))
         if self.has_critic:
-            self.critic = build_critic(self._sources[1], policy, self.freeze_below)
+            self.critic = build_critic(self._sources[1], policy, self.freeze_below, self.settings.critic_warmup)
         self.policy = policy
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
