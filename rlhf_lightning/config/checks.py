@@ -116,8 +116,8 @@ def _same_types(prefix: str, values: Mapping[str, Any], defaults: Mapping[str, A
         if isinstance(default, dict) and "_target_" in default:
             _check_part(key, value, default["_target_"])
             continue
-        if key == "ppo.critic" and isinstance(value, dict) and "_target_" in value:
-            continue  # a name, a folder, or a part
+        if key == "ppo.critic":
+            continue  # a name, a folder, or a part: see `_check_online`
         if isinstance(default, dict) and isinstance(value, dict):
             _same_types(f"{key}.", value, default)
         elif default is not None:
@@ -277,8 +277,10 @@ def _check_online(section: Mapping[str, Any], world_size: int) -> None:
         if data is not None:
             combinations.check_schedule(settings, data.batch_size, world_size)
     names = ["policy", "shared_trunk"]
-    if isinstance(critic, str) and critic not in names and "/" not in critic and not Path(critic).exists():
-        raise ConfigError(combinations.WHICH_CRITIC.format(critic) + nearest(critic, names))
+    if (isinstance(critic, dict) and "_target_" in critic) or "critic" not in section:
+        return
+    if not isinstance(critic, str) or not (critic in names or "/" in critic or Path(critic).exists()):
+        raise ConfigError(combinations.WHICH_CRITIC.format(shown("ppo.critic", critic)) + nearest(str(critic), names))
 
 
 def _check_context(config: Mapping[str, Any], stage: str, prompt_length: int) -> None:

@@ -53,6 +53,7 @@ class ComparisonData(AnswerDataModule[Comparison]):
     """
 
     kind: StageKind = "comparisons"  # type: ignore[misc]
+    unit = "prompts"
 
     def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Comparison]:
         """See `RowDataModule`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -11,8 +13,14 @@ from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.rules.combinations import check_adapter_dropout
 
 
+def _require(source: object) -> None:
+    if isinstance(source, (str, PurePath)):
+        raise ConfigError(f"the model {str(source)!r} is a folder: give Pretrained({str(source)!r})")
+
+
 def load_policy(source: Pretrained | PreTrainedModel) -> PreTrainedModel:
     """A causal language model from a recipe, or the model itself."""
+    _require(source)
     return source.causal_lm() if isinstance(source, Pretrained) else source
 
 
@@ -26,6 +34,7 @@ def load_trained(source: Pretrained | PreTrainedModel, dropout: bool = True) -> 
     Raises:
         ConfigError: the adapters have dropout.
     """
+    _require(source)
     policy = source.adapted(source.causal_lm()) if isinstance(source, Pretrained) else source
     lora = lora_of(policy)
     if lora is not None and not dropout:
@@ -35,6 +44,7 @@ def load_trained(source: Pretrained | PreTrainedModel, dropout: bool = True) -> 
 
 def depth_of(source: Pretrained | nn.Module) -> int:
     """Number of frozen lower layers of a recipe; 0 for a plain model."""
+    _require(source)
     return source.freeze_below if isinstance(source, Pretrained) else 0
 
 

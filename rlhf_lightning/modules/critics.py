@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import Pretrained, ScalarModel, ValueHead
-from rlhf_lightning.rules.combinations import WHICH_CRITIC
+from rlhf_lightning.rules.combinations import WARM_HEAD, WHICH_CRITIC
 from rlhf_lightning.types import Rollout
 
 Critic = Pretrained | ScalarModel | Callable[[PreTrainedModel], nn.Module] | Literal["policy", "shared_trunk"]
@@ -20,16 +20,18 @@ trains (``shared_trunk``), or a function of the policy that makes one: a `ValueH
 module that is called as `ScalarModel` is."""
 
 
-def build_critic(source: Critic, policy: PreTrainedModel, freeze_below: int) -> nn.Module:
+def build_critic(source: Critic, policy: PreTrainedModel, freeze_below: int, warmup: int = 0) -> nn.Module:
     """The critic's model.
 
     Args:
         source: see `Critic`.
         policy: already loaded; with frozen lower layers they are shared with it.
         freeze_below: number of frozen lower layers.
+        warmup: rollouts during which only the critic learns.
 
     Raises:
-        ConfigError: ``source`` is a string without meaning here, or makes no module.
+        ConfigError: ``source`` is a string without meaning here, or makes no module; or it would learn alone and is a
+            head on the policy.
     """
     if source == "shared_trunk":
         return ValueHead(policy.config.get_text_config().hidden_size)
@@ -42,6 +44,8 @@ def build_critic(source: Critic, policy: PreTrainedModel, freeze_below: int) -> 
         critic = source(policy)
     if not isinstance(critic, nn.Module):
         raise ConfigError(WHICH_CRITIC.format(critic))
+    if warmup and isinstance(critic, ValueHead):
+        raise ConfigError(WARM_HEAD.format(warmup))
     if freeze_below and isinstance(critic, ScalarModel):
         critic.share_lower(policy)
     return critic

@@ -27,7 +27,7 @@ from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.critics import Critic, build_critic, critic_numbers
 from rlhf_lightning.modules.online import Denominators, OnlineModule
-from rlhf_lightning.modules.ppo_rules import check_combination, penalty_of
+from rlhf_lightning.modules.ppo_rules import check_combination, check_parts, penalty_of
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
@@ -91,6 +91,7 @@ class PPOModule(OnlineModule):
         settings: PPOSettings | None = None,
     ) -> None:
         settings, sampling = settings or PPOSettings(), sampling or Sampling()
+        check_parts(policy, scorer)
         check_combination(settings, sampling, advantage, policy_loss, critic)
         super().__init__(
             tokenizer or tokenizer_of(policy),
@@ -116,7 +117,7 @@ class PPOModule(OnlineModule):
         self.policy = load_trained(self._sources[0], dropout=False)
         self.frozen.add("reference", frozen_copy(self.policy))
         if self.has_critic:
-            self.critic = build_critic(self._sources[1], self.policy, self.freeze_below)
+            self.critic = build_critic(self._sources[1], self.policy, self.freeze_below, self.settings.critic_warmup)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One PPO iteration; given up where a number is not finite."""

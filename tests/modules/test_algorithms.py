@@ -12,6 +12,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import dr_grpo, gae, grpo, rloo
 from rlhf_lightning.functional.policy import reinforce_loss
 from rlhf_lightning.functional.ppo import clipped_policy_loss
+from rlhf_lightning.models import ValueHead
 from rlhf_lightning.modules import PPOModule
 from rlhf_lightning.modules.ppo_rules import check_combination
 from rlhf_lightning.modules.ppo_settings import PPOSettings
@@ -223,6 +224,7 @@ GROUPED = {"advantage": partial(rloo, group_size=4), "group_size": 4, "baseline"
         ({"baseline": "none"}, "it only fades the score out"),
         ({"baseline": "none", "advantage": partial(gae, lam=1.0), "critic_warmup": 2}, "no critic to warm up"),
         ({"critic_warmup": 2, "critic": "shared_trunk"}, "a head on the policy would move the policy with it"),
+        ({"critic_warmup": 2, "critic": partial(ValueHead, 8)}, "a head on the policy would move the policy with it"),
         ({"policy_loss": reinforce_loss, "ppo_epochs": 4}, "holds only for the policy that sampled"),
         ({"max_resamples": 1}, "a group of one always scores the same"),
         ({"sampling": Sampling(top_k=5)}, "sampling.top_k=5"),

@@ -16,7 +16,7 @@ from rlhf_lightning.functional.preference import dpo_loss, hinge_loss, ipo_loss,
 from rlhf_lightning.functional.reference_free import orpo_odds_ratio_loss, simpo_loss
 from rlhf_lightning.functional.reward import kwise_logistic_loss, plackett_luce_loss
 from rlhf_lightning.models import Pretrained
-from rlhf_lightning.modules import PPOModule, RewardModule
+from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
 from rlhf_lightning.modules import formulas as checks
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.stages.pipeline import run
@@ -197,6 +197,12 @@ def test_a_policy_loss_gets_the_weights_it_will_get():
 def test_modules_made_in_python_are_checked_too():
     with pytest.raises(ConfigError, match=r"ppo\.loss: "):
         PPOModule(Pretrained("nowhere"), None, tiny.tokenizer(), policy_loss=kto_loss)
+    with pytest.raises(ConfigError, match=r"wrap it: FunctionScorer\(gae\)"):
+        PPOModule(Pretrained("nowhere"), gae)
+    with pytest.raises(ConfigError, match=r"a folder: give Pretrained\('runs/sft'\)"):
+        PPOModule("runs/sft", None)
+    with pytest.raises(ConfigError, match=r"a folder: give Pretrained\('runs/sft'\)"):
+        SFTModule("runs/sft", tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0)).build()
     with pytest.raises(ConfigError, match=r"reward\.loss: "):
         RewardModule(Pretrained("nowhere"), tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), ranking_loss=gae)
 
@@ -206,6 +212,10 @@ def test_modules_made_in_python_are_checked_too():
     [
         ("stage=ppo ppo.loss._target_=rlhf_lightning.functional.kto.kto_loss", "ppo.loss"),
         ("stage=ppo ppo.advantage._target_=rlhf_lightning.functional.kto.kto_loss", "ppo.advantage"),
+        ("stage=ppo ppo.critic={_target_:rlhf_lightning.models.heads.ValueHead}", "ppo.critic: ValueHead: missing"),
+        ("stage=ppo ppo.settings.critic_warmup=2 ppo.critic={_target_:rlhf_lightning.models.heads.ValueHead,"
+         "_partial_:true}", "ppo.settings.critic_warmup=2: a head on the policy"),
+        ("stage=ppo ppo.loss._target_=rlhf_lightning.functional.ppo.clipped", "ppo.loss._target_: "),
         ("stage=ppo ppo.scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "ppo.scheduler"),
         ("stage=reward reward.loss._target_=rlhf_lightning.functional.kto.kto_loss", "reward.loss"),
         ("stage=dpo dpo.loss._target_=rlhf_lightning.functional.kto.kto_loss", "dpo.loss"),
