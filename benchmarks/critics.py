@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 
-from benchmarks.learning import train
+from benchmarks.runs import train
 
 LAYOUTS = {
     "reward model": ["ppo.critic={reward}", "ppo.settings.value_coef=1.0"],

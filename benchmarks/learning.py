@@ -1,25 +1,24 @@
 """Does the pipeline learn what the hidden judge wants, on every seed, and does it hack its reward without a KL penalty?
 
     python -m benchmarks.learning --seeds 5
+    python -m benchmarks.learning --seeds 5 --algorithms all
 
 For each seed the embedded pipeline runs with the adaptive KL controller, then PPO alone again with ``kl=none`` from the
 same SFT policy and reward model. Prints one row per seed and what was not reached; exit status 1 if anything was not.
+With ``--algorithms`` every algorithm named there starts from the same SFT policy, rankings and reward model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from benchmarks.algorithms import OFFLINE, ONLINE, compare
 from benchmarks.conclusion import conclude
-from rlhf_lightning.evaluation import read_history
-
-WINDOW = 5  # rollouts in a mean, against the noise of 64 responses
+from benchmarks.runs import columns, common, smooth, train
 
 
 class Outcome(NamedTuple):
@@ -44,7 +43,7 @@ class Outcome(NamedTuple):
             "gold base < sft < ppo": self.base < self.sft < self.ppo,
             "win rate at least 75 %": self.win_rate >= 0.75,
             "final KL within 20 % of its target": abs(self.kl_end / self.target - 1) <= 0.2,
-            "no KL above twice the target": self.kl_max <= 2 * self.target,
+            "no KL above 1.5 times the target": self.kl_max <= 1.5 * self.target,
             "kl=none: proxy ends above": self.hacked_proxy > 0,
             "kl=none: gold at least 0.5 below its peak": self.hacked_gold >= 0.5,
         }
@@ -54,10 +53,10 @@ class Outcome(NamedTuple):
 def run_seed(seed: int, root: Path, overrides: list[str]) -> Outcome:
     """Run one seed in two subprocesses and read what they wrote."""
     steered, free = root / f"seed{seed}", root / f"seed{seed}-none"
-    common = [f"seed={seed}", f"task.seed={seed}", f"task.root={root}/assets{seed}", *overrides]
-    seconds = train(steered, common)
+    shared = [*common(seed, root), *overrides]
+    seconds = train(steered, shared)
     hand_over = [f"sft.output={steered}/sft", f"reward.output={steered}/reward"]
-    train(free, ["kl=none", "stages=[ppo]", *hand_over, *common])
+    train(free, ["kl=none", "stages=[ppo]", *hand_over, *shared])
     evaluation = json.loads((steered / "evaluation.json").read_text(encoding="utf-8"))
     policies = {name: entry["summary"] for name, entry in evaluation["policies"].items()}
     track, hacked = columns(steered), columns(free)
@@ -77,33 +76,6 @@ def run_seed(seed: int, root: Path, overrides: list[str]) -> Outcome:
     )
 
 
-def train(run_dir: Path, overrides: list[str]) -> float:
-    """Run `train.py`, unless this folder is finished already; returns its CPU seconds."""
-    clock = run_dir / "cpu_seconds"
-    if clock.is_file():
-        return float(clock.read_text(encoding="utf-8"))
-    command = [sys.executable, "train.py", f"run_dir={run_dir}", *overrides]
-    measure = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); "
-    measure += "use = resource.getrusage(resource.RUSAGE_CHILDREN); print(use.ru_utime + use.ru_stime); sys.exit(code)"
-    done = subprocess.run([sys.executable, "-c", measure, *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    clock.write_text(done.stdout, encoding="utf-8")
-    return float(done.stdout)
-
-
-def columns(run_dir: Path) -> dict[str, list[float]]:
-    """The PPO history by tag, one number per rollout."""
-    rows: list[Any] = read_history(run_dir / "history" / "ppo.csv")
-    tags = {tag for row in rows for tag in row}
-    return {tag: [row[tag] for row in rows if isinstance(row.get(tag), (int, float))] for tag in tags}
-
-
-def smooth(track: list[float]) -> list[float]:
-    """Means over `WINDOW` rollouts."""
-    return [sum(track[i : i + WINDOW]) / WINDOW for i in range(len(track) - WINDOW + 1)]
-
-
 def table(outcomes: list[Outcome]) -> str:
     """One row per seed under the names of the fields."""
     names = [name for name in Outcome._fields if name != "seed"]
@@ -120,9 +92,13 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at the same time, one thread each")
     parser.add_argument("--root", type=Path, default=Path("runs/learning"), help="where the runs are written")
+    parser.add_argument("--algorithms", help="`all`, or names with commas; instead of the runs with and without KL")
     parser.add_argument("overrides", nargs="*", help="further overrides, for example ppo.rollouts=40")
     options = parser.parse_args()
     seeds = range(options.first, options.first + options.seeds)
+    if options.algorithms:
+        chosen = [*ONLINE, *OFFLINE] if options.algorithms == "all" else options.algorithms.split(",")
+        compare(chosen, seeds, options.root, options.jobs, options.overrides)
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = list(pool.map(lambda seed: run_seed(seed, options.root, options.overrides), seeds))
     print(table(outcomes))

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.learning import train
+from benchmarks.runs import train
 
 
 class Outcome(NamedTuple):

@@ -6,6 +6,9 @@ import sys
 import pytest
 
 import rlhf_lightning
+from tests.gates.gate_sources import ROOT
+
+PAGE = (ROOT / "docs" / "extending.md").read_text()
 
 
 @pytest.mark.parametrize("name", rlhf_lightning.__all__)
@@ -13,6 +16,7 @@ def test_every_public_name_is_there(name):
     found = getattr(rlhf_lightning, name)
     assert getattr(found, "__name__", name) == name
     assert name in dir(rlhf_lightning)
+    assert name in PAGE or name == "__version__"
 
 
 def test_another_name_is_an_attribute_error():

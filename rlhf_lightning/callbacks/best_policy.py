@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done, steps_planned
+from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done, steps_planned, unpenalised_limit
 from rlhf_lightning.checkpoint.nonfinite import first_nonfinite
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.rules.ranges import require
@@ -35,7 +35,7 @@ class BestPolicy(pl.Callback):
         folder: where the best policy is written at the end; None writes nothing.
         monitor: logged tag to maximise, equal on every rank.
         max_kl: highest smoothed ``objective/kl``, nats per response; None takes 1.2 x ``objective/kl_target`` if that
-            is logged, else there is no limit.
+            is logged, 10 where a learned model scores and nothing charges for KL, else there is no limit.
         window: rollouts in a mean.
         every_n_rollouts: compare (and maybe copy) only every so many rollouts.
         restore_best: leave the module with the best weights rather than the last ones.
@@ -91,7 +91,8 @@ class BestPolicy(pl.Callback):
             return
         score, kl = (math.fsum(column) / len(self._recent) for column in zip(*self._recent, strict=True))
         policy: Any = pl_module.policy
-        allowed = math.isfinite(score) and math.isfinite(kl) and kl <= self._limit(metrics)
+        limit = self._limit(metrics, unpenalised_limit(pl_module))
+        allowed = math.isfinite(score) and math.isfinite(kl) and kl <= limit
         better = allowed and (self.best is None or score > self.best["score"])
         wins = better and first_nonfinite(policy.named_parameters()) is None
         if trainer.strategy.broadcast(wins):  # rank 0 decides for all
@@ -130,11 +131,11 @@ class BestPolicy(pl.Callback):
         self._recent.extend((score, kl) for score, kl in state_dict["recent"])
         self._weights = _copy(state_dict["weights"])
 
-    def _limit(self, metrics: dict[str, float]) -> float:
+    def _limit(self, metrics: dict[str, float], without_penalty: float | None) -> float:
         if self.max_kl is not None:
             return self.max_kl
         target = metrics.get(KL_TARGET, math.nan)
-        return TARGET_SLACK * target if math.isfinite(target) and target > 0 else math.inf
+        return TARGET_SLACK * target if math.isfinite(target) and target > 0 else without_penalty or math.inf
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:

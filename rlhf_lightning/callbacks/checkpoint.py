@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rlhf_lightning.callbacks.history import OnError
@@ -40,7 +41,7 @@ class DurableCheckpoint(Checkpoint):
     that costs little: the first of a fit, and later ones 20 times as long after the last save as that took.
 
     Args:
-        folder: where to; `Trainer(plugins=[DurableCheckpointIO()])` writes folders rather than pickles.
+        folder: where to; a Trainer without an IO plugin is given `DurableCheckpointIO`, which writes folders.
         every_n_steps: save each time this many steps are done; None leaves it to the minutes.
         every_n_minutes: save at the first boundary after so many minutes; None leaves it to the steps.
         keep: how many to keep, at least 2, so that a damaged one does not cost the run.
@@ -80,6 +81,11 @@ class DurableCheckpoint(Checkpoint):
         self._postponed = self._validates = self._epoch_done = self._asked = self._in_step = False
         self._since = self._began = time.monotonic()
         self._step_took = self._save_took = 0.0  # seconds; the save is the last of this fit, 0 if there was none
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write folders where the Trainer was given no plugin that says otherwise, before a checkpoint is read."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default, a pickle
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from where the run stands.

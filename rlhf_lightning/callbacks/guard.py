@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -10,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rlhf_lightning.callbacks.score_monitor import judged_scores
-from rlhf_lightning.callbacks.steps import NewNumbers, gave_up, logged_scalars, steps_done
+from rlhf_lightning.callbacks.steps import NewNumbers, gave_up, logged_scalars, steps_done, unpenalised_limit
 from rlhf_lightning.data import PromptData
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import PROXY, Alarm, HackingDetector, Limits
@@ -91,6 +92,9 @@ class RewardHackingGuard(pl.Callback):
         return self.detector.alarms
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        limits = self.detector.limits
+        if limits.max_kl is None and (without_penalty := unpenalised_limit(pl_module)):
+            self.detector.limits = replace(limits, max_kl=without_penalty)
         if self.gold is not None:
             self.gold.to(pl_module.device)
         if self.held_out is not None:

@@ -7,6 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+UNPENALISED_KL = 10.0  # nats per response
+
 
 def steps_done(trainer: pl.Trainer) -> int:
     """Optimizer steps of automatic optimisation; finished rollouts of manual optimisation. Survives a resume.
@@ -51,3 +53,10 @@ class NewNumbers:
         """Tags and numbers. Call it on every rank: reading may reduce over ranks."""
         before, self._before = self._before, dict(trainer.callback_metrics)
         return {t: float(v) for t, v in self._before.items() if t not in before or not v.is_set_to(before[t])}
+
+
+def unpenalised_limit(pl_module: Any) -> float | None:
+    """Nats per response beyond which a learned score is not to be believed, if nothing else bounds KL; else None."""
+    controller = getattr(pl_module, "kl_controller", None)
+    exploits = getattr(getattr(pl_module, "scorer", None), "learned", False)
+    return UNPENALISED_KL if exploits and controller is not None and controller.coef == 0.0 else None

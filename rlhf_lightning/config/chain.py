@@ -7,16 +7,18 @@ where none did, what FOLDER holds, if the user has named it or a run has made it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
+from rlhf_lightning.config.allowlist import check_names, check_objects
+from rlhf_lightning.config.locations import in_file
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
 from rlhf_lightning.rules import combinations
-from rlhf_lightning.rules.stages import RANKINGS, STAGES, before, file_of, names, product, stage_of
+from rlhf_lightning.rules.stages import KEPT, MAKES, RANKINGS, STAGES, before, file_of, names, product, stage_of
 
 
 def made(kind: str, folder: str | None = None, *, _node_: Any) -> str | None:
@@ -71,13 +73,17 @@ def check_complete(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: says what to add to the command.
     """
-    for stage in map(stage_of, config.get("stages", ())):
+    _check_present("", config, ("stages", "model", "task", "trainer", *in_file("base")))
+    for entry in config["stages"]:
+        stage = stage_of(entry)
         name, section = stage.name, config.get(stage.name)
         if not isinstance(section, Mapping):
-            where = (
-                "add stage=pipeline to the command" if name in STAGES else f"give it one: {name}.KEY=VALUE in a file"
-            )
-            raise ConfigError(f"stages: {name} has no section in this config; {where}")
+            raise _no_section(entry, name, config.get("trusted_targets") or ())
+        if name not in STAGES and (makes := section.get("makes", "policy")) not in MAKES:
+            hint = nearest(str(makes), MAKES)
+            raise ConfigError(f"{name}.makes={makes}: must be one of {', '.join(MAKES)}.{hint}")
+        keys = in_file(f"stage/{name}").get(name, {}) | (in_file("algorithm/ppo") if name == "ppo" else {})
+        _check_present(f"{name}.", section, keys)
         if (section.get("data") or {}).get("train", "") is None and not section.get("human_ranks"):
             raise ConfigError(f"{name}.data.train is not set; {stage.needs}")
         if section.get("policy", "") is None and not section.get("human_ranks"):
@@ -89,9 +95,51 @@ def check_complete(config: Mapping[str, Any]) -> None:
             raise ConfigError(combinations.NO_SCORER)
         if name == "evaluate":
             _check_evaluate(config, section)
+        for part in (name, f"{name}.sft"):
+            _check_rows(config, part, section if part == name else section.get("sft") or {}, stage.rows)
         rankings = f"{section.get('output')}/{RANKINGS}"
         if name == "rank" and not (config["judge"] or section["human_ranks"]) and (reader := _reader(config, rankings)):
             raise ConfigError(combinations.NO_RANKING.format(reader, rankings))
+
+
+def _check_present(prefix: str, section: Mapping[str, Any], names: Iterable[str]) -> None:
+    if missing := next((name for name in names if name not in section), None):
+        raise ConfigError(f"{prefix}{missing}: is missing; a config has every key, and null where there is nothing")
+
+
+def _no_section(entry: str, name: str, trusted: Sequence[str]) -> ConfigError:
+    if entry in STAGES:
+        return ConfigError(f"stages: {name} has no section in this config; add stage=pipeline to the command")
+    check_names({"stages": [entry]}, trusted)
+    check_objects({"stages": [entry]}, trusted)
+    return ConfigError(
+        f"stages: {name} has no section in this config; write one, such as my_conf/experiment/{name}.yaml, and add "
+        f"--config-dir my_conf experiment={name} (docs/extending.md, section 4):\n"
+        "# @package _global_\n"
+        f"{name}: {{policy: '${{made:policy,${{sft.output}}}}', output: '${{run_dir}}/{name}'}}"
+    )
+
+
+def _check_rows(config: Mapping[str, Any], key: str, section: Mapping[str, Any], rows: str) -> None:
+    """Refuse a batch that is larger than all that an earlier stage of the run can write for it."""
+    data = section.get("data") or {}
+    size = data.get("batch_size")
+    if not isinstance(size, int) or not str(data.get("_target_")).startswith("rlhf_lightning."):
+        return
+    for maker, samples in (("rank", "samples_per_prompt"), ("best_of_n", "n")):
+        made_by = config.get(maker) or {}
+        prompts, files = made_by.get("max_prompts"), [f"{made_by.get('output')}/{name}" for name in (RANKINGS, KEPT)]
+        if maker not in names(config["stages"]) or not prompts or made_by.get("human_ranks"):
+            continue
+        answers = made_by[samples] if rows == "feedback" else 1
+        held_out = bool(data.get("validation_fraction")) and not data.get("validation")
+        if data.get("train") in files and prompts * answers - held_out < size:
+            times = f" x {maker}.{samples}={answers}" if rows == "feedback" else ""
+            raise ConfigError(
+                f"{key}.data.batch_size={size}: {maker} makes at most {prompts * answers} rows for it "
+                f"({maker}.max_prompts={prompts}{times}{', some are held out' if held_out else ''}), so that training "
+                f"would take 0 steps; lower {key}.data.batch_size or raise {maker}.max_prompts"
+            )
 
 
 def _check_evaluate(config: Mapping[str, Any], section: Mapping[str, Any]) -> None:

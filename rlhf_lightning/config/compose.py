@@ -17,9 +17,12 @@ from rlhf_lightning.config.checks import check_config
 from rlhf_lightning.config.judging import Judged
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.rights import check as check_rights
-from rlhf_lightning.config.tree import dotted, walk
+from rlhf_lightning.config.signatures import signature_anywhere
+from rlhf_lightning.config.tree import at, dotted, walk
 from rlhf_lightning.console.redaction import redact as redact
-from rlhf_lightning.errors import ConfigError, RLHFError
+from rlhf_lightning.errors import ConfigError, RLHFError, nearest
+
+_CALLED_LATER = ("critic", "loss", "advantage", "optimizer", "scheduler")  # with arguments that only Python has
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> Judged:
@@ -76,11 +79,12 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Judg
     return Judged(config)
 
 
-def safe_instantiate(node: Any, /, *, trusted: Sequence[str] = (), **objects: Any) -> Any:
+def safe_instantiate(node: Any, key: str = "", /, *, trusted: Sequence[str] = (), **objects: Any) -> Any:
     """Build what ``node`` describes, after every target in it has passed the allowlist.
 
     Args:
         node: a dict with ``_target_``, or a dict or list of such.
+        key: where it stands in the config, for messages.
         trusted: import prefixes allowed besides the list, usually ``config["trusted_targets"]``.
         objects: arguments that are Python objects rather than config; they override keys of ``node``.
 
@@ -99,9 +103,10 @@ def safe_instantiate(node: Any, /, *, trusted: Sequence[str] = (), **objects: An
     tree = _plain(node) if OmegaConf.is_config(node) else node
     if tree is None:
         return None
-    check_names(tree, trusted)
-    _refuse_interpolations(tree)
-    check_objects(tree, trusted)
+    named = {key: tree} if key else tree
+    check_names(named, trusted)
+    _refuse_interpolations(named)
+    check_objects(named, trusted)
     has_target = isinstance(tree, dict) and "_target_" in tree
     if objects and not has_target:
         raise ConfigError(f"arguments {sorted(objects)} were given for a node without _target_")
@@ -112,7 +117,7 @@ def safe_instantiate(node: Any, /, *, trusted: Sequence[str] = (), **objects: An
         factory = instantiate({**tree, "_partial_": True, "_convert_": "all"})
         return functools.partial(factory, **objects) if tree.get("_partial_", False) else factory(**objects)
     except (InstantiationException, TypeError) as error:
-        raise _build_error(error, tree) from error
+        raise _build_error(error, tree, key) from error
 
 
 def config_text(config: Mapping[str, Any]) -> str:
@@ -205,16 +210,31 @@ def _refuse_interpolations(tree: Any) -> None:
             raise ConfigError(f"{entry.key}: the text '${{' cannot be passed to a target")
 
 
-def _build_error(error: Exception, tree: Any) -> Exception:
+def _build_error(error: Exception, tree: Any, key: str) -> Exception:
     """Our own errors as they were raised; wrong arguments as a ConfigError; anything else untouched."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, RLHFError):
             return cause
         cause = cause.__cause__
-    target = tree.get("_target_", "config") if isinstance(tree, dict) else "config"
+    inner = re.search(r"full_key: (\S+)", str(error))
+    path = tuple(inner[1].split(".")) if inner else ()
+    node = at(tree, path)
+    node, path = (tree, ()) if node is ... else (node, path)  # in a list: Hydra does not say where
+    target = node.get("_target_", "config") if isinstance(node, dict) else "config"
     root = error.__cause__ or error
     wrong_call = isinstance(root, TypeError) and re.search(r"argument|positional|keyword", str(root))
     if wrong_call or (isinstance(error, TypeError) is False and root is error):
-        return ConfigError(f"{target}: {root}")
+        where = dotted((*([key] if key else []), *path))
+        return ConfigError(f"{f'{where}: ' if where else ''}{target}: {root}{_remedy(str(root), key, target)}")
     return error
+
+
+def _remedy(text: str, key: str, target: str) -> str:
+    """What may have been meant by a call with wrong arguments."""
+    takes = signature_anywhere(target)
+    if (unknown := re.search(r"unexpected keyword argument '(\w+)'", text)) and takes is not None:
+        return f".{nearest(unknown[1], list(takes.parameters))}"
+    if "missing" in text and key.rpartition(".")[2] in _CALLED_LATER:
+        return "; if that is given when it is called, add _partial_: true to the node"
+    return ""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rlhf_lightning.config.locations import CONF_DIR
+from rlhf_lightning.config.signatures import signature_anywhere
 from rlhf_lightning.console.redaction import redact, redact_text
 from rlhf_lightning.errors import ConfigError, nearest
 
@@ -29,7 +30,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if unused := re.search(r"Could not override '([^']+)'\. ?No match in the defaults list", text):
         return _unused_group(unused.group(1), overrides)
     if key := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(key.group(1), error)
+        return _of_a_swapped_part(key.group(1), overrides) or _unknown_key(key.group(1), error)
     cause = f"\n{redact_text(str(error.__cause__))}" if error.__cause__ is not None else ""
     return text + cause
 
@@ -64,6 +65,10 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _unknown_option(group: str, option: str, options: Sequence[str]) -> str:
+    if group == "stage" and "." in option:
+        return (
+            f"stage={option}: a user-defined stage is one of a list: stages=[{option}] (docs/extending.md, section 4)"
+        )
     return (
         f"{group}={option}: there is no such option.{nearest(option, options)}\nOptions of {group}: {listed(options)}"
     )
@@ -77,6 +82,22 @@ def _unused_group(key: str, overrides: Sequence[str]) -> str:
     stage = next((o.partition("=")[2] for o in overrides if o.startswith("stage=")), "pipeline")
     used = f"It is used by stage={', '.join(stages)}. " if stages else ""
     return f"{key}: stage={stage} has no part {group}.\n{used}To have it all the same, write +{key}=OPTION"
+
+
+def _of_a_swapped_part(key: str, overrides: Sequence[str]) -> str:
+    """What the part that the command puts into a slot takes of its own; nothing if it puts none there."""
+    slot, _, last = key.rpartition(".")
+    typed = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    target = typed.get(f"{slot}._target_", "").strip("'\"")
+    takes = signature_anywhere(target) if target else None
+    if takes is None:
+        return ""
+    if last in takes.parameters:
+        return (
+            f"{key}: there is no such key in the config, but {target} takes it: write +{key}={typed.get(key, 'VALUE')}"
+        )
+    own = listed([f"+{slot}.{name}=" for name in takes.parameters])
+    return f"{key}: {target} takes no {last}.{nearest(last, list(takes.parameters))}\nIt takes: {own}"
 
 
 def _unknown_key(key: str, error: Exception) -> str:

@@ -56,6 +56,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
     """
 
     kind: ClassVar[StageKind]
+    unit: ClassVar[str] = "rows"  # what a batch counts
+    key: str = ""  # of the node that made it, with a dot, for messages
     group_by_prompt: ClassVar[bool] = True
     loader: ClassVar[type[ShardedLoader[Any]]] = ShardedLoader
 
@@ -116,11 +118,12 @@ class RowDataModule(LightningDataModule, Generic[T]):
             self._read()
         if stage in (None, "fit") and len(self.train_items) < self.batch_size:
             held = 0 if self.validation else self.report["validation_rows"]
-            why = ", ".join(filter(None, [f"{held} held out" if held else "", self._outcome()]))
+            why = ", ".join(filter(None, [f"{held} {self.unit} held out" if held else "", self._outcome()]))
+            size = f"{self.key}batch_size"
             raise DataError(
-                f"{len(self.train_items)} training rows are left of {self.report['rows']} in"
-                f" {', '.join(map(str, self.train))} ({why or 'nothing dropped'}), but batch_size is"
-                f" {self.batch_size}: training would take 0 steps; add rows or lower batch_size."
+                f"{len(self.train_items)} training {self.unit} are left of {self.report['rows']} rows in"
+                f" {', '.join(map(str, self.train))} ({why or 'nothing dropped'}), but {size} asks for"
+                f" {self.batch_size} {self.unit}: training would take 0 steps; add rows or lower {size}."
             )
 
     def _read(self) -> None:

@@ -54,6 +54,7 @@ class ComparisonData(AnswerDataModule[Comparison]):
     """
 
     kind: StageKind = "comparisons"  # type: ignore[misc]
+    unit = "prompts"
 
     def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Comparison]:
         """See `RowDataModule`."""

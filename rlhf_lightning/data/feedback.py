@@ -87,6 +87,7 @@ class FeedbackData(AnswerDataModule[Feedback]):
     """
 
     kind: StageKind = "feedback"  # type: ignore[misc]
+    unit = "answers"
     loader = FeedbackLoader
 
     def __init__(

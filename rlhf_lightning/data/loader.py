@@ -55,12 +55,14 @@ def split_batch(
 
     >>> split_batch(64, 8, 2)
     (8, 4)
+    >>> split_batch(8, 16, 2)
+    (4, 1)
     >>> split_batch(9, 2, 1, by_length=True)
     (2, 5)
     """
     check_batch(batch_size, micro_batch_size, world_size, by_length)
     share = batch_size // world_size
-    micro = share if micro_batch_size is None else min(micro_batch_size, share) if by_length else micro_batch_size
+    micro = share if micro_batch_size is None else min(micro_batch_size, share)
     return micro, -(-share // micro)
 
 

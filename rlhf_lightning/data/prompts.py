@@ -59,6 +59,7 @@ class PromptData(RowDataModule[Prompt]):
     """
 
     kind: StageKind = "prompts"  # type: ignore[misc]
+    unit = "prompts"
 
     def __init__(
         self,

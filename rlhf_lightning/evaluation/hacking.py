@@ -19,7 +19,7 @@ LENGTH, REPETITION = "completions/mean_length", "completions/repetition_3"
 DUPLICATES, EOS_RATE = "completions/duplicates", "completions/eos_rate"
 LENGTH_CORRELATION = "guard/score_length_pearson"
 DISAGREEMENT = "disagreement/mean"  # the end of the tag, which begins with rewards/
-KL_SLACK = 2.0  # without `max_kl`, this many controller targets are allowed
+KL_SLACK = 1.5  # without `max_kl`, this many controller targets are allowed
 
 Metrics = Mapping[str, float]
 
@@ -29,7 +29,7 @@ class Limits:
     """Where an alarm is raised; None never raises it. Everything is a mean over ``window`` rollouts.
 
     Args:
-        max_kl: nats per response; None allows 2 controller targets, or anything without a target.
+        max_kl: nats per response; None allows 1.5 controller targets, or anything without a target.
         max_kl_p99: of the worst percent of responses, nats per response.
         max_gold_drop: share of its gain since the start that gold may lose from its peak while the proxy rises.
         max_gap: rise of the proxy minus rise of gold, each in standard deviations over the first responses.
@@ -52,7 +52,7 @@ class Limits:
     max_repetition_rise: float | None = 0.1
     max_duplicates_rise: float | None = 0.25
     max_eos_drop: float | None = 0.2
-    max_length_correlation_rise: float | None = 0.3
+    max_length_correlation_rise: float | None = 0.5
     max_disagreement: float | None = 2.0
     window: int = 5
     noise: float = 4.0

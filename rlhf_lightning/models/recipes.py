@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from torch import nn
-from transformers import PreTrainedModel
+from pathlib import PurePath
 
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.rules.combinations import check_adapter_dropout
 
 
+def _require(source: object) -> None:
+    if isinstance(source, (str, PurePath)):
+        raise ConfigError(f"the model {str(source)!r} is a folder: give Pretrained({str(source)!r})")
+
+
 def load_policy(source: Pretrained | PreTrainedModel) -> PreTrainedModel:
     """A causal language model from a recipe, or the model itself."""
+    _require(source)
     return source.causal_lm() if isinstance(source, Pretrained) else source
 
 
@@ -25,6 +34,7 @@ def load_trained(source: Pretrained | PreTrainedModel, dropout: bool = True) -> 
     Raises:
         ConfigError: the adapters have dropout.
     """
+    _require(source)
     policy = source.adapted(source.causal_lm()) if isinstance(source, Pretrained) else source
     lora = lora_of(policy)
     if lora is not None and not dropout:
@@ -34,4 +44,16 @@ def load_trained(source: Pretrained | PreTrainedModel, dropout: bool = True) -> 
 
 def depth_of(source: Pretrained | nn.Module) -> int:
     """Number of frozen lower layers of a recipe; 0 for a plain model."""
+    _require(source)
     return source.freeze_below if isinstance(source, Pretrained) else 0
+
+
+def tokenizer_of(source: Pretrained | PreTrainedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer of a recipe.
+
+    Raises:
+        ConfigError: ``source`` is a model.
+    """
+    if not isinstance(source, Pretrained):
+        raise ConfigError("policy=<model> also needs tokenizer=, since a plain model does not know its own")
+    return source.tokenizer()

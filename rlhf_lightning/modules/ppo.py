@@ -22,12 +22,12 @@ from rlhf_lightning.metrics.rollout import engine_gap, rollout_metrics
 from rlhf_lightning.metrics.update import of_policy, of_value
 from rlhf_lightning.models import FrozenModels, Pretrained, ValueHead, frozen_copy
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.models.recipes import depth_of, load_trained
+from rlhf_lightning.models.recipes import depth_of, load_trained, tokenizer_of
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
-from rlhf_lightning.modules.critics import Critic, build_critic
+from rlhf_lightning.modules.critics import Critic, build_critic, critic_numbers
 from rlhf_lightning.modules.online import Denominators, OnlineModule
-from rlhf_lightning.modules.ppo_rules import check_combination
+from rlhf_lightning.modules.ppo_rules import check_combination, check_parts, penalty_of
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
@@ -91,13 +91,10 @@ class PPOModule(OnlineModule):
         settings: PPOSettings | None = None,
     ) -> None:
         settings, sampling = settings or PPOSettings(), sampling or Sampling()
+        check_parts(policy, scorer)
         check_combination(settings, sampling, advantage, policy_loss, critic)
-        if tokenizer is None and not isinstance(policy, Pretrained):
-            raise ConfigError(
-                "PPOModule(policy=<model>) also needs tokenizer=, since a plain model does not know its own"
-            )
         super().__init__(
-            tokenizer or policy.tokenizer(),  # type: ignore[operator]
+            tokenizer or tokenizer_of(policy),
             optimizer or partial(torch.optim.AdamW, lr=1e-5, eps=1e-5, weight_decay=0.0),
             scheduler,
             settings,
@@ -106,7 +103,7 @@ class PPOModule(OnlineModule):
         self.scorer = scorer
         self.engine: RolloutEngine = engine or LoopEngine()
         self.sampling = sampling
-        self.kl_controller: KLController = kl_controller or FixedKL()
+        self.kl_controller: KLController = penalty_of(kl_controller or FixedKL(), scorer)
         self.advantage = advantage
         self.policy_loss = policy_loss
         self.aggregation = aggregation(settings.aggregation, norm=sampling.max_new_tokens)
@@ -117,11 +114,10 @@ class PPOModule(OnlineModule):
 
     def build(self) -> None:
         """Load the policy, copy it as the reference, and build the critic."""
-        policy = load_trained(self._sources[0], dropout=False)
-        self.frozen.add("reference", frozen_copy(policy))
+        self.policy = load_trained(self._sources[0], dropout=False)
+        self.frozen.add("reference", frozen_copy(self.policy))
         if self.has_critic:
-            self.critic = build_critic(self._sources[1], policy, self.freeze_below)
-        self.policy = policy
+            self.critic = build_critic(self._sources[1], self.policy, self.freeze_below, self.settings.critic_warmup)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One PPO iteration; given up where a number is not finite."""
@@ -176,7 +172,7 @@ class PPOModule(OnlineModule):
         )  # fmt: skip
         if self.has_critic and not self.value_scale.is_fitted:
             self.value_scale.fit(values, reward_to_go(shaped.rewards, learned), learned, self.ranks)
-            values = torch.where(mask, self.value_scale(values), 0)
+            values = self.value_scale(values).masked_fill(~mask, 0)
         values = values.nan_to_num(0.0)
         advantages, returns = self.compute_advantages(shaped.rewards, values, learned)
         experience = Experience(
@@ -251,19 +247,14 @@ class PPOModule(OnlineModule):
         """Log-probabilities, values and, if asked for, entropy under the models in training, each [B, T]."""
         assert self.policy is not None
         mask, ids, attention = rollout.mask, rollout.input_ids, rollout.attention_mask
-        shares = isinstance(self.critic, ValueHead)
         out = token_scores(
             self.policy, ids, attention, rollout.sampled, temperature=self.sampling.temperature,
-            entropy=entropy, entropy_grad=self.settings.entropy_coef != 0,
-            hidden=hidden, freeze_below=self.freeze_below, with_states=shares, groups=neighbours(rollout),
+            entropy=entropy, entropy_grad=self.settings.entropy_coef != 0, hidden=hidden,
+            freeze_below=self.freeze_below, with_states=isinstance(self.critic, ValueHead), groups=neighbours(rollout),
         )  # fmt: skip
-        logprobs = spread(out.logprobs, mask)
-        if self.critic is None:
-            values = torch.zeros_like(logprobs)
-        elif shares:
-            values = torch.where(mask, self.value_scale(spread(self.critic(out.states), mask)), 0)
-        else:
-            values = self.value_scale(self.critic(ids, attention, hidden)[:, -mask.shape[1] - 1 : -1])
+        logprobs, values = spread(out.logprobs, mask), torch.zeros_like(mask, dtype=torch.float32)
+        if self.critic is not None:
+            values = self.value_scale(critic_numbers(self.critic, rollout, out.states, hidden)).masked_fill(~mask, 0)
         return Forward(logprobs, values, None if out.entropy is None else spread(out.entropy, mask))
 
     def reuses_logprobs(self, rollout: Rollout) -> bool:
@@ -276,11 +267,9 @@ class PPOModule(OnlineModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The groups ``policy`` and, if one learns, ``critic``, which may have a learning rate of its own."""
-        groups: list[dict[str, Any]] = [{"name": "policy"} | _learning(self.policy)]
-        if self.has_critic:
-            rate = {} if self.settings.critic_lr is None else {"lr": self.settings.critic_lr}
-            groups.append({"name": "critic"} | _learning(self.critic) | rate)
-        return groups
+        rate = {} if self.settings.critic_lr is None else {"lr": self.settings.critic_lr}
+        groups: list[Any] = [("policy", self.policy, {})] + [("critic", self.critic, rate)] * self.has_critic
+        return [{"name": n, "params": [p for p in m.parameters() if p.requires_grad]} | own for n, m, own in groups]
 
     def sharded_modules(self) -> list[nn.Module]:
         """Policy, critic if there is one, and reference."""
@@ -302,14 +291,10 @@ class PPOModule(OnlineModule):
         return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
 
     def _counted(self, rollout: Rollout, scores: Tensor, values: Tensor) -> Tensor | None:
-        """Responses to learn from, bool [B]: those that can be compared, and end, where that is asked for; None means all.
+        """Responses to learn from, bool [B]; None means all.
 
-        A score or a greedy baseline that is NaN compares with nothing.
+        They have a score and a baseline (values [B, T]; neither is NaN) and, with `mask_truncated`, an end.
         """
         known = ~(totals(scores, rollout.mask) + values.sum(1)).isnan()
         counted = known & rollout.finished if self.settings.mask_truncated else known
         return None if counted.all() else counted
-
-
-def _learning(model: nn.Module | None) -> dict[str, Any]:
-    return {"params": [p for p in model.parameters() if p.requires_grad]}  # type: ignore[union-attr]

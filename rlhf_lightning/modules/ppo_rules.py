@@ -1,16 +1,36 @@
-"""Combinations that are mathematically invalid, each refused with the reason before a model is loaded."""
+"""Combinations that are refused before a model is loaded, since they are invalid, and one that asks for hacking."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.aggregate import aggregation
+from rlhf_lightning.functional.ratios import CORRECTIONS
+from rlhf_lightning.models import ValueHead
 from rlhf_lightning.modules.formulas import check_advantage, check_policy_loss
 from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import Sampling
-from rlhf_lightning.rules.combinations import check_algorithm
-from rlhf_lightning.rules.partials import unwrapped
+from rlhf_lightning.rules.combinations import UNPENALISED, check_algorithm
+from rlhf_lightning.rules.partials import called, unwrapped
+from rlhf_lightning.scoring import Scorer
+
+
+def check_parts(policy: Any, scorer: Any) -> None:
+    """Refuse what a module that is made in Python is often given instead of its parts.
+
+    Raises:
+        ConfigError: a folder where a recipe belongs, or a function where a scorer does.
+    """
+    if isinstance(policy, (str, PurePath)):
+        raise ConfigError(f"PPOModule: {str(policy)!r} is a folder: give Pretrained({str(policy)!r})")
+    if callable(scorer) and not hasattr(scorer, "score"):
+        raise ConfigError(f"PPOModule: the scorer is a function, wrap it: FunctionScorer({called(scorer)})")
 
 
 def check_combination(
@@ -34,9 +54,26 @@ def check_combination(
     """
     sampling.require_scorable()
     function, bound = unwrapped(advantage)
-    check_algorithm(settings, _path(function), bound, _path(unwrapped(policy_loss)[0]), critic)
+    made = unwrapped(critic)[0]
+    head = isinstance(made, type) and issubclass(made, ValueHead)
+    loss = _path(unwrapped(policy_loss)[0])
+    check_algorithm(settings, _path(function), bound, loss, "shared_trunk" if head else critic)
     check_advantage(advantage, settings.group_size)
-    check_policy_loss(policy_loss, aggregation(settings.aggregation, norm=sampling.max_new_tokens))
+    correction = None if settings.correction is None else CORRECTIONS[settings.correction]
+    check_policy_loss(policy_loss, aggregation(settings.aggregation, norm=sampling.max_new_tokens), correction)
+
+
+def penalty_of(controller: KLController, scorer: Scorer) -> KLController:
+    """The controller, or none where it is for learned scores only and no model scores.
+
+    Warns where a model scores and nothing keeps the policy near its reference.
+    """
+    learned = getattr(scorer, "learned", False)
+    if getattr(controller, "learned_scores_only", False) and not learned:
+        return FixedKL(0.0)
+    if learned and controller.coef == 0.0:
+        rank_zero_warn(UNPENALISED)
+    return controller
 
 
 def _path(function: Callable[..., Any]) -> str:

@@ -133,8 +133,7 @@ class PPOSettings:
         """
         minibatch = self.minibatch_size or rollout
         per_rank = minibatch // world_size
-        micro = self.micro_batch_size or per_rank
-        micro = max(min(micro, per_rank), 1) if self.by_length else micro
+        micro = max(min(self.micro_batch_size or per_rank, per_rank), 1)
         check_schedule(self, rollout, world_size)
         return Schedule(
             rows=rollout // world_size,

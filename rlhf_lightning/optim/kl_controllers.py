@@ -166,6 +166,7 @@ class LogSpaceKL(_Steering):
         max_step: largest change of log beta per rollout; 0.5 is a factor of 1.65.
         floor: lowest beta as a multiple of ``init_coef``.
         ceiling: highest beta as a multiple of ``init_coef``.
+        learned_scores_only: charge nothing where no model scores, as recipes for verifiable rewards do.
 
     >>> controller = LogSpaceKL(init_coef=1.0, target=6.0, raise_gain=0.3)
     >>> controller.update(kl=6.0 * math.e, num_sequences=512)  # error 1, no change known yet: e^0.3
@@ -173,14 +174,15 @@ class LogSpaceKL(_Steering):
     1.3499
     """
 
-    init_coef: float = 0.05
+    init_coef: float = 0.15
     target: float = 6.0
     change_gain: float = 0.7
     raise_gain: float = 0.3
-    lower_gain: float = 0.1
+    lower_gain: float = 0.03
     max_step: float = 0.5
-    floor: float = 0.05
+    floor: float = 0.1
     ceiling: float = 1000.0
+    learned_scores_only: bool = False
 
     def __post_init__(self) -> None:
         require("kl.init_coef", self.init_coef, above=0, at_most=1e9)

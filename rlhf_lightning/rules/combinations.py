@@ -28,7 +28,19 @@ NO_RANKING = (
     "rank: no judge is configured, so it writes candidates for people to rank, but {} learns from {}; add "
     "judge=function judge.function=my_project.fn, or stop after rank and go on with rank.human_ranks=FILE"
 )
-WHICH_CRITIC = "ppo.critic={!r}: choose policy, shared_trunk, the folder of a reward model, or a node that makes one."
+WARM_HEAD = (
+    "ppo.settings.critic_warmup={}: a head on the policy would move the policy with it; set ppo.critic=policy, a copy "
+    "of its own"
+)
+WHICH_CRITIC = (
+    "ppo.critic={}: choose policy, shared_trunk, the folder of a reward model, or a node that makes one. Without a "
+    "critic: ppo.settings.baseline=none, as in algorithm=rloo or grpo."
+)
+
+UNPENALISED = (
+    "a reward model scores, and no KL penalty keeps the policy near its reference: it will learn to exploit the reward "
+    "model and get worse. Use kl=adaptive, or kl=fixed kl.coef=0.15"
+)
 
 
 def check_schedule(settings: Any, rollout: int, world_size: int) -> None:
@@ -44,7 +56,7 @@ def check_schedule(settings: Any, rollout: int, world_size: int) -> None:
     """
     minibatch = settings.minibatch_size or rollout
     per_rank = minibatch // world_size
-    micro = settings.micro_batch_size or per_rank
+    micro = min(settings.micro_batch_size or per_rank, per_rank)
     faults = [
         (rollout % minibatch, f"minibatches of {minibatch} do not divide a rollout of {rollout}"),
         (minibatch % world_size, f"{world_size} ranks do not divide a minibatch of {minibatch}"),
@@ -87,7 +99,7 @@ def check_batch(
         ConfigError: the sizes do not divide.
     """
     share = batch_size // world_size
-    micro = share if micro_batch_size is None else min(micro_batch_size, share) if by_length else micro_batch_size
+    micro = share if micro_batch_size is None else min(micro_batch_size, share)
     if micro < 1 or batch_size < 1 or batch_size % (world_size if by_length else micro * world_size):
         divisor = "" if by_length else f"micro_batch_size {micro_batch_size} x "
         raise ConfigError(
@@ -179,10 +191,7 @@ def check_algorithm(
     if settings.critic_warmup and not has_critic:
         raise ConfigError(f"ppo.settings.critic_warmup={settings.critic_warmup}: there is no critic to warm up")
     if settings.critic_warmup and isinstance(critic, str) and critic == "shared_trunk":
-        raise ConfigError(
-            f"ppo.settings.critic_warmup={settings.critic_warmup}: a head on the policy would move the policy with it; "
-            "set ppo.critic=policy, a copy of its own"
-        )
+        raise ConfigError(WARM_HEAD.format(settings.critic_warmup))
     if settings.ppo_epochs > 1 and policy_loss == "rlhf_lightning.functional.policy.reinforce_loss":
         raise ConfigError(
             f"ppo.settings.ppo_epochs={settings.ppo_epochs} with reinforce_loss: its gradient holds only for the "

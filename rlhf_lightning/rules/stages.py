@@ -61,6 +61,9 @@ _RECORDS = (
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _RECORDS}
 RANKINGS = "rankings.jsonl"
+MAKES = ("policy", "reward_model", "comparisons", "nothing")
+"""What the key ``makes`` in the section of a user-defined stage may be."""
+KEPT = "demonstrations.jsonl"
 _FILES = {"comparisons": RANKINGS}  # what is not a folder of its own
 
 

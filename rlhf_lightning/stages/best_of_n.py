@@ -10,11 +10,10 @@ from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.labelling.ranking import ranking_rows, write_rows
 from rlhf_lightning.labelling.selection import best_rows, selection_metrics
-from rlhf_lightning.rules.stages import RANKINGS
+from rlhf_lightning.rules.stages import KEPT, RANKINGS
 from rlhf_lightning.stages.run import Run
 from rlhf_lightning.stages.train import Metrics, train
 
-FILE = "demonstrations.jsonl"
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +49,7 @@ def _select(run: Run) -> dict[str, float]:
         rankings = ranking_rows(records, scorer.name)
 
         def write(folder: Path) -> None:
-            write_rows(folder / FILE, rows)
+            write_rows(folder / KEPT, rows)
             write_rows(folder / RANKINGS, rankings)
 
         write_folder(Path(section["output"]), write, provenance)

@@ -26,7 +26,7 @@ def build_loggers(group: Any, stage: str, build: Callable[..., Any]) -> list[Log
     """
     built = []
     for key, node in logger_nodes(group).items():
-        factory = build({**node, "_partial_": True})
+        factory = build({**node, "_partial_": True}, key)
         try:
             offered = _offered(unwrapped(factory)[0], stage)
             wanted = [name for name in offered if name in takes(factory) and node.get(name) is None]

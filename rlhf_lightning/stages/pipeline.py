@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ import torch
 from rlhf_lightning import signals
 from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.config.judging import judged
-from rlhf_lightning.rules.stages import stage_of
+from rlhf_lightning.errors import RLHFError
+from rlhf_lightning.rules.stages import STAGES, before, product, stage_of
 from rlhf_lightning.stages.parts import check_parts, load_stage
 from rlhf_lightning.stages.places import check_reads, outputs
 from rlhf_lightning.stages.ranks import join, stop_if_asked
@@ -64,8 +65,26 @@ def _run_stages(run: Run) -> dict[str, float]:
         assert callable(stage.run)
         if done is None and not stage.trains:
             run.files.begin()
-        metrics |= (stage.run(run) or {}) if done is None else done
+        if done is None:
+            with _makers_named(run.config, stage.name):
+                metrics |= stage.run(run) or {}
+        else:
+            metrics |= done
     return metrics
+
+
+@contextmanager
+def _makers_named(config: Mapping[str, Any], reader: str) -> Iterator[None]:
+    """While a stage runs: an error about what a user-defined stage was to make says how that stage makes nothing."""
+    try:
+        yield
+    except RLHFError as error:
+        for entry in before(reader, config["stages"]):
+            kind = config[stage_of(entry).name].get("makes", "policy")
+            if entry not in STAGES and (folder := product(entry, kind, config)) and folder in str(error):
+                name = stage_of(entry).name
+                error.args = (f"{error}\nIf {name} makes no {kind}, set {name}.makes: nothing", *error.args[1:])
+        raise
 
 
 def _check_objects(run: Run) -> None:

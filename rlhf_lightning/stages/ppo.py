@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from rlhf_lightning.callbacks import ScoreMonitor
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.modules.ppo_rules import check_combination
+from rlhf_lightning.rules.partials import called
 from rlhf_lightning.stages.run import Run
 from rlhf_lightning.stages.train import Metrics, train
 
@@ -44,7 +47,20 @@ def _critic(run: Run, given: Any) -> Any:
 
 
 def check_ppo(run: Run) -> None:
-    """Call advantage and policy loss, and judge what only makes sense together."""
+    """Call advantage and policy loss, and judge what only makes sense together.
+
+    Raises:
+        ConfigError: see `check_combination`; or a critic that is made of the policy and whose node does not say so.
+    """
     section = run.section("ppo")
     settings, sampling, advantage, policy_loss = (run.build(section[part]) for part in PARTS)
-    check_combination(settings, sampling, advantage, policy_loss, section["critic"])
+    node = section["critic"]
+    critic = run.build({**node, "_partial_": True}, "ppo.critic") if isinstance(node, Mapping) else node
+    if isinstance(node, Mapping) and not node.get("_partial_"):
+        try:
+            inspect.signature(critic).bind()
+        except TypeError as error:
+            raise ConfigError(
+                f"ppo.critic: {called(critic)}: {error}; if it is called with the policy, add _partial_: true"
+            ) from error
+    check_combination(settings, sampling, advantage, policy_loss, critic)

@@ -23,9 +23,18 @@ from rlhf_lightning.checkpoint.places import lock, sweep, write_file
 from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
 from rlhf_lightning.config.compose import config_text, redact
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
-from rlhf_lightning.rules.stages import names
-from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, RECORD, check_entries, check_places, outputs
-from rlhf_lightning.stages.room import check_owner, clear_away, holds_a_run, in_the_way, make_room, put_back, record_of
+from rlhf_lightning.rules.stages import STAGES, names
+from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, HISTORY, RECORD, check_entries, check_places, outputs
+from rlhf_lightning.stages.room import (
+    EVALUATED,
+    check_owner,
+    clear_away,
+    holds_a_run,
+    in_the_way,
+    make_room,
+    put_back,
+    record_of,
+)
 
 log = logging.getLogger(__name__)
 UNSEEN = {"resume", "overwrite", "run_dir", "output_root", "logger", "trusted_targets"}
@@ -191,15 +200,27 @@ class RunFolder:
         if not in_the_way(self.path, self.stages):
             return  # nothing was made with the config before
         changed = _changes(saved_config(self.path), config)
-        refused = [line for line in changed if _part(line) not in FREE or line.startswith(DECIDES_BITS)]
+        kept = [line for line in changed if not self._may_change(line.partition(": ")[0])]
+        refused = [line for line in kept if _part(line) not in FREE or line.startswith(DECIDES_BITS)]
         if refused:
             raise ConfigError(
                 f"resume=auto: {self.path} was made with another config ({_listed(refused)}); use the old values, or "
-                "another run_dir"
+                "another run_dir. Sections of stages that have not begun may change"
             )
         self._changed = [line for line in changed if _part(line) not in UNSEEN]
         if self._changed:
             log.warning(f"resumed with other settings: {_listed(self._changed)}")
+
+    def _may_change(self, key: str) -> bool:
+        """Whether a key belongs to a stage that has left nothing: no row, no checkpoint, no output."""
+        stage, _, rest = key.partition(".")
+        section = self._config.get(stage)
+        if stage not in (*STAGES, *self.stages) or not isinstance(section, Mapping) or rest.endswith("output"):
+            return False
+        places = [Path(output) for output in outputs(section["sft"] if rest.startswith("sft.") else section)]
+        places += [self.path / name for name in EVALUATED] if stage == "evaluate" else []
+        left = (self.path / CHECKPOINTS / stage, self.path / HISTORY / f"{stage}.csv")
+        return bool(places) and not any(place.exists() for place in (*places, *left))
 
 
 def saved_config(folder: Path) -> str:

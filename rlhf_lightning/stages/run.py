@@ -18,6 +18,7 @@ from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
 from rlhf_lightning.config.messages import as_config_error
+from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
@@ -93,14 +94,18 @@ class Run:
         """The part of the config that belongs to a stage."""
         return self.config[stage]
 
-    def build(self, node: Any, /, **objects: Any) -> Any:
-        """Instantiate a node of the config, after the allowlist has seen it."""
-        return safe_instantiate(node, trusted=self.config["trusted_targets"], **objects)
+    def build(self, node: Any, key: str = "", /, **objects: Any) -> Any:
+        """Instantiate a node, after the allowlist has seen it; ``key`` says where a copy stands in the config."""
+        return safe_instantiate(node, key or self.key_of(node), trusted=self.config["trusted_targets"], **objects)
+
+    def key_of(self, node: Any) -> str:
+        """Where a node stands in the config, for messages; nothing if it is not a part of it as it is."""
+        return next((entry.key for entry in walk(self.config) if entry.value is node), "")
 
     def model(self, path: str, freeze_below: int | None = None) -> Pretrained:
         """The recipe of `model`, for another folder and, if given, another number of frozen layers."""
         changes = {"path": path} | ({} if freeze_below is None else {"freeze_below": freeze_below})
-        return self.build({**self.config["model"], **changes})
+        return self.build({**self.config["model"], **changes}, "model")
 
     def trainer(self, stage: str, callbacks: Sequence[Callback] = (), **limits: Any) -> lightning.Trainer:
         """A Trainer with the run's loggers and callbacks; ``limits`` are the stage's own arguments."""
@@ -175,7 +180,7 @@ class Run:
             arguments = {**arguments, "plugins": [*arguments.get("plugins", ()), HalfWeights(given.pop("precision"))]}
         if isinstance(strategy, Mapping):
             seconds = {"timeout": timedelta(seconds=strategy["timeout"])} if "timeout" in strategy else {}
-            strategy = self.build(strategy, **seconds)
+            strategy = self.build(strategy, "trainer.strategy", **seconds)
         for name, value in given.items():
             if isinstance(value, (Mapping, list)):
                 given[name] = self.build(value)  # a profiler, plugins

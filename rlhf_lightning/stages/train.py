@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.stages.run import Run, scalars, verify_sources
 
 Metrics = dict[str, float]
@@ -43,13 +44,19 @@ def train(
     source = run.model(section["policy"], section.get("freeze_below"))
     tokenizer = source.tokenizer()
     given: dict[str, Any] = {model: source, "tokenizer": tokenizer}
-    given |= {name: run.build(section[name]) for name in ("optimizer", "scheduler")}
+    given |= {name: run.build(section.get(name)) for name in ("optimizer", "scheduler")}
     if "reference" in section:
         given["reference"] = run.model(reference) if reference else None
     parts = parts or {}
     node = {name: value for name, value in section["module"].items() if name not in parts}
-    module = run.build(node, **given, **parts)
-    data = run.build(section["data"], tokenizer=tokenizer)
+    module = run.build(node, run.key_of(section["module"]), **given, **parts)
+    data, key = run.build(section["data"], tokenizer=tokenizer), run.key_of(section["data"])
+    if not hasattr(data, "accumulate_for"):
+        raise ConfigError(
+            f"{key}: {type(data).__name__} has no accumulate_for(world_size), the micro-batches of an optimizer step; "
+            "docs/extending.md, section 10, shows one"
+        )
+    data.key = f"{key}."
     if "max_epochs" in section:
         trainer = run.trainer(stage, callbacks, max_epochs=section["max_epochs"])
         trainer.accumulate_grad_batches = data.accumulate_for(trainer.world_size)

@@ -187,7 +187,7 @@ def test_what_cannot_guard_is_refused(wrong, message):
 
 
 def test_the_guard_is_chosen_on_the_command_line():
-    words = ["stage=ppo", "callbacks=guarded", "callbacks.guard.action=stop", "callbacks.guard.limits.max_kl=9"]
+    words = ["stage=ppo", "callbacks.guard.action=stop", "callbacks.guard.limits.max_kl=9"]
     config = compose([*words, "+judge@callbacks.guard.gold=gold"])
     guard = safe_instantiate(config["callbacks"]["guard"])
     assert guard.action == "stop" and guard.detector.limits == Limits(max_kl=9) and guard.gold.name == "gold"

@@ -129,6 +129,26 @@ def test_unknown_argument_is_a_config_error_that_names_the_target():
         build(children=[{"_target_": TARGET, "widht": 1}])
 
 
+@pytest.mark.parametrize(
+    ("node", "says"),
+    [
+        ({"widht": 1}, r"callbacks\.part: .*Part: .*'widht'\. Did you mean width"),
+        ({"setting": {"_target_": TARGET, "wide": 1}}, r"callbacks\.part\.setting: .*Part: .*'wide'"),
+        ({"_target_": f"{TARGET}s"}, rf"callbacks\.part\._target_: {Part.__module__} has no Parts; did you mean"),
+        ({"_target_": "os.path.join"}, r"callbacks\.part\._target_: os\.path\.join is not on the list"),
+        ({"children": [{"k": "${x}"}]}, r"callbacks\.part\.children\[0\]\.k: the text"),
+    ],
+)
+def test_every_mistake_of_a_part_names_its_key(node, says):
+    with pytest.raises(ConfigError, match=says):
+        safe_instantiate({"_target_": TARGET, **node}, "callbacks.part", trusted=[Part.__module__])
+
+
+def test_a_part_that_is_called_later_is_to_be_partial():
+    with pytest.raises(ConfigError, match=r"ppo\.critic: .*missing 1 required.*add _partial_: true"):
+        safe_instantiate({"_target_": f"{Setting.__module__}.Setting"}, "ppo.critic", trusted=[Setting.__module__])
+
+
 def test_other_errors_pass_through():
     with pytest.raises(ValueError, match="division"):
         build(width=0)
@@ -177,7 +197,7 @@ def test_what_limits_a_step_has_the_same_address_in_every_stage(stage):
 
 
 def test_one_switch_turns_every_exact_shortcut_off():
-    config = OmegaConf.create(dict(compose(["stage=ppo", "exact_shortcuts=false"])))
+    config = OmegaConf.create(dict(compose(["stage=ppo", "exact_shortcuts=false", "ppo.settings.minibatch_size=8"])))
     settings = config.ppo.settings
     switches = [config.model.pack_rows, config.rollout.share_prefill, settings.by_length, settings.reuse_logprobs]
     assert switches == [False] * 4

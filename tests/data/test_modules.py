@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf_lightning.data import ComparisonData, DemonstrationData, PromptData
+from rlhf_lightning.data import ComparisonData, DemonstrationData, FeedbackData, PromptData
 from rlhf_lightning.errors import ConfigError, DataError
 
 USER = {"role": "user", "content": "hi"}
@@ -263,8 +263,22 @@ def test_one_rank_tells_for_all(tokenizer, write, caplog, rank, told):
 
 def test_rows_held_out_are_named_where_too_few_are_left(tokenizer, write):
     path = write([{"prompt": c} for c in "abcd"])
-    with pytest.raises(DataError, match=r"2 training rows are left of 4 .*\(2 held out\).*batch_size is 3"):
+    with pytest.raises(
+        DataError, match=r"2 training prompts are left of 4 rows .*\(2 prompts held out\).*batch_size asks for 3"
+    ):
         prompts(tokenizer, path, batch_size=3, validation_fraction=0.5).setup("fit")
+
+
+def test_answers_of_rankings_are_called_answers_and_the_key_is_named(tokenizer, write):
+    data = FeedbackData(
+        write([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}]), None, tokenizer, batch_size=3
+    )
+    data.key = "kto.data."
+    says = (
+        r"2 training answers are left of 1 rows .*kto\.data\.batch_size asks for 3 answers.*lower kto\.data\.batch_size"
+    )
+    with pytest.raises(DataError, match=says):
+        data.setup("fit")
 
 
 def test_several_files_are_one_data_set(tokenizer, write):
@@ -274,7 +288,9 @@ def test_several_files_are_one_data_set(tokenizer, write):
 
 def test_too_little_data_says_the_numbers_before_training(tokenizer, write):
     path = write([{"text": "abcdefgh"}, {"text": "ab"}])
-    with pytest.raises(DataError, match=r"1 training rows are left of 2 .*1 dropped.*batch_size is 2: .* 0 steps"):
+    with pytest.raises(
+        DataError, match=r"1 training rows are left of 2 .*1 dropped.*batch_size asks for 2 rows: .* 0 steps"
+    ):
         demonstrations(tokenizer, path, max_length=4).setup("fit")
     with pytest.raises(DataError, match=r"none of the 2 training rows of .*rows\.jsonl is left \(2 dropped\)"):
         demonstrations(tokenizer, path, max_length=2).setup("fit")

@@ -3,11 +3,12 @@
 import json
 import sys
 
+import lightning
 import pytest
 
 from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.config.compose import compose
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import CheckpointError, ConfigError, DataError
 from rlhf_lightning.stages.pipeline import run
 from tests.gates.gate_docs import blocks
 from tests.gates.gate_sources import ROOT
@@ -38,18 +39,36 @@ def words(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("chain", "teacher", "rankings"),
-    [("sft,rank,kto", "sft", "rankings"), ("sft,best_of_n,dpo", "best_of_n", "demonstrations")],
+    ("chain", "teacher", "rankings", "batch"),
+    [
+        ("sft,rank,kto", "sft", "rankings", "kto.data.batch_size"),
+        ("sft,best_of_n,dpo", "best_of_n", "demonstrations", "best_of_n.sft.data.batch_size"),
+    ],
 )
-def test_a_chain_without_a_reward_model_runs_as_typed(words, tmp_path, chain, teacher, rankings):
-    last = chain.rpartition(",")[2]
-    metrics = run(compose([*words, f"stages=[{chain},evaluate]", f"run_dir={tmp_path}"]))
+def test_a_chain_without_a_reward_model_runs_as_typed(words, tmp_path, chain, teacher, rankings, batch):
+    last, typed = chain.rpartition(",")[2], [*words, f"stages=[{chain},evaluate]", f"run_dir={tmp_path}"]
+    with pytest.raises(DataError, match=f"{batch} asks for 64 .* lower {batch}"):
+        run(compose([*typed, f"{batch}=64"]))
+    with pytest.raises(ConfigError, match=r"made with another config \(sft\.optimizer\.lr: "):
+        run(compose([*typed, "resume=auto", "sft.optimizer.lr=1"]))
+    metrics = run(compose([*typed, "resume=auto"]))  # with the key mended, since that stage has not begun
     parents = verify_folder(tmp_path / last, expect_stage=last)["parents"]
     assert parents["policy"]["files"] == verify_folder(tmp_path / teacher)["files"]
     assert parents["data"]["path"] == str(tmp_path / rankings / "rankings.jsonl")
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert list(evaluation["policies"]) == ["base", *dict.fromkeys(["sft", teacher, last])]
     assert f"evaluate/{last}/praise" in metrics
+
+
+class NoSteps(lightning.LightningDataModule):
+    def __init__(self, tokenizer, train, batch_size, validation_fraction):
+        super().__init__()
+
+
+def test_a_data_module_that_does_not_count_micro_batches_is_named_by_its_key(words, tmp_path):
+    target = f"sft.data._target_={__name__}.NoSteps"
+    with pytest.raises(ConfigError, match=r"^sft\.data: NoSteps has no accumulate_for\(world_size\)"):
+        run(compose([*words, "stages=[sft]", target, f"run_dir={tmp_path}"]))
 
 
 @pytest.fixture
@@ -85,6 +104,16 @@ def test_a_stage_of_the_user_has_its_own_check(words, my_project, tmp_path):
     with pytest.raises(ConfigError, match=r"distil\.max_epochs: more than 3"):
         run(compose([*chain, "distil.max_epochs=4"]))
     assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_a_stage_of_the_user_that_made_no_policy_is_named_by_the_one_that_reads_it(words, my_project, tmp_path):
+    module = tmp_path / "site" / "my_stages.py"
+    module.write_text(module.read_text() + "distil = lambda run: {}\ndistil.__module__ = __name__\n")
+    chain = [*words, *my_project, "stages=[my_stages.distil,evaluate]", f"run_dir={tmp_path / 'run'}"]
+    policy = [f"distil.policy={compose(words)['model']['path']}"]
+    with pytest.raises(CheckpointError, match=r"distil(.|\n)*If distil makes no policy, set distil\.makes: nothing"):
+        run(compose([*chain, *policy]))
+    assert "evaluate/base/praise" in run(compose([*chain, *policy, "+distil.makes=nothing", "resume=auto"]))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,11 @@ MISTAKES = [
     ("stage=sft +model.dtyp=float16", "Pretrained takes no dtyp|Did you mean dtype?|It takes: path, dtype"),
     ("stage=sft +trainer.precison=32", "Trainer takes no precison|Did you mean precision?|It takes: accelerator"),
     ("stage=sft model.lora={rank:8}", "model.lora.rank|Lora takes no rank|It takes: r, lora_alpha, lora_dropout"),
+    ("stage=my.stages.distil", "a user-defined stage is one of a list: stages=[my.stages.distil]"),
+    ("stage=dpo dpo.loss._target_=rlhf_lightning.functional.kto.kto_loss dpo.loss.desirable_weight=2",
+     "rlhf_lightning.functional.kto.kto_loss takes it: write +dpo.loss.desirable_weight=2"),
+    ("stage=dpo dpo.loss._target_=rlhf_lightning.functional.kto.kto_loss dpo.loss.bet=2",
+     "takes no bet. Did you mean beta?|It takes: |+dpo.loss.beta="),
     # types
     ("stage=sft sft.max_epochs=ten", "sft.max_epochs=ten: must be a whole number"),
     ("stage=sft sft.max_epochs=1.5", "sft.max_epochs=1.5: must be a whole number"),
@@ -59,6 +64,7 @@ MISTAKES = [
     ("stage=sft sft.data.on_long=dropp", "must be one of drop, truncate|Did you mean drop?"),
     ("judge=function judge.function=a.b judge.on_error=abstian", "must be one of raise, abstain or a number"),
     ("stage=ppo ppo.critic=shard_trunk", "choose policy, shared_trunk, the folder|Did you mean shared_trunk?"),
+    ("stage=ppo ppo.critic=null", "ppo.critic=null: choose policy|Without a critic: ppo.settings.baseline=none"),
     ("resume=atuo", "resume=atuo: must be none, auto or the folder|Did you mean auto?"),
     # ranges
     ("stage=ppo ppo.loss.clip_range=-1", "ppo.loss.clip_range=-1: must be above 0"),

@@ -1,6 +1,9 @@
 import os
+import re
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 
@@ -34,6 +37,29 @@ def test_python_in_the_documentation_runs(path, tmp_path):
     command = [sys.executable, "-W", "ignore", path.with_suffix(".py").name]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+ROOMS = {path.parent.name for path in (ROOT / "rlhf_lightning").glob("*/__init__.py")}
+IN_PACKAGE = re.compile(
+    rf"`(?:rlhf_lightning\.(?=\w)|(?={'|'.join(sorted(ROOMS - {'data', 'rollout'}))}))"  # those are sections, too
+    rf"((?:{'|'.join(ROOMS)})\.[\w.]*\w)`"
+)
+
+
+@pytest.mark.parametrize("path", FILES, **NAMES)
+def test_what_the_documentation_names_in_the_package_is_there(path):
+    text = path.read_text().partition("\n## Unreleased")[0]  # the changelog lists what has moved
+    names = {name for name in IN_PACKAGE.findall(text) if not name.endswith((".yaml", ".json"))}
+    missing = [n for n in names if not exists(f"rlhf_lightning.{n}")]
+    assert missing == []
+
+
+def exists(name):
+    try:
+        return find_spec(name) is not None or hasattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
+    except ModuleNotFoundError:
+        module, _, owner = name.rpartition(".")[0].rpartition(".")
+        return hasattr(getattr(import_module(module), owner, None), name.rpartition(".")[2])
 
 
 def all_commands():

@@ -16,8 +16,9 @@ from rlhf_lightning.functional.preference import dpo_loss, hinge_loss, ipo_loss,
 from rlhf_lightning.functional.reference_free import orpo_odds_ratio_loss, simpo_loss
 from rlhf_lightning.functional.reward import kwise_logistic_loss, plackett_luce_loss
 from rlhf_lightning.models import Pretrained
-from rlhf_lightning.modules import PPOModule, RewardModule
+from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
 from rlhf_lightning.modules import formulas as checks
+from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.stages.pipeline import run
 from tests.support import tiny
 
@@ -136,9 +137,72 @@ def test_a_formula_with_a_memory_does_not_remember_the_trial_and_random_numbers_
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_nor_does_a_loss_of_pairs_remember_the_trial_without_a_reference():
+    class Counts:
+        calls = 0
+
+        def __call__(self, *given, **named):
+            self.calls += 1
+            torch.rand(1)
+            return simpo_loss(*given, **named)
+
+    formula, before = Counts(), torch.random.get_rng_state()
+    assert not checks.check_pair_loss(formula)
+    assert formula.calls == 0
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_loss_of_pairs_may_say_in_its_own_way_that_it_needs_the_reference():
+    def strict(chosen, rejected, ref_chosen, *given, **named):
+        if ref_chosen is None:
+            raise ValueError("a reference, please")
+        return dpo_loss(chosen, rejected, ref_chosen, *given, **named)
+
+    assert checks.check_pair_loss(strict)
+
+
+def test_answers_are_told_from_tokens():
+    def of_columns(rewards, values, mask):
+        return rewards - rewards.mean(0)[:, None], rewards
+
+    def weighs_columns(logprobs, old_logprobs, advantages, mask, **named):
+        return clipped_policy_loss(logprobs, old_logprobs, advantages / mask.sum(0)[:, None], mask, **named)
+
+    with pytest.raises(ConfigError, match=r"^ppo\.advantage: of_columns .* answers of three tokens: RuntimeError"):
+        checks.check_advantage(of_columns)
+    with pytest.raises(ConfigError, match=r"^ppo\.loss: weighs_columns .* two answers of three tokens: RuntimeError"):
+        checks.check_policy_loss(weighs_columns)
+
+
+def test_a_policy_loss_that_learns_from_other_tokens_is_named():
+    def everywhere(logprobs, old_logprobs, advantages, mask, **named):
+        return clipped_policy_loss(logprobs, old_logprobs, advantages, torch.ones_like(mask), **named)
+
+    with pytest.raises(ConfigError, match=r"^ppo\.loss: everywhere learns from tokens outside of the mask"):
+        checks.check_policy_loss(everywhere)
+
+
+def test_a_policy_loss_gets_the_weights_it_will_get():
+    def of_three_dimensions(*given, weights, **named):
+        return clipped_policy_loss(*given, weights=None if weights is None else weights[..., None], **named)
+
+    checks.check_policy_loss(of_three_dimensions)
+    with pytest.raises(ConfigError, match=r"^ppo\.loss: of_three_dimensions cannot be called"):
+        PPOModule(
+            Pretrained("nowhere"), None, tiny.tokenizer(), policy_loss=of_three_dimensions,
+            settings=PPOSettings(correction="token_mask"),
+        )  # fmt: skip
+
+
 def test_modules_made_in_python_are_checked_too():
     with pytest.raises(ConfigError, match=r"ppo\.loss: "):
         PPOModule(Pretrained("nowhere"), None, tiny.tokenizer(), policy_loss=kto_loss)
+    with pytest.raises(ConfigError, match=r"wrap it: FunctionScorer\(gae\)"):
+        PPOModule(Pretrained("nowhere"), gae)
+    with pytest.raises(ConfigError, match=r"a folder: give Pretrained\('runs/sft'\)"):
+        PPOModule("runs/sft", None)
+    with pytest.raises(ConfigError, match=r"a folder: give Pretrained\('runs/sft'\)"):
+        SFTModule("runs/sft", tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0)).build()
     with pytest.raises(ConfigError, match=r"reward\.loss: "):
         RewardModule(Pretrained("nowhere"), tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), ranking_loss=gae)
 
@@ -148,6 +212,10 @@ def test_modules_made_in_python_are_checked_too():
     [
         ("stage=ppo ppo.loss._target_=rlhf_lightning.functional.kto.kto_loss", "ppo.loss"),
         ("stage=ppo ppo.advantage._target_=rlhf_lightning.functional.kto.kto_loss", "ppo.advantage"),
+        ("stage=ppo ppo.critic={_target_:rlhf_lightning.models.heads.ValueHead}", "ppo.critic: ValueHead: missing"),
+        ("stage=ppo ppo.settings.critic_warmup=2 ppo.critic={_target_:rlhf_lightning.models.heads.ValueHead,"
+         "_partial_:true}", "ppo.settings.critic_warmup=2: a head on the policy"),
+        ("stage=ppo ppo.loss._target_=rlhf_lightning.functional.ppo.clipped", "ppo.loss._target_: "),
         ("stage=ppo ppo.scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "ppo.scheduler"),
         ("stage=reward reward.loss._target_=rlhf_lightning.functional.kto.kto_loss", "reward.loss"),
         ("stage=dpo dpo.loss._target_=rlhf_lightning.functional.kto.kto_loss", "dpo.loss"),

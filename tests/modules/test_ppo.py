@@ -105,6 +105,8 @@ def test_the_policy_stands_still_while_the_critic_warms_up():
     fit(ppo)
     assert all(torch.equal(a, b) for a, b in zip(before, ppo.policy.parameters(), strict=True))
     assert ppo.critic.model.score.weight.abs().sum() > 0
+    with pytest.raises(ConfigError, match=r"critic_warmup=1: a head on the policy would move the policy"):
+        module(lambda policy: ValueHead(policy.config.hidden_size), critic_warmup=1).build()
 
 
 def test_the_reference_never_moves_and_is_not_in_the_state():
@@ -131,6 +133,8 @@ def test_critics_start_at_the_mean_return_and_there_is_one_group_each():
 def test_sizes_that_do_not_divide_are_refused_with_the_whole_chain():
     with pytest.raises(ConfigError, match=r"minibatches of 3 do not divide a rollout of 8(.|\n)*-> micro +3"):
         fit(module(minibatch_size=3))
+    whole = PPOSettings(by_length=False, micro_batch_size=16).schedule(8, 1)
+    assert (whole.micro, whole.micro_batches) == (8, 1)  # a bound on memory
 
 
 def test_a_hook_can_be_overridden_without_touching_another():

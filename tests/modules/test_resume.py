@@ -4,8 +4,10 @@ that a resumed run ends bit for bit where an uninterrupted one ends."""
 import json
 from functools import partial
 
+import lightning
 import pytest
 import torch
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch.utils._pytree import tree_leaves
 
 from rlhf_lightning.callbacks import DurableCheckpoint
@@ -70,3 +72,10 @@ def test_of_another_phase_a_checkpoint_is_refused_of_its_own_the_newest_are_kept
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000005", "step-000004"]
     with pytest.raises((ConfigError, RuntimeError)):
         ppo(folder, resume=checkpoints(tmp_path)[0])
+
+
+def test_a_saver_brings_its_plugin_unless_another_one_was_given(tmp_path):
+    for plugins, kind in (([], DurableCheckpointIO), ([AsyncCheckpointIO()], AsyncCheckpointIO)):
+        trainer = lightning.Trainer(accelerator="cpu", logger=False, plugins=plugins)
+        DurableCheckpoint(tmp_path).setup(trainer, None, "fit")
+        assert isinstance(trainer.strategy.checkpoint_io, kind)

@@ -104,7 +104,27 @@ def test_what_the_config_names_comes_first(own, tmp_path):
         (["stages=[sft,dpo]", "data.comparisons=no.jsonl"], DataError, r"no\.jsonl: no such file; check dpo\.data"),
         (["stages=[sft,rank,sft]"], ConfigError, "sft stands there twice"),
         (["stages=[sft,evaluate]", "evaluate.baseline=stf"], ConfigError, "is none of .* Did you mean sft"),
-        (["stages=[sft,my.distil]", "trusted_targets=[my]"], ConfigError, "distil has no section"),
+        (
+            ["stages=[sft,rank,kto]", "rank.max_prompts=20", "kto.data.batch_size=80"],
+            ConfigError,
+            r"kto\.data\.batch_size=80: rank makes at most 80 .*20 x rank\.samples_per_prompt=4, some are held out",
+        ),
+        (
+            ["stages=[sft,best_of_n]", "best_of_n.max_prompts=20", "best_of_n.sft.data.batch_size=32"],
+            ConfigError,
+            r"lower best_of_n\.sft\.data\.batch_size or raise best_of_n\.max_prompts",
+        ),
+        (["stages=[sft,my.distil]", "trusted_targets=[my]"], ConfigError, "stages: cannot import my: No module"),
+        (
+            ["stages=[sft,tests.support.phases.praise]"],
+            ConfigError,
+            r"praise has no section (.|\n)*\npraise: {policy: '\${made:policy,\${sft\.output}}', output: ",
+        ),
+        (
+            ["stages=[sft,my.distil]", "trusted_targets=[my]", "+distil.makes=polcy"],
+            ConfigError,
+            r"distil\.makes=polcy: must be one of policy, reward_model, comparisons, nothing\. Did you mean policy",
+        ),
     ],
 )
 def test_a_chain_that_cannot_work_is_refused_before_its_first_stage(own, words, error, says):
