@@ -158,9 +158,13 @@ class ShardedLoader(Generic[T]):
             if not self.drop_last:
                 yield self._evaluation_batch(step)
                 continue
-            batch = self._training_batch(self.position)
-            self.position += 1
-            yield batch
+            yield self.draw()
+
+    def draw(self) -> Any:
+        """The next micro-batch of the endless stream of training, beside those that an iteration counts."""
+        batch = self._training_batch(self.position)
+        self.position += 1
+        return batch
 
     def state_dict(self) -> dict[str, int]:
         """The position; the same on every rank."""

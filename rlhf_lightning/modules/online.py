@@ -19,19 +19,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.aggregate import Aggregation
-from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.metrics.update import UpdateMetrics, moments, of_padding
 from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.forward import packs_rows
 from rlhf_lightning.models.sharding import gathered
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.modules.resampling import Judged, check_draws, with_other_prompts
 from rlhf_lightning.modules.scales import ScoreScale, ValueScale
 from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.engine import check_prompts
-from rlhf_lightning.rollout.groups import replaced, undecided
-from rlhf_lightning.scoring import Scorer
+from rlhf_lightning.scoring import Scorer, details_of
 from rlhf_lightning.training.micro_batches import Schedule, micro_batches, take
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
 from rlhf_lightning.training.step_guard import NotFinite, on_all_ranks
@@ -82,6 +81,7 @@ class OnlineModule(RLHFModule):
         self._order = torch.Generator().manual_seed(settings.seed)
         self._seconds: dict[str, float] = {}
         self._sampled = Sampled(0, 0.0)
+        self._resampled: Judged | None = None
         self.smaller = SmallerMicroBatches(self.stage)
         self.score_scale, self.value_scale = ScoreScale(), ValueScale()
         self.gave_up = False  # whether the last iteration ended before there was anything to learn from
@@ -103,21 +103,23 @@ class OnlineModule(RLHFModule):
         """What the scorer gives, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
         return on_all_ranks("a score", partial(self.scorer.score, rollout, self.tokenizer), rollout, self.ranks)
 
-    def resample(self, prompts: PromptBatch, rollout: Rollout, scores: Tensor) -> tuple[Rollout, Tensor]:
-        """Sample groups again while all their responses score the same, as often as ``max_resamples`` allows.
-
-        Such a group teaches nothing (Yu et al. 2025, arXiv:2503.14476, section 3.2, draw other prompts instead).
-        """
-        for _ in range(self.settings.max_resamples):
-            rows = undecided(totals(scores, rollout.mask), self.settings.group_size)
-            if not self.ranks.sum(len(rows))[0]:
-                break
-            tried = rows if len(rows) else torch.arange(self.settings.group_size)  # ranks sample together
-            fresh = self.generate(prompts.select(tried))
-            if len(rows):
-                rollout = replaced(rollout, rows, fresh, self.tokenizer.pad_token_id)
-            scores = self.score(rollout)
+    def resample(self, rollout: Rollout, scores: Tensor) -> tuple[Rollout, Tensor]:
+        """Answers to other prompts instead of groups whose scores are all the same, see `with_other_prompts`."""
+        if self.settings.max_resamples:
+            first, pad = Judged(rollout, scores, details_of(self.scorer, rollout)), self.tokenizer.pad_token_id
+            loader: Any = self.trainer.train_dataloader
+            self._resampled = with_other_prompts(first, self._judged, loader.draw, self.ranks, self.settings, pad)
+            rollout, scores, _ = self._resampled
         return rollout, scores
+
+    def _judged(self, prompts: PromptBatch) -> Judged:
+        rollout = self.generate(prompts.to(self.device))
+        return Judged(rollout, self.score(rollout), details_of(self.scorer, rollout))
+
+    def details_of(self, rollout: Rollout) -> Mapping[str, Tensor]:
+        """What the scorer tells about a rollout beside the scores, columns [B]."""
+        known = self._resampled
+        return known.details if known and known.rollout is rollout else details_of(self.scorer, rollout)
 
     def loss(self, batch: Experience, denominators: Denominators) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch; each algorithm implements it."""
@@ -258,6 +260,7 @@ class OnlineModule(RLHFModule):
     def on_train_start(self) -> None:
         """Train mode for the critic too; refuse prompts that leave no room for an answer."""
         super().on_train_start()
+        check_draws(self.trainer.train_dataloader, self.settings.max_resamples)
         check_prompts(self.policy, getattr(self.trainer, "datamodule", None), self.sampling)
         for module in self.children():
             module.train()

@@ -32,7 +32,7 @@ from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
 from rlhf_lightning.rules.combinations import FSDP2_LAYOUT
-from rlhf_lightning.scoring import Scorer, details_of
+from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.training.micro_batches import evaluated, neighbours
 from rlhf_lightning.training.step_guard import require_finite
 from rlhf_lightning.types import Experience, PromptBatch, Rollout
@@ -127,7 +127,7 @@ class PPOModule(OnlineModule):
                 rollout = self.generate(batch)
             with self.phase("score"):
                 scores = self.score(rollout)
-            rollout, scores = self.resample(batch, rollout, scores)
+            rollout, scores = self.resample(rollout, scores)
             with self.phase("evaluate"):
                 experience = self.evaluate(rollout, scores)
                 require_finite(experience, self.ranks)
@@ -140,7 +140,7 @@ class PPOModule(OnlineModule):
     def rollout_metrics(self, experience: Experience) -> dict[str, float]:
         """What the rollout achieved, and at which KL coefficient. Collective."""
         self.guard.note_scores(experience.scores, self.step)
-        details = details_of(self.scorer, experience.rollout)
+        details = self.details_of(experience.rollout)
         metrics = rollout_metrics(experience, self.ranks, self.settings.group_size, details)
         metrics["objective/kl_coef"] = self.kl_controller.coef
         if self.kl_controller.target is not None:

@@ -53,7 +53,8 @@ class PPOSettings:
             scores; None is 1 where a learned model scores, which no truncated answer was shown to, and 0 elsewhere.
         mask_truncated: do not learn from answers that were truncated.
         whiten_advantages: zero mean and unit variance over all tokens of the rollout, on all ranks.
-        max_resamples: sample the groups again whose responses all score the same, at most so often.
+        max_resamples: answer other prompts instead of those whose responses all score the same, at most so many times
+            per rollout.
         critic_warmup: rollouts during which only the critic learns.
         max_grad_norm: clip the gradient norms of policy and critic to this, each by itself; 0 does not clip.
         max_skipped_steps: end the run when so many rollouts in a row met numbers that are not finite.

@@ -101,7 +101,7 @@ class RunningNormalise(Normalise):
     """The same with the statistics of all scores so far, over all ranks, the present ones included.
 
     They are learned where gradients are enabled: in training, but neither from the greedy answers of a greedy baseline
-    nor in `Trainer.predict`. Groups that are sampled again (``max_resamples``) count each time. The scale of the score
+    nor in `Trainer.predict`. Groups that gave way to others (``max_resamples``) count too. The scale of the score
     drifts with them, and with it what a nat of KL is worth; ``freeze_after`` ends that. They survive a resume.
 
     Args:

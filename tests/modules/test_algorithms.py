@@ -171,21 +171,6 @@ def test_responses_nobody_judged_are_left_out():
     assert module.last_experience.counted.tolist() == [True, True, False, True]
 
 
-def test_groups_that_agree_are_sampled_again():
-    calls = []
-
-    def picky(prompts, completions, **columns):
-        calls.append(len(completions))
-        return [float("good" in c.split()) for c in completions]
-
-    module = build(scorer=picky, advantage=partial(grpo, group_size=2), group_size=2, baseline="none",
-                   whiten_advantages=False, max_resamples=3)  # fmt: skip
-    fit(module)
-    assert 2 <= len(calls) <= 4
-    e = module.last_experience
-    assert [row["prompt"] for row in e.rollout.rows] == [text for text in TEXTS for _ in range(2)]
-
-
 def test_scores_per_token_land_on_their_tokens():
     class Steps(FunctionScorer):
         def score(self, rollout, tokenizer):

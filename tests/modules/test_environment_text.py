@@ -282,10 +282,10 @@ def test_groups_are_sampled_again_where_only_text_from_elsewhere_tells_their_sco
     assert (ids == slow)[rollout.attended].any() and not (ids == slow)[rollout.mask].any()
     rollout, module.scorer, again = replace(rollout, response_ids=ids), CountsSlow(), []
     monkeypatch.setattr(module, "generate", lambda prompts: (again.append(len(prompts)), rollout)[1])
-    monkeypatch.setattr("rlhf_lightning.modules.online.replaced", lambda old, *given: old)
+    monkeypatch.setattr("rlhf_lightning.modules.resampling.replaced", lambda old, *given: old)
     scores = module.score(rollout)
     assert len({float(score) for score in scores.sum(1)}) > 1
-    module.resample(rollout.asked, rollout, scores)
+    module.resample(rollout, scores)
     assert again == [len(rollout)]
 
 

@@ -69,15 +69,99 @@ def test_gradients_do_not_depend_on_the_micro_batch_split(critic):
 
 
 def test_the_reward_is_the_score_minus_the_kl_penalty_and_returns_are_advantages_plus_values():
-    ppo = module(kl=0.3, missing_eos_penalty=0.0, whiten_advantages=False)
+    ppo, taken = module(kl=0.3, missing_eos_penalty=0.0, whiten_advantages=False), []
+    loss = ppo.policy_loss
+    ppo.policy_loss = lambda new, old, advantages, *args, **named: (
+        taken.append(advantages),
+        loss(new, old, advantages, *args, **named),
+    )[1]
     fit(ppo, steps=3)
     e = ppo.last_experience
+    assert not any(advantages.requires_grad for advantages in taken)
+    torch.testing.assert_close(taken[-1].sum(1).sort().values, e.advantages.sum(1).sort().values)
     kl = torch.where(e.mask, e.logprobs - e.ref_logprobs, 0)
     torch.testing.assert_close(e.rewards.sum(1), e.scores - 0.3 * kl.sum(1))
     advantages, returns = gae(e.rewards, e.values, e.mask)
     torch.testing.assert_close(e.advantages, advantages)
     torch.testing.assert_close(returns[e.mask], (advantages + e.values)[e.mask])
     assert not any(t.requires_grad for t in (e.advantages, e.returns, e.logprobs, e.values))
+
+
+class Doubling(FixedKL):
+    """A controller whose coefficient doubles with each rollout."""
+
+    def update(self, kl, num_sequences):
+        self.coef *= 2
+
+
+@pytest.mark.parametrize(("placement", "estimator", "in_reward"), [("reward", "k1", 0.4), ("loss", "k3", 0.0)])
+def test_a_rollout_is_learned_from_and_logged_with_the_kl_coefficient_it_began_with(placement, estimator, in_reward):
+    used = []
+
+    class Watched(PPOModule):
+        def loss(self, batch, denominators):
+            used.append(self.kl_controller.coef)
+            return super().loss(batch, denominators)
+
+    ppo = module(cls=Watched, kl_placement=placement, kl_estimator=estimator, missing_eos_penalty=0.0, lr=0.1)
+    ppo.kl_controller = Doubling(0.1)
+    logged = fit(ppo, steps=3)
+    e = ppo.last_experience
+    kl = torch.where(e.mask, e.logprobs - e.ref_logprobs, 0).sum(1)
+    assert kl.abs().max() > 1e-3
+    torch.testing.assert_close(e.scores - e.rewards.sum(1), in_reward * kl, rtol=1e-4, atol=1e-5)
+    assert used == pytest.approx([0.1, 0.2, 0.4]) and logged["objective/kl_coef"] == pytest.approx(0.4)
+    assert ppo.kl_controller.coef == pytest.approx(0.8)
+
+
+def test_the_first_epoch_keeps_the_order_and_each_later_one_draws_another():
+    ppo = module(ppo_epochs=3, minibatch_size=2)
+    pairs = [pair.tolist() for _ in range(2) for pair in ppo._minibatches(ppo.settings.schedule(8, 1))]
+    epochs = [pairs[start : start + 4] for start in range(0, 24, 4)]
+    assert all(sorted(row for pair in epoch for row in pair) == list(range(8)) for epoch in epochs)
+    assert epochs[0] == epochs[3] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert len({str(epoch) for epoch in epochs}) == 5
+
+
+@pytest.mark.parametrize("critic", ["policy", "shared_trunk"])
+def test_each_token_is_judged_from_the_state_before_it_at_the_temperature_of_sampling(critic):
+    ppo = module(critic, lr=0.1, value_coef=1.0, sampling=Sampling(max_new_tokens=10, temperature=0.7))
+    fit(ppo, steps=3)
+    rollout = ppo.last_experience.rollout
+    e = ppo.evaluate(rollout, ppo.last_experience.scores)
+    assert (e.logprobs - e.ref_logprobs).abs().max() > 1e-3
+    assert e.values[e.mask].std() > 1e-4
+    for row in range(len(rollout)):  # one at a time, without padding
+        prompt, answer = rollout.prompt_ids[row][rollout.prompt_mask[row]], rollout.response_ids[row][rollout.mask[row]]
+        ids = torch.cat([prompt, answer])[None]
+        before = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        for model, got in ((ppo.frozen["reference"], e.ref_logprobs), (ppo.policy, e.logprobs)):
+            out = model(ids, output_hidden_states=True)
+            want = (out.logits[0, before] / 0.7).log_softmax(-1).gather(1, answer[:, None])[:, 0]
+            torch.testing.assert_close(got[row][rollout.mask[row]], want, rtol=1e-4, atol=1e-5)
+        numbers = (
+            ppo.critic(out.hidden_states[-1])
+            if critic == "shared_trunk"
+            else ppo.critic(ids, torch.ones_like(ids).bool())
+        )
+        want = ppo.value_scale(numbers[0, before])
+        torch.testing.assert_close(e.values[row][rollout.mask[row]], want, rtol=1e-4, atol=1e-5)
+
+
+def test_answers_that_nobody_judged_have_no_part_in_whitening_nor_in_the_start_of_the_critic():
+    def every_other(prompts, completions, **columns):
+        return [score if row % 2 else None for row, score in enumerate(praise(prompts, completions))]
+
+    ppo = module()
+    ppo.scorer = FunctionScorer(every_other, abstain_value=None)
+    fit(ppo)
+    e = ppo.last_experience
+    assert e.counted.tolist() == [False, True] * 4
+    counted = e.advantages[e.mask]
+    assert float(counted.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(counted.std(unbiased=False)) == pytest.approx(1.0, abs=1e-3)
+    start = float(reward_to_go(e.rewards, e.mask)[e.mask].mean())
+    torch.testing.assert_close(e.values[e.mask], torch.full_like(counted, start))
 
 
 def test_learning_raises_the_score():

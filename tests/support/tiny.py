@@ -61,3 +61,7 @@ class Prompts:
 
     def __iter__(self):
         return iter([self.batch] * self.steps)
+
+    def draw(self) -> PromptBatch:
+        """The same prompts again."""
+        return self.batch
