@@ -1,4 +1,4 @@
-# make setup | check | test | demo | format.  Everything runs in .venv; nothing needs the network after set-up.
+# make setup | check | test | demo | format | mutants.  Everything runs in .venv; nothing needs the network after set-up.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.set-up
@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup check lint test demo format
+.PHONY: setup check lint test demo format mutants
 .DEFAULT_GOAL := check
 
 setup: $(STAMP)
@@ -41,3 +41,8 @@ demo: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Not in CI: an hour for a hundred faults. `make mutants MUTANTS="--room optim --sample 20 --seed 1"`
+MUTANTS ?=
+mutants: $(STAMP)
+	$(BIN)/python -m benchmarks.mutants $(MUTANTS)
