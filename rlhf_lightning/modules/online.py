@@ -148,7 +148,9 @@ class OnlineModule(RLHFModule):
         if not metrics.steps:
             return {"policy/updates": 0.0}
         learned = {"train/learning_rate": self.learning_rate} | metrics.summary(self.ranks)
-        return learned | moments(experience, self.ranks, has_critic=self.has_critic)
+        learned |= moments(experience, self.ranks, has_critic=self.has_critic)
+        self.value_scale.watch(learned.get("val/var_explained"))
+        return learned
 
     def _minibatches(self, schedule: Schedule) -> Iterator[Tensor]:
         """Rows of each optimizer step. The first pass keeps the loader's order, in which `evaluate` ran."""
