@@ -33,7 +33,7 @@ class BestPolicy(pl.Callback):
 
     Args:
         folder: where the best policy is written at the end; None writes nothing.
-        monitor: logged tag to maximise, equal on every rank; ``judge`` is the first ``monitor/...``, which `ScoreMonitor`
+        monitor: logged tag to maximise, equal on every rank; ``judge`` is the first ``monitor/...`` that `ScoreMonitor`
             logs. A judge that chooses is no longer independent of what it will be asked about.
         max_kl: highest smoothed ``objective/kl``, nats per response; None takes 1.2 x ``objective/kl_target`` if that
             is logged, 10 where a learned model scores and nothing charges for KL, else there is no limit.
