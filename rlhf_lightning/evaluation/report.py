@@ -16,6 +16,7 @@ Read from a run folder (every part is optional but ``evaluation.json``):
       },
       "win_rates": {"ppo vs sft": {"judge", "wins", "ties", "losses", "unpaired", "win_rate", "low", "high"}, ...},
       "reliability": {"confidence": [...], "accuracy": [...], "count": [...]}      optional, of the reward model
+      "notes": ["...", ...]                  optional, sentences to read the numbers with
     }
 
 Written: ``report.md`` and ``figures/*.png``.
@@ -82,6 +83,7 @@ def write_report(run_dir: str | Path) -> Path:
     sections = [
         f"# Report: {' → '.join(map(markdown, evaluation['policies']))}",
         f"**{markdown(conclusion(evaluation))}**",
+        *(markdown(note) for note in evaluation.get("notes", ())),
         "## Before and after\n\n" + before_and_after(evaluation),
         "## Samples\n\n" + _samples(evaluation),
     ]
