@@ -7,12 +7,13 @@ where none did, what FOLDER holds, if the user has named it or a run has made it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
+from rlhf_lightning.config.locations import in_file
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
 from rlhf_lightning.rules import combinations
@@ -71,13 +72,16 @@ def check_complete(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: says what to add to the command.
     """
-    for stage in map(stage_of, config.get("stages", ())):
+    _check_present("", config, ("stages", "model", "task", "trainer", *in_file("base")))
+    for stage in map(stage_of, config["stages"]):
         name, section = stage.name, config.get(stage.name)
         if not isinstance(section, Mapping):
             where = (
                 "add stage=pipeline to the command" if name in STAGES else f"give it one: {name}.KEY=VALUE in a file"
             )
             raise ConfigError(f"stages: {name} has no section in this config; {where}")
+        keys = in_file(f"stage/{name}").get(name, {}) | (in_file("algorithm/ppo") if name == "ppo" else {})
+        _check_present(f"{name}.", section, keys)
         if (section.get("data") or {}).get("train", "") is None and not section.get("human_ranks"):
             raise ConfigError(f"{name}.data.train is not set; {stage.needs}")
         if section.get("policy", "") is None and not section.get("human_ranks"):
@@ -92,6 +96,11 @@ def check_complete(config: Mapping[str, Any]) -> None:
         rankings = f"{section.get('output')}/{RANKINGS}"
         if name == "rank" and not (config["judge"] or section["human_ranks"]) and (reader := _reader(config, rankings)):
             raise ConfigError(combinations.NO_RANKING.format(reader, rankings))
+
+
+def _check_present(prefix: str, section: Mapping[str, Any], names: Iterable[str]) -> None:
+    if missing := next((name for name in names if name not in section), None):
+        raise ConfigError(f"{prefix}{missing}: is missing; a config has every key, and null where there is nothing")
 
 
 def _check_evaluate(config: Mapping[str, Any], section: Mapping[str, Any]) -> None:

@@ -14,10 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import yaml
-
 from rlhf_lightning.config.bounds import check_numbers
-from rlhf_lightning.config.locations import CONF_DIR
+from rlhf_lightning.config.locations import in_file
 from rlhf_lightning.config.loggers import logger_nodes
 from rlhf_lightning.config.messages import shown
 from rlhf_lightning.config.signatures import RESERVED, WORDS, Kind, Signature, is_number, signature
@@ -35,6 +33,8 @@ _TRANSLATED = {
 # Numbers of a stage that no constructor takes, and the least they can be.
 _LEAST = {"max_epochs": 1, "samples_per_prompt": 1, "n": 2, "max_grad_norm": 0, "max_skipped_steps": 1}
 _REPEATED = ("max_grad_norm", "max_skipped_steps")  # by the part of a stage that takes them
+_NULLABLE = ("checkpoint", "scheduler", "best_policy")  # parts that a run can do without
+_GROUPS = ("model", "data", "task", "trainer", "callbacks", "rollout", "scorer", "judge", "kl")
 _REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning
 
@@ -86,9 +86,17 @@ def _check_stages(stages: Any) -> None:
 
 def _check_defaults(config: Mapping[str, Any], stages: list[str]) -> None:
     """Values of keys that no signature speaks of have the type of their default."""
-    _same_types("", config, _file("base"))
+    _same_types("", config, in_file("base"))
     for stage in names(stages):
-        _same_types("", config, {stage: _file(f"stage/{stage}").get(stage, {})})
+        _same_types("", config, {stage: in_file(f"stage/{stage}").get(stage, {})})
+    for prefix, section in (("", config), *((f"{stage}.", config.get(stage) or {}) for stage in names(stages))):
+        for name in ("run_dir", "policy", "reference", "output"):
+            if isinstance(section, Mapping) and section.get(name) is not None:
+                _check_value(f"{prefix}{name}", section[name], (Kind("str"),))
+    if "ppo" in names(stages):
+        _same_types("", config, {"ppo": in_file("algorithm/ppo")})
+    if group := next((key for key in _GROUPS if not isinstance(config.get(key) or {}, Mapping)), None):
+        raise ConfigError(f"{group}={shown(group, config[group])}: must be a section, such as those in conf/{group}")
     resume = config.get("resume", "none")
     if resume not in ("none", "auto") and "/" not in str(resume) and not Path(str(resume)).exists():
         hint = nearest(str(resume), ["none", "auto"])
@@ -106,7 +114,8 @@ def _same_types(prefix: str, values: Mapping[str, Any], defaults: Mapping[str, A
             continue
         value = values[name]
         if isinstance(default, dict) and "_target_" in default:
-            continue  # a part, which may be another one, or null
+            _check_part(key, value, default["_target_"])
+            continue
         if key == "ppo.critic" and isinstance(value, dict) and "_target_" in value:
             continue  # a name, a folder, or a part
         if isinstance(default, dict) and isinstance(value, dict):
@@ -115,11 +124,11 @@ def _same_types(prefix: str, values: Mapping[str, Any], defaults: Mapping[str, A
             _check_value(key, value, (Kind(type(default).__name__),))
 
 
-def _file(name: str) -> dict[str, Any]:
-    path = CONF_DIR / f"{name}.yaml"
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader) if path.is_file() else {}
-    return {key: value for key, value in tree.items() if key not in ("defaults", "hydra")}
+def _check_part(key: str, value: Any, usual: str) -> None:
+    """A part may be another one, or null where the run does without."""
+    if (value is None and key.rpartition(".")[2] in _NULLABLE) or isinstance(value, Mapping):
+        return
+    raise ConfigError(f"{key}={shown(key, value)}: must be a part with a _target_, such as {usual}")
 
 
 def _check_numbers_of(stage: str, section: Mapping[str, Any]) -> None:
@@ -133,7 +142,7 @@ def _check_numbers_of(stage: str, section: Mapping[str, Any]) -> None:
         for key, node in taking:
             if node[name] != section[name]:
                 raise ConfigError(f"{key}.{name}={node[name]}: set {stage}.{name} instead, which stands there as well")
-        if not taking and section[name] != _file(f"stage/{stage}").get(stage, section).get(name, section[name]):
+        if not taking and section[name] != in_file(f"stage/{stage}").get(stage, section).get(name, section[name]):
             raise ConfigError(f"{stage}.{name}={section[name]}: {section['module']['_target_']} takes no {name}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -28,3 +30,14 @@ def help_text(stage: str = "", conf_dir: Path = CONF_DIR) -> str:
     lines = (conf_dir / "hydra" / "help" / "rlhf_lightning.yaml").read_text(encoding="utf-8").splitlines()
     start = lines.index("template: |") + 1
     return "\n".join(line.removeprefix("  ") for line in lines[start:]).rstrip() + "\n"
+
+
+@cache
+def in_file(name: str) -> dict[str, Any]:
+    """What stands in a file of the config tree, for example ``stage/sft``; nothing where there is none."""
+    import yaml
+
+    path = CONF_DIR / f"{name}.yaml"
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader) if path.is_file() else {}
+    return {key: value for key, value in tree.items() if key not in ("defaults", "hydra")}

@@ -197,8 +197,10 @@ def dr_grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int) -
     return _on_tokens(center_by_group(totals(rewards, mask), groups, mask.any(1)), rewards, mask)
 
 
-def grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+def grpo(rewards: Tensor, values: Tensor, mask: Tensor, *, group_size: int, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
     """`standardize_by_group` of the summed rewards, on every token; rows of one prompt stand together.
+
+    ``eps`` is large enough that the rounding of a KL penalty does not decide between answers with the same score.
 
     >>> ones = torch.ones(2, 1)
     >>> grpo(torch.tensor([[0.0], [2.0]]), ones, ones.bool(), group_size=2)[0]

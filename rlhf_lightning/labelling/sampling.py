@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import FrozenModels, Pretrained, eos_token_ids
 from rlhf_lightning.models.forward import token_scores
@@ -91,7 +92,8 @@ class SamplingModule(lightning.LightningModule):
         """Nothing is trained here."""
 
     def _records(self, rollout: Rollout) -> list[Record]:
-        scores = {scorer.name: scorer.score(rollout, self.tokenizer).tolist() for scorer in self.scorers}
+        judged = {scorer.name: scorer.score(rollout, self.tokenizer) for scorer in self.scorers}
+        scores = {name: totals(values, rollout.mask).tolist() for name, values in judged.items()}
         gaps = self._gaps(rollout) if "reference" in self.frozen else None
         return [
             {

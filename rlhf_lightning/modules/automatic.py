@@ -101,8 +101,10 @@ class AutomaticModule(RLHFModule):
         """Log the means over all micro-batches of an optimizer step."""
         logged = self.guard.logged()
         if not self.guard.failed:  # its numbers would spoil every mean
-            logged |= {f"train/{name}": value for name, value in self.summary(self.train_means.compute()).items()}
-            logged["train/padding"] = self._positions.compute()["padding"]
+            if self.train_means.update_called:  # not by a `training_step` that computes its loss in another way
+                logged |= {f"train/{name}": value for name, value in self.summary(self.train_means.compute()).items()}
+            if self._positions.update_called:
+                logged["train/padding"] = self._positions.compute()["padding"]
             logged |= {"train/grad_norm": float(self._grad_norm), "train/learning_rate": self.learning_rate}
             logged |= self.splitting.logged()
         self.log_dict(logged)

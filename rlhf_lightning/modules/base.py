@@ -113,7 +113,10 @@ class RLHFModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip each parameter group, after a loss scaler has unscaled the gradients, so not before the step."""
         self.learning_rate = optimizer.param_groups[0]["lr"]
-        self._group_norms = {g["name"]: clip_gradients(g["params"], self.max_grad_norm) for g in optimizer.param_groups}
+        groups = {
+            str(group.get("name", number)): group["params"] for number, group in enumerate(optimizer.param_groups)
+        }
+        self._group_norms = {name: clip_gradients(params, self.max_grad_norm) for name, params in groups.items()}
         self._grad_norm = torch.stack(list(self._group_norms.values())).norm()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if not self.guard.check(self._grad_norm, self.step, scaler):

@@ -31,11 +31,11 @@ class Slot(NamedTuple):
     on: str
 
 
-ADVANTAGE = Slot("ppo.advantage", "f(rewards, values, mask)", "answers of two tokens")
+ADVANTAGE = Slot("ppo.advantage", "f(rewards, values, mask)", "answers of three tokens")
 POLICY_LOSS = Slot(
     "ppo.loss",
     "f(logprobs, old_logprobs, advantages, mask, *, weights, denominator, aggregate)",
-    "two answers of two tokens",
+    "two answers of three tokens",
 )
 PAIR_LOSS = Slot(
     "dpo.loss",
@@ -57,9 +57,9 @@ def check_advantage(formula: Formula, group_size: int = 1) -> None:
         ConfigError: it cannot be called so, or does not return two finite tensors [B, T].
     """
     rows = 2 * group_size
-    mask = torch.ones(rows, 2, dtype=torch.bool)
-    mask[-1, 1] = False
-    rewards = torch.where(mask, torch.linspace(-1.0, 1.0, rows)[:, None].expand(rows, 2), 0)
+    mask = torch.ones(rows, 3, dtype=torch.bool)
+    mask[-1, 1:] = False
+    rewards = torch.where(mask, torch.linspace(-1.0, 1.0, rows)[:, None].expand(rows, 3), 0)
     found = _call(ADVANTAGE, formula, (rewards, torch.full_like(rewards, 0.1), mask), {})
     if not isinstance(found, tuple) or len(found) != 2:
         raise _wrong(ADVANTAGE, formula, found, "(advantages, returns)")
@@ -68,19 +68,28 @@ def check_advantage(formula: Formula, group_size: int = 1) -> None:
         _require_finite(ADVANTAGE, formula, name, tensor[mask])
 
 
-def check_policy_loss(formula: Formula, aggregation: Aggregation = _TOKEN_MEAN) -> None:
-    """Call a policy loss where the policy is still the one that sampled.
+def check_policy_loss(
+    formula: Formula, aggregation: Aggregation = _TOKEN_MEAN, correction: Callable[..., Tensor] | None = None
+) -> None:
+    """Call a policy loss where the policy is still the one that sampled, with the weights of ``correction``, if any.
 
     Raises:
-        ConfigError: it cannot be called so, lacks a field of `PolicyLoss`, or its loss is not a differentiable number.
+        ConfigError: it cannot be called so, lacks a field of `PolicyLoss`, its loss is not a differentiable number, or
+            it learns from tokens outside of the mask.
     """
-    mask = torch.tensor([[True, True], [True, False]])
-    logprobs = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], requires_grad=True)
-    advantages = torch.tensor([[1.0, -1.0], [0.5, 0.0]])
-    named = {"weights": None, "denominator": aggregation.count(mask), "aggregate": aggregation.aggregate}
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    logprobs = torch.tensor([[-1.0, -2.0, -1.5], [-0.5, -1.0, 0.0]], requires_grad=True)
+    advantages = torch.tensor([[1.0, -1.0, 0.5], [0.5, 2.0, 2.0]])
+    weights = None if correction is None else correction(logprobs.detach(), logprobs.detach(), mask)
+    named = {"weights": weights, "denominator": aggregation.count(mask), "aggregate": aggregation.aggregate}
     found = _call(POLICY_LOSS, formula, (logprobs, logprobs.detach().clone(), advantages, mask), named)
     _require_fields(POLICY_LOSS, formula, found, PolicyLoss._fields, "PolicyLoss")
-    _require_learnable(POLICY_LOSS, formula, found.loss, logprobs)
+    gradient = _require_learnable(POLICY_LOSS, formula, found.loss, logprobs)
+    if gradient[~mask].any():
+        raise ConfigError(
+            f"{POLICY_LOSS.key}: {called(formula)} learns from tokens outside of the mask; it must be 0 there, as "
+            "torch.where(mask, x, 0) is"
+        )
     _require_shape(POLICY_LOSS, formula, "per_token", found.per_token, mask.shape)
 
 
@@ -103,8 +112,8 @@ def check_pair_loss(formula: Formula) -> bool:
     for name in ("chosen_rewards", "rejected_rewards"):
         _require_shape(PAIR_LOSS, formula, name, getattr(found, name), (2,))
     try:
-        formula(chosen, rejected, None, None, lengths, lengths, **last)
-    except (TypeError, AttributeError):
+        _call(PAIR_LOSS, formula, (chosen, rejected, None, None, lengths, lengths), last)
+    except ConfigError:
         return True
     return False
 
@@ -177,8 +186,8 @@ def _require_finite(slot: Slot, formula: Formula, name: str, found: Tensor) -> N
         )
 
 
-def _require_learnable(slot: Slot, formula: Formula, loss: Any, leaf: Tensor) -> None:
-    """A finite number that depends on ``leaf`` with finite gradients."""
+def _require_learnable(slot: Slot, formula: Formula, loss: Any, leaf: Tensor) -> Tensor:
+    """A finite number that depends on ``leaf`` with finite gradients, which are returned."""
     _require_shape(slot, formula, "the loss", loss, ())
     _require_finite(slot, formula, "the loss", loss)
     gradient = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
@@ -188,3 +197,4 @@ def _require_learnable(slot: Slot, formula: Formula, loss: Any, leaf: Tensor) ->
             "nothing would be learned; is it detached?"
         )
     _require_finite(slot, formula, "the gradient", gradient)
+    return gradient

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rlhf_lightning.functional.aggregate import aggregation
+from rlhf_lightning.functional.ratios import CORRECTIONS
 from rlhf_lightning.modules.formulas import check_advantage, check_policy_loss
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
@@ -40,7 +41,8 @@ def check_combination(
     function, bound = unwrapped(advantage)
     check_algorithm(settings, _path(function), bound, _path(unwrapped(policy_loss)[0]), critic)
     check_advantage(advantage, settings.group_size)
-    check_policy_loss(policy_loss, aggregation(settings.aggregation, norm=sampling.max_new_tokens))
+    correction = None if settings.correction is None else CORRECTIONS[settings.correction]
+    check_policy_loss(policy_loss, aggregation(settings.aggregation, norm=sampling.max_new_tokens), correction)
 
 
 def penalty_of(controller: KLController, scorer: Scorer) -> KLController:

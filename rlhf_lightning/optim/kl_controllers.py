@@ -180,7 +180,7 @@ class LogSpaceKL(_Steering):
     raise_gain: float = 0.3
     lower_gain: float = 0.03
     max_step: float = 0.5
-    floor: float = 0.5
+    floor: float = 0.1
     ceiling: float = 1000.0
     learned_scores_only: bool = False
 

@@ -18,6 +18,8 @@ from rlhf_lightning.rules.ranges import require
 
 LENGTHS = ("total_steps", "num_training_steps", "T_max", "total_iters")
 """How schedules call the optimizer steps of the whole run."""
+TRIAL_STEPS = 1009
+"""Length of a run for which a schedule is tried; a prime, so that no share of it is a whole number of steps."""
 
 
 def make_schedule(factory: Callable[..., Any], optimizer: Optimizer, total_steps: int, key: str = "scheduler") -> Any:
@@ -41,10 +43,14 @@ def make_schedule(factory: Callable[..., Any], optimizer: Optimizer, total_steps
     given = {} if length is None or bound.get(length) is not None else {length: total_steps}
     try:
         schedule = factory(optimizer, **given)
-    except (TypeError, ValueError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:
         raise ConfigError(
-            f"{key}: {name} cannot be made ({error}); arguments are added as +{key}.NAME=VALUE"
+            f"{key}: {name} cannot be made ({type(error).__name__}: {error}); arguments are added as +{key}.NAME=VALUE"
         ) from error
+    if not callable(getattr(schedule, "step", None)):
+        raise ConfigError(f"{key}: {name} returned a {type(schedule).__name__}; wanted: a schedule of torch")
     if isinstance(schedule, ReduceLROnPlateau):
         raise ConfigError(f"{key}: {name} waits for a metric, and a step has none; choose one that counts steps")
     return schedule
@@ -65,17 +71,22 @@ def check_schedule(factory: Callable[..., Any] | None, optimizer: Callable[..., 
     group = {"name": "policy", "params": [torch.nn.Parameter(torch.zeros(2, 2))]}
     try:
         made = optimizer([group])
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {called(optimizer)} cannot be called with parameter groups: {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{where}: {called(optimizer)} cannot be called with parameter groups: {told}") from error
+    if not isinstance(made, Optimizer):
+        raise ConfigError(f"{where}: {called(optimizer)} returned a {type(made).__name__}; wanted: a torch Optimizer")
     if factory is None:
         return
-    schedule = make_schedule(factory, made, total_steps=2, key=key)
+    schedule = make_schedule(factory, made, total_steps=TRIAL_STEPS, key=key)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no step of the optimizer comes before
         schedule.step()
     rates = [float(one["lr"]) for one in made.param_groups]
     if not all(map(math.isfinite, rates)):
-        raise ConfigError(f"{key}: {called(factory)} gives the learning rate {rates[0]} after the first of two steps")
+        raise ConfigError(f"{key}: {called(factory)} gives the learning rate {rates[0]} after the first step")
 
 
 def linear(optimizer: Optimizer, total_steps: int, *, warmup_ratio: float = 0.0, final: float = 0.0) -> LambdaLR:

@@ -38,8 +38,9 @@ def replaced(rollout: Rollout, rows: Tensor, fresh: Rollout, pad_token_id: int) 
     logprobs = context = None
     if rollout.rollout_logprobs is not None and fresh.rollout_logprobs is not None:
         logprobs = merged(rollout.rollout_logprobs, fresh.rollout_logprobs)
-    if rollout.context is not None and fresh.context is not None:
-        context = merged(rollout.context, fresh.context)
+    if rollout.context is not None or fresh.context is not None:
+        old, new = (torch.zeros_like(r.mask) if r.context is None else r.context for r in (rollout, fresh))
+        context = merged(old, new)
     new_rows = dict(zip(rows.tolist(), fresh.rows, strict=True))
     return replace(
         rollout,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 from rlhf_lightning.config.allowlist import check_objects, resolve
@@ -26,6 +27,12 @@ def load_stage(run: Run, entry: str) -> Stage:
     stage = replace(stage, run=_imported(stage.run), check=_imported(stage.check))
     if not callable(stage.run):
         raise ConfigError(f"stages: {entry} is a {type(stage.run).__name__}; name a function of the run, or a Stage")
+    try:
+        signature(stage.run).bind(run)
+    except TypeError as error:
+        raise ConfigError(f"stages: {entry} is called with the run and nothing else: {error}") from error
+    except ValueError:
+        pass  # some that are written in C
     return stage
 
 
@@ -38,7 +45,8 @@ def check_parts(run: Run, entry: str) -> None:
     stage = load_stage(run, entry)
     section: Any = run.section(stage.name)
     if "optimizer" in section:
-        check_schedule(run.build(section["scheduler"]), run.build(section["optimizer"]), f"{stage.name}.scheduler")
+        optimizer, scheduler = (run.build(section.get(part)) for part in ("optimizer", "scheduler"))
+        check_schedule(scheduler, optimizer, f"{stage.name}.scheduler")
     if callable(stage.check):
         stage.check(run)
 

@@ -43,7 +43,7 @@ def train(
     source = run.model(section["policy"], section.get("freeze_below"))
     tokenizer = source.tokenizer()
     given: dict[str, Any] = {model: source, "tokenizer": tokenizer}
-    given |= {name: run.build(section[name]) for name in ("optimizer", "scheduler")}
+    given |= {name: run.build(section.get(name)) for name in ("optimizer", "scheduler")}
     if "reference" in section:
         given["reference"] = run.model(reference) if reference else None
     parts = parts or {}

@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.functional.ppo import clipped_policy_loss
+from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained, packing
 from rlhf_lightning.modules import PPOModule
 from rlhf_lightning.modules.online import Denominators
@@ -259,3 +261,36 @@ def test_the_greedy_baseline_plays_the_prompt_that_was_asked():
     assert torch.equal(greedy.prompt_ids, rollout.prompt_ids)
     want = module.score(greedy) - 0.5 * (~greedy.finished).float()
     assert_close(module.greedy_baseline(rollout, 0.5), want)
+
+
+class CountsSlow:
+    """Scores tokens: 1 for each "slow", whoever wrote it."""
+
+    name = "slow"
+
+    def to(self, device):
+        return self
+
+    def score(self, rollout, tokenizer):
+        return (rollout.response_ids == tokenizer.convert_tokens_to_ids("slow")).float()
+
+
+def test_groups_are_sampled_again_where_only_text_from_elsewhere_tells_their_scores_apart(monkeypatch):
+    module, _ = fit(build(advantage=partial(gae, lam=1.0), baseline="none", group_size=2, max_resamples=1))
+    rollout, slow = module.last_experience.rollout, tiny.tokenizer().convert_tokens_to_ids("slow")
+    ids = rollout.response_ids.masked_fill(rollout.mask, 5).clone()
+    assert (ids == slow)[rollout.attended].any() and not (ids == slow)[rollout.mask].any()
+    rollout, module.scorer, again = replace(rollout, response_ids=ids), CountsSlow(), []
+    monkeypatch.setattr(module, "generate", lambda prompts: (again.append(len(prompts)), rollout)[1])
+    monkeypatch.setattr("rlhf_lightning.modules.online.replaced", lambda old, *given: old)
+    scores = module.score(rollout)
+    assert len({float(score) for score in scores.sum(1)}) > 1
+    module.resample(rollout.asked, rollout, scores)
+    assert again == [len(rollout)]
+
+
+def test_scores_of_tokens_are_sums_over_the_policys_in_records():
+    sampler = SamplingModule(SimpleNamespace(tokenizer=tiny.tokenizer, causal_lm=tiny.policy), [CountsSlow()])
+    rollout = episodes.rollout(episodes.engine())
+    want = (CountsSlow().score(rollout, tiny.tokenizer()) * rollout.mask).sum(1)
+    assert [record["scores"]["slow"] for record in sampler._records(rollout)] == want.tolist()

@@ -18,6 +18,7 @@ from rlhf_lightning.functional.reward import kwise_logistic_loss, plackett_luce_
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules import PPOModule, RewardModule
 from rlhf_lightning.modules import formulas as checks
+from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.stages.pipeline import run
 from tests.support import tiny
 
@@ -134,6 +135,63 @@ def test_a_formula_with_a_memory_does_not_remember_the_trial_and_random_numbers_
     checks.check_advantage(formula)
     assert formula.calls == 0
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_nor_does_a_loss_of_pairs_remember_the_trial_without_a_reference():
+    class Counts:
+        calls = 0
+
+        def __call__(self, *given, **named):
+            self.calls += 1
+            torch.rand(1)
+            return simpo_loss(*given, **named)
+
+    formula, before = Counts(), torch.random.get_rng_state()
+    assert not checks.check_pair_loss(formula)
+    assert formula.calls == 0
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_loss_of_pairs_may_say_in_its_own_way_that_it_needs_the_reference():
+    def strict(chosen, rejected, ref_chosen, *given, **named):
+        if ref_chosen is None:
+            raise ValueError("a reference, please")
+        return dpo_loss(chosen, rejected, ref_chosen, *given, **named)
+
+    assert checks.check_pair_loss(strict)
+
+
+def test_answers_are_told_from_tokens():
+    def of_columns(rewards, values, mask):
+        return rewards - rewards.mean(0)[:, None], rewards
+
+    def weighs_columns(logprobs, old_logprobs, advantages, mask, **named):
+        return clipped_policy_loss(logprobs, old_logprobs, advantages / mask.sum(0)[:, None], mask, **named)
+
+    with pytest.raises(ConfigError, match=r"^ppo\.advantage: of_columns .* answers of three tokens: RuntimeError"):
+        checks.check_advantage(of_columns)
+    with pytest.raises(ConfigError, match=r"^ppo\.loss: weighs_columns .* two answers of three tokens: RuntimeError"):
+        checks.check_policy_loss(weighs_columns)
+
+
+def test_a_policy_loss_that_learns_from_other_tokens_is_named():
+    def everywhere(logprobs, old_logprobs, advantages, mask, **named):
+        return clipped_policy_loss(logprobs, old_logprobs, advantages, torch.ones_like(mask), **named)
+
+    with pytest.raises(ConfigError, match=r"^ppo\.loss: everywhere learns from tokens outside of the mask"):
+        checks.check_policy_loss(everywhere)
+
+
+def test_a_policy_loss_gets_the_weights_it_will_get():
+    def of_three_dimensions(*given, weights, **named):
+        return clipped_policy_loss(*given, weights=None if weights is None else weights[..., None], **named)
+
+    checks.check_policy_loss(of_three_dimensions)
+    with pytest.raises(ConfigError, match=r"^ppo\.loss: of_three_dimensions cannot be called"):
+        PPOModule(
+            Pretrained("nowhere"), None, tiny.tokenizer(), policy_loss=of_three_dimensions,
+            settings=PPOSettings(correction="token_mask"),
+        )  # fmt: skip
 
 
 def test_modules_made_in_python_are_checked_too():

@@ -72,6 +72,10 @@ def test_ppo_ends_at_the_learning_rate_of_the_schedule(name):
         (lr_scheduler.ReduceLROnPlateau, ADAM, r"ReduceLROnPlateau waits for a metric"),
         (partial(schedules.linear, warm=1), ADAM, r"sft\.scheduler: linear .*warm"),
         (lambda o: lr_scheduler.LambdaLR(o, lambda step: float("nan")), ADAM, r"gives the learning rate nan"),
+        (lambda o, **named: {}["total"], ADAM, r"sft\.scheduler: <lambda> cannot be made \(KeyError: 'total'\)"),
+        (lambda o: {"scheduler": o}, ADAM, r"sft\.scheduler: <lambda> returned a dict; wanted: a schedule of torch"),
+        (None, lambda groups: groups, r"sft\.optimizer: <lambda> returned a list; wanted: a torch Optimizer"),
+        (None, lambda groups: groups[0]["p"], r"sft\.optimizer: <lambda> cannot be called .*KeyError: 'p'"),
         (None, partial(torch.optim.AdamW, lrate=1), r"sft\.optimizer: AdamW cannot be called .*lrate"),
     ],
 )
@@ -83,6 +87,11 @@ def test_what_cannot_work_is_known_before_a_model_is_there(factory, optimizer, s
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_that_works_passes_the_check(name):
     schedules.check_schedule(SCHEDULES[name][0], ADAM, "sft.scheduler")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_a_schedule_with_a_share_of_the_steps_is_not_tried_where_that_is_none(share):
+    schedules.check_schedule(partial(lr_scheduler.OneCycleLR, max_lr=0.1, pct_start=share), ADAM, "sft.scheduler")
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -1,5 +1,7 @@
 """Groups that agree are found and replaced, whatever the widths."""
 
+from dataclasses import replace
+
 import torch
 
 from rlhf_lightning.rollout.groups import replaced, undecided
@@ -34,3 +36,12 @@ def test_fresh_rows_take_their_places_and_the_narrow_side_is_padded():
 def test_logprobs_of_an_engine_that_keeps_none_stay_none():
     old, fresh = rollout([[1]], [True], logprobs=False), rollout([[2]], [True], logprobs=False)
     assert replaced(old, torch.tensor([0]), fresh, 0).rollout_logprobs is None
+
+
+def test_text_from_elsewhere_is_kept_where_only_one_side_has_any():
+    plain = rollout([[1, 2], [3, 4]], [True, True])
+    talked = replace(rollout([[5, 6, 7]], [True]), context=torch.tensor([[False, True, False]]))
+    out = replaced(plain, torch.tensor([1]), talked, pad_token_id=0)
+    assert out.context.tolist() == [[False] * 3, [False, True, False]]
+    out = replaced(out, torch.tensor([1]), rollout([[8]], [True]), pad_token_id=0)
+    assert out.context.tolist() == [[False] * 3] * 2

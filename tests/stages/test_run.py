@@ -1,8 +1,10 @@
 """What the stages of a run share."""
 
 import hashlib
+import re
 
 import pytest
+import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import SimpleProfiler
 
@@ -11,9 +13,11 @@ from rlhf_lightning.config import compose as compose_module
 from rlhf_lightning.config import judging
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.modules import PPOModule, SFTModule
 from rlhf_lightning.stages import Run, pipeline
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.stages.resume import RunFolder
+from tests.support import small_pipeline
 
 
 def test_provenance_names_every_file_of_a_list_by_its_checksum(tmp_path):
@@ -113,3 +117,80 @@ def test_a_run_that_is_stopped_names_the_stages_that_are_complete(tmp_path):
 def test_trainer_arguments_that_would_mislead_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         compose(["stage=ppo", override])
+
+
+@pytest.mark.parametrize(
+    "key", ["seed", "stages", "judge", "task", "run_dir", "sft.scheduler", "ppo.critic", "ppo.loss"]
+)
+def test_a_key_that_was_taken_out_by_hand_is_named(key):
+    config = compose(["task=miniature", "run_dir=runs/x"])
+    section, _, name = key.rpartition(".")
+    del (config[section] if section else config)[name]
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: is missing"):
+        pipeline.run(config)
+
+
+@pytest.mark.parametrize("key", ["model", "trainer", "task", "sft.data", "ppo.settings", "ppo.loss", "reward.loss"])
+def test_a_word_in_the_place_of_a_part_is_named(key):
+    config = compose(["task=miniature", "run_dir=runs/x"])
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = "mine"
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=mine: must be a "):
+        pipeline.run(config)
+
+
+@pytest.mark.parametrize("key", ["run_dir", "sft.output", "ppo.policy"])
+def test_a_number_in_the_place_of_a_folder_is_named(key):
+    config = compose(["task=miniature", "run_dir=runs/x"])
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = 17
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=17: must be text"):
+        pipeline.run(config)
+
+
+class NoStage:
+    """Makes an object, and cannot be called with a run."""
+
+
+def test_a_stage_that_cannot_be_called_with_the_run_is_refused_before_the_first(tmp_path):
+    words = [*small_pipeline.inputs(tmp_path), "stages=[sft,tests.stages.test_run.NoStage]", "+NoStage={a: 1}"]
+    config = compose([*words, "trusted_targets=[tests]", f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(
+        ConfigError, match=r"stages: tests\.stages\.test_run\.NoStage is called with the run and nothing"
+    ):
+        pipeline.run(config)
+    assert not (tmp_path / "run" / "sft").exists()
+
+
+class OwnSteps(SFTModule):
+    """Takes the loss without the library's sums for the log, and an optimizer without a schedule."""
+
+    def training_step(self, batch, batch_idx):
+        loss = self.training_loss(batch)[0]
+        self.log("train/mine", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.policy.parameters(), lr=0.05)
+
+
+class OwnOptimizer(PPOModule):
+    """Two parameter groups without names."""
+
+    def configure_optimizers(self):
+        groups = [{"params": list(model.parameters())} for model in (self.policy, self.critic)]
+        return torch.optim.SGD(groups, lr=0.01)
+
+
+OWN = {"sft": "OwnSteps", "ppo": "OwnOptimizer"}
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a .val_dataloader. but have no")  # PPO is judged by `evaluate`
+def test_modules_with_steps_and_optimizers_of_their_own_are_trained(tmp_path):
+    words = [word for word in small_pipeline.prepare(tmp_path) if not word.startswith("stages=")]
+    modules = [f"{stage}.module._target_=tests.stages.test_run.{name}" for stage, name in OWN.items()]
+    scorer = ["scorer=function", "scorer.function=tests.support.phases.praise", "scorer.isolate=false"]
+    more = [*modules, *scorer, "stages=[sft,ppo]", "ppo.critic=policy", "ppo.rollouts=1", "trusted_targets=[tests]"]
+    metrics = run(compose([*words, *more, f"run_dir={tmp_path / 'run'}"]))
+    assert "train/mine" in metrics and "train/loss" not in metrics
+    assert metrics["grad_norm/1"] > 0
