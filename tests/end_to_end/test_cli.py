@@ -170,7 +170,7 @@ def test_the_console_of_the_pipeline_shows_no_warnings_of_other_libraries(pipeli
 
 def test_a_part_of_the_pipeline_runs_from_the_folders_of_another_run(tmp_path, pipeline, assets, capsys):
     whole, output = pipeline
-    folders = [f"{stage}.output={whole / stage}" for stage in ("sft", "reward")]
+    folders = [*(f"{stage}.output={whole / stage}" for stage in ("sft", "reward")), f"ppo.reference={whole / 'sft'}"]
     before = {name: verify_folder(whole / name)["files"] for name in ("sft", "reward", "ppo")}
     words = ["stages=[ppo,evaluate]", "logger=none", "evaluate.sampling.temperature=0.7", *folders, *SMALL, *assets]
     metrics = run(compose([*words, f"run_dir={tmp_path / 'part'}"]))
@@ -178,6 +178,7 @@ def test_a_part_of_the_pipeline_runs_from_the_folders_of_another_run(tmp_path, p
     assert sorted(p.name for p in part.iterdir() if p.is_dir()) == ["figures", "history", "ppo"]
     assert verify_folder(part / "ppo", expect_stage="ppo")["files"] == before["ppo"]  # the same seed, the same policy
     assert {name: verify_folder(whole / name)["files"] for name in before} == before
+    assert verify_folder(part / "ppo")["parents"]["reference"]["files"] == before["sft"]
     assert metrics["objective/kl"] == pytest.approx(verify_folder(part / "ppo")["metrics"]["objective/kl"])
     note = "not drawn alike in all stages: ppo.sampling.temperature=1.0, evaluate.sampling.temperature=0.7\n"
     assert note in capsys.readouterr().out and "not drawn alike" in (part / "report.md").read_text()

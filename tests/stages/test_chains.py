@@ -80,6 +80,19 @@ def test_a_part_of_a_chain_goes_on_from_folders_that_are_named_or_there(own, tmp
     assert list(config["evaluate"]["policies"]) == ["base", "sft", "ppo"]
 
 
+def test_kl_of_a_second_round_is_measured_to_the_reference_that_it_names(own, tmp_path):
+    for name in ("sft", "ppo"):
+        (tmp_path / name).mkdir()
+    words = ["stages=[ppo,evaluate]", f"ppo.policy={tmp_path / 'ppo'}", f"ppo.reference={tmp_path / 'sft'}"]
+    judged = composed(own, *words)["evaluate"]
+    assert list(judged["policies"]) == ["base", "reference", "ppo"] and judged["baseline"] == "reference"
+    assert judged["policies"]["reference"] == str(tmp_path / "sft")
+    judged = composed(own, *words, f"sft.output={tmp_path / 'sft'}")["evaluate"]
+    assert list(judged["policies"]) == ["base", "sft", "ppo"] and judged["baseline"] == "sft"
+    judged = composed(own, *words, "evaluate.baseline=base")["evaluate"]
+    assert list(judged["policies"]) == ["base", "ppo"] and judged["baseline"] == "base"
+
+
 def test_what_the_config_names_comes_first(own, tmp_path):
     (tmp_path / "c.jsonl").touch()
     words = [f"data.comparisons={tmp_path / 'c.jsonl'}", "dpo.policy=${model.path}", "+evaluate.policies.sft=null"]
