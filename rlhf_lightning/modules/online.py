@@ -31,6 +31,7 @@ from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.engine import check_prompts
 from rlhf_lightning.rollout.groups import replaced, undecided
+from rlhf_lightning.rollout.hf import warn_of_unused_fields
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.training.micro_batches import Schedule, micro_batches, take
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
@@ -261,6 +262,7 @@ class OnlineModule(RLHFModule):
         """Train mode for the critic too; refuse prompts that leave no room for an answer."""
         super().on_train_start()
         check_prompts(self.policy, getattr(self.trainer, "datamodule", None), self.sampling)
+        warn_of_unused_fields(self.policy, self.sampling)
         for module in self.children():
             module.train()
 
