@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
         checks = {
             "gold base < sft < ppo": self.base < self.sft < self.ppo,
             "win rate at least 75 %": self.win_rate >= 0.75,
-            "final KL within 20 % of its target": abs(self.kl_end / self.target - 1) <= 0.2,
+            "final KL between half and 1.2 times its target": 0.5 <= self.kl_end / self.target <= 1.2,
             "no KL above 1.5 times the target": self.kl_max <= 1.5 * self.target,
             "kl=none: proxy ends above": self.hacked_proxy > 0,
             "kl=none: gold at least 0.5 below its peak": self.hacked_gold >= 0.5,

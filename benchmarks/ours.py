@@ -74,7 +74,7 @@ def overrides_of(job: dict[str, Any]) -> list[str]:
     words += [
         f"algorithm={learner}", f"ppo.rollouts={job['warm_up'] + job['steps']}", "kl=fixed",
         f"kl.coef={job['kl_coef']}", f"ppo.data.max_prompt_length={job['max_prompt_length']}",
-        f"ppo.sampling.max_new_tokens={job['max_new_tokens']}", f"ppo.settings.ppo_epochs={job['epochs']}",
+        f"sampling.max_new_tokens={job['max_new_tokens']}", f"ppo.settings.ppo_epochs={job['epochs']}",
         f"ppo.settings.group_size={job['group_size']}", "ppo.settings.max_approx_kl=null",
     ]  # fmt: skip
     if learner == "ppo":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -203,6 +203,14 @@ class Experience(TensorData):
             weights=None if self.weights is None else self.weights[:, :width],
             **{name: getattr(self, name)[:, :width] for name in per_token},
         )
+
+
+class Forward(NamedTuple):
+    """What the policy and critic in training say about each response token."""
+
+    logprobs: Tensor  # [B, T], 0 behind the response
+    values: Tensor  # [B, T], 0 without a critic
+    entropy: Tensor | None  # [B, T], nats; None if not asked for, carries a gradient only if there is a bonus for it
 
 
 @dataclass(frozen=True)

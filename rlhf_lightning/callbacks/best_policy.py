@@ -33,7 +33,8 @@ class BestPolicy(pl.Callback):
 
     Args:
         folder: where the best policy is written at the end; None writes nothing.
-        monitor: logged tag to maximise, equal on every rank.
+        monitor: logged tag to maximise, equal on every rank; ``judge`` is the first ``monitor/...`` that `ScoreMonitor`
+            logs. A judge that chooses is no longer independent of what it will be asked about.
         max_kl: highest smoothed ``objective/kl``, nats per response; None takes 1.2 x ``objective/kl_target`` if that
             is logged, 10 where a learned model scores and nothing charges for KL, else there is no limit.
         window: rollouts in a mean.
@@ -80,6 +81,8 @@ class BestPolicy(pl.Callback):
         if gave_up(pl_module):
             return
         metrics = logged_scalars(trainer)
+        if self.monitor == "judge":
+            self.monitor = min((tag for tag in metrics if tag.startswith("monitor/")), default="judge")
         missing = [tag for tag in (self.monitor, KL) if tag not in metrics]
         if missing:
             raise ConfigError(

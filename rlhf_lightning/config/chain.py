@@ -41,7 +41,8 @@ def complete(config: dict[str, Any]) -> None:
     """Fill in what depends on all stages of a resolved config: the policies to compare, and the judge as the scorer.
 
     ``evaluate.policies`` gets what the other stages of the config make or have made, oldest first; a policy that is
-    null there is left out. A scorer whose reward model nobody makes or names is the judge.
+    null there is left out. KL is measured to the last reference that a stage of the chain names, which is among the
+    policies then; else to ``sft``, else to the first. A scorer whose reward model nobody makes or names is the judge.
     """
     stages = config.get("stages")
     entries = [str(entry) for entry in stages] if isinstance(stages, list) else []
@@ -55,10 +56,15 @@ def complete(config: dict[str, Any]) -> None:
         found = {stage_of(e).name: product(e, "policy", config) for e in (*made_before, *chain)}
         section = config["evaluate"]
         given = section.get("policies") or {}
+        named = [(config.get(name) or {}).get("reference") for name in names(chain)]
+        reference = None if section.get("baseline") else next(filter(None, reversed(named)), None)
+        if reference not in {None, *given.values(), *found.values()}:
+            found = {"reference": reference, **found}
         policies = {name: folder for name, folder in ({**given, **found} | given).items() if folder}
         section["policies"] = policies
         if section.get("baseline") is None:
-            section["baseline"] = "sft" if "sft" in policies else next(iter(policies), None)
+            other = "sft" if "sft" in policies else next(iter(policies), None)
+            section["baseline"] = next((name for name, folder in policies.items() if folder == reference), other)
     scorer = config.get("scorer")
     if isinstance(scorer, dict) and isinstance(scorer.get("model"), dict) and scorer["model"].get("path") is None:
         config["scorer"] = {"_target_": "rlhf_lightning.scoring.scorer.as_scorer", "judge": config.get("judge")}

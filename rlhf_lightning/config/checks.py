@@ -32,13 +32,8 @@ _TRANSLATED = {
 }
 # Numbers of a stage that no constructor takes, and the least they can be.
 _LEAST = {
-    "max_epochs": 1,
-    "min_accuracy": 0,
-    "samples_per_prompt": 1,
-    "n": 2,
-    "max_grad_norm": 0,
-    "max_skipped_steps": 1,
-}
+    "max_epochs": 1, "min_accuracy": 0, "samples_per_prompt": 1, "n": 2, "max_grad_norm": 0, "max_skipped_steps": 1
+}  # fmt: skip
 _REPEATED = ("max_grad_norm", "max_skipped_steps")  # by the part of a stage that takes them
 _NULLABLE = ("checkpoint", "scheduler", "best_policy")  # parts that a run can do without
 _GROUPS = ("model", "data", "task", "trainer", "callbacks", "rollout", "scorer", "judge", "kl")

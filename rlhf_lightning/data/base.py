@@ -123,7 +123,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
             raise DataError(
                 f"{len(self.train_items)} training {self.unit} are left of {self.report['rows']} rows in"
                 f" {', '.join(map(str, self.train))} ({why or 'nothing dropped'}), but {size} asks for"
-                f" {self.batch_size} {self.unit}: training would take 0 steps; add rows or lower {size}."
+                f" {self.batch_size} {self.unit}: the first batch would not be full; add rows or lower {size}."
             )
 
     def _read(self) -> None:
@@ -199,11 +199,11 @@ class RowDataModule(LightningDataModule, Generic[T]):
     def train_dataloader(self) -> ShardedLoader[T]:
         """The training stream; goes on where the loaded checkpoint stopped."""
         overfit = getattr(self.trainer, "overfit_batches", 0)
-        self._loader = self._make_loader(self.train_items, shuffle=not overfit, drop_last=True)
+        self._loader = self._make_loader(self.train_items, shuffle=not overfit, training=True)
         if overfit:
             micro = round(overfit * len(self._loader)) if isinstance(overfit, float) else overfit
             few = self.train_items[: max(1, math.ceil(micro / self.accumulate)) * self.batch_size]
-            self._loader = self._make_loader(few, shuffle=False, drop_last=True)
+            self._loader = self._make_loader(few, shuffle=False, training=True)
         if self._state:
             self._go_on(self._loader)
         return self._loader
@@ -211,11 +211,11 @@ class RowDataModule(LightningDataModule, Generic[T]):
     def val_dataloader(self) -> ShardedLoader[T] | NoValidation:
         """All validation rows; without any, an empty loader that makes Lightning skip validation."""
         if self.val_items:
-            return self._make_loader(self.val_items, shuffle=False, drop_last=False)
+            return self._make_loader(self.val_items, shuffle=False, training=False)
         warnings.filterwarnings("ignore", message=f".*`{NoValidation.__name__}` across ranks is zero")
         return NoValidation()
 
-    def _make_loader(self, items: list[T], *, shuffle: bool, drop_last: bool) -> ShardedLoader[T]:
+    def _make_loader(self, items: list[T], *, shuffle: bool, training: bool) -> ShardedLoader[T]:
         rank, world_size = self._place()
         return self.loader(
             items,
@@ -226,7 +226,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
             world_size=world_size,
             shuffle=shuffle,
             seed=self.seed,
-            drop_last=drop_last,
+            training=training,
             length_window=self.length_window,
         )
 
@@ -255,11 +255,13 @@ class RowDataModule(LightningDataModule, Generic[T]):
             "batch_size": self.batch_size,
             "micro_batches_per_step": self.accumulate,
             "length_window": self.length_window,
+            "rows_per_epoch": self.loader.rows_per_epoch(len(self.train_items), self.batch_size),
         }
 
     def _check_state(self, state: dict[str, Any]) -> None:
         now = self._geometry()
-        state = {"length_window": 0} | state  # checkpoints without the key cut in the order of the rows
+        older = len(self.train_items) // self.batch_size * self.batch_size  # they left the rest out
+        state = {"length_window": 0, "rows_per_epoch": older} | state  # and cut in the order of the rows
         if state["data"] != now["data"]:
             raise DataError(
                 f"{', '.join(map(str, self.train))}: the training rows are not those of the checkpoint (SHA-256"

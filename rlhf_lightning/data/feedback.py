@@ -61,8 +61,10 @@ class FeedbackLoader(ShardedLoader[Feedback]):
             return batch
         epoch, step = divmod(position, self._pass_length)
         rows = self._global_batch(epoch, step // self.accumulate)
-        share = self.batch_size // self.world_size  # equal on all ranks, which gather them
-        mine = range(self.rank * share, (self.rank + 1) * share)
+        share = max(len(rows) // self.world_size, 1)  # equal on all ranks, which gather them
+        mine = [place % len(rows) for place in range(self.rank * share, (self.rank + 1) * share)]
+        if len(rows) == 1:  # the last one of an epoch, with the answer of any other prompt
+            return replace(batch, mismatched=self.mismatched(self.dataset, rows))
         return replace(batch, mismatched=self.mismatched([self.dataset[row] for row in rows], mine))
 
     def _evaluation_batch(self, step: int) -> FeedbackBatch:
@@ -196,8 +198,8 @@ class FeedbackData(AnswerDataModule[Feedback]):
             written=written(attention_mask, [example.completion_mask for example in examples]),
         )
 
-    def _make_loader(self, items: list[Feedback], *, shuffle: bool, drop_last: bool) -> ShardedLoader[Feedback]:
-        loader: Any = super()._make_loader(items, shuffle=shuffle, drop_last=drop_last)
+    def _make_loader(self, items: list[Feedback], *, shuffle: bool, training: bool) -> ShardedLoader[Feedback]:
+        loader: Any = super()._make_loader(items, shuffle=shuffle, training=training)
         loader.mismatched = self.mismatched
         return loader
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 
@@ -69,18 +69,20 @@ def split_batch(
 class ShardedLoader(Generic[T]):
     """Micro-batches of one rank. Every rank sees the same shuffled order and takes its own rows of each global batch.
 
-    For training (``drop_last``) the loader is an endless stream that depends on nothing but the seed and the
-    ``position``, the number of micro-batches handed out since the start: epoch ``position // len`` is a permutation
-    drawn from a generator of its own. One iteration hands out ``len(self)`` micro-batches, and the next one goes on
-    where the last was left, whoever stopped it; so a resumed run sees the rows an uninterrupted run would have seen.
-    The rows of a global batch are the same set for every ``micro_batch_size`` and ``world_size``.
+    For training the loader is an endless stream that depends on nothing but the seed and the ``position``, the number
+    of micro-batches handed out since the start: epoch ``position // len`` is a permutation drawn from a generator of
+    its own. One iteration hands out ``len(self)`` micro-batches, and the next one goes on where the last was left,
+    whoever stopped it; so a resumed run sees the rows an uninterrupted run would have seen. The rows of a global batch
+    are the same set for every ``micro_batch_size`` and ``world_size``. The last one of an epoch has the rows that are
+    left, in as many micro-batches as the others, of which those without rows get one padding row; with
+    ``whole_batches`` these rows wait for another epoch.
 
     A ``length_window`` above 0 cuts each global batch into micro-batches of rows of similar length, as many as an even
     cut has, none of them with more padded tokens than ``micro_batch_size`` times the longest row. The largest comes
     first, and the ranks get neighbours at the same time, so that none waits. In evaluation the rows are sorted before
     they are cut.
 
-    For evaluation (``drop_last=False``) every iteration hands out the same batches, each rank gets the same number of
+    For evaluation every iteration hands out the same batches, each rank gets the same number of
     them, and a rank without rows gets one padding row.
 
     ``collate(items, denominator)`` receives the items of a micro-batch and the sum of the weights of *all* rows of its
@@ -99,7 +101,7 @@ class ShardedLoader(Generic[T]):
         world_size: number of processes.
         shuffle: a new permutation in each epoch; False keeps the order of the dataset.
         seed: of the permutations, the same on every rank.
-        drop_last: True for training, False for evaluation.
+        training: False for evaluation.
         length_window: 0 cuts micro-batches in the order of the rows, 1 by length; above 1 the rows of so many global
             batches of training are sorted by length together and dealt out again, so that each has rows of similar
             length; they come in a random order.
@@ -108,6 +110,8 @@ class ShardedLoader(Generic[T]):
         ConfigError: sizes that do not divide, or a window below 0.
         DataError: fewer rows than one batch in training, or none at all.
     """
+
+    whole_batches: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class ShardedLoader(Generic[T]):
         world_size: int = 1,
         shuffle: bool = True,
         seed: int = 0,
-        drop_last: bool = True,
+        training: bool = True,
         length_window: int = 1,
     ) -> None:
         self.dataset = dataset
@@ -135,27 +139,24 @@ class ShardedLoader(Generic[T]):
         self.world_size = world_size
         self.shuffle = shuffle
         self.seed = seed
-        self.drop_last = drop_last
+        self.training = training
         self.length_window = length_window
         self.position = 0
         self.length: int | None = None
         self._order: tuple[int, list[int]] | None = None
         self._cut: tuple[tuple[int, int], list[list[int]]] | None = None
-        if len(dataset) < (batch_size if drop_last else 1):
-            raise DataError(
-                f"{len(dataset)} rows do not fill one batch of {batch_size}: training would take 0 steps;"
-                " add rows or lower batch_size."
-            )
+        if len(dataset) < (batch_size if training else 1):
+            raise DataError(f"{len(dataset)} rows do not fill one batch of {batch_size}; add rows or lower batch_size.")
 
     def __len__(self) -> int:
         """Micro-batches of this rank in one iteration."""
-        if self.drop_last:
+        if self.training:
             return self.length or self._pass_length
         return math.ceil(len(self.dataset) / (self.micro_batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Any]:
         for step in range(len(self)):
-            if not self.drop_last:
+            if not self.training:
                 yield self._evaluation_batch(step)
                 continue
             yield self.draw()
@@ -179,8 +180,9 @@ class ShardedLoader(Generic[T]):
         batch, micro = divmod(step, self.accumulate)
         rows = self._global_batch(epoch, batch)
         total = sum(self.dataset[row].weight for row in rows)
-        mine = self._micro_batches(epoch, batch)[micro * self.world_size + self.rank]
-        return self.collate([self.dataset[row] for row in mine], total / (self.accumulate * self.world_size))
+        mine = [self.dataset[row] for row in self._micro_batches(epoch, batch)[micro * self.world_size + self.rank]]
+        items = mine or [self.dataset[rows[0]].padding_row()]
+        return self.collate(items, total / (self.accumulate * self.world_size))
 
     def _global_batch(self, epoch: int, batch: int) -> list[int]:
         return self._permutation(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
@@ -188,23 +190,26 @@ class ShardedLoader(Generic[T]):
     def _micro_batches(self, epoch: int, batch: int) -> list[list[int]]:
         """Rows of all micro-batches of a global batch, those of one moment on all ranks side by side."""
         if self._cut is None or self._cut[0] != (epoch, batch):
-            rows = self._global_batch(epoch, batch)
+            rows, pieces = self._global_batch(epoch, batch), self.accumulate * self.world_size
             if self.by_length:
                 widths = [self.dataset[row].widths for row in rows]
-                groups = cut(
-                    list(map(max, widths)), self.accumulate * self.world_size, sequences=list(map(len, widths))
-                )
+                groups = cut(list(map(max, widths)), min(pieces, len(rows)), sequences=list(map(len, widths)))
                 parts = [[rows[place] for place in group] for group in groups]
             else:
-                size = self.micro_batch_size
+                size = math.ceil(len(rows) / pieces)
                 parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-            self._cut = ((epoch, batch), parts)
+            self._cut = ((epoch, batch), parts + [[]] * (pieces - len(parts)))
         return self._cut[1]
 
     @property
     def _pass_length(self) -> int:
         """Micro-batches of this rank in one pass over the dataset."""
-        return len(self.dataset) // self.batch_size * self.accumulate
+        return math.ceil(self.rows_per_epoch(len(self.dataset), self.batch_size) / self.batch_size) * self.accumulate
+
+    @classmethod
+    def rows_per_epoch(cls, rows: int, batch_size: int) -> int:
+        """How many of the rows one pass hands out."""
+        return rows // batch_size * batch_size if cls.whole_batches else rows
 
     def _evaluation_batch(self, step: int) -> Any:
         rows = self._evaluation_rows[step]

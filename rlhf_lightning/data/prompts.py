@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import left_pad
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Row
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Prompt:
         return self.ids
 
 
+class PromptLoader(ShardedLoader[Prompt]):
+    """Whole batches only: the sizes of a rollout are fixed."""
+
+    whole_batches = True
+
+
 class PromptData(RowDataModule[Prompt]):
     """Every row with a ``prompt`` (alone, or beside a completion, a ranking, ...) as `PromptBatch`.
 
@@ -60,6 +69,7 @@ class PromptData(RowDataModule[Prompt]):
 
     kind: StageKind = "prompts"  # type: ignore[misc]
     unit = "prompts"
+    loader = PromptLoader
 
     def __init__(
         self,
@@ -126,8 +136,11 @@ class PromptData(RowDataModule[Prompt]):
         loader = super().train_dataloader()
         if self.rollouts is not None:
             loader.length = self.rollouts * loader.accumulate
+        left = len(loader.dataset) % self.batch_size
+        if left and self._place()[0] == 0:
+            log.info(f"{left} of {len(loader.dataset)} prompts fill no rollout in a pass; others do in the next one")
         return loader
 
     def predict_dataloader(self) -> ShardedLoader[Any]:
         """All training prompts once, in order."""
-        return self._make_loader(self.train_items, shuffle=False, drop_last=False)
+        return self._make_loader(self.train_items, shuffle=False, training=False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CLEAR = 1.96  # standard errors that make a difference clear (95 percent)
+OUTRUN = 1.0  # standard deviations by which a proxy may rise more than the judge
 
 
 def winner(evaluation: Mapping[str, Any]) -> str:
@@ -25,8 +26,9 @@ def conclusion(evaluation: Mapping[str, Any]) -> str:
     """What happened to the judge's score at which KL, who won how often, and whether the proxy can be trusted.
 
     A change counts as up or down only where it is clear of its standard error (1.96 of them); the errors are taken as
-    independent, which overstates them for policies that answered the same prompts. Proxy up and judge down is named for
-    what it is: reward hacking.
+    independent, which overstates them for policies that answered the same prompts. The proxy is the score that was
+    optimised. Proxy up and judge down is reward hacking; a proxy that rose by a standard deviation more than the judge
+    is over-optimisation, and the sentence says so.
     """
     new, old, judge = winner(evaluation), opponent(evaluation), evaluation["judge"]
     if new == old:
@@ -47,8 +49,9 @@ def conclusion(evaluation: Mapping[str, Any]) -> str:
     proxy = evaluation.get("proxy")
     if proxy is not None and proxy != judge:
         proxy_change, proxy_stderr = _change(evaluation, proxy)
-        parts.append(f"proxy {proxy} {proxy_change:+.3f}{_gap(evaluation, proxy_change, change)}")
-        warning = _warning(_direction(proxy_change, proxy_stderr), direction, proxy, judge)
+        parts.append(f"{proxy}, which was optimised, {proxy_change:+.3f}")
+        rises = _rises(evaluation, proxy_change, change)
+        warning = _warning(_direction(proxy_change, proxy_stderr), direction, proxy, judge, rises)
     return "; ".join(parts) + "." + warning
 
 
@@ -59,18 +62,15 @@ def _change(evaluation: Mapping[str, Any], score: str) -> tuple[float, float]:
     return new["mean"] - old["mean"], ((new["stderr"] or 0.0) ** 2 + (old["stderr"] or 0.0) ** 2) ** 0.5
 
 
-def _gap(evaluation: Mapping[str, Any], proxy_change: float, judge_change: float) -> str:
-    """Proxy change minus judge change, each in standard deviations over prompts of the policy compared with.
+def _rises(evaluation: Mapping[str, Any], proxy_change: float, judge_change: float) -> tuple[float, float] | None:
+    """Both changes in standard deviations over prompts of the policy compared with; None where one does not vary.
 
-    The two scores have units of their own; only such a common scale lets them be subtracted.
+    The two scores have units of their own; only such a common scale lets them be compared.
     """
     summary = evaluation["policies"][opponent(evaluation)]["summary"]
     names = (evaluation["proxy"], evaluation["judge"])
     spreads = [(summary["scores"][name]["stderr"] or 0.0) * summary["prompts"] ** 0.5 for name in names]
-    if min(spreads) <= 0:
-        return ""
-    gap = proxy_change / spreads[0] - judge_change / spreads[1]
-    return f", proxy-gold gap {gap:+.2f} standard deviations of {opponent(evaluation)}"
+    return None if min(spreads) <= 0 else (proxy_change / spreads[0], judge_change / spreads[1])
 
 
 def _direction(change: float, stderr: float) -> int:
@@ -90,12 +90,19 @@ def rate_text(rate: float, low: float, high: float) -> str:
     return f"{100 * rate:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _warning(proxy: int, judge: int, proxy_name: str, judge_name: str) -> str:
+def _warning(proxy: int, judge: int, name: str, judge_name: str, rises: tuple[float, float] | None) -> str:
+    """What the directions and the rises, in standard deviations, of proxy and judge say together."""
     if proxy > 0 and judge < 0:
         return (
-            f" WARNING, reward hacking: {proxy_name} rose while {judge_name} fell. Stop earlier, lower the KL target, "
+            f" WARNING, reward hacking: {name} rose while {judge_name} fell. Stop earlier, lower the KL target, "
             "or train the reward model on samples of this policy."
         )
     if proxy > 0 and judge == 0:
-        return f" Caution: {proxy_name} rose without a clear gain in {judge_name}."
+        return f" Caution: {name} rose without a clear gain in {judge_name}."
+    if proxy > 0 and rises is not None and rises[0] - rises[1] > OUTRUN:
+        return (
+            f" Caution, over-optimisation: {name} rose by {rises[0]:.1f} standard deviations and {judge_name} by "
+            f"{rises[1]:.1f}, so part of what was learned pleases {name} only. Lower kl.target, or train the reward "
+            "model on samples of this policy."
+        )
     return ""

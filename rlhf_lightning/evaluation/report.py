@@ -17,6 +17,7 @@ Read from a run folder (every part is optional but ``evaluation.json``):
       "win_rates": {"ppo vs sft": {"judge", "wins", "ties", "losses", "unpaired", "win_rate", "low", "high"}, ...},
       "reliability": {"confidence": [...], "accuracy": [...], "count": [...]},     optional, of the reward model
       "doubts": ["the reward model is ...", ...]      optional, see `rlhf_lightning.evaluation.trust`
+      "notes": ["...", ...]                  optional, sentences to read the numbers with
     }
 
 Written: ``report.md`` and ``figures/*.png``.
@@ -84,6 +85,7 @@ def write_report(run_dir: str | Path) -> Path:
         f"# Report: {' → '.join(map(markdown, evaluation['policies']))}",
         f"**{markdown(conclusion(evaluation))}**",
         *(f"**Warning: {markdown(doubt)}.**" for doubt in evaluation.get("doubts", [])),
+        *(markdown(note) for note in evaluation.get("notes", ())),
         "## Before and after\n\n" + before_and_after(evaluation),
         "## Samples\n\n" + _samples(evaluation),
     ]

@@ -16,6 +16,7 @@ from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import FrozenModels, Pretrained, eos_token_ids
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling, rank_seed
+from rlhf_lightning.rollout.hf import warn_of_unused_fields
 from rlhf_lightning.scoring import Scorer, completion_texts
 from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import PromptBatch, Rollout
@@ -71,6 +72,7 @@ class SamplingModule(lightning.LightningModule):
         self.engine.seed(rank_seed(self.seed, self.global_rank))
         policy = self._model("policy")
         ends = eos_token_ids(policy, self.tokenizer)
+        warn_of_unused_fields(policy, self.sampling)
         self.engine.sync(policy, ends, self.tokenizer.pad_token_id, version=0)
         self.records = []
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.models import Pretrained
+from rlhf_lightning.models import Pretrained, frozen_copy
 from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.rules.combinations import check_adapter_dropout
 
@@ -40,6 +40,24 @@ def load_trained(source: Pretrained | PreTrainedModel, dropout: bool = True) -> 
     if lora is not None and not dropout:
         check_adapter_dropout(lora.lora_dropout)
     return policy
+
+
+def load_reference(source: Pretrained | PreTrainedModel | None, policy: PreTrainedModel) -> PreTrainedModel:
+    """The model to stay near, from a recipe or as it is; None takes a frozen copy of the policy as it starts.
+
+    Raises:
+        ConfigError: its vocabulary has another size than that of the policy, whose tokens it could not score.
+    """
+    if source is None or source is policy:
+        return frozen_copy(policy)
+    reference = load_policy(source)
+    sizes = [model.get_input_embeddings().num_embeddings for model in (reference, policy)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"reference: its vocabulary has {sizes[0]} tokens, the policy's {sizes[1]}; name a model that shares the "
+            "policy's tokenizer, such as the one it was trained from"
+        )
+    return reference
 
 
 def depth_of(source: Pretrained | nn.Module) -> int:

@@ -103,7 +103,10 @@ class KTOModule(OfflineModule):
             pieces = self.splitting.pieces(batch.mismatched, self.trainer.accumulate_grad_batches)
             mismatched = self._without_grad(batch.mismatched, pieces)
             self._point = kto_reference_point(*(self.ranks.gather(part).flatten() for part in mismatched))  # type: ignore[arg-type]
-        return self.terms(self.logprobs(batch), batch.desirable, self._point, batch.denominator)
+        answers, counted = self.logprobs(batch), batch.lengths > 0  # not those of padding rows
+        assert answers.reference is not None
+        answers = AnswerLogprobs(answers.policy[counted], answers.reference[counted])
+        return self.terms(answers, batch.desirable[counted], self._point, batch.denominator)
 
     def on_validation_epoch_start(self) -> None:
         """Start from zero."""

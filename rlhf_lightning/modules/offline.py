@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import spread
-from rlhf_lightning.models import FrozenModels, Pretrained, frozen_copy
+from rlhf_lightning.models import FrozenModels, Pretrained
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.models.recipes import depth_of, load_policy, load_trained
+from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.automatic import AutomaticModule
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
@@ -36,7 +36,7 @@ class OfflineModule(AutomaticModule):
         tokenizer: of the policy.
         optimizer: see `RLHFModule`.
         scheduler: see `RLHFModule`.
-        reference: a loading recipe or a model to stay near; None takes a frozen copy of the policy as it starts.
+        reference: see `load_reference`.
         has_reference: False loads no reference at all.
         max_grad_norm: see `RLHFModule`.
         max_skipped_steps: see `RLHFModule`.
@@ -67,7 +67,7 @@ class OfflineModule(AutomaticModule):
         source, reference = self._sources
         policy = load_trained(source)
         if self.has_reference:
-            self.frozen.add("reference", frozen_copy(policy) if reference is None else load_policy(reference))
+            self.frozen.add("reference", load_reference(reference, policy))
         self.policy = policy
 
     def sharded_modules(self) -> list[nn.Module]:

@@ -30,6 +30,7 @@ from rlhf_lightning.modules.scales import ScoreScale, ValueScale
 from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.engine import check_prompts
+from rlhf_lightning.rollout.hf import warn_of_unused_fields
 from rlhf_lightning.scoring import Scorer, details_of
 from rlhf_lightning.training.micro_batches import Schedule, micro_batches, take
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
@@ -150,7 +151,9 @@ class OnlineModule(RLHFModule):
         if not metrics.steps:
             return {"policy/updates": 0.0}
         learned = {"train/learning_rate": self.learning_rate} | metrics.summary(self.ranks)
-        return learned | moments(experience, self.ranks, has_critic=self.has_critic)
+        learned |= moments(experience, self.ranks, has_critic=self.has_critic)
+        self.value_scale.watch(learned.get("val/var_explained"))
+        return learned
 
     def _minibatches(self, schedule: Schedule) -> Iterator[Tensor]:
         """Rows of each optimizer step. The first pass keeps the loader's order, in which `evaluate` ran."""
@@ -262,6 +265,7 @@ class OnlineModule(RLHFModule):
         super().on_train_start()
         check_draws(self.trainer.train_dataloader, self.settings.max_resamples)
         check_prompts(self.policy, getattr(self.trainer, "datamodule", None), self.sampling)
+        warn_of_unused_fields(self.policy, self.sampling)
         for module in self.children():
             module.train()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,9 @@ from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.metrics.rollout import engine_gap, rollout_metrics
 from rlhf_lightning.metrics.update import of_policy, of_value
-from rlhf_lightning.models import FrozenModels, Pretrained, ValueHead, frozen_copy
+from rlhf_lightning.models import FrozenModels, Pretrained, ValueHead
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.models.recipes import depth_of, load_trained, tokenizer_of
+from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained, tokenizer_of
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.critics import Critic, build_critic, critic_numbers
@@ -35,18 +35,10 @@ from rlhf_lightning.rules.combinations import FSDP2_LAYOUT
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.training.micro_batches import evaluated, neighbours
 from rlhf_lightning.training.step_guard import require_finite
-from rlhf_lightning.types import Experience, PromptBatch, Rollout
+from rlhf_lightning.types import Experience, Forward, PromptBatch, Rollout
 
 AdvantageFunction = Callable[..., tuple[Tensor, Tensor]]
 PolicyLossFunction = Callable[..., PolicyLoss]
-
-
-class Forward(NamedTuple):
-    """What the policy and critic in training say about each response token."""
-
-    logprobs: Tensor  # [B, T], 0 behind the response
-    values: Tensor  # [B, T], 0 without a critic
-    entropy: Tensor | None  # [B, T], nats; None if not asked for, carries a gradient only if there is a bonus for it
 
 
 class PPOModule(OnlineModule):
@@ -56,11 +48,12 @@ class PPOModule(OnlineModule):
     ``conf/algorithm/`` holds the combinations that have names.
 
     Args:
-        policy: a loading recipe or a causal language model; a frozen copy of it becomes the reference.
+        policy: a loading recipe or a causal language model.
         scorer: judges the answers, see `rlhf_lightning.scoring`.
         tokenizer: of the policy; taken from the recipe by default.
         optimizer: called with the parameter groups ``policy`` and ``critic``; AdamW(lr=1e-5, eps=1e-5) by default.
         scheduler: see `RLHFModule`.
+        reference: see `load_reference`.
         critic: what the critic starts from, see `rlhf_lightning.modules.critics.Critic`; unused without one.
         engine: samples the answers; `LoopEngine` by default.
         sampling: length and temperature of the answers.
@@ -82,6 +75,7 @@ class PPOModule(OnlineModule):
         tokenizer: PreTrainedTokenizerBase | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
+        reference: Pretrained | PreTrainedModel | None = None,
         critic: Critic = "shared_trunk",
         engine: RolloutEngine | None = None,
         sampling: Sampling | None = None,
@@ -99,7 +93,7 @@ class PPOModule(OnlineModule):
             scheduler,
             settings,
         )
-        self._sources = (policy, critic)  # a tuple: Lightning would register bare models
+        self._sources = (policy, critic, reference)  # a tuple: Lightning would register bare models
         self.scorer = scorer
         self.engine: RolloutEngine = engine or LoopEngine()
         self.sampling = sampling
@@ -113,9 +107,9 @@ class PPOModule(OnlineModule):
         self.frozen = FrozenModels()
 
     def build(self) -> None:
-        """Load the policy, copy it as the reference, and build the critic."""
+        """Load the policy and its reference, and build the critic."""
         self.policy = load_trained(self._sources[0], dropout=False)
-        self.frozen.add("reference", frozen_copy(self.policy))
+        self.frozen.add("reference", load_reference(self._sources[2], self.policy))
         if self.has_critic:
             self.critic = build_critic(self._sources[1], self.policy, self.freeze_below, self.settings.critic_warmup)
 
@@ -286,7 +280,7 @@ class PPOModule(OnlineModule):
             now = self.forward_policy(rollout, hidden, entropy=False)
         reference = token_scores(
             self.frozen["reference"], ids, attention, rollout.sampled, temperature=self.sampling.temperature,  # type: ignore[arg-type]
-            hidden=hidden, freeze_below=self.freeze_below, groups=neighbours(rollout),
+            hidden=None if self._sources[2] else hidden, freeze_below=self.freeze_below, groups=neighbours(rollout),
         )  # fmt: skip
         return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rlhf_lightning.training.ranks import Ranks
 
 MEMORY = 0.9  # share of the variance that a rollout leaves as it was
 LEAST_SLOPE = 0.1  # of the largest that the spread of the returns allows
+POOR, PATIENCE = -0.5, 5  # explained variance, and rollouts in a row
+POOR_CRITIC = (
+    f"ppo: val/var_explained was below {POOR} in {PATIENCE} rollouts: the critic predicts the returns worse than their "
+    "mean would, so advantages are mostly its error. Lower ppo.settings.critic_lr, raise ppo.settings.critic_warmup "
+    "(with ppo.critic=policy), or use algorithm=rloo, which needs no critic"
+)
 
 
 class ScoreScale:
@@ -40,6 +47,7 @@ class ValueScale:
 
     def __init__(self) -> None:
         self.shift, self.scale, self.unit, self.is_fitted = 0.0, 1.0, 1.0, False
+        self.poor = 0  # rollouts in a row
 
     def __call__(self, numbers: Tensor) -> Tensor:
         """Values of the numbers that the critic gives, of the same shape."""
@@ -63,6 +71,12 @@ class ValueScale:
             self.scale = self.unit
         self.shift = float(y.mean) - self.scale * float(x.mean)
         self.is_fitted = True
+
+    def watch(self, explained: float | None) -> None:
+        """Take in the variance that the critic explained in a rollout, None without one; warn where it stays poor."""
+        self.poor = self.poor + 1 if explained is not None and explained < POOR else 0
+        if self.poor == PATIENCE:
+            rank_zero_warn(POOR_CRITIC)
 
     def state_dict(self) -> dict[str, float]:
         """Plain data for a checkpoint."""

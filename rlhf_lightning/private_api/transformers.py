@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import GenerationConfig
+
 
 def attention_of(config: Any) -> str:
     """The attention kernel of a model with this config, for example ``sdpa``.
@@ -11,3 +13,11 @@ def attention_of(config: Any) -> str:
     Relies on ``_attn_implementation``; ``attn_implementation`` can be given but not asked for.
     """
     return config._attn_implementation
+
+
+def generation_defaults() -> dict[str, Any]:
+    """What `generate` takes where neither the call nor the model says anything.
+
+    Relies on ``_get_default_generation_params``; ``GenerationConfig()`` says None.
+    """
+    return GenerationConfig._get_default_generation_params()

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import response_mask
 from rlhf_lightning.functional.sequences import right_pad
-from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
-from rlhf_lightning.rollout.hf import HFGenerateEngine, generation_config
+from rlhf_lightning.rollout.engine import Sampling, check_context, decoding, stream_seed
+from rlhf_lightning.rollout.hf import HFGenerateEngine, generation_config, neutral
 from rlhf_lightning.types import PromptBatch, Rollout
 
 
@@ -47,8 +47,9 @@ class ContinuousEngine(HFGenerateEngine):
         check_context(self._policy, prompts.input_ids.shape[1], sampling)
         inputs = [ids[mask].tolist() for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
         generate_batch: Any = self._policy.generate_batch
-        with decoding(self._policy), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self._seed + self._calls)
+        streams = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with decoding(self._policy), neutral(self._policy), streams:
+            torch.manual_seed(stream_seed(self._seed, self._calls))
             outputs = list(generate_batch(inputs, generation_config(sampling, self._eos, self._pad)).values())
         self._calls += 1
         failed = [output.error for output in outputs if output.error or not output.generated_tokens]

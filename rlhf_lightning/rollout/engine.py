@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +19,18 @@ from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Rollout
 
 
+def stream_seed(*numbers: int) -> int:
+    """A seed for each sequence of numbers, such as seed, rank and call. Added up, those of different runs would meet.
+
+    >>> stream_seed(0, 1) == stream_seed(1, 0), stream_seed(0, 1) == stream_seed(0, 1)
+    (False, True)
+    """
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "big")
+
+
 def rank_seed(seed: int, rank: int) -> int:
-    """A stream of its own for every rank; the stride is a prime, so that neighbouring seeds and ranks never meet."""
-    return seed + rank * 100_003
+    """A stream of its own for every rank; that of the first is the seed's."""
+    return stream_seed(seed, rank) if rank else seed
 
 
 @dataclass(frozen=True)

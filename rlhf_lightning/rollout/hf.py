@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from rlhf_lightning import signals
+from rlhf_lightning.console.display import plain
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import response_mask
 from rlhf_lightning.models.memory import halved
+from rlhf_lightning.private_api.transformers import generation_defaults
 from rlhf_lightning.rollout.broken_logits import FiniteLogits
-from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
+from rlhf_lightning.rollout.engine import Sampling, check_context, decoding, stream_seed
 from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.types import PromptBatch, Rollout
+
+_KEPT = {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
 
 
 class HFGenerateEngine:
@@ -74,8 +80,9 @@ class HFGenerateEngine:
         check_context(self._policy, prompts.input_ids.shape[1], sampling)
         stopped = _StopAt(StopStrings(sampling.stop, tokenizer), prompts)
         device = prompts.input_ids.device
-        with decoding(self._policy), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self._seed + self._calls)
+        streams = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with decoding(self._policy), neutral(self._policy), streams:
+            torch.manual_seed(stream_seed(self._seed, self._calls))
             config = generation_config(sampling, self._eos, self._pad)
             config.cache_implementation = "static" if self.cache == "static" else None
             generate: Any = self._policy.generate
@@ -119,6 +126,35 @@ def generation_config(sampling: Sampling, eos_token_ids: Sequence[int], pad_toke
         pad_token_id=pad_token_id,
         use_cache=True,
     )
+
+
+@contextmanager
+def neutral(policy: PreTrainedModel) -> Iterator[None]:
+    """Without the model's own generation config, which `generate` would fill in where ours says nothing."""
+    own, policy.generation_config = policy.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        policy.generation_config = own
+
+
+def warn_of_unused_fields(policy: PreTrainedModel | None, sampling: Sampling) -> None:
+    """Warn where the generation config of a model asks for another distribution; its end tokens are used."""
+    own = getattr(policy, "generation_config", None)
+    if own is None:
+        return
+    used = generation_defaults() | generation_config(sampling, (), 0).to_dict()
+    unused = [
+        plain(f"{name}={value!r}")[:60]
+        for name, value in own.to_dict().items()
+        if name not in _KEPT and (value or None) != (used.get(name) or None) and value is not None
+    ]
+    if unused:
+        more = f" and {len(unused) - 12} more" if len(unused) > 12 else ""
+        rank_zero_warn(
+            f"generation_config.json of the policy: {', '.join(unused[:12])}{more}: not used; answers are drawn as "
+            "`sampling` says"
+        )
 
 
 class _StopAt(StoppingCriteria):

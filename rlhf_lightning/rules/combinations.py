@@ -144,6 +144,27 @@ def check_sampling(top_k: int, top_p: float, min_new_tokens: int) -> None:
         )
 
 
+def sampling_note(sections: Mapping[str, Any]) -> str | None:
+    """What to say where stages of a run do not draw their answers alike; None where they do.
+
+    Args:
+        sections: of the stages, by name; those without a node ``sampling``, or with people's rankings, draw none.
+
+    >>> sampling_note({"rank": {"sampling": {"top_k": 0, "temperature": 1.2}}, "ppo": {"sampling": {"temperature": 1}}})
+    'Answers are not drawn alike in all stages: rank.sampling.temperature=1.2, ppo.sampling.temperature=1'
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for stage, section in sections.items():
+        sampling = None if section.get("human_ranks") else section.get("sampling")
+        for key, value in sampling.items() if isinstance(sampling, Mapping) else ():
+            values.setdefault(key, {})[f"{stage}.sampling.{key}"] = value
+    differing = [
+        found for found in values.values() if any(value != next(iter(found.values())) for value in found.values())
+    ]
+    listed = ", ".join(f"{key}={value}" for found in differing for key, value in found.items())
+    return f"Answers are not drawn alike in all stages: {listed}" if listed else None
+
+
 def check_adapter_dropout(dropout: float) -> None:
     """Refuse adapters with dropout in PPO.
 

@@ -170,7 +170,7 @@ class OverlongPenalty:
         if not 0 < self.buffer <= self.max_length:
             raise ConfigError(
                 f"OverlongPenalty(max_length={self.max_length}, buffer={self.buffer}): buffer must be from 1 to "
-                "max_length, which is best ppo.sampling.max_new_tokens"
+                "max_length, which is best sampling.max_new_tokens"
             )
 
     def __call__(self, scores: Tensor, rollout: Rollout) -> Tensor:

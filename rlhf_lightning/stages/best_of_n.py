@@ -39,7 +39,7 @@ def _select(run: Run) -> dict[str, float]:
     if not rows:
         raise DataError(
             f"best_of_n: of {len(records)} answers none is both finished and not empty; raise "
-            "best_of_n.sampling.max_new_tokens or fine-tune the policy first"
+            "sampling.max_new_tokens or fine-tune the policy first"
         )
     found = selection_metrics(records, rows, scorer.name, section["n"])
     metrics = {f"best_of_n/{name}": value for name, value in found.items()}

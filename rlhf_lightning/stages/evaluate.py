@@ -27,6 +27,8 @@ def run_evaluate(run: Run) -> dict[str, float]:
         return {}
     comparison = compare(records, judge=scorers[0].name, proxy=PROXY if section["proxy"] else None)
     evaluation = comparison | _of_reward_model(section["proxy"])
+    if note := run.sampling_note(section["policies"].values()):
+        evaluation["notes"] = [note]
     write_file(run.folder / "evaluation.json", json.dumps(evaluation, indent=2, default=str) + "\n")
     write_report(run.folder)
     print_table(evaluation)

@@ -11,6 +11,7 @@ import torch
 from rlhf_lightning import signals
 from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.config.judging import judged
+from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import RLHFError
 from rlhf_lightning.rules.stages import STAGES, before, product, stage_of
 from rlhf_lightning.stages.parts import check_parts, load_stage
@@ -55,6 +56,8 @@ def _run_stages(run: Run) -> dict[str, float]:
     for stage in stages:
         check_parts(run, stage)
     _check_objects(run)
+    if run.is_first and (note := run.sampling_note()):
+        say(note)
     run.prepare()
     check_reads(run.config)
     metrics: dict[str, float] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.private_api.lightning import leave_signals_alone
+from rlhf_lightning.rules.combinations import sampling_note
+from rlhf_lightning.rules.stages import names
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.stages.loggers import build_loggers
 from rlhf_lightning.stages.parents import Parents
@@ -93,6 +95,11 @@ class Run:
     def section(self, stage: str) -> Mapping[str, Any]:
         """The part of the config that belongs to a stage."""
         return self.config[stage]
+
+    def sampling_note(self, policies: Iterable[str] = ()) -> str | None:
+        """What to say where the stages of the run, and those that made the ``policies``, draw answers differently."""
+        made = {record["stage"]: record["config"] for folder in policies if (record := read_provenance(folder))}
+        return sampling_note(made | {name: self.section(name) for name in names(self.config["stages"])})
 
     def build(self, node: Any, key: str = "", /, **objects: Any) -> Any:
         """Instantiate a node, after the allowlist has seen it; ``key`` says where a copy stands in the config."""

@@ -224,7 +224,7 @@ class SmallerMicroBatches:
 
         rows = schedule.at_most(self.rows or schedule.micro).micro
         advice = (
-            "lower ppo.settings.micro_batch_size, ppo.sampling.max_new_tokens or ppo.data.max_prompt_length, or "
+            "lower ppo.settings.micro_batch_size, sampling.max_new_tokens or ppo.data.max_prompt_length, or "
             "compute in fewer bits with trainer.precision=bf16-mixed and model.dtype=bfloat16"
         )
         result, fitted = halved(again, rows, self.stage, advice, smallest=1 if ranks.size == 1 else rows)

@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+
+import lightning
 import pytest
 
 from rlhf_lightning.callbacks import BestPolicy
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.optim.kl_controllers import FixedKL
 from tests.support.logging_modules import Refinement, SaveAt, Supervised, loader, trainer
 
 
@@ -28,6 +32,25 @@ def test_only_policies_within_the_kl_limit_can_win(tmp_path, max_kl, target, win
     best = BestPolicy(max_kl=max_kl, window=1)
     fit(tmp_path, best, [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 6.0, 6.1], target)
     assert best.best["rollout"] == winner  # 1.2 x 5 = 6 is still allowed
+
+
+def test_a_learned_score_without_a_penalty_has_a_limit_all_the_same(tmp_path):
+    best, module = BestPolicy(window=1), Refinement([1.0, 2.0, 3.0], [1.0, 9.9, 10.1], None)
+    module.scorer, module.kl_controller = SimpleNamespace(learned=True), FixedKL(0.0)
+    trainer([best], tmp_path).fit(module, loader(3))
+    assert best.best["rollout"] == 2
+
+
+def test_the_judge_chooses_where_it_is_asked_to(tmp_path):
+    best, module = BestPolicy(monitor="judge", window=1), Refinement([1.0, 2.0, 3.0], [1.0] * 3)
+    said = iter([5.0, 9.0, 2.0])
+
+    class Judge(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            pl_module.log("monitor/gold", next(said))
+
+    trainer([Judge(), best], tmp_path).fit(module, loader(3))
+    assert (best.monitor, best.best["rollout"]) == ("monitor/gold", 2)
 
 
 def test_the_earlier_of_two_equals_wins(tmp_path):

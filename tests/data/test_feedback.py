@@ -111,6 +111,15 @@ def test_every_split_of_a_batch_sees_the_same_mismatched_answers_once(tokenizer,
     assert not set(per_split[0][0]) & set(per_split[0][1])
 
 
+def test_the_rows_left_at_the_end_of_an_epoch_have_mismatched_answers_on_every_rank(tokenizer, write):
+    for batch_size, world_size, expected in ((5, 1, 1), (4, 2, 1), (4, 4, 1), (4, 1, 2)):  # of 6 rows 1 or 2 are left
+        for rank in range(world_size):
+            data = ready(place(feedback(tokenizer, write(ROWS), batch_size=batch_size), rank, world_size))
+            last = list(data.train_dataloader())[-1]
+            assert len(last.mismatched.lengths) == expected and (last.mismatched.lengths > 0).all()
+            assert not set(mismatches(tokenizer, last)) & set(texts(tokenizer, last))
+
+
 def test_the_mismatched_answers_of_a_batch_come_from_that_batch(tokenizer, write):
     for batch in ready(feedback(tokenizer, write(ROWS), batch_size=2)).train_dataloader():
         own, strange = texts(tokenizer, batch), texts(tokenizer, batch.mismatched)

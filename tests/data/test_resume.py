@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rlhf_lightning.data import DemonstrationData, PromptData, ShardedLoader
+from rlhf_lightning.data.prompts import PromptLoader
 from rlhf_lightning.errors import ConfigError, DataError
 
 ROWS = [{"prompt": chr(97 + i)} for i in range(10)]
@@ -53,11 +54,12 @@ class SaveEpoch(Callback):
         trainer.save_checkpoint(self.path)
 
 
-def make_data(tokenizer, path, **options):
+def make_data(tokenizer, path, loader=PromptLoader, **options):
     options = {"batch_size": 4, "micro_batch_size": 2, "validation_fraction": 0.0, "seed": 3} | options
     micro_batch_size = options.pop("micro_batch_size")
     data = PromptData(path, None, tokenizer, **options)
     data.micro_batch_size = micro_batch_size  # the other data modules take it as an argument
+    data.loader = loader
     return data
 
 
@@ -81,16 +83,21 @@ def fit(data, tmp_path, *, ckpt_path=None, callbacks=(), **options):
     return module.seen
 
 
-# 4 micro-batches an epoch: in the middle of epoch 0, at its end, in epochs 1 and 2; in and between optimizer steps.
-@pytest.mark.parametrize("stop", [1, 2, 4, 6, 7, 8, 10])
-def test_a_run_stopped_after_any_micro_batch_sees_the_same_rows_when_resumed(tokenizer, write, tmp_path, stop):
+# 4 micro-batches an epoch: in the middle of epoch 0, at its end, in epochs 1 and 2; in and between optimizer steps. 6
+# with the batch of the 2 rows that are left.
+@pytest.mark.parametrize(("loader", "size"), [(PromptLoader, 4), (ShardedLoader, 6)])
+@pytest.mark.parametrize("stop", [1, 2, 4, 5, 6, 7, 8, 10])
+def test_a_run_stopped_after_any_micro_batch_sees_the_same_rows_when_resumed(
+    tokenizer, write, tmp_path, stop, loader, size
+):
     path = write(ROWS)
-    whole = fit(make_data(tokenizer, path), tmp_path)
-    assert len(whole) == 12 and len({"".join(sorted("".join(whole[i : i + 4]))) for i in (0, 4, 8)}) > 1
+    whole = fit(make_data(tokenizer, path, loader), tmp_path)
+    epochs = {"".join(sorted("".join(whole[i : i + size]))) for i in range(0, 3 * size, size)}
+    assert len(whole) == 3 * size and (len(epochs) > 1 if size == 4 else epochs == {"abcdefghij"})
     ckpt = tmp_path / "stop.ckpt"
-    before = fit(make_data(tokenizer, path), tmp_path, callbacks=[StopAt(stop, ckpt)])
+    before = fit(make_data(tokenizer, path, loader), tmp_path, callbacks=[StopAt(stop, ckpt)])
     assert before == whole[:stop]
-    assert before + fit(make_data(tokenizer, path), tmp_path, ckpt_path=ckpt) == whole
+    assert before + fit(make_data(tokenizer, path, loader), tmp_path, ckpt_path=ckpt) == whole
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -106,7 +113,7 @@ def test_a_limit_on_batches_still_reaches_all_rows_and_resumes(tokenizer, write,
     path = write(ROWS)
     limits = {"limit_train_batches": 3, "max_epochs": 5}
     whole = fit(make_data(tokenizer, path), tmp_path, **limits)
-    stream = ShardedLoader(items_of(tokenizer, path), collate_prompts, batch_size=4, micro_batch_size=2, seed=3)
+    stream = PromptLoader(items_of(tokenizer, path), collate_prompts, batch_size=4, micro_batch_size=2, seed=3)
     assert whole == [batch for _ in range(4) for batch in stream][:15]
     ckpt = tmp_path / "stop.ckpt"
     before = fit(make_data(tokenizer, path), tmp_path, callbacks=[StopAt(7, ckpt)], **limits)
@@ -161,9 +168,9 @@ def test_resuming_on_other_rows_or_sizes_is_refused(tokenizer, write, tmp_path, 
         fit(make_data(tokenizer, write(rows), **options), tmp_path, ckpt_path=ckpt)
 
 
-def test_a_checkpoint_that_cut_in_the_order_of_the_rows_is_not_resumed_by_length(tokenizer, write):
-    def data(window):
-        rows = [{"prompt": chr(97 + i), "completion": "b"} for i in range(4)]
+def test_a_checkpoint_that_cut_in_the_order_of_the_rows_or_left_rows_out_is_not_resumed_otherwise(tokenizer, write):
+    def data(window, rows=4):
+        rows = [{"prompt": chr(97 + i), "completion": "b"} for i in range(rows)]
         options = {"batch_size": 4, "validation_fraction": 0.0, "length_window": window}
         made = DemonstrationData(write(rows), None, tokenizer, **options)
         made.setup("fit")
@@ -175,3 +182,9 @@ def test_a_checkpoint_that_cut_in_the_order_of_the_rows_is_not_resumed_by_length
     data(0).load_state_dict(old)
     with pytest.raises(ConfigError, match="length_window 0 -> 1"):
         data(1).load_state_dict(old)
+    del old["rows_per_epoch"]
+    data(0).load_state_dict(old)
+    old = data(0, 5).state_dict()
+    del old["rows_per_epoch"]
+    with pytest.raises(ConfigError, match="rows_per_epoch 4 -> 5"):
+        data(0, 5).load_state_dict(old)

@@ -29,7 +29,7 @@ def words(tmp_path_factory):
     sizes = [
         f"{stage}.{size}"
         for stage in ("rank", "best_of_n", "evaluate")
-        for size in ("data.max_prompt_length=32", "data.batch_size=8", "sampling.max_new_tokens=6")
+        for size in ("data.max_prompt_length=32", "data.batch_size=8")
     ]
     batches = [f"{part}.data.{size}=2" for part in ("sft", "dpo", "kto", "best_of_n.sft") for size in ("batch_size",)]
     fractions = [f"{part}.data.validation_fraction=0.25" for part in ("sft", "dpo", "kto", "best_of_n.sft")]

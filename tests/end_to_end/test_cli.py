@@ -24,12 +24,12 @@ SECONDS = 120
 SIZES = {"demonstrations": 64, "texts": 40, "prompts": 48, "heldout_prompts": 16}
 SECRET = "s3cret-Zq81xw"
 SMALL = [
-    "trainer=cpu",
+    "trainer=cpu", "sampling.max_new_tokens=6",
     "sft.max_epochs=1", "sft.data.batch_size=32",
-    "rank.max_prompts=16", "rank.data.batch_size=16", "rank.sampling.max_new_tokens=6",
+    "rank.max_prompts=16", "rank.data.batch_size=16",
     "reward.max_epochs=1", "reward.data.batch_size=4",
-    "ppo.rollouts=2", "ppo.data.batch_size=16", "ppo.settings.minibatch_size=8", "ppo.sampling.max_new_tokens=6",
-    "evaluate.max_prompts=16", "evaluate.samples_per_prompt=1", "evaluate.sampling.max_new_tokens=6",
+    "ppo.rollouts=2", "ppo.data.batch_size=16", "ppo.settings.minibatch_size=8",
+    "evaluate.max_prompts=16", "evaluate.samples_per_prompt=1",
 ]  # fmt: skip
 NO_NETWORK = """
 import os, socket
@@ -64,7 +64,7 @@ class MyPPO(PPOModule):
 
 def of_stage(*stages):
     """The sizes that a command knows."""
-    return [word for word in SMALL if word.split(".")[0] in (*stages, "trainer=cpu")]
+    return [word for word in SMALL if word.split(".")[0] in (*stages, "sampling", "trainer=cpu")]
 
 
 def suppress_special_tokens(model, tokenizer, texts):
@@ -168,19 +168,21 @@ def test_the_console_of_the_pipeline_shows_no_warnings_of_other_libraries(pipeli
     assert not [line for line in output.splitlines() if "site-packages" in line]
 
 
-def test_a_part_of_the_pipeline_runs_from_the_folders_of_another_run(tmp_path, pipeline, assets):
-    whole, _ = pipeline
-    folders = [f"{stage}.output={whole / stage}" for stage in ("sft", "reward")]
+def test_a_part_of_the_pipeline_runs_from_the_folders_of_another_run(tmp_path, pipeline, assets, capsys):
+    whole, output = pipeline
+    folders = [*(f"{stage}.output={whole / stage}" for stage in ("sft", "reward")), f"ppo.reference={whole / 'sft'}"]
     before = {name: verify_folder(whole / name)["files"] for name in ("sft", "reward", "ppo")}
-    metrics = run(
-        compose(["stages=[ppo,evaluate]", "logger=none", *folders, *SMALL, *assets, f"run_dir={tmp_path / 'part'}"])
-    )
+    words = ["stages=[ppo,evaluate]", "logger=none", "evaluate.sampling.temperature=0.7", *folders, *SMALL, *assets]
+    metrics = run(compose([*words, f"run_dir={tmp_path / 'part'}"]))
     part = tmp_path / "part"
     assert sorted(p.name for p in part.iterdir() if p.is_dir()) == ["figures", "history", "ppo"]
     assert verify_folder(part / "ppo", expect_stage="ppo")["files"] == before["ppo"]  # the same seed, the same policy
     assert {name: verify_folder(whole / name)["files"] for name in before} == before
+    assert verify_folder(part / "ppo")["parents"]["reference"]["files"] == before["sft"]
     assert metrics["objective/kl"] == pytest.approx(verify_folder(part / "ppo")["metrics"]["objective/kl"])
-    assert (part / "report.md").is_file()
+    note = "not drawn alike in all stages: ppo.sampling.temperature=1.0, evaluate.sampling.temperature=0.7\n"
+    assert note in capsys.readouterr().out and "not drawn alike" in (part / "report.md").read_text()
+    assert "not drawn alike" not in output + (whole / "report.md").read_text()
 
 
 def test_rankings_by_people_take_the_place_of_the_judge(tmp_path, assets):

@@ -52,7 +52,7 @@ def test_dpo_takes_the_place_of_reward_model_and_ppo_in_the_pipeline(whole):
 def test_every_loss_of_the_group_trains(whole, assets, tmp_path, loss):  # noqa: F811
     words = ["stage=dpo", f"loss={loss}", "dpo.max_epochs=1", "dpo.data.batch_size=4", "dpo.data.micro_batch_size=2"]
     metrics = alone(whole, assets, tmp_path, *words, rankings(whole))
-    assert metrics["train/num_prompts"] == 4 and metrics["train/grad_norm"] > 0
+    assert 0 < metrics["train/num_prompts"] <= 4 and metrics["train/grad_norm"] > 0
     assert ("train/drift/chosen" in metrics) is (loss not in ("simpo", "orpo"))
     assert verify_folder(tmp_path / "dpo")["files"] != verify_folder(whole[0] / "sft")["files"]
 
@@ -83,7 +83,7 @@ def test_kto_learns_from_labels_and_from_rankings(whole, assets, tmp_path):  # n
         alone(whole, assets, tmp_path / "rankings", *words, rankings(whole)),
     ]
     for metrics in found:
-        assert metrics["train/num_answers"] == 16 and metrics["train/grad_norm"] > 0 and metrics["val/kl"] >= 0
+        assert 0 < metrics["train/num_answers"] <= 16 and metrics["train/grad_norm"] > 0 and metrics["val/kl"] >= 0
     assert verify_folder(tmp_path / "labels" / "kto", expect_stage="kto")["parents"]["data"]["path"] == str(file)
 
 

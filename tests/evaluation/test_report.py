@@ -55,12 +55,12 @@ def evaluation(gold=2.0, proxy=3.0):
     }
 
 
-def test_the_conclusion_names_change_kl_win_rate_judge_and_gap():
-    # sqrt(2) * 0.1; spreads over 100 prompts are 1 and 2: gap 2 / 2 - 1 / 1
+def test_the_conclusion_names_change_kl_win_rate_judge_and_proxy():
+    # sqrt(2) * 0.1; spreads over 100 prompts are 1 and 2, so both rose by one of their own
     assert conclusion(evaluation()) == (
         "gold up by 1.000 (± 0.141) from sft to ppo at a KL of 5.00 nats per response; "
         "win rate 80.0% [71.0, 87.0] against sft, judged by gold; "
-        "proxy proxy +2.000, proxy-gold gap +0.00 standard deviations of sft."
+        "proxy, which was optimised, +2.000."
     )
 
 
@@ -69,7 +69,8 @@ def test_the_conclusion_names_change_kl_win_rate_judge_and_gap():
     [
         (0.5, 3.0, "WARNING, reward hacking: proxy rose while gold fell"),
         (1.1, 3.0, "Caution: proxy rose without a clear gain in gold"),
-        (2.0, 3.0, None),
+        (2.0, 4.9, None),  # 1.95 deviations against 1
+        (2.0, 5.1, "over-optimisation: proxy rose by 2.0 standard deviations and gold by 1.0"),
         (0.5, 0.0, None),  # both fell: bad, but the proxy is not lying
     ],
 )

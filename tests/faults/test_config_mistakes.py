@@ -18,12 +18,12 @@ MISTAKES = [
     # names: groups, options, stages, keys at any depth
     ("stage=poo", "Did you mean ppo?|Options of stage: best_of_n, dpo, evaluate, kto, pipeline, ppo"),
     ("stage=ppo algorithm=ppoo", "algorithm=ppoo|Did you mean ppo?|Options of algorithm: cispo, dapo"),
-    ("stage=ppo kl=adaptve", "kl=adaptve|Did you mean adaptive?|Options of kl: adaptive, fixed, none, ziegler"),
+    ("stage=ppo kl=adaptve", "kl=adaptve|Did you mean adaptive?|Options of kl: adaptive, fixed, learned, none"),
     ("trainer=dpp", "trainer=dpp|Did you mean ddp?|Options of trainer: cpu, ddp"),
     ("stage=ppo scorer=reward_modl", "Did you mean reward_model?|Options of scorer"),
     ("stag=ppo", "stag: there is no such key|Did you mean stage?|Keys: seed, threads"),
     ("ppo.settings.clip=1", "ppo.settings.clip|Did you mean|Keys of ppo.settings: group_size, baseline"),
-    ("stage=ppo ppo.setings.ppo_epochs=2", "Did you mean ppo.settings.ppo_epochs?|Keys of ppo: policy, output"),
+    ("stage=ppo ppo.setings.ppo_epochs=2", "Did you mean ppo.settings.ppo_epochs?|Keys of ppo: policy, reference"),
     ("stage=sft max_epochs=2", "max_epochs|Did you mean sft.max_epochs?"),
     ("stage=sft sft.lr=1", "Did you mean sft.optimizer.lr?|Keys of sft: policy, output, max_epochs"),
     ("stage=sft sft.optimiser.lr=1", "Did you mean sft.optimizer.lr?|Keys of sft: policy, output, max_epochs"),
@@ -146,7 +146,7 @@ def test_options_of_a_folder_of_ones_own_are_named(tmp_path):
     with pytest.raises(ConfigCompositionException) as caught:
         compose(["stage=ppo", f"hydra.searchpath=[file://{tmp_path}]", "kl=warmup"])
     told = explain(caught.value, ["stage=ppo", "kl=warmup"])
-    assert "Did you mean warm_up?\nOptions of kl: adaptive, fixed, none, warm_up, ziegler" in told
+    assert "Did you mean warm_up?\nOptions of kl: adaptive, fixed, learned, none, warm_up, ziegler" in told
 
 
 @pytest.mark.parametrize(("command", "says"), MISTAKES, ids=[command for command, _ in MISTAKES])

@@ -2,7 +2,7 @@
 
 import ast
 
-FILE, FUNCTION, CONSTRUCTOR = 300, 50, 12
+FILE, FUNCTION, CONSTRUCTOR = 300, 50, 13
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -46,8 +46,8 @@ def test_no_file_is_a_drawer_for_everything():
         ("x = 1\n" * 301, "301 lines"),
         ("def f():\n" + "    x = 1\n" * 50, "f has 51 lines"),
         ("class A:\n    async def f(self):\n" + "        x = 1\n" * 50, "f has 51 lines"),
-        (f"class A:\n    def __init__(self, {', '.join(f'a{i}' for i in range(13))}): ...", "13 arguments"),
-        (f"class A:\n    def __init__(self, *, {', '.join(f'a{i}' for i in range(13))}): ...", "13 arguments"),
+        (f"class A:\n    def __init__(self, {', '.join(f'a{i}' for i in range(14))}): ...", "14 arguments"),
+        (f"class A:\n    def __init__(self, *, {', '.join(f'a{i}' for i in range(14))}): ...", "14 arguments"),
         ("def f(**kwargs): ...", "takes **kwargs"),
     ],
 )

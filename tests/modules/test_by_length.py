@@ -43,34 +43,34 @@ def files(tmp_path):
     return {name: offline.write(tmp_path / f"{name}.jsonl", content) for name, content in rows.items()}
 
 
-def sft(files, **options):
+def sft(files, batch=24, **options):
     file = files["demonstrations"]
-    data = DemonstrationData(file, file, tiny.tokenizer(), batch_size=24, **options)
+    data = DemonstrationData(file, file, tiny.tokenizer(), batch_size=batch, **options)
     return SFTModule(tiny.policy(), tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), max_grad_norm=0.0), data
 
 
-def reward(files, **options):
-    data = ComparisonData(files["rankings"], files["rankings"], tiny.tokenizer(), batch_size=24, **options)
+def reward(files, batch=24, **options):
+    data = ComparisonData(files["rankings"], files["rankings"], tiny.tokenizer(), batch_size=batch, **options)
     torch.manual_seed(1)
     model = ScalarModel.from_policy(tiny.policy()).model
     torch.nn.init.normal_(model.score.weight)
     return RewardModule(model, tiny.tokenizer(), partial(torch.optim.SGD, lr=1.0), max_grad_norm=0.0), data
 
 
-def dpo(files, **options):
-    data = offline.pairs(files["rankings"], batch=24, validation=files["rankings"], **options)
+def dpo(files, batch=24, **options):
+    data = offline.pairs(files["rankings"], batch=batch, validation=files["rankings"], **options)
     return offline.preference(reference=tiny.policy(1, scale=2.0)), data
 
 
-def kto(files, **options):
-    data = offline.answers(files["feedback"], batch=24, validation=files["feedback"], **options)
+def kto(files, batch=24, **options):
+    data = offline.answers(files["feedback"], batch=batch, validation=files["feedback"], **options)
     return offline.unpaired(reference=tiny.policy(1, scale=2.0)), data
 
 
-def step(make, files, micro, **options):
-    """Weights after one step of plain gradient descent at rate 1, and what was logged."""
+def step(make, files, micro, limit=None, **options):
+    """Weights after an epoch of plain gradient descent at rate 1, one step by default, and what was logged."""
     module, data = make(files, **options, **{"micro_batch_size" if make in (sft, reward) else "micro": micro})
-    logged = offline.fit(module, data)
+    logged = offline.fit(module, data, limit_train_batches=limit)
     return phases.flat(module.trained), logged
 
 
@@ -89,6 +89,18 @@ def test_a_step_and_the_totals_of_validation_are_those_of_the_uncut_batch(files,
         rounding = 2e-3 if name == "val/auroc" else 1e-5  # the same answer twice: equal, or above by rounding
         assert logged[name] == pytest.approx(whole[name], rel=1e-4, abs=rounding), name
     assert logged["train/padding"] <= whole["train/padding"]
+
+
+@pytest.mark.parametrize("left", [1, 3])
+@pytest.mark.parametrize("make", [sft, reward, dpo, kto])
+def test_the_rows_left_at_the_end_of_an_epoch_are_learned_from_in_any_number_of_micro_batches(files, make, left):
+    expected, whole = step(make, files, None, length_window=0, batch=24 - left)
+    after, logged = step(make, files, 1, batch=24 - left)  # most micro-batches of the last step are a padding row
+    first = step(make, files, None, length_window=0, batch=24 - left, limit=1)[0]
+    assert (expected - first).norm() > 1e-3
+    assert (after - expected).norm() <= 1e-4 * (expected - first).norm()
+    for name in whole.keys() - {"train/padding", "val/auroc"}:
+        assert logged[name] == pytest.approx(whole[name], rel=1e-3, abs=1e-4), name
 
 
 def test_the_padding_share_counts_every_position_of_the_step(files):

@@ -136,7 +136,7 @@ def test_the_controller_steers_the_real_policy_to_its_target_from_ten_times_off(
         tiny.tokenizer(),
         optimizer=partial(torch.optim.Adam, lr=3e-3),
         sampling=Sampling(max_new_tokens=6),
-        kl_controller=LogSpaceKL(init_coef=0.3 * factor, target=1.5),
+        kl_controller=LogSpaceKL(init_coef=0.3 * factor, target=1.5, lower_gain=0.1, floor=0.05),
         advantage=partial(dr_grpo, group_size=8),
         settings=PPOSettings(group_size=8, baseline="none", missing_eos_penalty=0.0, max_approx_kl=None, ppo_epochs=2),
     )

@@ -9,7 +9,9 @@ import torch
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import gae, reward_to_go
-from rlhf_lightning.models import ScalarModel, ValueHead
+from rlhf_lightning.models import Pretrained, ScalarModel, ValueHead
+from rlhf_lightning.models.forward import token_scores
+from rlhf_lightning.models.recipes import load_reference
 from rlhf_lightning.modules import PPOModule
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL
@@ -199,6 +201,26 @@ def test_the_reference_never_moves_and_is_not_in_the_state():
     for a, b in zip(tiny.policy(scale=0.3).parameters(), ppo.frozen["reference"].parameters(), strict=True):
         assert torch.equal(a, b) and not b.requires_grad
     assert {name.split(".")[0] for name in ppo.state_dict()} == {"policy", "critic"}
+
+
+def test_another_reference_is_the_one_that_kl_is_measured_to(tmp_path):
+    for seed, name in enumerate(("policy", "first")):
+        tiny.policy(seed, scale=0.3).save_pretrained(tmp_path / name)
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+    start, first = (Pretrained(str(tmp_path / name), freeze_below=1) for name in ("policy", "first"))
+    ppo = PPOModule(
+        start, FunctionScorer(praise), tiny.tokenizer(), reference=first, sampling=Sampling(max_new_tokens=10)
+    )
+    logged = fit(ppo)
+    found = ppo.last_experience
+    rollout, mask = found.rollout, found.mask
+    scored = token_scores(tiny.policy(1, scale=0.3), rollout.input_ids, rollout.attention_mask, rollout.sampled)
+    torch.testing.assert_close(found.ref_logprobs[mask], scored.logprobs)
+    assert logged["objective/kl"] == pytest.approx(float((found.logprobs - found.ref_logprobs).sum(1).mean())) != 0
+    other = tiny.policy()
+    other.set_input_embeddings(torch.nn.Embedding(9, 32))
+    with pytest.raises(ConfigError, match="reference: its vocabulary has 9 tokens, the policy's"):
+        load_reference(other, tiny.policy())
 
 
 def test_critics_start_at_the_mean_return_and_there_is_one_group_each():

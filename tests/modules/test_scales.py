@@ -82,6 +82,15 @@ def test_values_are_fitted_to_the_first_returns():
     assert vars(again) == vars(scale)
 
 
+def test_a_critic_that_stays_worse_than_the_mean_return_is_a_warning_once():
+    scale = ValueScale()
+    for explained in (-1.0, -1.0, -1.0, -1.0, 0.0, -1.0, -1.0, -1.0, -1.0, None, *[-1.0] * 4):
+        scale.watch(explained)
+    with pytest.warns(UserWarning, match="val/var_explained was below -0.5 in 5 rollouts"):
+        scale.watch(-0.6)
+    scale.watch(-1.0)
+
+
 def test_the_penalty_for_truncated_answers_is_in_deviations_of_the_scores_that_a_model_gave():
     for learned, given, penalty in ((False, None, 0.0), (True, None, 1.0), (False, 2.0, 2.0), (True, 0.0, 0.0)):
         module = trained(len, missing_eos_penalty=given)

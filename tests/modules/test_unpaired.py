@@ -154,7 +154,7 @@ def test_held_out_labels_are_learned_and_the_reference_stands_still(tmp_path):
 def test_comparisons_teach_as_well(tmp_path):
     data = offline.answers(offline.rankings(tmp_path), micro=2)
     logged = offline.fit(offline.unpaired(), data)
-    assert logged["train/num_answers"] == 8
+    assert logged["train/num_answers"] == 19 % 8  # of the last step
     assert (data.report["desirable_rows"], data.report["undesirable_rows"], data.report["undecided"]) == (9, 10, 2)
 
 

@@ -1,6 +1,8 @@
 """The decode loop: right distribution, right log-probabilities, nobody's sample depends on who else is in the batch."""
 
+import json
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.forward import response_forward
-from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
+from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling, rank_seed
+from rlhf_lightning.rollout.hf import warn_of_unused_fields
 from rlhf_lightning.rollout.sample import BLOCK, invert, sample
 from tests.support import tiny
 from tests.support.plain import gather_logprobs
@@ -142,6 +146,45 @@ def test_hugging_face_generate_keeps_the_same_contract():
     assert rollout.weight_version == 2
     ends = [row[m][-1].item() == 1 for row, m in zip(rollout.response_ids, rollout.mask, strict=True)]
     assert rollout.finished.tolist() == ends
+
+
+def test_neighbouring_seeds_ranks_and_calls_of_hugging_face_share_no_stream():
+    drawn = []
+    for seed in (0, 1, rank_seed(0, 1), rank_seed(1, 1)):
+        made = HFGenerateEngine()
+        made.sync(tiny.policy(scale=0.3), (1,), 0, version=2)
+        made.seed(seed)
+        drawn += [made.generate(tiny.prompts("good", repeats=6), Sampling(max_new_tokens=8)).response_ids for _ in "ab"]
+    assert len({str(ids.tolist()) for ids in drawn}) == 8
+
+
+FIELDS = {
+    "temperature": 0.1, "top_k": 2, "top_p": 0.2, "min_p": 0.3, "top_h": 0.3, "typical_p": 0.2, "epsilon_cutoff": 0.2,
+    "eta_cutoff": 0.2, "repetition_penalty": 3.0, "encoder_repetition_penalty": 2.0, "no_repeat_ngram_size": 1,
+    "bad_words_ids": [[5], [6]], "renormalize_logits": True, "forced_eos_token_id": 1, "forced_bos_token_id": 4,
+    "suppress_tokens": [7, 8, 9], "begin_suppress_tokens": [10], "sequence_bias": [[[11], 9.0]], "guidance_scale": 3.0,
+    "exponential_decay_length_penalty": [2, 3.0], "min_length": 20, "max_length": 6, "max_time": 0.0, "num_beams": 3,
+    "num_return_sequences": 2, "return_dict_in_generate": True, "output_scores": True, "use_cache": False,
+    "token_healing": True, "prompt_lookup_num_tokens": 3, "stop_strings": ["."], "penalty_alpha": 0.6,
+    "dola_layers": "high", "diversity_penalty": 0.5, "num_beam_groups": 3, "cache_implementation": "static",
+    "encoder_no_repeat_ngram_size": 1, "watermarking_config": {"bias": 9.0}, "output_attentions": True,
+}  # fmt: skip
+
+
+def test_a_generation_config_of_a_model_changes_no_token_and_is_named(tmp_path):
+    tiny.policy(scale=0.1).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    drawn = []
+    for fields in ({}, FIELDS):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "pad_token_id": 0} | fields))
+        policy = Pretrained(str(tmp_path)).causal_lm()
+        made = HFGenerateEngine()
+        made.sync(policy, (1,), 0, version=0)
+        drawn.append(made.generate(tiny.prompts(*PROMPTS, repeats=3), Sampling(max_new_tokens=12)).response_ids)
+        assert policy.generation_config.no_repeat_ngram_size == fields.get("no_repeat_ngram_size")
+        with pytest.warns(UserWarning, match="temperature=0.1") if fields else nullcontext():
+            warn_of_unused_fields(policy, Sampling())
+    assert torch.equal(*drawn) and len(drawn[0].unique()) > 4
 
 
 def test_blocks_find_the_column_that_one_cumulative_sum_finds():

@@ -7,6 +7,7 @@ import pytest
 from rlhf_lightning.config.chain import check_complete
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.rules.combinations import sampling_note
 from rlhf_lightning.stages.places import check_reads
 from tests.support import small_pipeline
 
@@ -39,11 +40,7 @@ def own(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     words = [word for word in small_pipeline.inputs(folder) if not word.startswith("reward.data.train")]
     judge = ["judge=function", "judge.function=tests.support.phases.praise"]
-    small = [
-        f"{stage}.{size}"
-        for stage in ("rank", "best_of_n", "evaluate")
-        for size in ("data.max_prompt_length=32", "sampling.max_new_tokens=6")
-    ]
+    small = [f"{stage}.data.max_prompt_length=32" for stage in ("rank", "best_of_n", "evaluate")]
     return [*words, *judge, *small, f"data.prompts_validation={folder / 'prompts.jsonl'}", f"run_dir={folder / 'run'}"]
 
 
@@ -83,6 +80,19 @@ def test_a_part_of_a_chain_goes_on_from_folders_that_are_named_or_there(own, tmp
     assert list(config["evaluate"]["policies"]) == ["base", "sft", "ppo"]
 
 
+def test_kl_of_a_second_round_is_measured_to_the_reference_that_it_names(own, tmp_path):
+    for name in ("sft", "ppo"):
+        (tmp_path / name).mkdir()
+    words = ["stages=[ppo,evaluate]", f"ppo.policy={tmp_path / 'ppo'}", f"ppo.reference={tmp_path / 'sft'}"]
+    judged = composed(own, *words)["evaluate"]
+    assert list(judged["policies"]) == ["base", "reference", "ppo"] and judged["baseline"] == "reference"
+    assert judged["policies"]["reference"] == str(tmp_path / "sft")
+    judged = composed(own, *words, f"sft.output={tmp_path / 'sft'}")["evaluate"]
+    assert list(judged["policies"]) == ["base", "sft", "ppo"] and judged["baseline"] == "sft"
+    judged = composed(own, *words, "evaluate.baseline=base")["evaluate"]
+    assert list(judged["policies"]) == ["base", "ppo"] and judged["baseline"] == "base"
+
+
 def test_what_the_config_names_comes_first(own, tmp_path):
     (tmp_path / "c.jsonl").touch()
     words = [f"data.comparisons={tmp_path / 'c.jsonl'}", "dpo.policy=${model.path}", "+evaluate.policies.sft=null"]
@@ -91,6 +101,22 @@ def test_what_the_config_names_comes_first(own, tmp_path):
     assert config["dpo"]["policy"] == config["model"]["path"]
     assert list(config["evaluate"]["policies"]) == ["base", "kto", "dpo"]
     assert config["evaluate"]["baseline"] == "base"
+
+
+def test_one_sampling_is_that_of_all_stages_and_a_key_of_a_stage_is_its_own(own):
+    words = ["sampling.temperature=0.9", "sampling.stop=[end]", "ppo.sampling.temperature=0.7", "sampling.top_k=3"]
+    config = composed(own, "stages=[sft,rank,best_of_n,ppo,evaluate]", *words, "ppo.sampling.top_k=0")
+    drawn = {stage: config[stage]["sampling"] for stage in ("rank", "best_of_n", "ppo", "evaluate")}
+    assert {stage: sampling["temperature"] for stage, sampling in drawn.items()} == dict.fromkeys(drawn, 0.9) | {
+        "ppo": 0.7
+    }
+    assert all(sampling["stop"] == ["end"] for sampling in drawn.values())
+    note = sampling_note({stage: config[stage] for stage in ("sft", "rank", "ppo")})
+    assert note.endswith(
+        ": rank.sampling.temperature=0.9, ppo.sampling.temperature=0.7, rank.sampling.top_k=3, ppo.sampling.top_k=0"
+    )
+    assert sampling_note({stage: config[stage] for stage in ("rank", "evaluate")}) is None
+    assert sampling_note({"rank": config["rank"] | {"human_ranks": "people.jsonl"}, "ppo": config["ppo"]}) is None
 
 
 @pytest.mark.parametrize(
