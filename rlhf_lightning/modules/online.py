@@ -1,8 +1,7 @@
 """The machinery around the algorithm: updates in micro-batches over ranks, counters, logging, resume.
 
 Everything persistent changes between the fetch of a batch and the end of `training_step`; checkpoints fall on that
-boundary, so a rollout is never saved. Lightning's manual optimisation leaves accumulation, clipping and the schedule
-to us.
+boundary, so a rollout is never saved. Lightning's manual optimisation leaves accumulation, clipping and schedule to us.
 """
 
 from __future__ import annotations
@@ -108,8 +107,8 @@ class OnlineModule(RLHFModule):
         """Answers to other prompts instead of groups whose scores are all the same, see `with_other_prompts`."""
         if self.settings.max_resamples:
             first, pad = Judged(rollout, scores, details_of(self.scorer, rollout)), self.tokenizer.pad_token_id
-            loader: Any = self.trainer.train_dataloader
-            self._resampled = with_other_prompts(first, self._judged, loader.draw, self.ranks, self.settings, pad)
+            draw = self.trainer.train_dataloader.draw  # type: ignore[union-attr]
+            self._resampled = with_other_prompts(first, self._judged, draw, self.ranks, self.settings, pad)
             rollout, scores, _ = self._resampled
         return rollout, scores
 
