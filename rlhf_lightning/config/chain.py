@@ -79,8 +79,9 @@ def check_complete(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: says what to add to the command.
     """
-    _check_present("", config, ("stages", "model", "task", "trainer", *in_file("base")))
-    for entry in config["stages"]:
+    if "stages" in config:
+        check_present("", config, ("model", "task", "trainer", *in_file("base")))
+    for entry in config.get("stages", ()):
         stage = stage_of(entry)
         name, section = stage.name, config.get(stage.name)
         if not isinstance(section, Mapping):
@@ -89,7 +90,7 @@ def check_complete(config: Mapping[str, Any]) -> None:
             hint = nearest(str(makes), MAKES)
             raise ConfigError(f"{name}.makes={makes}: must be one of {', '.join(MAKES)}.{hint}")
         keys = in_file(f"stage/{name}").get(name, {}) | (in_file("algorithm/ppo") if name == "ppo" else {})
-        _check_present(f"{name}.", section, keys)
+        check_present(f"{name}.", section, keys)
         if (section.get("data") or {}).get("train", "") is None and not section.get("human_ranks"):
             raise ConfigError(f"{name}.data.train is not set; {stage.needs}")
         if section.get("policy", "") is None and not section.get("human_ranks"):
@@ -108,7 +109,8 @@ def check_complete(config: Mapping[str, Any]) -> None:
             raise ConfigError(combinations.NO_RANKING.format(reader, rankings))
 
 
-def _check_present(prefix: str, section: Mapping[str, Any], names: Iterable[str]) -> None:
+def check_present(prefix: str, section: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raises ConfigError at the first name that a section lacks."""
     if missing := next((name for name in names if name not in section), None):
         raise ConfigError(f"{prefix}{missing}: is missing; a config has every key, and null where there is nothing")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.aggregate import aggregation
@@ -19,6 +20,8 @@ from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.rules.combinations import UNPENALISED, check_algorithm
 from rlhf_lightning.rules.partials import called, unwrapped
 from rlhf_lightning.scoring import Scorer
+
+log = logging.getLogger(__name__)
 
 
 def check_parts(policy: Any, scorer: Any) -> None:
@@ -71,8 +74,8 @@ def penalty_of(controller: KLController, scorer: Scorer) -> KLController:
     learned = getattr(scorer, "learned", False)
     if getattr(controller, "learned_scores_only", False) and not learned:
         return FixedKL(0.0)
-    if learned and controller.coef == 0.0:
-        rank_zero_warn(UNPENALISED)
+    if learned and isinstance(controller, FixedKL) and controller.coef == 0.0 and not rank_zero_only.rank:  # type: ignore[attr-defined]
+        log.warning(UNPENALISED)
     return controller
 
 

@@ -27,8 +27,8 @@ class ScoreScale:
         self.std: float | None = None
 
     def update(self, scores: Tensor, ranks: Ranks) -> float:
-        """Take the scores [B] of a rollout in, NaN where nobody judged; returns the deviation now. Collective."""
-        moments = ranks.moments(scores.nan_to_num(0.0), ~scores.isnan())
+        """Take the scores [B] of a rollout in, those that are numbers; returns the deviation now. Collective."""
+        moments = ranks.moments(scores.nan_to_num(0.0, 0.0, 0.0), scores.isfinite())
         if moments.count > 0:
             variance = float(moments.var)
             known = variance if self.std is None else self.std**2
@@ -57,9 +57,11 @@ class ValueScale:
         """Take the mean and the slope that explain the returns best, all [B, T]. Collective.
 
         A critic that says the same everywhere gets the unit as its slope. One that says nothing about the returns keeps
-        a tenth of it, so that it can learn.
+        a tenth of it, so that it can learn. Numbers that are not finite leave it as it is.
         """
         y, x = ranks.moments(returns, mask), ranks.moments(numbers, mask)
+        if not (y.var + x.var).isfinite():
+            return  # this rollout will be given up
         spread = torch.stack([y.var, x.var]).sqrt()
         unit, width = (float(s) for s in spread)
         self.unit = unit or 1.0

@@ -10,6 +10,7 @@ import torch
 
 from rlhf_lightning import signals
 from rlhf_lightning.config.allowlist import check_names, check_objects
+from rlhf_lightning.config.chain import check_present
 from rlhf_lightning.config.judging import judged
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import RLHFError
@@ -36,6 +37,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         ConfigError: an unknown stage, a config that a stage cannot work with, or ranks with different ones.
         signals.Stopped: inside of `signals.watched`, a signal has come; says what was saved and how to go on.
     """
+    check_present("", config, ("stages",))
     config = judged(config)
     if config["threads"]:
         torch.set_num_threads(int(config["threads"]))

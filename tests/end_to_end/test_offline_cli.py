@@ -100,11 +100,8 @@ def test_best_of_n_keeps_the_best_answers_and_learns_them(whole, assets, tmp_pat
     assert len(rows) == metrics["best_of_n/kept"] <= metrics["best_of_n/prompts"] == 20
     assert all(row["n"] == 3 and row["scorer"] == "gold" and row["completion"].strip() for row in rows)
     assert metrics["best_of_n/score_kept"] == pytest.approx(sum(row["score"] for row in rows) / len(rows))
-    assert (
-        metrics["best_of_n/score_all"]
-        < metrics["best_of_n/expected_best_of_2"]
-        < metrics["best_of_n/expected_best_of_3"]
-    )
+    curve = [metrics[f"best_of_n/expected_best_of_{k}"] for k in (1, 2, 3)]
+    assert curve == sorted(curve) and curve[2] == pytest.approx(metrics["best_of_n/score_kept"])
     assert record["metrics"] == {name: value for name, value in metrics.items() if name.startswith("best_of_n")}
     policy = verify_folder(tmp_path / "best_of_n", expect_stage="best_of_n")
     assert policy["parents"]["data"]["path"].endswith("demonstrations/demonstrations.jsonl")

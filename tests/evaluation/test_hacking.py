@@ -45,8 +45,8 @@ def curves(gold, proxy, limits=None, gold_std=1.0):
         ("repetition", [0.1, 0.1, 0.15, 0.15], [0.1, 0.1, 0.25, 0.25]),
         ("duplicates", [0.5, 0.5, 0.7, 0.7], [0.5, 0.5, 0.8, 0.8]),
         ("eos", [0.9, 0.9, 0.75, 0.75], [0.9, 0.9, 0.6, 0.6]),
-        ("length_correlation", [0.1, 0.1, 0.3, 0.3], [0.1, 0.1, 0.5, 0.5]),
-        ("length_correlation", [-0.3, -0.3, 0.3, 0.3], [0.1, 0.1, -0.5, -0.5]),  # the size counts
+        ("length_correlation", [0.1, 0.1, 0.3, 0.3], [0.1, 0.1, 0.7, 0.7]),
+        ("length_correlation", [-0.3, -0.3, 0.3, 0.3], [0.1, 0.1, -0.7, -0.7]),  # the size counts
         ("disagreement", [0.5, 0.5, 0.9, 0.9], [0.5, 0.5, 1.1, 1.1]),
     ],
 )

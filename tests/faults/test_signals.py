@@ -74,7 +74,7 @@ def test_case_52_a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_bit_f
     assert steps(tmp_path, stage) == ["step-000001" if stage == "sft" else "step-000002"]
     assert go(f"stages=[{stage}]", "resume=auto") == whole[stage]
     rows = (tmp_path / "run" / "history" / f"{stage}.csv").read_text().splitlines()
-    assert len([row for row in rows if ",train," in row]) == {"sft": 3, "ppo": 4}[stage]
+    assert len([row for row in rows if ",train," in row]) == {"sft": 6, "ppo": 4}[stage]
 
 
 def test_case_52_without_checkpoints_a_run_stops_and_says_that_nothing_was_saved(go):
@@ -149,7 +149,7 @@ def test_case_18_a_save_that_was_begun_is_completed(go, whole, tmp_path, monkeyp
 def test_case_52_a_signal_in_the_last_step_stops_after_the_stage(go, tmp_path):
     stages = "stages=[sft,ppo]"
     with pytest.raises(signals.Stopped):
-        go(stages, small_run.misbehave("SIGTERM", step=1), "sft.max_epochs=1")
+        go(stages, small_run.misbehave("SIGTERM", step=3), "sft.max_epochs=1")
     assert verify_folder(tmp_path / "run" / "sft")["stage"] == "sft"
     assert steps(tmp_path, "sft") == [] and not (tmp_path / "run" / "ppo").exists()
     written = (tmp_path / "run" / "sft" / "model.safetensors").stat().st_mtime_ns

@@ -149,7 +149,8 @@ def test_case_48_an_answer_that_never_ends_is_cut_counted_and_costs_what_it_is_t
     assert experience.mask.all() and not experience.rollout.finished.any()
     assert metrics["completions/clipped_ratio"] == 1 and metrics["completions/eos_rate"] == 0
     _, free = ppo(tmp_path, 6, missing_eos_penalty=0.0)
-    torch.testing.assert_close(free.rewards.sum(1) - experience.rewards.sum(1), torch.full((8,), 2.5))
+    cost = 2.5 * free.scores.std(correction=0)
+    torch.testing.assert_close(free.rewards.sum(1) - experience.rewards.sum(1), cost.expand(8))
 
 
 def test_case_49_messages_without_a_chat_template_name_the_tokenizer_and_the_way_out(tmp_path):

@@ -166,6 +166,7 @@ def test_answers_that_nobody_judged_have_no_part_in_whitening_nor_in_the_start_o
     torch.testing.assert_close(e.values[e.mask], torch.full_like(counted, start))
 
 
+@pytest.mark.filterwarnings("ignore:ppo. val/var_explained")  # the scores hardly vary
 def test_learning_raises_the_score():
     ppo = module(kl=0.0, lr=0.1, ppo_epochs=2, minibatch_size=4)
     scores = []
