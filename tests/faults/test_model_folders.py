@@ -137,7 +137,10 @@ def test_case_72_what_was_learned_before_a_checkpoint_counts():
 @pytest.mark.parametrize(
     "words",
     [
-        ["scorer.function=tests.support.hostile_rewards.huge", "ppo.max_skipped_steps=9"],
+        [
+            "scorer.function=tests.support.hostile_rewards.huge", "ppo.max_skipped_steps=99",
+            "+callbacks.bad={_target_: tests.support.numeric_faults.Break, where: grad, when: [1, 2, 3, 4]}",
+        ],
         [
             "stages=[sft]", "sft.max_epochs=1", "sft.max_skipped_steps=9",
             "+callbacks.bad={_target_: tests.support.numeric_faults.Break, where: grad, when: [1, 2, 3, 4]}",
