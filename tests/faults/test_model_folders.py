@@ -133,6 +133,7 @@ def test_case_72_what_was_learned_before_a_checkpoint_counts():
     new.require_learned("sft")
 
 
+@pytest.mark.filterwarnings("ignore:BestPolicy. no 4 rollouts")
 @pytest.mark.filterwarnings("ignore:.*that end the run")
 @pytest.mark.parametrize(
     "words",
