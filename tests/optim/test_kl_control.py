@@ -128,6 +128,7 @@ def test_fixed_controller_has_no_target_and_may_be_free():
 @pytest.mark.parametrize(
     ("make", "knobs", "key"),
     [
+        (LogSpaceKL, {"lower_gain": 0.0}, "kl.lower_gain"),
         (FixedKL, {"coef": -0.1}, "coef"),
         (FixedKL, {"coef": math.nan}, "coef"),
         (AdaptiveKL, {"init_coef": 0.0}, "init_coef"),
