@@ -155,9 +155,11 @@ class PPOModule(OnlineModule):
         logprobs, values = now[..., 0], now[..., 1]
         settings, mask = self.settings, rollout.mask
         penalty = self.missing_eos_penalty(totals(scores, mask))
+        known = ~totals(scores, mask).isnan()
         if settings.baseline == "greedy":
-            values = self.greedy_baseline(rollout, penalty)[:, None].expand_as(values)
-        counted = self._counted(rollout, scores, values)
+            greedy = self.greedy_baseline(rollout, penalty)
+            values, known = greedy.nan_to_num(0.0)[:, None].expand_as(values), known & ~greedy.isnan()
+        counted = self._counted(rollout, known)
         learned = mask if counted is None else mask & counted[:, None]
         shaped = shaped_rewards(
             scores.nan_to_num(0.0), logprobs, ref_logprobs, mask, rollout.finished,
@@ -167,7 +169,6 @@ class PPOModule(OnlineModule):
         if self.has_critic and not self.value_scale.is_fitted:
             self.value_scale.fit(values, reward_to_go(shaped.rewards, learned), learned, self.ranks)
             values = self.value_scale(values).masked_fill(~mask, 0)
-        values = values.nan_to_num(0.0)
         advantages, returns = self.compute_advantages(shaped.rewards, values, learned)
         experience = Experience(
             rollout, totals(scores, mask), logprobs, ref_logprobs, values, shaped.rewards, advantages, returns,
@@ -284,11 +285,10 @@ class PPOModule(OnlineModule):
         )  # fmt: skip
         return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
 
-    def _counted(self, rollout: Rollout, scores: Tensor, values: Tensor) -> Tensor | None:
-        """Responses to learn from, bool [B]; None means all.
+    def _counted(self, rollout: Rollout, known: Tensor) -> Tensor | None:
+        """Responses to learn from, bool [B]: those whose score and baseline are known; None means all.
 
-        They have a score and a baseline (values [B, T]; neither is NaN) and, with `mask_truncated`, an end.
+        With `mask_truncated` they also have an end.
         """
-        known = ~(totals(scores, rollout.mask) + values.sum(1)).isnan()
         counted = known & rollout.finished if self.settings.mask_truncated else known
         return None if counted.all() else counted

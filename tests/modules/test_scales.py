@@ -16,6 +16,7 @@ from rlhf_lightning.optim.kl_controllers import FixedKL, LogSpaceKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer, RewardSources
 from rlhf_lightning.training.ranks import Ranks
+from rlhf_lightning.training.step_guard import NotFinite, require_finite
 from tests.support import tiny
 
 TEXTS = ("the food was", "we left", "very slow service", "good")
@@ -124,6 +125,16 @@ def test_nothing_is_learned_from_a_prompt_whose_greedy_answer_nobody_judged():
     experience = module.evaluate(rollout, torch.tensor([5.0, 5.0, NAN, 2.0]))
     assert experience.counted.tolist() == [False, True, False, True]
     assert experience.advantages[:, 0].tolist() == [0.0, 4.0, 0.0, 1.0]
+
+
+def test_a_critic_whose_numbers_are_broken_is_no_missing_baseline():
+    module = trained(len)
+    rollout = module.last_experience.rollout
+    with torch.no_grad():
+        module.critic.model.score.weight.fill_(NAN)
+    experience = module.evaluate(rollout, torch.ones(len(rollout)))
+    with pytest.raises(NotFinite):
+        require_finite(experience, module.ranks)
 
 
 def test_truncated_answers_that_do_not_count_do_not_lower_the_baseline_of_the_others():
