@@ -88,7 +88,7 @@ def run_seed(seed: int, root: Path, overrides: list[str]) -> Outcome:
 
 
 def _offline(name: str, setting: str, made: Path, root: Path, overrides: list[str]) -> Point:
-    folder = root / f"{made.name}-frontier-{setting}"
+    folder = root / f"{made.name}-frontier-{setting.replace('=', '-')}"
     train(folder, [f"stages=[{name},evaluate]", setting, *overrides])
     summary = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["policies"][name]["summary"]
     return Point(summary["kl"]["mean"], summary["scores"]["gold"]["mean"])
