@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.conclusion import conclude
-from benchmarks.runs import columns, common, smooth, train
+from benchmarks.runs import columns, common, evaluation, hand_over, smooth, train
 
 ONLINE = (
     "ppo", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp", "reinforce_pp_baseline", "remax"
@@ -52,13 +52,12 @@ def run_algorithm(algorithm: str, seed: int, root: Path, overrides: list[str]) -
     """Train from what ``root/seed<seed>`` made, evaluate, and read what was written."""
     made, folder = root / f"seed{seed}", root / f"seed{seed}-{algorithm}"
     stage = algorithm if algorithm in OFFLINE else "ppo"
-    hand_over = [f"sft.output={made}/sft", f"reward.output={made}/reward", f"rank.output={made}/rankings"]
     chosen = [] if algorithm in OFFLINE else [f"algorithm={algorithm}"]
-    train(folder, [f"stages=[{stage},evaluate]", *chosen, *hand_over, *common(seed, root), *overrides])
-    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    policies = {name: entry["summary"] for name, entry in evaluation["policies"].items()}
+    train(folder, [f"stages=[{stage},evaluate]", *chosen, *hand_over(made), *common(seed, root), *overrides])
+    found = evaluation(folder)
+    policies = {name: entry["summary"] for name, entry in found["policies"].items()}
     gold = {key: policy["scores"]["gold"]["mean"] for key, policy in policies.items()}
-    win = evaluation["win_rates"][f"{stage} vs sft"]["win_rate"]
+    win = found["win_rates"][f"{stage} vs sft"]["win_rate"]
     shown = (gold["sft"], gold[stage], win, policies[stage]["kl"]["mean"])
     if algorithm in OFFLINE:
         return Run(algorithm, seed, *shown, 0.0, 0.0, 0.0, 0.0)

@@ -11,14 +11,13 @@ and draws a figure per seed; exit status 1 if PPO is below DPO or KTO on more th
 from __future__ import annotations
 
 import argparse
-import json
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.conclusion import conclude
-from benchmarks.runs import columns, common, smooth, train
+from benchmarks.runs import columns, common, evaluation, hand_over, smooth, train
 
 NATS = (1.0, 2.0, 4.0, 6.0)
 ONLINE = ("ppo", "rloo", "grpo")
@@ -73,30 +72,26 @@ def run_seed(seed: int, root: Path, overrides: list[str]) -> Outcome:
     made = root / f"seed{seed}"
     shared = [*common(seed, root), *overrides]
     train(made, shared)
-    hand_over = [f"sft.output={made}/sft", f"reward.output={made}/reward", f"rank.output={made}/rankings"]
+    given = [*hand_over(made), *shared]
     curves = {}
     for name in ONLINE:
         folder = root / f"seed{seed}-frontier-{name}"
-        train(folder, [f"algorithm={name}", "stages=[ppo]", "kl.target=7", *hand_over, *shared])
+        train(folder, [f"algorithm={name}", "stages=[ppo]", "kl.target=7", *given])
         track = columns(folder)
         means = zip(smooth(track["objective/kl"]), smooth(track["monitor/gold"]), strict=True)
         curves[name] = [Point(*pair) for pair in means]
     for name, (key, values) in SETTINGS.items():
-        curves[name] = [_offline(name, f"{key}={value}", made, root, [*hand_over, *shared]) for value in values]
-        curves[name].append(Point(0.0, _gold(made, "sft")))
+        curves[name] = [_offline(name, f"{key}={value}", made, root, given) for value in values]
+        sft = evaluation(made)["policies"]["sft"]["summary"]
+        curves[name].append(Point(0.0, sft["scores"]["gold"]["mean"]))
     return Outcome(seed, curves)
 
 
 def _offline(name: str, setting: str, made: Path, root: Path, overrides: list[str]) -> Point:
     folder = root / f"{made.name}-frontier-{setting.replace('=', '-')}"
     train(folder, [f"stages=[{name},evaluate]", setting, *overrides])
-    summary = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["policies"][name]["summary"]
+    summary = evaluation(folder)["policies"][name]["summary"]
     return Point(summary["kl"]["mean"], summary["scores"]["gold"]["mean"])
-
-
-def _gold(made: Path, policy: str) -> float:
-    evaluation = json.loads((made / "evaluation.json").read_text(encoding="utf-8"))
-    return evaluation["policies"][policy]["summary"]["scores"]["gold"]["mean"]
 
 
 def draw(outcome: Outcome, file: Path) -> None:

@@ -11,14 +11,13 @@ With ``--algorithms`` every algorithm named there starts from the same SFT polic
 from __future__ import annotations
 
 import argparse
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.algorithms import OFFLINE, ONLINE, compare
 from benchmarks.conclusion import conclude
-from benchmarks.runs import columns, common, smooth, train
+from benchmarks.runs import columns, common, evaluation, hand_over, smooth, train
 
 
 class Outcome(NamedTuple):
@@ -55,17 +54,16 @@ def run_seed(seed: int, root: Path, overrides: list[str]) -> Outcome:
     steered, free = root / f"seed{seed}", root / f"seed{seed}-none"
     shared = [*common(seed, root), *overrides]
     seconds = train(steered, shared)
-    hand_over = [f"sft.output={steered}/sft", f"reward.output={steered}/reward"]
-    train(free, ["kl=none", "stages=[ppo]", *hand_over, *shared])
-    evaluation = json.loads((steered / "evaluation.json").read_text(encoding="utf-8"))
-    policies = {name: entry["summary"] for name, entry in evaluation["policies"].items()}
+    train(free, ["kl=none", "stages=[ppo]", *hand_over(steered), *shared])
+    found = evaluation(steered)
+    policies = {name: entry["summary"] for name, entry in found["policies"].items()}
     track, hacked = columns(steered), columns(free)
     gold = smooth(hacked["monitor/gold"])
     proxy = smooth(hacked["objective/scores"])
     return Outcome(
         seed,
         *(policies[name]["scores"]["gold"]["mean"] for name in ("base", "sft", "ppo")),
-        evaluation["win_rates"]["ppo vs sft"]["win_rate"],
+        found["win_rates"]["ppo vs sft"]["win_rate"],
         track["objective/kl_target"][-1],
         policies["ppo"]["kl"]["mean"],
         smooth(track["objective/kl"])[-1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,17 @@ WINDOW = 5  # rollouts in a mean, against the noise of 64 responses
 def common(seed: int, root: Path) -> list[str]:
     """What all runs of a seed share: its number and the task that is made of it."""
     return [f"seed={seed}", f"task.seed={seed}", f"task.root={root}/assets{seed}"]
+
+
+def hand_over(made: Path) -> list[str]:
+    """What a run takes from the pipeline in ``made``: SFT policy, rankings and reward model."""
+    return [f"sft.output={made}/sft", f"reward.output={made}/reward", f"rank.output={made}/rankings"]
+
+
+def evaluation(run_dir: Path) -> dict[str, Any]:
+    """What the evaluate stage of a run found."""
+    found: dict[str, Any] = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
+    return found
 
 
 def train(run_dir: Path, overrides: list[str]) -> float:
