@@ -1,5 +1,7 @@
 import json
 import math
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from rlhf_lightning.callbacks import BestPolicy, RewardHackingGuard, ScoreMonito
 from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import Limits
+from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.training.ranks import Ranks
 from tests.modules.test_ppo import TEXTS, module
 from tests.support import tiny
@@ -184,6 +187,22 @@ def test_held_out_answers_come_from_the_policy_and_leave_the_samples_of_training
 def test_what_cannot_guard_is_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         RewardHackingGuard(**wrong)
+
+
+def test_a_learned_score_without_a_penalty_has_a_kl_limit_all_the_same(tmp_path):
+    for learned, causes in ((True, ["kl"]), (False, [])):
+        guard, module = RewardHackingGuard(Limits(window=1)), Refinement([1.0, 1.0], [9.9, 10.1], None)
+        module.scorer, module.kl_controller = SimpleNamespace(learned=learned), FixedKL(0.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer([guard], tmp_path).fit(module, loader(2))
+        assert [alarm.cause for alarm in guard.alarms] == causes
+
+
+def test_recipes_for_verifiable_rewards_come_with_kl_for_learned_scores():
+    for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo"):
+        assert compose(["stage=ppo", f"algorithm={name}"])["kl"]["learned_scores_only"] is True
+    assert compose(["stage=ppo"])["kl"]["learned_scores_only"] is False
 
 
 def test_the_guard_is_chosen_on_the_command_line():
