@@ -163,9 +163,12 @@ def _remove_empty(folder: str) -> None:
 
 
 def _run(config: dict[str, Any]) -> Any:
-    from rlhf_lightning.console.streams import quiet
+    from rlhf_lightning.config.screen import opening
+    from rlhf_lightning.console.streams import quiet, say
 
     quiet()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        say(opening(config, __version__))  # before torch, whose import takes seconds
     gc.enable()
     from rlhf_lightning.stages.pipeline import run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning
 import torch
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.metrics.shown import LIKELIHOOD, Shown
 from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
 from rlhf_lightning.optim.schedules import make_schedule
@@ -47,6 +48,7 @@ class RLHFModule(lightning.LightningModule):
 
     stage = "train"  # name of the phase in configs and messages, set by each phase
     trains: str  # attribute name of the model in training, set by each phase
+    shown: ClassVar[Shown] = LIKELIHOOD  # what a progress line tells, see `rlhf_lightning.metrics.shown`
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import spread
+from rlhf_lightning.metrics.shown import PREFERENCE
 from rlhf_lightning.models import FrozenModels, Pretrained
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained
@@ -42,7 +43,7 @@ class OfflineModule(AutomaticModule):
         max_skipped_steps: see `RLHFModule`.
     """
 
-    trains = "policy"
+    trains, shown = "policy", PREFERENCE
 
     def __init__(
         self,

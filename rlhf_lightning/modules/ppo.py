@@ -19,6 +19,7 @@ from rlhf_lightning.functional.kl import ESTIMATORS, estimate, shape_scores, sha
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.functional.ppo import PolicyLoss, clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.metrics.rollout import engine_gap, rollout_metrics
+from rlhf_lightning.metrics.shown import ONLINE
 from rlhf_lightning.metrics.update import of_policy, of_value
 from rlhf_lightning.models import FrozenModels, Pretrained, ValueHead
 from rlhf_lightning.models.forward import token_scores
@@ -67,7 +68,7 @@ class PPOModule(OnlineModule):
         ConfigError: the combination is invalid, see `rlhf_lightning.modules.ppo_rules`.
     """
 
-    stage, trains = "ppo", "policy"
+    stage, trains, shown = "ppo", "policy", ONLINE
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.reward import kwise_logistic_loss, kwise_pairs
 from rlhf_lightning.metrics.reward_model import RewardModelEvaluation
+from rlhf_lightning.metrics.shown import REWARD
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.recipes import depth_of
 from rlhf_lightning.modules.automatic import AutomaticModule
@@ -42,7 +43,7 @@ class RewardModule(AutomaticModule):
         ConfigError: the ranking loss cannot be called so, see `rlhf_lightning.modules.formulas`.
     """
 
-    stage, trains = "reward", "model"
+    stage, trains, shown = "reward", "model", REWARD
     counts: ClassVar = {"": "num_pairs", "loss": "num_prompts"}
 
     def __init__(

@@ -34,7 +34,7 @@ def _select(run: Run) -> dict[str, float]:
     section = run.section("best_of_n")
     parents = run.parents({"policy": section["policy"], "data": section["data"]["train"]})
     scorer = run.build(run.config["scorer"])
-    records = run.sample(section, section["policy"], [scorer], section["n"])
+    records = run.sample(section, section["policy"], [scorer], section["n"], title=run.title("best_of_n"))
     rows = best_rows(records, scorer.name, section["n"])
     if not rows:
         raise DataError(

@@ -38,7 +38,7 @@ def run_evaluate(run: Run) -> dict[str, float]:
 def _sample(run: Run, name: str, folder: str, scorers: list[Scorer]) -> list[dict[str, Any]]:
     section = run.section("evaluate")
     reference = None if name == section["baseline"] else section["policies"][section["baseline"]]
-    return run.sample(section, folder, scorers, section["samples_per_prompt"], reference)
+    return run.sample(section, folder, scorers, section["samples_per_prompt"], reference, run.title("evaluate", name))
 
 
 def _scorers(run: Run) -> list[Scorer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -12,6 +13,7 @@ from rlhf_lightning import signals
 from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.config.chain import check_present
 from rlhf_lightning.config.judging import judged
+from rlhf_lightning.config.screen import closing
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import RLHFError
 from rlhf_lightning.rules.stages import STAGES, before, product, stage_of
@@ -38,6 +40,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         signals.Stopped: inside of `signals.watched`, a signal has come; says what was saved and how to go on.
     """
     check_present("", config, ("stages",))
+    began = time.monotonic()
     config = judged(config)
     if config["threads"]:
         torch.set_num_threads(int(config["threads"]))
@@ -45,7 +48,10 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     with this.files.lock() if this.is_first else nullcontext():
         try:
             join(this.predictor(), config)
-            return _run_stages(this)
+            metrics = _run_stages(this)
+            if this.is_first:
+                say(closing(config, metrics, time.monotonic() - began))
+            return metrics
         except SystemExit as stop:  # `signals.Stopped`, or what a user-defined Trainer makes of SIGTERM
             if not signals.received():
                 raise

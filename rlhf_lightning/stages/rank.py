@@ -26,7 +26,7 @@ def run_rank(run: Run) -> dict[str, float]:
         ]
         return _write(run, RANKINGS, rows, parents)
     scorers = [run.build(run.config["judge"])] if run.config["judge"] else []
-    records = run.sample(section, section["policy"], scorers, section["samples_per_prompt"])
+    records = run.sample(section, section["policy"], scorers, section["samples_per_prompt"], title=run.title("rank"))
     if not scorers:
         return _write(run, CANDIDATES, candidate_rows(records), parents)
     found = ranking_rows(records, scorers[0].name, noise=section["noise"], seed=section["seed"])

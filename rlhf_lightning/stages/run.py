@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning import signals
-from rlhf_lightning.callbacks import DurableCheckpoint, History, StopAtBoundary
+from rlhf_lightning.callbacks import DurableCheckpoint, History, ProgressLine, StopAtBoundary
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
@@ -114,10 +114,19 @@ class Run:
         changes = {"path": path} | ({} if freeze_below is None else {"freeze_below": freeze_below})
         return self.build({**self.config["model"], **changes}, "model")
 
+    def title(self, stage: str, part: str = "") -> str:
+        """What lines about a stage begin with: its place among all, its name, and which ``part`` of it."""
+        every = names(self.config["stages"])
+        place = f"[{every.index(stage) + 1}/{len(every)}]" if stage in every else ""
+        return " ".join(filter(None, (place, stage, part)))
+
     def trainer(self, stage: str, callbacks: Sequence[Callback] = (), **limits: Any) -> lightning.Trainer:
         """A Trainer with the run's loggers and callbacks; ``limits`` are the stage's own arguments."""
         lightning.seed_everything(self.seed, verbose=False)
         surrounding = [self.build(node) for node in (self.config.get("callbacks") or {}).values()]
+        for line in surrounding:
+            if isinstance(line, ProgressLine):
+                line.title = self.title(stage)
         on_error = (self.config["checkpoint"] or {}).get("on_error", "raise")
         history = History(self.folder / HISTORY / f"{stage}.csv", on_error=on_error)
         # a guard sees what a monitor logs, the history what both log, and the saver knows of a signal
@@ -135,11 +144,16 @@ class Run:
         }
         return self._trainer(defaults | limits)
 
-    def predictor(self) -> lightning.Trainer:
-        """A Trainer that only samples: no logger, none of the run's callbacks."""
+    def predictor(self, title: str = "") -> lightning.Trainer:
+        """A Trainer that only samples: no logger, and of the run's callbacks the progress line, if it has a title."""
         lightning.seed_everything(self.seed, verbose=False)
         silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
-        return self._trainer({**silent, "callbacks": [StopAtBoundary()]})
+        wanted = title and self.config["trainer"].get("enable_progress_bar", True)
+        nodes = (self.config.get("callbacks") or {}).values() if wanted else ()
+        lines = [self.build(node) for node in nodes if str(node["_target_"]).endswith(f".{ProgressLine.__name__}")]
+        for line in lines:
+            line.title = title
+        return self._trainer({**silent, "enable_progress_bar": bool(lines), "callbacks": [*lines, StopAtBoundary()]})
 
     def sample(
         self,
@@ -148,6 +162,7 @@ class Run:
         scorers: Sequence[Scorer],
         samples: int,
         reference: str | None = None,
+        title: str = "",
     ) -> list[dict[str, Any]]:
         """The records of ``samples`` answers to each prompt of a section's data, see `SamplingModule`."""
         module = SamplingModule(
@@ -160,7 +175,7 @@ class Run:
             seed=section["seed"],
         )
         data = self.build(section["data"], tokenizer=module.tokenizer)
-        self.predictor().predict(module, datamodule=data, return_predictions=False)
+        self.predictor(title).predict(module, datamodule=data, return_predictions=False)
         return module.records
 
     def parents(self, paths: Mapping[str, str | Sequence[str] | None]) -> Parents:

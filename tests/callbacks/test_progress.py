@@ -1,9 +1,12 @@
 import io
+import re
 
+import lightning.pytorch as pl
 import pytest
 
 from rlhf_lightning.callbacks import ProgressLine
-from rlhf_lightning.callbacks.progress import PHASES, phases_text, progress_text
+from rlhf_lightning.callbacks.progress import PHASES, phase_parts, shown_parts
+from rlhf_lightning.modules import DPOModule, PPOModule, RewardModule
 from tests.support.logging_modules import Refinement, Supervised, loader, trainer
 
 PPO = {
@@ -16,31 +19,35 @@ PPO = {
 }
 
 
+class Stop(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = batch_idx == 2
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
 
 
 def lines(stream):
-    return stream.getvalue().splitlines()
+    """What was printed, with t for every time."""
+    return re.sub(r"\b\d+:\d\d\b", "t", stream.getvalue()).splitlines()
 
 
-def test_ppo_line_shows_reward_kl_against_target_and_speed_by_phase():
-    text = progress_text(PPO, 12, 40, "gen 1.2s (850 tok/s) learn 2.2s")
-    assert text == (
-        "rollout 12/40  reward 0.612  kl 4.22/6  beta 0.0512  clip 8.1%  len 18.4  | gen 1.2s (850 tok/s) learn 2.2s"
-    )
+def test_ppo_line_shows_reward_kl_against_target_and_what_the_judge_says():
+    shown = shown_parts(PPOModule, PPO | {"monitor/gold": 1.3})
+    assert shown == ["reward 0.612", "kl 4.22/6", "beta 0.0512", "len 18.4", "clip 8.1%", "gold 1.30"]
 
 
 def test_a_kl_that_rounds_to_nothing_has_no_sign():
-    assert "kl 0.00/6 " in progress_text(PPO | {"objective/kl": -0.001}, 12, 40, "")
+    assert "kl 0.00/6" in shown_parts(PPOModule, PPO | {"objective/kl": -0.001})
 
 
-def test_phases_are_shown_in_their_order_with_the_speed_of_sampling():
+def test_phases_are_shown_the_longest_first_with_the_speed_of_sampling():
     seconds = {f"perf/seconds_{phase}": s for phase, s in zip(reversed(PHASES), (2.2, 0.44, 0.06, 1.2), strict=True)}
-    assert phases_text(seconds) == "gen 1.2s score 0.1s eval 0.4s learn 2.2s"
+    assert phase_parts(seconds) == ["| learn 2.2s", "gen 1.2s", "eval 0.4s", "score 0.1s"]
     speed = {"perf/tokens_per_second_generate": 12345.0}
-    assert phases_text(seconds | speed) == "gen 1.2s (12.3k tok/s) score 0.1s eval 0.4s learn 2.2s"
+    assert phase_parts(seconds | speed)[1] == "gen 1.2s (12.3k tok/s)"
 
 
 @pytest.mark.parametrize("target", [None, 0.0, float("nan")])
@@ -48,17 +55,38 @@ def test_a_missing_target_is_not_shown(target):
     metrics = {"objective/scores": 0.0, "objective/kl": 1.0} | (
         {} if target is None else {"objective/kl_target": target}
     )
-    assert progress_text(metrics, 1, None, "") == "rollout 1  reward 0.000  kl 1.00"
+    assert shown_parts(PPOModule, metrics) == ["reward 0.000", "kl 1.00"]
 
 
-def test_reward_line_shows_accuracy_and_margin():
+def test_reward_and_preference_lines_show_accuracy_and_margin():
     metrics = {"train/loss": 0.5, "train/accuracy": 0.75, "train/margin": 1.5, "val/accuracy": 0.7}
-    assert progress_text(metrics, 3, 9, "") == "step 3/9  loss 0.500  acc 0.750  margin 1.50  val acc 0.700"
-
-
-def test_preference_line_shows_how_far_the_answers_are_apart():
+    assert shown_parts(RewardModule, metrics) == ["loss 0.500", "acc 0.750", "margin 1.50", "val acc 0.700"]
     metrics = {"train/loss": 0.5, "train/rewards/accuracies": 0.75, "train/rewards/margins": 1.5, "val/loss": 0.6}
-    assert progress_text(metrics, 3, 9, "") == "step 3/9  loss 0.500  acc 0.750  margin 1.50  val loss 0.600"
+    assert shown_parts(DPOModule, metrics) == ["loss 0.500", "acc 0.750", "margin 1.50", "val loss 0.600"]
+
+
+def test_a_subclass_says_what_its_line_shows():
+    class Counting(PPOModule):
+        shown = (("words", "train/words", ".0f"), *PPOModule.shown)
+
+    assert shown_parts(Counting, PPO | {"train/words": 3.0})[:2] == ["words 3", "reward 0.612"]
+
+
+def test_a_narrow_terminal_shows_whole_parts_and_what_matters_most(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    line = ProgressLine(stream=stream)
+    line.title = "[4/5] ppo"
+    trainer([line], tmp_path, enable_progress_bar=True).fit(Refinement([0.5] * 4, [1] * 4), loader(4))
+    drawn = [
+        part
+        for part in re.split(r"[\r\n]|\x1b\[[0-9?;]*[a-zA-Z]", stream.getvalue())
+        if re.search(r"rollout \d/4", part)
+    ]
+    assert drawn and all(
+        len(part.rstrip()) <= 80 and "reward 0.500  kl 1.00/4" in part and not part.rstrip().endswith("\u2026")
+        for part in drawn
+    )
 
 
 def test_a_log_file_gets_a_line_each_quarter_and_a_summary(tmp_path):
@@ -66,8 +94,39 @@ def test_a_log_file_gets_a_line_each_quarter_and_a_summary(tmp_path):
     line = ProgressLine(every_percent=25, every_seconds=1e9, stream=stream)
     trainer([line], tmp_path, enable_progress_bar=True).fit(Supervised(), loader(8))
     *shown, summary = lines(stream)
-    assert shown == [f"step {i}/8  loss {i}.000  ppl 7.00" for i in (2, 4, 6)]
-    assert summary.startswith("step 8  loss 8.000  ppl 7.00  | done in ")
+    assert shown == [f"step {i}/8  t, t left  loss {i}.000  ppl 7.00" for i in (2, 4, 6)]
+    assert summary == "8 steps in t  loss 1.000 -> 8.000  ppl 7.00"
+
+
+@pytest.mark.filterwarnings("ignore:predict returned None")
+def test_sampling_says_how_many_answers_there_are(tmp_path):
+    class Sampling(Supervised):
+        def predict_step(self, batch, batch_idx):
+            self.records = [*getattr(self, "records", ()), "an answer"]
+
+    stream = io.StringIO()
+    line = ProgressLine(every_percent=50, stream=stream)
+    line.title = "[2/5] rank"
+    trainer([line], tmp_path, enable_progress_bar=True).predict(Sampling(), loader(4))
+    assert lines(stream) == [
+        "[2/5] rank  batch 2/4  t, t left  2 answers", "[2/5] rank  4 answers in t"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "limits", "why"),
+    [
+        ([], {"max_time": {"milliseconds": 1}}, "trainer.max_time is over"),
+        ([], {"max_steps": 3}, "trainer.max_steps=3"),
+        ([Stop()], {}, "a callback or trainer.should_stop ended it"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*max_steps")
+def test_a_fit_that_ends_early_says_why_and_what_was_planned(tmp_path, more, limits, why):
+    stream = io.StringIO()
+    line = ProgressLine(stream=stream)
+    trainer([line, *more], tmp_path, enable_progress_bar=True, **limits).fit(Refinement([0.5] * 8, [1] * 8), loader(8))
+    assert f"ended early, 8 were planned: {why}" in lines(stream)[-1]
 
 
 def test_a_slow_fit_is_never_silent_for_longer_than_the_limit(tmp_path):
@@ -81,14 +140,16 @@ def test_a_fit_with_timed_phases_shows_their_seconds(tmp_path):
     stream = io.StringIO()
     line = ProgressLine(every_percent=50, stream=stream)
     trainer([line], tmp_path, enable_progress_bar=True).fit(Refinement([0.5] * 2, [1] * 2), loader(2))
-    assert lines(stream)[0] == "rollout 1/2  reward 0.500  kl 1.00/4  beta 0.1  clip 12.5%  len 4.0  | learn 0.5s"
+    assert lines(stream)[0] == (
+        "rollout 1/2  t, t left  reward 0.500  kl 1.00/4  beta 0.1  len 4.0  clip 12.5%  | learn 0.5s"
+    )
 
 
 def test_on_a_terminal_the_line_lives_in_place_and_the_summary_stays(tmp_path):
     stream = Terminal()
     trainer([ProgressLine(stream=stream)], tmp_path, enable_progress_bar=True).fit(Supervised(), loader(3))
     assert "\x1b[?25h" in stream.getvalue()  # the cursor is back
-    assert "step 3  loss 3.000" in lines(stream)[-1]
+    assert "3 steps in t  loss 1.000 -> 3.000" in lines(stream)[-1]
 
 
 def test_the_terminal_is_given_back_when_training_fails(tmp_path):

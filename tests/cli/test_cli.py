@@ -73,7 +73,9 @@ def app(tmp_path_factory):
 def test_a_run_gets_a_folder_named_after_its_stage(app):
     done = app("stage=ppo", "data.train=x")
     assert done.returncode == 0, done.stderr
-    run_dir = done.stdout.split()[1]
+    opening, told = done.stdout.splitlines()
+    run_dir = told.split()[1]
+    assert opening.startswith("rlhf-lightning ") and opening.endswith(f"seed 0 | {run_dir}")
     assert run_dir.startswith(str(app.folder / "runs" / "ppo"))
     assert os.path.isdir(run_dir)
     assert not os.path.exists(app.folder / "outputs")
@@ -81,12 +83,12 @@ def test_a_run_gets_a_folder_named_after_its_stage(app):
 
 def test_the_run_folder_can_be_named(app):
     done = app("stage=ppo", "data.train=x", "run_dir=mine")
-    assert done.stdout.split()[:2] == ["RUN", str(app.folder / "mine")]
+    assert done.stdout.splitlines()[1].split()[:2] == ["RUN", str(app.folder / "mine")]
 
 
 def test_all_ranks_get_one_config_and_one_folder(app):
     done = app("stage=ppo", "data.train=x", "+trainer.devices=2")
-    first, second = done.stdout.splitlines()
+    first, second = (line for line in done.stdout.splitlines() if line.startswith("RUN"))
     assert done.returncode == 0, done.stderr
     assert first == second
 

@@ -155,6 +155,19 @@ def test_the_pipeline_leaves_a_report_and_a_chain_of_verified_folders(pipeline):
     assert (folder / "config.yaml").is_file()
 
 
+def test_the_screen_announces_every_stage_and_ends_with_where_everything_is(pipeline):
+    folder, output = pipeline
+    lines = output.splitlines()
+    assert lines[0].endswith(f"| sft, rank, reward, ppo, evaluate | cpu x 1, 32-true, seed 0 | {folder}")
+    for place, stage in enumerate(("sft", "rank", "reward", "ppo", "evaluate base", "evaluate ppo"), start=1):
+        head = f"[{min(place, 5)}/5] {stage}  "
+        assert [line for line in lines if line.startswith(head) and " in 0:" in line]
+    last = dict(line.split("  ", 1) for line in lines[-8:])
+    assert list(last) == ["took", "policy", "sft", "rank", "reward", "ppo", "report", "watch"]
+    assert last["ppo"].strip() == f"{folder / 'ppo'}" and last["watch"].strip() == f"tensorboard --logdir {folder}"
+    assert " of 2, the best within the KL limit (score " in last["policy"]
+
+
 def test_case_55_a_secret_of_the_config_is_in_no_file_of_the_run_and_not_on_the_console(pipeline):
     folder, output = pipeline
     files = [path for path in folder.rglob("*") if path.is_file()]

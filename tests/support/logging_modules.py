@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from rlhf_lightning.metrics.shown import ONLINE
 from rlhf_lightning.types import Experience, Rollout
 
 
@@ -64,6 +65,8 @@ class Validated(Supervised):
 
 class Refinement(pl.LightningModule):
     """Manual optimisation, several optimizer steps per rollout; rollout i logs the i-th score and KL."""
+
+    shown = ONLINE
 
     def __init__(self, scores, kl, target=4.0):
         super().__init__()

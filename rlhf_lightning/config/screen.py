@@ -1,0 +1,52 @@
+"""What a run says at its beginning and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.console.lines import clock
+from rlhf_lightning.rules.stages import STAGES, product, stage_of
+
+
+def closing(config: Mapping[str, Any], metrics: Mapping[str, float], seconds: float) -> str:
+    """How long it took, where everything is, and what to do next; one line each.
+
+    Args:
+        config: of the run.
+        metrics: the last ones of all stages.
+        seconds: since the run began.
+    """
+    folder = Path(config["run_dir"])
+    lines = {"took": clock(seconds)}
+    if "best/rollout" in metrics:
+        last = config["ppo"]["rollouts"]
+        lines["policy"] = (
+            f"of rollout {metrics['best/rollout']:.0f} of {last}, the best within the KL limit "
+            f"(score {metrics['best/score']:.2f} at {metrics['best/kl']:.1f} nats)"
+        )
+    made = {stage_of(entry).name: _made(entry, config) for entry in config["stages"]}
+    lines |= {name: made_in for name, made_in in made.items() if made_in}
+    if (folder / "report.md").is_file():
+        lines["report"] = str(folder / "report.md")
+    if (folder / "tensorboard").is_dir():
+        lines["watch"] = f"tensorboard --logdir {folder}"
+    width = max(map(len, lines))
+    return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items())
+
+
+def opening(config: Mapping[str, Any], version: str) -> str:
+    """Which stages, on what, and where to."""
+    trainer = config.get("trainer") or {}
+    stages = ", ".join(stage_of(entry).name for entry in config.get("stages", ()))
+    device = f"{trainer.get('accelerator', 'auto')} x {trainer.get('devices', 'auto')}"
+    numbers = f"{trainer.get('precision', '32-true')}, seed {config['seed']}"
+    return f"rlhf-lightning {version} | {stages} | {device}, {numbers} | {config['run_dir']}"
+
+
+def _made(entry: str, config: Mapping[str, Any]) -> str | None:
+    """The folder or file that a stage has left for others, the last of its kinds."""
+    kinds = reversed(list(STAGES[entry].makes)) if entry in STAGES else ("policy", "reward_model", "comparisons")
+    found = (product(entry, kind, config) for kind in kinds)
+    return next((place for place in found if place and Path(place).exists()), None)
