@@ -1,0 +1,144 @@
+"""Which tests run which lines, and whether some of them pass: pytest in forks of this process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+PACKAGE = "rlhf_lightning"
+QUICK = ["-q", "-n", "0", "-p", "no:cacheprovider", "--assert=plain"]
+IS_FUNCTION = 1  # flag of code objects that do not run at import
+
+
+class Ran(NamedTuple):
+    """What a test did without a fault."""
+
+    seconds: float
+    lines: set[tuple[str, int]]  # of functions: file below the package, line
+
+
+class Watch:
+    """A pytest plugin that notes which lines of the package each test runs, and how long it takes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.begins = f"{folder / PACKAGE}/"
+        self.ran: dict[str, Ran] = {}
+        self.failed: set[str] = set()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note the lines of this test from here on."""
+        lines: set[tuple[str, int]] = set()
+        self.ran[nodeid] = Ran(time.perf_counter(), lines)
+
+        def each_line(frame: Any, event: str, argument: Any) -> Any:
+            lines.add((frame.f_code.co_filename[len(self.begins) :], frame.f_lineno))
+            return each_line
+
+        def each_call(frame: Any, event: str, argument: Any) -> Any:
+            code = frame.f_code
+            return each_line if code.co_flags & IS_FUNCTION and code.co_filename.startswith(self.begins) else None
+
+        sys.settrace(each_call)
+        threading.settrace(each_call)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """This test has ended."""
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        self.ran[nodeid] = self.ran[nodeid]._replace(seconds=time.perf_counter() - self.ran[nodeid].seconds)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Keep in mind what fails without a fault."""
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+
+class Only:
+    """A pytest plugin that runs these tests, in this order."""
+
+    def __init__(self, tests: list[str]) -> None:
+        self.tests = tests
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Leave the others out."""
+        known = {item.nodeid: item for item in items}
+        items[:] = [known[test] for test in self.tests if test in known]
+
+
+def watched(folder: Path, tests: list[str], kept: Path) -> dict[str, Ran]:
+    """What each test of some files and folders runs; those that fail in the copy ``folder`` are named and left out.
+
+    Kept below ``kept`` under a hash of all files, so that another sample of the same code need not run them again.
+    """
+    sources = [file for room in (PACKAGE, "tests") for file in sorted((folder / room).rglob("*.py"))]
+    seen = hashlib.sha256(repr(tests).encode() + b"".join(file.read_bytes() for file in sources)).hexdigest()[:12]
+    file = kept / f"mutants-{seen}"
+
+    def watch() -> int:
+        plugin = Watch(folder)
+        pytest.main([*QUICK, *tests], plugins=[plugin])
+        kept.mkdir(exist_ok=True)
+        file.write_bytes(pickle.dumps((plugin.ran, plugin.failed)))
+        return 0
+
+    if not file.is_file():
+        _forked(folder, watch, limit=3600)
+    ran, failed = pickle.loads(file.read_bytes())  # noqa: S301 - written by the fork above
+    for test in sorted(failed):
+        print(f"left out, as it fails without a fault: {test}", flush=True)
+    return {test: what for test, what in ran.items() if test not in failed}
+
+
+def choose(ran: dict[str, Ran], path: str, lines: Iterable[int], budget: float) -> list[str]:
+    """The tests that run one of these lines, the quickest first, as many as fit into ``budget`` seconds.
+
+    Where none does, as with what runs at import, those that run anything of the file.
+    """
+    wanted = {(path, line) for line in lines}
+    hits = [(what.seconds, test) for test, what in ran.items() if what.lines & wanted]
+    hits = hits or [(w.seconds, t) for t, w in ran.items() if any(place == path for place, _ in w.lines)]
+    chosen, spent = [], 0.0
+    for seconds, test in sorted(hits):
+        spent += seconds
+        if spent <= budget or not chosen:
+            chosen.append(test)
+    return chosen
+
+
+def passes(folder: Path, tests: list[str], limit: float) -> bool:
+    """Whether these tests pass in a copy, all within ``limit`` seconds."""
+    files = list(dict.fromkeys(test.split("::")[0] for test in tests))
+    return _forked(folder, lambda: int(pytest.main(["-x", *QUICK, *files], plugins=[Only(tests)])), limit) == 0
+
+
+def _forked(folder: Path, run: Any, limit: float) -> int:
+    """Exit status of a silent fork of this process in ``folder``; -1 where it was ended after ``limit`` seconds."""
+    process = os.fork()
+    if not process:
+        os.setpgid(0, 0)
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        os._exit(run())
+    ends = time.monotonic() + limit
+    while time.monotonic() < ends:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return -1
