@@ -76,28 +76,37 @@ class Only:
         items[:] = [known[test] for test in self.tests if test in known]
 
 
-def watched(folder: Path, tests: list[str], kept: Path) -> dict[str, Ran]:
-    """What each test of some files and folders runs; those that fail in the copy ``folder`` are named and left out.
+def watched(folder: Path, files: list[str], kept: Path) -> dict[str, Ran]:
+    """What each test of these files runs; those that fail in the copy ``folder`` are named and left out.
 
-    Kept below ``kept`` under a hash of all files, so that another sample of the same code need not run them again.
+    What is known is in the file ``kept``, under a hash of package and test, and only what has changed is run again.
     """
-    sources = [file for room in (PACKAGE, "tests") for file in sorted((folder / room).rglob("*.py"))]
-    seen = hashlib.sha256(repr(tests).encode() + b"".join(file.read_bytes() for file in sources)).hexdigest()[:12]
-    file = kept / f"mutants-{seen}"
+    shared = _hash([*(folder / PACKAGE).rglob("*.py"), *(folder / "tests/support").rglob("*.py")])
+    keys = {file: shared + _hash([folder / file]) for file in files}
+    known = pickle.loads(kept.read_bytes()) if kept.is_file() else {}  # noqa: S301 - written below
+    missing = [file for file in files if keys[file] not in known]
 
     def watch() -> int:
         plugin = Watch(folder)
-        pytest.main([*QUICK, *tests], plugins=[plugin])
-        kept.mkdir(exist_ok=True)
-        file.write_bytes(pickle.dumps((plugin.ran, plugin.failed)))
+        pytest.main([*QUICK, *missing], plugins=[plugin])
+        new: dict[str, dict[str, Ran | None]] = {keys[file]: {} for file in missing}
+        for test, what in plugin.ran.items():
+            new[keys[test.split("::")[0]]][test] = None if test in plugin.failed else what
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(pickle.dumps({key: known[key] for key in keys.values() if key in known} | new))
         return 0
 
-    if not file.is_file():
-        _forked(folder, watch, limit=3600)
-    ran, failed = pickle.loads(file.read_bytes())  # noqa: S301 - written by the fork above
-    for test in sorted(failed):
+    if missing and _forked(folder, watch, limit=3600):
+        raise SystemExit("the tests could not be run in a copy")
+    known = pickle.loads(kept.read_bytes())  # noqa: S301 - as above
+    found: dict[str, Ran | None] = {test: what for file in files for test, what in known[keys[file]].items()}
+    for test in (test for test, what in found.items() if what is None):
         print(f"left out, as it fails without a fault: {test}", flush=True)
-    return {test: what for test, what in ran.items() if test not in failed}
+    return {test: what for test, what in found.items() if what is not None}
+
+
+def _hash(files: list[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:12]
 
 
 def choose(ran: dict[str, Ran], path: str, lines: Iterable[int], budget: float) -> list[str]:

@@ -26,8 +26,9 @@ from typing import NamedTuple
 from benchmarks.mutant_tests import PACKAGE, Ran, choose, passes, watched
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/modules", "tests/scoring", "tests/rollout", "tests/optim")  # and the doctests of the rooms
-LONG = ("tests/modules/test_exact_optimum.py", "tests/modules/test_invariances.py")  # they are not asked
+TESTS = ("modules", "scoring", "rollout", "optim")  # and the doctests of the rooms
+FAULTS = ("numerics", "memory", "degenerate", "reward_functions", "tokenizers")  # what tests/faults has in this process
+LONG = ("test_exact_optimum.py", "test_invariances.py")  # not asked
 SLOW = ("lightning.pytorch", "peft", "pytest", "transformers.models.llama.modeling_llama")
 ROOMS = ("modules", "training", "scoring", "rollout", "optim")
 BUDGET = 20.0  # seconds of tests for one mutant
@@ -161,8 +162,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "copy"
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "outputs", "runs"))
-        asked = [*TESTS, *(f"--ignore={file}" for file in LONG), *(f"{PACKAGE}/{room}" for room in ROOMS)]
-        ran = watched(folder, asked, ROOT / "runs")
+        files = [file for room in TESTS for file in (folder / "tests" / room).rglob("test_*.py")]
+        files += [folder / "tests/faults" / f"test_{name}.py" for name in FAULTS]
+        files += [file for room in ROOMS for file in (folder / PACKAGE / room).rglob("*.py")]
+        asked = [str(file.relative_to(folder)) for file in sorted(files) if file.name not in LONG]
+        ran = watched(folder, asked, ROOT / "runs/mutants")
         print(f"{len(ran)} tests take {sum(what.seconds for what in ran.values()):.0f} s", flush=True)
         scores = [try_room(room, folder, ran, given.sample, given.seed) for room in rooms]
     print("\n".join(scores))
