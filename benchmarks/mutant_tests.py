@@ -110,18 +110,20 @@ def _hash(files: list[Path]) -> str:
 
 
 def choose(ran: dict[str, Ran], path: str, lines: Iterable[int], budget: float) -> list[str]:
-    """The tests that run one of these lines, the quickest first, as many as fit into ``budget`` seconds.
+    """The tests that run one of these lines, as many as fit into ``budget`` seconds.
 
-    Where none does, as with what runs at import, those that run anything of the file.
+    First come those that are quick and run hardly anything but this file. Where none runs the lines, as with what runs
+    at import, all that run anything of the file are asked.
     """
     wanted = {(path, line) for line in lines}
-    hits = [(what.seconds, test) for test, what in ran.items() if what.lines & wanted]
-    hits = hits or [(w.seconds, t) for t, w in ran.items() if any(place == path for place, _ in w.lines)]
+    hits = [test for test, what in ran.items() if what.lines & wanted]
+    hits = hits or [test for test, what in ran.items() if any(place == path for place, _ in what.lines)]
+    rank = {test: ran[test].seconds / sum(place == path for place, _ in ran[test].lines) for test in hits}
     chosen, spent = [], 0.0
-    for seconds, test in sorted(hits):
-        spent += seconds
-        if spent <= budget or not chosen:
+    for test in sorted(hits, key=lambda test: rank[test] * len(ran[test].lines)):
+        if spent + ran[test].seconds <= budget or not chosen:
             chosen.append(test)
+            spent += ran[test].seconds
     return chosen
 
 

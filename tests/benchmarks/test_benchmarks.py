@@ -194,9 +194,10 @@ def test_a_fault_changes_one_thing_in_a_line():
     ]
 
 
-def test_a_fault_meets_the_tests_that_run_its_line_the_quickest_first():
-    ran = {"slow": Ran(9.0, {("a.py", 1)}), "quick": Ran(0.1, {("a.py", 1)}), "other": Ran(0.1, {("a.py", 2)})}
-    assert choose(ran, "a.py", [1], budget=20) == ["quick", "slow"]
-    assert choose(ran, "a.py", [1], budget=1) == ["quick"]
-    assert choose(ran, "a.py", [7], budget=20) == ["other", "quick", "slow"]
+def test_a_fault_meets_the_tests_that_run_its_line_first_those_that_are_quick_and_about_little_else():
+    ran = {"slow": Ran(9.0, {("a.py", 1)}), "quick": Ran(0.1, {("a.py", 1)}), "other": Ran(0.2, {("a.py", 2)})}
+    ran["of much"] = Ran(0.1, {("a.py", 1), *(("c.py", line) for line in range(200))})
+    assert choose(ran, "a.py", [1], budget=20) == ["quick", "slow", "of much"]
+    assert choose(ran, "a.py", [1], budget=1) == ["quick", "of much"]
+    assert choose(ran, "a.py", [7], budget=20) == ["quick", "other", "slow", "of much"]
     assert choose(ran, "b.py", [1], budget=20) == []
