@@ -17,6 +17,7 @@ from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer
+from rlhf_lightning.training.ranks import Ranks
 from tests.support import tiny
 
 TEXTS = ("the food was", "we left", "very slow service and bad food .", "good")
@@ -178,6 +179,33 @@ def test_learning_raises_the_score():
     fit(ppo, steps=30, callbacks=[Watch()])
     assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 0.5
     assert ppo.optimizer_steps == 30 * 2 * 2 and ppo.rollouts == 30 and ppo.episodes == 240 and ppo.step_number == 31
+
+
+class Twins(Ranks):
+    """Two ranks that see the same: what this one says, both say."""
+
+    size = 2
+
+    def reduce(self, tensor):
+        return 2 * tensor
+
+    def gather(self, tensor):
+        return torch.stack([tensor, tensor]).double()
+
+
+def test_two_ranks_that_see_the_same_learn_what_one_learns(monkeypatch):
+    options = {"minibatch_size": 4, "micro_batch_size": 2, "whiten_advantages": False, "max_grad_norm": 0.1}
+    one = module("shared_trunk", **options)
+    alone = fit(one)
+    monkeypatch.setattr(PPOModule, "ranks", property(lambda self: Twins()))
+    two = module("shared_trunk", **options | {"minibatch_size": 8})
+    together = fit(two)
+    for a, b in zip(one.policy.parameters(), two.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    twice = {"episode": 2}
+    for name, value in alone.items():
+        if not name.startswith("perf/"):
+            assert together[name] == pytest.approx(twice.get(name, 1) * value, rel=1e-4, abs=1e-6), name
 
 
 def test_updates_stop_once_the_policy_has_moved_too_far():

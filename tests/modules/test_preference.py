@@ -243,7 +243,7 @@ def test_frozen_lower_layers_give_the_same_loss_and_are_run_once(file, tmp_path)
     data = offline.pairs(file)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    totals = []
+    totals, ran = [], []
     for depth in (0, 1):
         module = DPOModule(
             Pretrained(str(folder), freeze_below=depth),
@@ -256,7 +256,10 @@ def test_frozen_lower_layers_give_the_same_loss_and_are_run_once(file, tmp_path)
             module.policy.lm_head.weight.add_(
                 0.3 * torch.randn(3 + len(tiny.WORDS), 32, generator=torch.Generator().manual_seed(0))
             )
+        module.frozen["reference"].model.layers[0].register_forward_hook(lambda *_: ran.append(1))
         total, _ = module.terms(batch)
+        assert bool(ran) is not bool(depth)
+        ran.clear()
         total.backward()
         totals.append(total)
         lower = [p.grad for p in module.policy.model.layers[0].parameters()]
