@@ -256,9 +256,9 @@ def test_frozen_lower_layers_give_the_same_loss_and_are_run_once(file, tmp_path)
             module.policy.lm_head.weight.add_(
                 0.3 * torch.randn(3 + len(tiny.WORDS), 32, generator=torch.Generator().manual_seed(0))
             )
-        module.frozen["reference"].model.layers[0].register_forward_hook(lambda *_: ran.append(1))
+        module.policy.model.layers[0].register_forward_hook(lambda *_: ran.append(1))
         total, _ = module.terms(batch)
-        assert bool(ran) is not bool(depth)
+        assert len(ran) == 2  # for the prompts, and for the answers
         ran.clear()
         total.backward()
         totals.append(total)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from rlhf_lightning.errors import OutOfMemory
-from rlhf_lightning.training.smaller_batches import Splitting
+from rlhf_lightning.training.micro_batches import Schedule
+from rlhf_lightning.training.smaller_batches import SmallerMicroBatches, Splitting
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*out of memory.*:UserWarning")
 MEETING = SimpleNamespace(meet_in_backward=True)
 
 
@@ -29,3 +31,18 @@ def test_ranks_that_meet_in_the_backward_end_with_advice_and_other_errors_pass_t
     loss = torch.ones((), requires_grad=True)
     splitting.backward(splitting.forward(batch, lambda _: 3 * loss, MEETING, first=True), restart=None)
     assert loss.grad == 3
+
+
+def test_one_rank_of_several_does_not_try_again_alone():
+    tried = []
+
+    def attempt(schedule):
+        tried.append(schedule.micro)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for size, expected in ((1, [4, 2, 1]), (2, [4])):
+        tried.clear()
+        ranks = SimpleNamespace(size=size, device=torch.device("cpu"))
+        with pytest.raises(OutOfMemory, match=r"ppo: out of memory with \d rows? at once; lower ppo\.settings\.micro"):
+            SmallerMicroBatches("ppo").run(attempt, Schedule(8, 4, 4, 1, by_length=False), ranks, restart=lambda: None)
+        assert tried == expected

@@ -44,3 +44,20 @@ def test_a_skipped_step_before_a_resume_is_the_first_in_a_row(tmp_path):
 def test_what_is_not_finite_is_in_the_message_unless_more_is_known():
     assert str(NotFinite("a score")) == "a score is not finite"
     assert str(NotFinite("a score", detail="its weight is broken")) == "its weight is broken"
+
+
+def test_equal_scores_are_equal_on_all_ranks(tmp_path):
+    class Other(Ranks):
+        """Another rank has only twos, from the lowest to the highest."""
+
+        size = 2
+
+        def gather(self, tensor):
+            return torch.stack([tensor.double(), torch.full_like(tensor, 2.0).double()])
+
+    guard = StepGuard(1, "ppo")
+    for scores, equal in (([1.0, 1.0], 0), ([2.0, 2.0], 1), ([2.0], 2), ([2.0, torch.nan], 3), ([2.0, 3.0], 3)):
+        guard.note_scores(torch.tensor(scores), step(tmp_path)._replace(ranks=Other()))
+        assert guard.equal == equal
+    guard.note_scores(torch.tensor([2.0]), step(tmp_path))  # one response agrees with itself
+    assert guard.equal == 3
