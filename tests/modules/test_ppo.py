@@ -231,6 +231,10 @@ def test_the_reference_never_moves_and_is_not_in_the_state():
     for a, b in zip(tiny.policy(scale=0.3).parameters(), ppo.frozen["reference"].parameters(), strict=True):
         assert torch.equal(a, b) and not b.requires_grad
     assert {name.split(".")[0] for name in ppo.state_dict()} == {"policy", "critic"}
+    assert ppo.sharded_modules() == [ppo.policy, ppo.critic, ppo.frozen["reference"]]
+    bare = module(baseline="none")
+    bare.build()
+    assert bare.sharded_modules() == [bare.policy, bare.frozen["reference"]]
 
 
 def test_another_reference_is_the_one_that_kl_is_measured_to(tmp_path):

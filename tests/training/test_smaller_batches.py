@@ -46,3 +46,8 @@ def test_one_rank_of_several_does_not_try_again_alone():
         with pytest.raises(OutOfMemory, match=r"ppo: out of memory with \d rows? at once; lower ppo\.settings\.micro"):
             SmallerMicroBatches("ppo").run(attempt, Schedule(8, 4, 4, 1, by_length=False), ranks, restart=lambda: None)
         assert tried == expected
+
+
+def test_smaller_micro_batches_are_more_of_them_and_never_larger_ones():
+    schedule = Schedule(rows=16, minibatch=8, micro=3, micro_batches=3, by_length=False)
+    assert [(s.micro, s.micro_batches) for s in map(schedule.at_most, (1, 2, 3, 9))] == [(1, 8), (2, 4), (3, 3), (3, 3)]
