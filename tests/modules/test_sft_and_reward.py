@@ -149,6 +149,15 @@ def test_the_reward_step_is_that_of_plain_pytorch_for_every_micro_batch_split(ra
     assert (after - expected).norm() <= 1e-5 * (expected - start).norm()
 
 
+def test_equal_scores_are_ties_and_neither_right_nor_wrong(rankings):
+    module, run = reward_module(), trainer()
+    torch.nn.init.zeros_(module._source[0].score.weight)
+    run.fit(module, datamodule=ComparisonData(rankings, None, tiny.tokenizer(), batch_size=4, validation_fraction=0.0))
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert (logged["train/tie_rate"], logged["train/accuracy"], logged["train/margin"]) == (1.0, 0.0, 0.0)
+    assert (logged["train/num_pairs"], logged["train/num_prompts"]) == (3 + 2 + 3 + 1, 4)
+
+
 def test_a_reward_model_learns_the_order_and_keeps_its_held_out_statistics(rankings, tmp_path):
     data = ComparisonData(rankings, rankings, tiny.tokenizer(), batch_size=4)
     module = reward_module()
