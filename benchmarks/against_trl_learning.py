@@ -40,7 +40,7 @@ class Match(NamedTuple):
 
 OURS = (
     "stages=[ppo]", "kl=fixed", "ppo.settings.max_approx_kl=null", "ppo.settings.missing_eos_penalty=0",
-    f"ppo.rollouts={ROLLOUTS}", "trusted_targets=[benchmarks]",
+    "ppo.optimizer.lr=3e-4", "ppo.scheduler.final=1", f"ppo.rollouts={ROLLOUTS}", "trusted_targets=[benchmarks]",
 )  # fmt: skip
 TRLS = {
     "learning_rate": 3e-4, "adam_epsilon": 1e-5, "lr_scheduler_type": "constant", "logging_steps": ROLLOUTS,
@@ -48,12 +48,18 @@ TRLS = {
 }  # fmt: skip
 MATCHES = {
     "rloo": Match(
-        ("algorithm=rloo", "kl.coef=0.1", "ppo.settings.aggregation=seq_mean_token_sum"),
+        (
+            "algorithm=rloo", "kl.coef=0.1", "ppo.settings.aggregation=seq_mean_token_sum", "ppo.settings.group_size=4",
+            "ppo.settings.ppo_epochs=1", "ppo.settings.minibatch_size=null",
+        ),
         {"num_generations": 4, "beta": 0.1, "per_device_train_batch_size": 64, "max_steps": ROLLOUTS},
         1,
     ),
     "grpo": Match(
-        ("algorithm=grpo", "kl.coef=0.5", "ppo.settings.kl_placement=loss", "ppo.settings.kl_estimator=k3"),
+        (
+            "algorithm=grpo", "kl.coef=0.5", "ppo.settings.kl_placement=loss", "ppo.settings.kl_estimator=k3",
+            "ppo.settings.group_size=8", "ppo.settings.ppo_epochs=2", "ppo.settings.minibatch_size=32",
+        ),
         {
             "num_generations": 8, "beta": 0.5, "per_device_train_batch_size": 32, "steps_per_generation": 2,
             "num_iterations": 2, "max_steps": 4 * ROLLOUTS, "loss_type": "grpo", "use_bias_correction_kl": False,

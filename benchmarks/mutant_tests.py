@@ -112,15 +112,22 @@ def _hash(files: list[Path]) -> str:
 def choose(ran: dict[str, Ran], path: str, lines: Iterable[int], budget: float) -> list[str]:
     """The tests that run one of these lines, as many as fit into ``budget`` seconds.
 
-    First come those that are quick and run hardly anything but this file. Where none runs the lines, as with what runs
-    at import, all that run anything of the file are asked.
+    First comes one case of every test, then the others; among them first the file that is called like this one, then
+    what is quick and runs hardly anything else. Where none runs the lines, as with what runs at import, all that run
+    anything of the file are asked.
     """
     wanted = {(path, line) for line in lines}
     hits = [test for test, what in ran.items() if what.lines & wanted]
     hits = hits or [test for test, what in ran.items() if any(place == path for place, _ in what.lines)]
-    rank = {test: ran[test].seconds / sum(place == path for place, _ in ran[test].lines) for test in hits}
+
+    def order(test: str) -> tuple[bool, float]:
+        about = sum(place == path for place, _ in ran[test].lines) / len(ran[test].lines)
+        return f"test_{Path(path).stem}.py" not in test, ran[test].seconds / about
+
+    hits.sort(key=order)
+    first = {test.split("[")[0]: test for test in reversed(hits)}
     chosen, spent = [], 0.0
-    for test in sorted(hits, key=lambda test: rank[test] * len(ran[test].lines)):
+    for test in sorted(hits, key=lambda test: first[test.split("[")[0]] != test):
         if spent + ran[test].seconds <= budget or not chosen:
             chosen.append(test)
             spent += ran[test].seconds

@@ -201,3 +201,6 @@ def test_a_fault_meets_the_tests_that_run_its_line_first_those_that_are_quick_an
     assert choose(ran, "a.py", [1], budget=1) == ["quick", "of much"]
     assert choose(ran, "a.py", [7], budget=20) == ["quick", "other", "slow", "of much"]
     assert choose(ran, "b.py", [1], budget=20) == []
+    cases = {"tests/test_a.py::own[2]": 3.0, "tests/test_a.py::own[1]": 2.0, "quick": 0.1}
+    ran = {test: Ran(seconds, {("a.py", 1)}) for test, seconds in cases.items()}
+    assert choose(ran, "a.py", [1], budget=20) == ["tests/test_a.py::own[1]", "quick", "tests/test_a.py::own[2]"]
