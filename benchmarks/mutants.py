@@ -1,8 +1,10 @@
-"""Put one small fault at a time into the code and see whether the fast tests of its room notice: `make mutants`.
+"""Put one small fault at a time into the code and see whether a fast test notices: `make mutants`.
 
-    python -m benchmarks.mutants --room optim --sample 20 --seed 1
+    python -m benchmarks.mutants --rooms optim --sample 20 --seed 1
 
-The faults go into a temporary copy. Each run is a fork of this process, which has loaded the slow libraries before.
+The faults go into a temporary copy. First all tests run once without a fault, and it is noted which lines each of them
+runs; then every fault costs only the tests that run its line. Each run is a fork of this process, which has loaded the
+slow libraries before.
 """
 
 from __future__ import annotations
@@ -14,38 +16,22 @@ import importlib
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.mutant_tests import PACKAGE, Ran, choose, passes, watched
+
 ROOT = Path(__file__).parents[1]
-PACKAGE = "rlhf_lightning"
-ONLINE = ["modules/test_ppo.py", "modules/test_algorithms.py", "modules/test_scales.py", "modules/test_resampling.py"]
-LABELLED = ["modules/test_preference.py", "modules/test_unpaired.py"]
-TEXT = ["modules/test_sft_and_reward.py", "modules/test_schedules.py"]
-TESTS = {  # the longest beginning of a path decides; the doctests of the file itself come first
-    "modules/": ONLINE,
-    "modules/automatic.py": TEXT,
-    "modules/base.py": TEXT,
-    "modules/sft.py": TEXT,
-    "modules/reward.py": TEXT,
-    "modules/dpo.py": LABELLED,
-    "modules/kto.py": LABELLED,
-    "modules/offline.py": LABELLED,
-    "modules/formulas.py": ["modules/test_formulas.py"],
-    "training/": ["modules/test_by_length.py", "modules/test_ppo.py"],
-    "training/random_state.py": ["modules/test_random_state.py", "modules/test_resume.py"],
-    "training/resume_checks.py": ["modules/test_resume.py", "modules/test_lora.py"],
-    "scoring/": ["scoring"],
-    "rollout/": ["rollout"],
-    "optim/": ["optim", "modules/test_schedules.py"],
-}
+TESTS = ("modules", "training", "scoring", "rollout", "optim")  # and the doctests of the rooms
+FAULTS = ("numerics", "memory", "degenerate", "reward_functions", "tokenizers")  # what tests/faults has in this process
+LONG = ("test_exact_optimum.py", "test_invariances.py")  # not asked
 SLOW = ("lightning.pytorch", "peft", "pytest", "transformers.models.llama.modeling_llama")
 ROOMS = ("modules", "training", "scoring", "rollout", "optim")
+BUDGET = 90.0  # seconds of tests for one mutant, as they took while their lines were noted
 LIMIT = 120.0  # seconds; a mutant that runs for longer is seen
 OTHER = {
     ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -53,6 +39,7 @@ OTHER = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
     ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
+UNSEEN = ("strict", "why", "device")  # arguments: a check, the text of an error, and what needs a second device
 NAMES = {"min": "max", "max": "min", "amin": "amax", "amax": "amin", "any": "all", "all": "any", "sum": "mean"}
 
 
@@ -60,7 +47,8 @@ class Mutant(NamedTuple):
     """One fault: characters ``start`` to ``end`` of a file replaced."""
 
     path: Path  # below the package
-    line: int
+    line: int  # first and last
+    last: int
     start: int
     end: int
     text: str
@@ -92,7 +80,7 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
     elif isinstance(node, ast.Name) and node.id in NAMES and isinstance(node.ctx, ast.Load):
         yield ast.Name(NAMES[node.id], node.ctx)
     elif isinstance(node, ast.Call):
-        for place in range(len(node.keywords)):
+        for place in (i for i, keyword in enumerate(node.keywords) if keyword.arg not in UNSEEN):
             dropped = copy.copy(node)
             dropped.keywords = node.keywords[:place] + node.keywords[place + 1 :]
             yield dropped
@@ -103,8 +91,8 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def looked_at(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below but annotations, defaults (held to the YAML by other tests), decorators, and what is said in
-    errors and warnings."""
+    """All nodes below but annotations, defaults (held to the YAML by other tests), decorators, what is said in
+    errors and warnings, asserts, and the arguments in `UNSEEN`."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "defaults", "kw_defaults", "decorator_list"):
             continue
@@ -113,10 +101,12 @@ def looked_at(node: ast.AST) -> Iterator[ast.AST]:
         for child in value if isinstance(value, list) else [value]:
             called = child.func if isinstance(child, ast.Call) else None
             says = isinstance(called, ast.Attribute) and called.attr in ("warning", "warn", "info")
+            unseen = isinstance(child, ast.keyword) and child.arg in UNSEEN
             if (
                 isinstance(child, ast.AST)
                 and not isinstance(child, (ast.Raise, ast.Assert, ast.JoinedStr))
                 and not says
+                and not unseen
             ):
                 yield child
                 yield from looked_at(child)
@@ -132,79 +122,59 @@ def mutants_of(path: Path, source: str) -> Iterator[Mutant]:
         conditions = [node.test] if isinstance(node, (ast.If, ast.IfExp)) else []
         for old, new in [(node, new) for new in variants(node)] + [(c, ast.UnaryOp(ast.Not(), c)) for c in conditions]:
             text = ast.unparse(new)
+            if text == ast.unparse(old):
+                continue  # return None
             if isinstance(new, (ast.BoolOp, ast.UnaryOp)):
                 text = f"({text})"
             start, end = place(old.lineno, old.col_offset), place(old.end_lineno, old.end_col_offset)  # type: ignore[attr-defined]
-            yield Mutant(path, old.lineno, start, end, text)  # type: ignore[attr-defined]
+            yield Mutant(path, old.lineno, old.end_lineno, start, end, text)  # type: ignore[attr-defined]
 
 
-def tests_of(path: Path) -> list[str]:
-    """What is run for a file, relative to the copy."""
-    known = max((begin for begin in TESTS if str(path).startswith(begin)), key=len)
-    return [f"{PACKAGE}/{path}", *(f"tests/{test}" for test in TESTS[known])]
-
-
-def passes(folder: Path, tests: list[str]) -> bool:
-    """Whether the tests pass in a copy, in a fork of this process."""
-    child = os.fork()
-    if not child:
-        os.setpgid(0, 0)
-        os.chdir(folder)
-        sys.path.insert(0, str(folder))
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1)
-        os.dup2(silence, 2)
-        import pytest
-
-        quick = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--assert=plain"]
-        os._exit(int(pytest.main([*quick, *tests])))
-    ends = time.monotonic() + LIMIT
-    while time.monotonic() < ends:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) == 0
-        time.sleep(0.05)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+def try_room(room: str, folder: Path, ran: Mapping[str, Ran], sample: int, seed: int) -> str:
+    """Try some mutants of a room in the copy ``folder`` and print those that no test saw; returns the score."""
+    files = sorted((folder / PACKAGE / room).rglob("*.py"))
+    sources = {file.relative_to(folder / PACKAGE): file.read_text() for file in files}
+    found = [mutant for path, source in sources.items() for mutant in mutants_of(path, source)]
+    chosen = random.Random(seed).sample(found, min(sample or len(found), len(found)))
+    seen, start = 0, time.monotonic()
+    for mutant in chosen:
+        target, source = folder / PACKAGE / mutant.path, sources[mutant.path]
+        target.write_text(mutant.apply(source))
+        tests = choose(ran, str(mutant.path), range(mutant.line, mutant.last + 1), BUDGET)
+        if tests and not passes(folder, tests, LIMIT):
+            seen += 1
+        else:
+            print(f"{mutant.shown(source)}\n    {len(tests)} tests run it", flush=True)
+        target.write_text(source)
+    score = (
+        f"{room}: {seen} of {len(chosen)} seen ({seen / max(len(chosen), 1):.0%}) in {time.monotonic() - start:.0f} s"
+    )
+    return f"{score}; {len(found)} mutants in {len(files)} files"
 
 
 def main() -> None:
     """Run a sample of the mutants and print those that no test saw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--room", choices=ROOMS, help="only this room; all by default")
-    parser.add_argument("--sample", type=int, default=100, help="mutants that are tried; 0 tries all")
+    parser.add_argument("--rooms", default=",".join(ROOMS), help="names with commas")
+    parser.add_argument("--sample", type=int, default=20, help="mutants of each room that are tried; 0 tries all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="try no other after so long")
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
     for name in SLOW:
         importlib.import_module(name)
-    files = [p for room in ROOMS if given.room in (None, room) for p in sorted((ROOT / PACKAGE / room).rglob("*.py"))]
-    sources = {file.relative_to(ROOT / PACKAGE): file.read_text() for file in files}
-    found = [mutant for path, source in sources.items() for mutant in mutants_of(path, source)]
-    chosen = random.Random(given.seed).sample(found, min(given.sample or len(found), len(found)))
-    survivors, tried, start = [], 0, time.monotonic()
+    rooms = given.rooms.split(",")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "copy"
-        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "outputs"))
-        for tests in {tuple(tests_of(mutant.path)[1:]) for mutant in chosen}:
-            if not passes(folder, list(tests)):
-                print(f"left out: without a fault, these tests do not pass here: {' '.join(tests)}", flush=True)
-                chosen = [mutant for mutant in chosen if tuple(tests_of(mutant.path)[1:]) != tests]
-        for mutant in chosen:
-            if time.monotonic() - start > given.seconds:
-                break
-            target, source = folder / PACKAGE / mutant.path, sources[mutant.path]
-            target.write_text(mutant.apply(source))
-            tried += 1
-            if passes(folder, tests_of(mutant.path)):
-                survivors.append(mutant)
-                print(mutant.shown(source), flush=True)
-            target.write_text(source)
-    seen = tried - len(survivors)
-    print(f"{seen} of {tried} seen ({seen / max(tried, 1):.0%}); {len(found)} mutants in {len(files)} files")
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "outputs", "runs"))
+        files = [file for room in TESTS for file in (folder / "tests" / room).rglob("test_*.py")]
+        files += [folder / "tests/faults" / f"test_{name}.py" for name in FAULTS]
+        files += [file for room in ROOMS for file in (folder / PACKAGE / room).rglob("*.py")]
+        asked = [str(file.relative_to(folder)) for file in sorted(files) if file.name not in LONG]
+        ran = watched(folder, asked, ROOT / "runs/mutants")
+        print(f"{len(ran)} tests take {sum(what.seconds for what in ran.values()):.0f} s", flush=True)
+        for room in rooms:
+            print(try_room(room, folder, ran, given.sample, given.seed), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,20 @@
 import doctest
 import importlib
 import json
+import statistics
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import against_trl_learning as learning
 from benchmarks import run
 from benchmarks.clock import Clock, Phase
+from benchmarks.frontier import Point
 from benchmarks.kit import make_kit
+from benchmarks.mutant_tests import Ran, choose
+from benchmarks.mutants import mutants_of
 from benchmarks.ours import overrides_of
 from benchmarks.report import ratios
 from benchmarks.rows import choose_rows
@@ -147,3 +153,54 @@ def test_histories_that_differ_are_told_apart(capsys):
     assert compare("sft", [row], [row | {"empty": "0"}]) == 1
     assert compare("sft", [row], []) == 1
     assert "sft, row 0: loss 0.5 -> 0.50001" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algorithm", sorted(learning.MATCHES))
+def test_both_sides_of_the_comparison_of_learning_are_set_alike(algorithm):
+    match = learning.MATCHES[algorithm]
+    peer = learning.TRLS | match.arguments
+    config = compose([*learning.OURS, *match.overrides, "sft.output=a/sft", "reward.output=a/reward"])
+    ppo, settings = config["ppo"], config["ppo"]["settings"]
+    batch = peer["per_device_train_batch_size"]
+    rollout = batch * peer.get("steps_per_generation", 1)
+    epochs = peer.get("num_iterations", 1)
+    assert (ppo["data"]["batch_size"], settings["minibatch_size"] or rollout) == (rollout, batch)
+    assert (ppo["data"]["group_size"], settings["ppo_epochs"]) == (peer["num_generations"], epochs)
+    assert (ppo["optimizer"]["lr"], ppo["optimizer"]["eps"]) == (peer["learning_rate"], peer["adam_epsilon"])
+    assert (config["kl"]["coef"], settings["kl_placement"] == "loss") == (peer["beta"], algorithm == "grpo")
+    assert (ppo["rollouts"] * match.updates, rollout // batch * epochs) == (peer["max_steps"], match.updates)
+    sampling = ppo["sampling"]
+    assert (sampling["max_new_tokens"], sampling["temperature"]) == (peer["max_completion_length"], peer["temperature"])
+    assert ppo["scheduler"]["final"] == 1.0  # a constant rate
+
+
+def test_gold_is_compared_where_both_sides_have_been():
+    curves = [learning.Curves([], [], [], [Point(0, 0), Point(kl, kl + gain)]) for kl, gain in ((4, 4), (2, 0))]
+    assert learning.Outcome("rloo", 0, *curves).difference() == pytest.approx(statistics.mean((0.5, 1, 1.5, 2)))
+
+
+def test_a_fault_changes_one_thing_in_a_line():
+    source = "def f(x: int = 1) -> int:\n    return x + 2 if x > 3 else g(x, deep=True)\n"
+    lines = [mutant.apply(source).splitlines()[1].strip() for mutant in mutants_of(Path("a.py"), source)]
+    assert lines == [
+        "return None",
+        "return x + 2 if (not x > 3) else g(x, deep=True)",
+        "return x + 2 if x <= 3 else g(x, deep=True)",
+        "return x + 2 if x > 6 else g(x, deep=True)",
+        "return x - 2 if x > 3 else g(x, deep=True)",
+        "return x + 4 if x > 3 else g(x, deep=True)",
+        "return x + 2 if x > 3 else g(x)",
+        "return x + 2 if x > 3 else g(x, deep=False)",
+    ]
+
+
+def test_a_fault_meets_the_tests_that_run_its_line_first_those_that_are_quick_and_about_little_else():
+    ran = {"slow": Ran(9.0, {("a.py", 1)}), "quick": Ran(0.1, {("a.py", 1)}), "other": Ran(0.2, {("a.py", 2)})}
+    ran["of much"] = Ran(0.1, {("a.py", 1), *(("c.py", line) for line in range(200))})
+    assert choose(ran, "a.py", [1], budget=20) == ["quick", "slow", "of much"]
+    assert choose(ran, "a.py", [1], budget=1) == ["quick", "of much"]
+    assert choose(ran, "a.py", [7], budget=20) == ["quick", "other", "slow", "of much"]
+    assert choose(ran, "b.py", [1], budget=20) == []
+    cases = {"tests/test_a.py::own[2]": 3.0, "tests/test_a.py::own[1]": 2.0, "quick": 0.1}
+    ran = {test: Ran(seconds, {("a.py", 1)}) for test, seconds in cases.items()}
+    assert choose(ran, "a.py", [1], budget=20) == ["tests/test_a.py::own[1]", "quick", "tests/test_a.py::own[2]"]

@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from dataclasses import replace
 
 import lightning
 import pytest
@@ -146,6 +147,8 @@ def test_parts_hold_every_row_once(stage, limit, files):
     data = data_of(stage, files, micro=4)
     data.setup()
     batch = next(iter(data.train_dataloader()))
+    if stage == "kto":  # fewer of these than rows
+        batch = replace(batch, mismatched=batch.mismatched.select(torch.arange(1)))
     cut = list(parts(batch, limit))
     rows = torch.cat([part.input_ids for part in cut])
     assert torch.equal(rows, batch.input_ids)

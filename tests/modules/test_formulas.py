@@ -95,6 +95,22 @@ def test_another_shape_is_named(key):
         check(changed(formula, lambda found: found[None]))
 
 
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [("ppo.advantage", 1), ("ppo.loss", "per_token"), ("dpo.loss", "chosen_rewards"), ("dpo.loss", "rejected_rewards"),
+     ("kto.loss", "rewards")],
+)  # fmt: skip
+def test_another_shape_beside_the_loss_is_named(key, field):
+    check, formula = CHECKS[key]
+
+    def mine(*given, **named):
+        found = formula(*given, **named)
+        return (found[0], found[1][:1]) if field == 1 else found._replace(**{field: getattr(found, field)[:1]})
+
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: mine, called as .* wanted: .* of shape \["):
+        check(mine)
+
+
 @pytest.mark.parametrize("key", CHECKS)
 def test_nan_is_named(key):
     check, formula = CHECKS[key]

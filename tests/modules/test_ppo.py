@@ -17,6 +17,7 @@ from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer
+from rlhf_lightning.training.ranks import Ranks
 from tests.support import tiny
 
 TEXTS = ("the food was", "we left", "very slow service and bad food .", "good")
@@ -177,13 +178,41 @@ def test_learning_raises_the_score():
 
     fit(ppo, steps=30, callbacks=[Watch()])
     assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 0.5
-    assert ppo.optimizer_steps == 30 * 2 * 2 and ppo.rollouts == 30 and ppo.episodes == 240
+    assert ppo.optimizer_steps == 30 * 2 * 2 and ppo.rollouts == 30 and ppo.episodes == 240 and ppo.step_number == 31
+
+
+class Twins(Ranks):
+    """Two ranks that see the same: what this one says, both say."""
+
+    size = 2
+
+    def reduce(self, tensor):
+        return 2 * tensor
+
+    def gather(self, tensor):
+        return torch.stack([tensor, tensor]).double()
+
+
+def test_two_ranks_that_see_the_same_learn_what_one_learns(monkeypatch):
+    options = {"minibatch_size": 4, "micro_batch_size": 2, "whiten_advantages": False, "max_grad_norm": 0.1}
+    one = module("shared_trunk", **options)
+    alone = fit(one)
+    monkeypatch.setattr(PPOModule, "ranks", property(lambda self: Twins()))
+    two = module("shared_trunk", **options | {"minibatch_size": 8})
+    together = fit(two)
+    for a, b in zip(one.policy.parameters(), two.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    twice = {"episode": 2}
+    for name, value in alone.items():
+        if not name.startswith("perf/"):
+            assert together[name] == pytest.approx(twice.get(name, 1) * value, rel=1e-4, abs=1e-6), name
 
 
 def test_updates_stop_once_the_policy_has_moved_too_far():
     far = fit(module(lr=5.0, ppo_epochs=8, max_approx_kl=1e-3))
-    near = fit(module(lr=1e-6, ppo_epochs=8, max_approx_kl=1e-3))
-    assert far["policy/updates"] == 1 and near["policy/updates"] == 8
+    per_token = fit(module(lr=0.05, ppo_epochs=3))["policy/approxkl_avg"]  # of three updates: none is above three times
+    near = fit(module(lr=0.05, ppo_epochs=3, max_approx_kl=3 * per_token))
+    assert far["policy/updates"] == 1 and near["policy/updates"] == 3
 
 
 def test_the_policy_stands_still_while_the_critic_warms_up():
@@ -202,6 +231,9 @@ def test_the_reference_never_moves_and_is_not_in_the_state():
     for a, b in zip(tiny.policy(scale=0.3).parameters(), ppo.frozen["reference"].parameters(), strict=True):
         assert torch.equal(a, b) and not b.requires_grad
     assert {name.split(".")[0] for name in ppo.state_dict()} == {"policy", "critic"}
+    assert ppo.sharded_modules() == [ppo.policy, ppo.critic, ppo.frozen["reference"]]
+    ppo.critic = None
+    assert ppo.sharded_modules() == [ppo.policy, ppo.frozen["reference"]]
 
 
 def test_another_reference_is_the_one_that_kl_is_measured_to(tmp_path):
@@ -233,7 +265,7 @@ def test_critics_start_at_the_mean_return_and_there_is_one_group_each():
         assert e.values[e.mask].unique().tolist() == pytest.approx(
             [float(reward_to_go(e.rewards, e.mask)[e.mask].mean())]
         )
-        assert logged["loss/value_avg"] > 0
+        assert logged["loss/value_avg"] > 0 and not e.values[~e.mask].any()
         assert [group["name"] for group in ppo.parameter_groups()] == ["policy", "critic"]
 
 

@@ -205,7 +205,7 @@ def test_the_reference_stands_still_and_is_not_in_the_state(file):
     frozen = module.frozen["reference"]
     for a, b in zip(tiny.policy().parameters(), frozen.parameters(), strict=True):
         assert torch.equal(a, b) and not b.requires_grad
-    assert not frozen.training
+    assert not frozen.training and module.sharded_modules() == [module.policy, frozen]
     assert (offline.flat(module.policy) - offline.flat(frozen)).norm() > 1e-2
     assert {name.split(".")[0] for name in module.state_dict()} == {"policy"}
 
@@ -213,7 +213,7 @@ def test_the_reference_stands_still_and_is_not_in_the_state(file):
 def test_a_loss_without_reference_loads_none(file):
     module = offline.preference(loss=partial(simpo_loss, gamma=0.5))
     logged = offline.fit(module, offline.pairs(file))
-    assert "reference" not in module.frozen
+    assert "reference" not in module.frozen and module.sharded_modules() == [module.policy]
     assert not [name for name in logged if "drift" in name]
 
 
@@ -243,7 +243,7 @@ def test_frozen_lower_layers_give_the_same_loss_and_are_run_once(file, tmp_path)
     data = offline.pairs(file)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    totals = []
+    totals, ran = [], []
     for depth in (0, 1):
         module = DPOModule(
             Pretrained(str(folder), freeze_below=depth),
@@ -256,12 +256,21 @@ def test_frozen_lower_layers_give_the_same_loss_and_are_run_once(file, tmp_path)
             module.policy.lm_head.weight.add_(
                 0.3 * torch.randn(3 + len(tiny.WORDS), 32, generator=torch.Generator().manual_seed(0))
             )
+        module.policy.model.layers[0].register_forward_hook(lambda *_: ran.append(1))
         total, _ = module.terms(batch)
+        assert len(ran) == 2  # for the prompts, and for the answers
+        ran.clear()
         total.backward()
         totals.append(total)
         lower = [p.grad for p in module.policy.model.layers[0].parameters()]
         assert all(g is None for g in lower) is bool(depth)
     torch.testing.assert_close(totals[0], totals[1])
+    frozen = Pretrained(str(folder), freeze_below=1)
+    apart = DPOModule(frozen, tiny.tokenizer(), torch.optim.SGD, reference=tiny.policy(1))
+    alone = DPOModule(tiny.policy(1), tiny.tokenizer(), torch.optim.SGD)
+    for module in (apart, alone):
+        module.configure_model()
+    torch.testing.assert_close(apart.logprobs(batch).reference, alone.logprobs(batch).policy.detach())
 
 
 def sentiment(folder, name, prompts):

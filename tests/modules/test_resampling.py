@@ -110,6 +110,9 @@ class Seen(FunctionScorer):
         self.shown.append(rollout)
         return super().score(rollout, tokenizer)
 
+    def details_of(self, rollout):
+        return {"first": rollout.response_ids[:, 0].float()} if any(rollout is one for one in self.shown) else {}
+
 
 def train(folder, resume=None, **options):
     module = phases.ppo_module(
@@ -134,6 +137,9 @@ def test_a_run_resumed_between_rollouts_draws_what_an_uninterrupted_one_draws(tm
     shown = [rollout.response_ids.tolist() for rollout in whole.scorer.shown]
     assert len(shown) > 3 and len({id(rollout) for rollout in whole.scorer.shown}) == len(shown)  # each of them once
     assert position > 3 and min(map(len, shown)) < 4
+    learned = whole.last_experience.rollout
+    assert not any(learned is one for one in whole.scorer.shown)  # but made of several of them
+    assert torch.equal(whole.details_of(learned)["first"], learned.response_ids[:, 0].float())
     resumed, other = train(folder, resume=checkpoints(folder / "checkpoints")[::-1][0])
     assert other.state_dict()["position"] == position
     again = [rollout.response_ids.tolist() for rollout in resumed.scorer.shown]

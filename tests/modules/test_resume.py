@@ -3,6 +3,7 @@ that a resumed run ends bit for bit where an uninterrupted one ends."""
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.training.resume_checks import refuse_other_weights
 from tests.support import phases, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
@@ -79,3 +81,15 @@ def test_a_saver_brings_its_plugin_unless_another_one_was_given(tmp_path):
         trainer = lightning.Trainer(accelerator="cpu", logger=False, plugins=plugins)
         DurableCheckpoint(tmp_path).setup(trainer, None, "fit")
         assert isinstance(trainer.strategy.checkpoint_io, kind)
+
+
+def test_weights_of_another_shape_are_refused_unless_the_module_takes_whatever_is_there():
+    layer = SimpleNamespace(strict_loading=True, state_dict=torch.nn.Linear(2, 1).state_dict)
+    refuse_other_weights(None, layer)
+    refuse_other_weights(layer.state_dict(), layer)
+    with pytest.raises(
+        CheckpointError, match=r"bias is not there in the checkpoint and \[1\] in the model, and 1 more"
+    ):
+        refuse_other_weights({"weight": torch.zeros(1, 3)}, layer)
+    layer.strict_loading = False
+    refuse_other_weights({"weight": torch.zeros(1, 3)}, layer)

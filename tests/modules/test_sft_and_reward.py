@@ -109,6 +109,21 @@ def test_the_sft_step_is_that_of_plain_pytorch_for_every_micro_batch_split(demon
         assert (after - expected).norm() <= 1e-5 * (expected - start).norm()
 
 
+def test_padding_is_that_of_the_step_alone(demonstrations):
+    seen = []
+
+    class Watch(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, number):
+            padding = float((~batch.attention_mask).float().mean())
+            seen.append((padding, float(trainer.callback_metrics["train/padding"])))
+
+    data = DemonstrationData(demonstrations, None, tiny.tokenizer(), batch_size=2, validation_fraction=0.0)
+    module = SFTModule(tiny.policy(), tiny.tokenizer(), torch.optim.SGD)
+    trainer(callbacks=[Watch()]).fit(module, datamodule=data)
+    assert [logged for _, logged in seen] == pytest.approx([padding for padding, _ in seen])
+    assert len({padding for padding, _ in seen}) > 1
+
+
 def reward_module():
     torch.manual_seed(1)
     model = ScalarModel.from_policy(tiny.policy()).model
@@ -147,6 +162,19 @@ def test_the_reward_step_is_that_of_plain_pytorch_for_every_micro_batch_split(ra
     after = torch.cat([p.detach().flatten() for p in module.model.parameters() if p.requires_grad])
     assert float(run.callback_metrics["train/loss"]) == pytest.approx(loss.item(), rel=1e-5)
     assert (after - expected).norm() <= 1e-5 * (expected - start).norm()
+
+
+def test_equal_scores_are_ties_and_neither_right_nor_wrong(rankings):
+    module, run = reward_module(), trainer()
+    torch.nn.init.zeros_(module._source[0].score.weight)
+    run.fit(module, datamodule=ComparisonData(rankings, None, tiny.tokenizer(), batch_size=4, validation_fraction=0.0))
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert (logged["train/tie_rate"], logged["train/accuracy"], logged["train/margin"]) == (1.0, 0.0, 0.0)
+    assert (logged["train/num_pairs"], logged["train/num_prompts"]) == (3 + 2 + 3 + 1, 4)
+    module, run = reward_module(), trainer()
+    module._source[0].score.weight.data.mul_(1e-3)  # far less than 1 apart
+    run.fit(module, datamodule=ComparisonData(rankings, None, tiny.tokenizer(), batch_size=4, validation_fraction=0.0))
+    assert run.callback_metrics["train/tie_rate"] == 0 < run.callback_metrics["train/accuracy"]
 
 
 def test_a_reward_model_learns_the_order_and_keeps_its_held_out_statistics(rankings, tmp_path):

@@ -98,6 +98,14 @@ class Inexact(LoopEngine):
     is_exact = False
 
 
+class Silent(LoopEngine):
+    """Does not say whether it is exact."""
+
+    @property
+    def is_exact(self):
+        raise AttributeError
+
+
 @pytest.mark.parametrize("advantage", [grpo, rloo])
 def test_a_single_update_needs_no_forward_for_its_old_log_probabilities(monkeypatch, advantage):
     calls = Counting(PPOModule.forward_policy)
@@ -113,8 +121,14 @@ def test_a_single_update_needs_no_forward_for_its_old_log_probabilities(monkeypa
 
 @pytest.mark.parametrize(
     "options",
-    [{"ppo_epochs": 2}, {"minibatch_size": 4}, {"correction": "token_mask"}, {"engine": Inexact()}],
-    ids=["two passes", "minibatches", "correction", "inexact engine"],
+    [
+        {"ppo_epochs": 2},
+        {"minibatch_size": 4},
+        {"correction": "token_mask"},
+        {"engine": Inexact()},
+        {"engine": Silent()},
+    ],
+    ids=["two passes", "minibatches", "correction", "inexact engine", "silent engine"],
 )
 def test_otherwise_old_log_probabilities_are_those_of_training(options):
     expected, _ = group_run(reuse_logprobs=False, **options)

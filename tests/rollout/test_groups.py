@@ -25,10 +25,10 @@ def test_groups_without_spread_are_undecided():
 def test_fresh_rows_take_their_places_and_the_narrow_side_is_padded():
     old = rollout([[1, 2], [3, 4], [5, 6]], [True, True, False])
     wide, narrow = rollout([[7, 8, 9]], [False]), rollout([[7]], [False])
-    out = replaced(old, torch.tensor([1]), wide, pad_token_id=0)
-    assert out.response_ids.tolist() == [[1, 2, 0], [7, 8, 9], [5, 6, 0]]
+    out = replaced(old, torch.tensor([1]), wide, pad_token_id=-1)
+    assert out.response_ids.tolist() == [[1, 2, -1], [7, 8, 9], [5, 6, -1]]
     assert torch.equal(out.mask, out.response_ids > 0) and out.finished.tolist() == [True, False, False]
-    assert torch.equal(out.rollout_logprobs, out.response_ids.float())
+    assert torch.equal(out.rollout_logprobs, out.response_ids.clamp(min=0).float())
     out = replaced(old, torch.tensor([0]), narrow, pad_token_id=0)
     assert out.response_ids.tolist() == [[7, 0], [3, 4], [5, 6]] and out.rows == old.rows
 

@@ -1,5 +1,7 @@
 """Scorers: TRL's function signature, scores that are checked, reward models with the same or another tokenizer."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -104,6 +106,8 @@ def test_a_reward_model_scores_at_the_end_token_even_of_truncated_answers(rollou
         with torch.no_grad():
             expected = scorer.model(ids, torch.ones_like(ids, dtype=torch.bool))[0, -1]
         torch.testing.assert_close(scores[i], expected, atol=1e-5, rtol=1e-5)
+    scorer.mean, scorer.std = 0.5, 4.0
+    torch.testing.assert_close(scorer.score(rollout, tiny.tokenizer()), (scores - 0.5) / 4)
 
 
 def test_another_tokenizer_is_served_by_text(rollout, reward_folder):
@@ -116,6 +120,10 @@ def test_another_tokenizer_is_served_by_text(rollout, reward_folder):
     same = special == rollout.finished
     assert same.any()
     torch.testing.assert_close(by_text[same], by_ids[same], atol=1e-5, rtol=1e-5)
+    chat = RewardModelScorer(Pretrained(str(reward_folder)))
+    chat.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    rows = tuple({"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rollout.rows)
+    torch.testing.assert_close(chat.score(replace(rollout, rows=rows), shifted), by_text)
 
 
 def test_a_prompt_batch_repeats_prompts_side_by_side():

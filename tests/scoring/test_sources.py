@@ -245,7 +245,7 @@ def apply(transforms, scores, given=None, judge=None):
         (Normalise(1.0, 2.0), [3.0, NAN], [1.0, NAN]),
         (LengthPenalty(0.5, beyond=2), [1.0, 1.0], [1.0, 0.5]),
         (OverlongPenalty(max_length=4, buffer=2), [1.0, 1.0], [1.0, 0.5]),
-        (OverlongPenalty(max_length=2, buffer=1, penalty=3.0), [1.0, NAN], [-2.0, NAN]),
+        (OverlongPenalty(max_length=1, buffer=1, penalty=3.0), [1.0, NAN], [-2.0, NAN]),
         (Clip(0.0, 4.0), [[5.0, -1.0, 9.0], [1.0, 2.0, 3.0]], [[4.0, 0.0, 4.0], [1.0, 2.0, 3.0]]),
         (Normalise(2.0, 2.0), [[4.0, 4.0, 0.0], [0.0, 2.0, 4.0]], [[2.0, 1.0, 0.0], [0.0, 1.0, 1.0]]),
         (LengthPenalty(1.0), [[0.0, 5.0, 0.0], [0.0, 0.0, 5.0]], [[0.0, 3.0, 0.0], [0.0, 0.0, 2.0]]),
