@@ -1,0 +1,284 @@
+"""What is looked at for one family: this library's numbers against those of transformers alone.
+
+"Plain" is transformers alone, one row at a time, no padding, no mask. Rows have 9 to 40 tokens, padded on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+
+from benchmarks.families_tiny import VISION, VOCABULARY
+from rlhf_lightning.functional.sequences import left_pad, right_pad
+from rlhf_lightning.models import Pretrained, ScalarModel
+from rlhf_lightning.models.adapters import Lora, adapted_layers, merged
+from rlhf_lightning.models.forward import packs_rows, token_scores
+from rlhf_lightning.models.packing import adjacent_groups
+from rlhf_lightning.models.trunk import run_lower
+from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, RolloutEngine, Sampling
+from rlhf_lightning.types import PromptBatch, Rollout
+
+TOLERANCE = 1e-4  # nats, units of a score, or a share of the norm of the gradient
+LENGTHS = [(24, 16), (24, 5), (4, 14), (4, 9), (13, 8), (13, 12)]  # of prompts and answers; neighbours share a prompt
+ENDS = tuple(range(1, VOCABULARY, 7))  # many tokens end an answer, so that rows leave early
+
+
+class Wrong(Exception):
+    """Other numbers than plain transformers."""
+
+
+def close(found: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> str:
+    """How far two tensors are apart. Raises: Wrong: further than ``tolerance``, or not finite."""
+    gap = float((found.detach().double() - expected.detach().double()).abs().max())
+    if not gap <= tolerance:
+        raise Wrong(f"{what} {gap:.2g}")
+    return f"{gap:.0e}"
+
+
+class World:
+    """A folder with a tiny model, its rows, and what plain transformers says about them."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind, self.folder = kind, folder / "model"
+        self.scratch = folder
+        source = torch.Generator().manual_seed(5)
+        prompts: dict[int, list[int]] = {}
+        self.rows: list[tuple[list[int], list[int]]] = []
+        for prompt, answer in LENGTHS:
+            if prompt not in prompts:
+                prompts[prompt] = torch.randint(3, VOCABULARY, (prompt,), generator=source).tolist()
+            drawn = torch.randint(3, VOCABULARY, (answer,), generator=source).tolist()
+            self.rows.append((prompts[prompt], drawn))
+        left, left_mask = left_pad([row[0] for row in self.rows], 0)
+        right, right_mask = right_pad([row[1] for row in self.rows], 0)
+        self.ids, self.attention = torch.cat([left, right], 1), torch.cat([left_mask, right_mask], 1)
+        self.mask = torch.cat([torch.zeros_like(left_mask), right_mask], 1)
+        self.prompts = PromptBatch(left, left_mask, tuple({"prompt": ""} for _ in self.rows))
+        self.groups = adjacent_groups(left, left_mask)
+
+    def load(self, folder: Path | None = None) -> PreTrainedModel:
+        """Plain transformers on a folder."""
+        auto: Any = AutoModelForImageTextToText if self.kind.split("/")[0] in VISION else AutoModelForCausalLM
+        return auto.from_pretrained(folder or self.folder, dtype=torch.float32).eval()
+
+    @cached_property
+    def plain(self) -> PreTrainedModel:
+        """The model without this library."""
+        return self.load()
+
+    @cached_property
+    def logprobs(self) -> Tensor:
+        """Of the answers' tokens, row by row, [N]."""
+        with torch.no_grad():
+            return self.of_rows(self.plain)
+
+    def of_rows(self, model: PreTrainedModel) -> Tensor:
+        """Log-probabilities of the answers under a model, one row at a time, [N]."""
+        return torch.cat([of_row(model, prompt, answer) for prompt, answer in self.rows])
+
+    @cached_property
+    def gradients(self) -> list[Tensor | None]:
+        """Of the mean log-probability, for each weight."""
+        model = self.load()
+        self.of_rows(model).mean().backward()
+        return [weight.grad for weight in model.parameters()]
+
+    @cached_property
+    def states(self) -> Tensor:
+        """Final hidden states at the last token of each row, [B, D]."""
+        with torch.no_grad():
+            return torch.stack([last_state(self.plain, prompt + answer) for prompt, answer in self.rows])
+
+    def policy(self, **keys: Any) -> PreTrainedModel:
+        """This library's policy."""
+        return Pretrained(str(self.folder), **keys).causal_lm()
+
+    def scores(self, policy: PreTrainedModel, **keys: Any) -> Tensor:
+        """This library's log-probabilities of the answers, all rows at once, [N]."""
+        return token_scores(policy, self.ids, self.attention, self.mask, **keys).logprobs
+
+    @property
+    def columns(self) -> list[tuple[Tensor, Tensor]]:
+        """The rows padded on the left, and on the right."""
+        whole = [prompt + answer for prompt, answer in self.rows]
+        return [left_pad(whole, 0), right_pad(whole, 0)]
+
+
+def of_row(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> Tensor:
+    """Log-probabilities of an answer under plain transformers, [T]."""
+    ids = torch.tensor([prompt + answer])
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return logits.float().log_softmax(-1).gather(1, torch.tensor(answer)[:, None])[:, 0]
+
+
+def last_state(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    """What goes into the output embedding, or comes out of the decoder where that is another one, [D]."""
+    stack: Any = model.get_decoder() or model.base_model
+    return stack(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
+
+
+def plain_scores(world: World) -> str:
+    """Log-probabilities of padded rows, neither packed nor sharing a prompt."""
+    with torch.no_grad():
+        return close(world.scores(world.policy(pack_rows=False)), world.logprobs, "log-probabilities")
+
+
+def packed_scores(world: World) -> str:
+    """The same with the default settings, sequences packed into rows where the model can."""
+    policy = world.policy()
+    with torch.no_grad():
+        gap = close(world.scores(policy, groups=world.groups), world.logprobs, "log-probabilities")
+    return f"{gap}{'' if packs_rows(policy) else ' unpacked'}"
+
+
+def gradients(world: World, **keys: Any) -> str:
+    """The gradient of the mean log-probability."""
+    policy = world.policy(**keys)
+    world.scores(policy, groups=world.groups).mean().backward()
+    pairs = [(w.grad, g) for w, g in zip(policy.parameters(), world.gradients, strict=True)]
+    mine, theirs = (torch.cat([g.flatten() for g in side if g is not None]) for side in zip(*pairs, strict=True))
+    if mine.shape != theirs.shape:
+        raise Wrong(f"gradients of {len(mine)} weights, not of {len(theirs)}")
+    return close(mine / theirs.norm(), theirs / theirs.norm(), "gradient")
+
+
+def checkpointing(world: World) -> str:
+    """The same gradient with activation checkpointing."""
+    return gradients(world, activation_checkpointing=True)
+
+
+def answers(world: World, engine: RolloutEngine, ends: tuple[int, ...], **sampling: Any) -> Rollout:
+    """A rollout to the prompts."""
+    engine.sync(world.policy(), ends, 0, 0)
+    engine.seed(3)
+    return engine.generate(world.prompts, Sampling(max_new_tokens=14, **sampling))
+
+
+def rescored(world: World, rollout: Rollout) -> Tensor:
+    """Log-probabilities of a rollout under plain transformers, [N]."""
+    rows = zip(world.rows, rollout.response_ids, rollout.mask, strict=True)
+    with torch.no_grad():
+        return torch.cat([of_row(world.plain, prompt, ids[mask].tolist()) for (prompt, _), ids, mask in rows])
+
+
+def loop_engine(world: World) -> str:
+    """Log-probabilities that the default engine keeps while rows end early, compacted and not."""
+    gaps = []
+    for share in (0.75, 0.0):
+        rollout = answers(world, LoopEngine(compact_below=share), ENDS)
+        assert rollout.rollout_logprobs is not None
+        if rollout.finished.sum() < 2:
+            raise Wrong("no answer ended early: the check checks nothing")
+        gaps.append(close(rollout.rollout_logprobs[rollout.mask], rescored(world, rollout), "sampled log-probabilities"))
+    return max(gaps)
+
+
+def greedy(world: World, engine: RolloutEngine) -> str:
+    """The likeliest answers: each token is the likeliest one of plain transformers, up to rounding."""
+    rollout = answers(world, engine, (1,), top_k=1)
+    worst = torch.zeros(())
+    for (prompt, _), ids, mask in zip(world.rows, rollout.response_ids, rollout.mask, strict=True):
+        answer = ids[mask].tolist()
+        with torch.no_grad():
+            logits = world.plain(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0]
+        logits = logits.float()[len(prompt) - 1 : -1]
+        lost = logits.amax(-1) - logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+        worst = torch.maximum(worst, lost.max())
+    return close(worst, torch.zeros(()), "logit of a chosen token below the highest")
+
+
+def greedy_loop(world: World) -> str:
+    """Likeliest answers of the default engine."""
+    return greedy(world, LoopEngine())
+
+
+def greedy_hf(world: World) -> str:
+    """Likeliest answers of ``rollout=hf``."""
+    return greedy(world, HFGenerateEngine())
+
+
+def reward_model(world: World) -> str:
+    """Scores of a reward model made from the folder, padded on either side and packed, before and after export."""
+    torch.manual_seed(0)
+    model = ScalarModel(Pretrained(str(world.folder)).reward_model(init_head=True, head_std=1.0))
+    head: Any = model.model.score
+    expected = world.states @ head.weight[0].detach()
+    gaps = []
+    with torch.no_grad():
+        for ids, attention in world.columns:
+            for groups in (None, world.groups):
+                gaps.append(close(model.score(ids, attention, groups), expected, "scores"))
+        model.model.save_pretrained(world.scratch / "reward")
+        _tokenizer(world).save_pretrained(world.scratch / "reward")
+        again = ScalarModel(Pretrained(str(world.scratch / "reward")).reward_model())
+        gaps.append(close(again.score(*world.columns[0]), expected, "scores after export"))
+    return max(gaps)
+
+
+def critic(world: World) -> str:
+    """Values of a critic made from the policy, with a head that is not zero."""
+    model = ScalarModel.from_policy(world.policy())
+    head: Any = model.model.score
+    torch.nn.init.normal_(head.weight)
+    expected = world.states @ head.weight[0].detach()
+    with torch.no_grad():
+        return close(model.score(*world.columns[0]), expected, "values")
+
+
+def frozen_layers(world: World) -> str:
+    """Log-probabilities with ``model.freeze_below=1``, the lowest layer computed first."""
+    policy = world.policy(freeze_below=1)
+    with torch.no_grad():
+        hidden = run_lower(policy, 1, world.ids, world.attention)
+        return close(world.scores(policy, hidden=hidden, freeze_below=1), world.logprobs, "log-probabilities")
+
+
+def adapters(world: World) -> str:
+    """Log-probabilities with adapters against those of plain transformers on the merged export."""
+    recipe = Pretrained(str(world.folder), lora=Lora())
+    policy = recipe.adapted(recipe.causal_lm())
+    torch.manual_seed(1)
+    for layer in adapted_layers(policy).values():
+        for weight in layer.lora_B.parameters():
+            torch.nn.init.normal_(weight, std=0.05)
+    with torch.no_grad():
+        found = world.scores(policy, groups=world.groups)
+        if float((found - world.logprobs).abs().max()) < 1e-3:
+            raise Wrong("adapters without an effect")
+        policy.save_pretrained(world.scratch / "merged", state_dict=merged(policy, policy.state_dict()))
+        return close(found, world.of_rows(world.load(world.scratch / "merged")), "log-probabilities after export", 1e-3)
+
+
+def export(world: World) -> str:
+    """Plain transformers on a folder that was exported."""
+    policy = world.policy()
+    policy.save_pretrained(world.scratch / "export")
+    _tokenizer(world).save_pretrained(world.scratch / "export")
+    with torch.no_grad():
+        return close(world.of_rows(world.load(world.scratch / "export")), world.logprobs, "log-probabilities", 1e-6)
+
+
+def _tokenizer(world: World) -> Any:
+    return Pretrained(str(world.folder)).tokenizer()
+
+
+CELLS: dict[str, Callable[[World], str]] = {
+    "scores": plain_scores,
+    "packed": packed_scores,
+    "gradient": gradients,
+    "checkpointing": checkpointing,
+    "loop": loop_engine,
+    "greedy": greedy_loop,
+    "hf": greedy_hf,
+    "reward": reward_model,
+    "critic": critic,
+    "freeze": frozen_layers,
+    "lora": adapters,
+    "export": export,
+}
