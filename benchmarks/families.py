@@ -132,7 +132,9 @@ def main() -> None:
         began = time.time()
         row = results[kind] = in_child(kind, cells, options.limit)
         bad = {name: cell for name, cell in row.items() if cell.state not in (OK, REFUSED, NOT_MADE)}
-        print(f"{kind} {time.time() - began:.1f} s", *(f"{n}: {c.state} {c.detail}" for n, c in bad.items()), flush=True)
+        print(
+            f"{kind} {time.time() - began:.1f} s", *(f"{n}: {c.state} {c.detail}" for n, c in bad.items()), flush=True
+        )
     print(json.dumps(counts(results)))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

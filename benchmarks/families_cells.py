@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from rlhf_lightning.types import PromptBatch, Rollout
 
 TOLERANCE = 1e-4  # nats, units of a score, or a share of the norm of the gradient
 LENGTHS = [(24, 16), (24, 5), (4, 14), (4, 9), (13, 8), (13, 12)]  # of prompts and answers; neighbours share a prompt
-ENDS = tuple(range(1, VOCABULARY, 7))  # many tokens end an answer, so that rows leave early
+ENDS = tuple(range(1, VOCABULARY, 4))  # many tokens end an answer, so that rows leave early
 
 
 class Wrong(Exception):
@@ -95,13 +96,14 @@ class World:
         with torch.no_grad():
             return torch.stack([last_state(self.plain, prompt + answer) for prompt, answer in self.rows])
 
-    def policy(self, **keys: Any) -> PreTrainedModel:
-        """This library's policy."""
-        return Pretrained(str(self.folder), **keys).causal_lm()
+    @property
+    def recipe(self) -> Pretrained:
+        """The folder with the default settings."""
+        return Pretrained(str(self.folder))
 
-    def scores(self, policy: PreTrainedModel, **keys: Any) -> Tensor:
+    def scores(self, policy: PreTrainedModel, groups: Tensor | None = None) -> Tensor:
         """This library's log-probabilities of the answers, all rows at once, [N]."""
-        return token_scores(policy, self.ids, self.attention, self.mask, **keys).logprobs
+        return token_scores(policy, self.ids, self.attention, self.mask, groups=groups).logprobs
 
     @property
     def columns(self) -> list[tuple[Tensor, Tensor]]:
@@ -118,28 +120,30 @@ def of_row(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> Tens
 
 
 def last_state(model: PreTrainedModel, ids: list[int]) -> Tensor:
-    """What goes into the output embedding, or comes out of the decoder where that is another one, [D]."""
-    stack: Any = model.get_decoder() or model.base_model
+    """What the part below the head gives for the last token, [D]."""
+    stack: Any = next(part for part in model.children() if isinstance(part, PreTrainedModel))
     return stack(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
 
 
 def plain_scores(world: World) -> str:
     """Log-probabilities of padded rows, neither packed nor sharing a prompt."""
     with torch.no_grad():
-        return close(world.scores(world.policy(pack_rows=False)), world.logprobs, "log-probabilities")
+        return close(
+            world.scores(replace(world.recipe, pack_rows=False).causal_lm()), world.logprobs, "log-probabilities"
+        )
 
 
 def packed_scores(world: World) -> str:
     """The same with the default settings, sequences packed into rows where the model can."""
-    policy = world.policy()
+    policy = world.recipe.causal_lm()
     with torch.no_grad():
         gap = close(world.scores(policy, groups=world.groups), world.logprobs, "log-probabilities")
     return f"{gap}{'' if packs_rows(policy) else ' unpacked'}"
 
 
-def gradients(world: World, **keys: Any) -> str:
+def gradients(world: World, activation_checkpointing: bool = False) -> str:
     """The gradient of the mean log-probability."""
-    policy = world.policy(**keys)
+    policy = replace(world.recipe, activation_checkpointing=activation_checkpointing).causal_lm()
     world.scores(policy, groups=world.groups).mean().backward()
     pairs = [(w.grad, g) for w, g in zip(policy.parameters(), world.gradients, strict=True)]
     mine, theirs = (torch.cat([g.flatten() for g in side if g is not None]) for side in zip(*pairs, strict=True))
@@ -153,11 +157,11 @@ def checkpointing(world: World) -> str:
     return gradients(world, activation_checkpointing=True)
 
 
-def answers(world: World, engine: RolloutEngine, ends: tuple[int, ...], **sampling: Any) -> Rollout:
+def answers(world: World, engine: RolloutEngine, ends: tuple[int, ...], top_k: int = 0) -> Rollout:
     """A rollout to the prompts."""
-    engine.sync(world.policy(), ends, 0, 0)
+    engine.sync(world.recipe.causal_lm(), ends, 0, 0)
     engine.seed(3)
-    return engine.generate(world.prompts, Sampling(max_new_tokens=14, **sampling))
+    return engine.generate(world.prompts, Sampling(max_new_tokens=14, top_k=top_k))
 
 
 def rescored(world: World, rollout: Rollout) -> Tensor:
@@ -175,7 +179,9 @@ def loop_engine(world: World) -> str:
         assert rollout.rollout_logprobs is not None
         if rollout.finished.sum() < 2:
             raise Wrong("no answer ended early: the check checks nothing")
-        gaps.append(close(rollout.rollout_logprobs[rollout.mask], rescored(world, rollout), "sampled log-probabilities"))
+        gaps.append(
+            close(rollout.rollout_logprobs[rollout.mask], rescored(world, rollout), "sampled log-probabilities")
+        )
     return max(gaps)
 
 
@@ -206,7 +212,7 @@ def greedy_hf(world: World) -> str:
 def reward_model(world: World) -> str:
     """Scores of a reward model made from the folder, padded on either side and packed, before and after export."""
     torch.manual_seed(0)
-    model = ScalarModel(Pretrained(str(world.folder)).reward_model(init_head=True, head_std=1.0))
+    model = ScalarModel(world.recipe.reward_model(init_head=True, head_std=1.0))
     head: Any = model.model.score
     expected = world.states @ head.weight[0].detach()
     gaps = []
@@ -223,7 +229,7 @@ def reward_model(world: World) -> str:
 
 def critic(world: World) -> str:
     """Values of a critic made from the policy, with a head that is not zero."""
-    model = ScalarModel.from_policy(world.policy())
+    model = ScalarModel.from_policy(world.recipe.causal_lm())
     head: Any = model.model.score
     torch.nn.init.normal_(head.weight)
     expected = world.states @ head.weight[0].detach()
@@ -233,15 +239,16 @@ def critic(world: World) -> str:
 
 def frozen_layers(world: World) -> str:
     """Log-probabilities with ``model.freeze_below=1``, the lowest layer computed first."""
-    policy = world.policy(freeze_below=1)
+    policy = replace(world.recipe, freeze_below=1).causal_lm()
     with torch.no_grad():
         hidden = run_lower(policy, 1, world.ids, world.attention)
-        return close(world.scores(policy, hidden=hidden, freeze_below=1), world.logprobs, "log-probabilities")
+        found = token_scores(policy, world.ids, world.attention, world.mask, hidden=hidden, freeze_below=1)
+        return close(found.logprobs, world.logprobs, "log-probabilities")
 
 
 def adapters(world: World) -> str:
     """Log-probabilities with adapters against those of plain transformers on the merged export."""
-    recipe = Pretrained(str(world.folder), lora=Lora())
+    recipe = replace(world.recipe, lora=Lora())
     policy = recipe.adapted(recipe.causal_lm())
     torch.manual_seed(1)
     for layer in adapted_layers(policy).values():
@@ -257,7 +264,7 @@ def adapters(world: World) -> str:
 
 def export(world: World) -> str:
     """Plain transformers on a folder that was exported."""
-    policy = world.policy()
+    policy = world.recipe.causal_lm()
     policy.save_pretrained(world.scratch / "export")
     _tokenizer(world).save_pretrained(world.scratch / "export")
     with torch.no_grad():
@@ -265,7 +272,7 @@ def export(world: World) -> str:
 
 
 def _tokenizer(world: World) -> Any:
-    return Pretrained(str(world.folder)).tokenizer()
+    return world.recipe.tokenizer()
 
 
 CELLS: dict[str, Callable[[World], str]] = {

@@ -106,7 +106,18 @@ VARIANTS: dict[str, dict[str, Any]] = {  # other settings of types that matter h
         }
     },
 }  # fmt: skip
-VISION = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "mistral3", "llava", "internvl", "idefics3", "smolvlm", "glm4v", "aya_vision")
+VISION = (
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "mistral3",
+    "llava",
+    "internvl",
+    "idefics3",
+    "smolvlm",
+    "glm4v",
+    "aya_vision",
+)
 
 
 def tiny_config(kind: str) -> PretrainedConfig:
@@ -160,7 +171,7 @@ def tiny_model(kind: str, seed: int = 0) -> PreTrainedModel:
 def _scale(model: PreTrainedModel) -> None:
     for part in model.modules():
         for weight in part.parameters(recurse=False):
-            if weight.dim() >= 2 and isinstance(part, (nn.Linear, nn.Embedding)) or weight.dim() == 3:
+            if (weight.dim() >= 2 and isinstance(part, (nn.Linear, nn.Embedding))) or weight.dim() == 3:
                 spread = float(weight.float().std())
                 if 0 < spread < 0.05:
                     weight.mul_(0.125 / spread)

@@ -74,7 +74,13 @@ def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pat
     Raises:
         CheckpointError: an id beyond the vocabulary, or no number, or so many end tokens that no answer could be long.
     """
-    size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    try:
+        size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    except (NotImplementedError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: a {model.config.model_type} model has no table of embeddings for its tokens, or hides it; give a "
+            "decoder-only language model"
+        ) from error
     _check_vocabulary(tokenizer, size, path)
     where = f"{path}: generation_config.json or config.json"
     for part in (getattr(model, "generation_config", None), model.config.get_text_config()):
