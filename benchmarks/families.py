@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import tempfile
 import time
@@ -126,6 +127,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file for all details")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    for name in ("rlhf_lightning", "lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     cells = options.cells.split(",")
     results = {}
     for kind in options.only.split(",") if options.only else [*CAUSAL, *VARIANTS, *VISION]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
+from benchmarks.families_stages import STAGES, run_stage
 from benchmarks.families_tiny import VISION, VOCABULARY
 from rlhf_lightning.functional.sequences import left_pad, right_pad
 from rlhf_lightning.models import Pretrained, ScalarModel
@@ -275,6 +276,24 @@ def _tokenizer(world: World) -> Any:
     return world.recipe.tokenizer()
 
 
+def stage(name: str) -> Callable[[World], str]:
+    """A whole command, whose export plain transformers reads, and a reward model this library."""
+
+    def run(world: World) -> str:
+        exported = run_stage(name, world.folder, world.scratch)
+        if name == "reward":
+            Pretrained(str(exported)).reward_model()
+            return ""
+        with torch.no_grad():
+            found = world.of_rows(world.load(exported))
+        moved = float((found - world.logprobs).abs().max())
+        if not 0 < moved < 20:
+            raise Wrong(f"log-probabilities moved by {moved:.2g}")
+        return ""
+
+    return run
+
+
 CELLS: dict[str, Callable[[World], str]] = {
     "scores": plain_scores,
     "packed": packed_scores,
@@ -288,4 +307,5 @@ CELLS: dict[str, Callable[[World], str]] = {
     "freeze": frozen_layers,
     "lora": adapters,
     "export": export,
+    **{f"run {name}": stage(name) for name in STAGES},
 }

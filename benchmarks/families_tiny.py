@@ -85,6 +85,9 @@ SPECIAL: dict[str, dict[str, Any]] = {  # what these sizes alone do not make a m
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {  # other settings of types that matter here; `TYPE/NAME`
+    "deepseek_v32/few": {"index_topk": 8},
+    "glm_moe_dsa/few": {"index_topk": 8},
+    "phimoe/still": {"router_jitter_noise": 0.0},
     "bert/decoder": {"is_decoder": True},
     "roberta/decoder": {"is_decoder": True},
     "electra/decoder": {"is_decoder": True},

@@ -37,9 +37,9 @@ def switch_off_randomness(config: PretrainedConfig) -> None:
                 setattr(part, name, type(value)(0))
 
 
-def noise(config: PretrainedConfig) -> list[str]:
-    """Keys of noise that a model adds while it trains, at any depth."""
-    return [name for part in nested(config) for name, value in vars(part).items() if _NOISE in name and value]
+def noise(config: PretrainedConfig) -> dict[str, float]:
+    """What a config says about noise that a model adds while it trains, at any depth."""
+    return {name: value for part in nested(config) for name, value in vars(part).items() if _NOISE in name and value}
 
 
 def is_windowed(config: PretrainedConfig) -> bool:

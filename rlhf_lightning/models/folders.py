@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError
+from rlhf_lightning.models.configs import noise
 
 _POINTER = b"version https://git-lfs.github.com"
 _QUANTISED = "quantization_config"
@@ -48,7 +49,7 @@ def check_kind(config: Any, path: str) -> None:
     """Refuse models that cannot be trained here, by what their config says.
 
     Raises:
-        CheckpointError: weights are quantised, or there is an encoder.
+        CheckpointError: weights are quantised, there is an encoder, or noise in training.
     """
     quantised = getattr(config, _QUANTISED, None) or getattr(config.get_text_config(), _QUANTISED, None)
     if quantised:
@@ -58,6 +59,11 @@ def check_kind(config: Any, path: str) -> None:
         raise CheckpointError(
             f"{path}: config.json: {_QUANTISED}: the weights are quantised ({getattr(method, 'value', method)}), and "
             "training needs plain ones; give the folder of the model they were made from (bfloat16 or float32)"
+        )
+    for key, value in noise(config).items():
+        raise CheckpointError(
+            f"{path}: config.json: {key}={value}: experts are drawn at random in training, so that an answer gets "
+            "other log-probabilities each time; set it to 0 there, or give another model"
         )
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(

@@ -6,6 +6,8 @@ alone, that nothing is drawn at random. A model that fails is refused before any
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,10 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_lightning.errors import CheckpointError
-from rlhf_lightning.models.configs import noise
+from rlhf_lightning.models.memory import is_out_of_memory
 from rlhf_lightning.models.trunk import agree, plain_inputs, probe_ids, states_of
 
 CUT = 3  # columns at either end
+_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, IndexError, KeyError, ImportError)
 
 
 @torch.no_grad()
@@ -34,47 +37,62 @@ def check_rows(model: PreTrainedModel, path: str) -> None:
     """
     kind, ids = model.config.model_type, probe_ids(model)
     was_training = model.training
+    try:
+        with _few_keys(model):
+            fault = _fault(model, ids)
+    finally:
+        model.train(was_training)
+    if fault:
+        raise CheckpointError(f"{path}: {fault.format(kind=kind)}; give another model{_is_decoder(model)}")
+
+
+def _fault(model: PreTrainedModel, ids: Tensor) -> str:
+    """What is wrong with a model, in words; empty where nothing is, or where it cannot be run here at all."""
     model.eval()
     try:
         alone = _alone(model, ids)
-    except (RuntimeError, ValueError, TypeError, ImportError, AttributeError, AssertionError):
-        return
-    finally:
-        model.train(was_training)
+    except _FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        return ""
     if not alone.isfinite().all():  # broken weights are another check's
-        return
+        return ""
+    padded = torch.cat([ids[:, :CUT], ids[:, :-CUT], ids[:, :CUT]], dim=1).expand(2, -1).clone()
+    padded[1, :-CUT] = ids
+    mask = torch.ones_like(padded, dtype=torch.bool)
+    mask[0, :CUT] = mask[:, -CUT:] = False
     try:
-        model.eval()
         if not agree(_alone(model, ids[:, :-CUT]), alone[:, :-CUT]):
-            raise CheckpointError(
-                f"{path}: a token of this {kind} model sees the tokens behind it, so that it cannot write; give a "
-                f"decoder-only language model{_is_decoder(model)}"
-            )
-        padded = torch.cat([ids[:, :CUT], ids[:, :-CUT], ids[:, :CUT]], dim=1).expand(2, -1).clone()
-        padded[1, :-CUT] = ids
-        mask = torch.ones_like(padded, dtype=torch.bool)
-        mask[0, :CUT] = mask[:, -CUT:] = False
+            return "a token of this {kind} model sees the tokens behind it, so that it cannot write"
         found = states_of(model, plain_inputs(padded, mask))
         if not (agree(found[:1, CUT:-CUT], alone[:, :-CUT]) and agree(found[1:, :-CUT], alone)):
-            raise CheckpointError(
-                f"{path}: in a batch, padded, a row of this {kind} model gets other numbers than alone; transformers' "
-                "code for it does not heed masks and positions. Give another model"
+            return (
+                "in a batch, padded, a row of this {kind} model gets other numbers than alone: transformers' code for "
+                "it does not heed masks and positions"
             )
         model.train()
         if not agree(_alone(model, ids), alone):
-            keys = ", ".join(noise(model.config))
-            raise CheckpointError(
-                f"{path}: this {kind} model computes otherwise in training than in evaluation (noise, or the like); "
-                + (f"set {keys} to 0 in its config.json, or give another model" if keys else "give another model")
-            )
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, IndexError, KeyError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"{path}: this {kind} model cannot be run on a batch of padded rows ({type(error).__name__}: {why}); give "
-            "another model"
-        ) from error
+            return "this {kind} model computes otherwise in training than in evaluation (noise, or the like)"
+    except _FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        why = " ".join(str(error).split())[:160].replace("{", "(").replace("}", ")")
+        return f"this {{kind}} model cannot be run on a batch of padded rows ({type(error).__name__}: {why})"
+    return ""
+
+
+@contextmanager
+def _few_keys(model: PreTrainedModel) -> Iterator[None]:
+    """Let layers that attend to the keys an indexer picks, often 2048, do so on a short row, of which they see all."""
+    parts: list[Any] = list(model.modules())
+    wide = [(part, part.index_topk) for part in parts if isinstance(getattr(part, "index_topk", None), int)]
+    for part, _ in wide:
+        part.index_topk = CUT + 1
+    try:
+        yield
     finally:
-        model.train(was_training)
+        for part, count in wide:
+            part.index_topk = count
 
 
 def _alone(model: PreTrainedModel, ids: Tensor) -> Tensor:

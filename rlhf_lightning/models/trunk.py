@@ -82,7 +82,7 @@ def agree(found: Tensor, expected: Tensor) -> bool:
     size = (expected.float() - expected.float().mean(-1, keepdim=True)).norm(dim=-1)
     gap = (found.float() - expected.float()).norm(dim=-1) / size.clamp(min=1e-9)
     half = expected.dtype.itemsize < 4
-    return bool(gap.median() < 0.05 if half else gap.max() < 1e-3)
+    return bool(gap.median() < 0.05 if half else gap.max() < 1e-4)
 
 
 def freeze_layers(model: PreTrainedModel, depth: int) -> None:
