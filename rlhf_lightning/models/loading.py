@@ -130,8 +130,7 @@ class Pretrained:
             CheckpointError: the head is missing and `init_head` is False, or nothing is there.
             ConfigError: ``num_layers`` is not among those there are.
         """
-        if not init_head:
-            check_labels(self.path)
+        check_labels(self.path)
         config = self._config(num_labels=1)
         if num_layers is not None:
             _keep_lowest(config.get_text_config(), num_layers)
