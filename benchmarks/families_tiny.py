@@ -52,6 +52,8 @@ SIZES: dict[str, Any] = {key: size for size, keys in _SIZES.items() for key in k
 
 _INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_budget": 16, "indexer_compress_ratio": 4}
 SPECIAL: dict[str, dict[str, Any]] = {  # what these sizes alone do not make a model of
+    "bailing_hybrid": {"layer_types": BOTH * 2},
+    "kimi_linear": {"layer_types": BOTH * 2},
     "bamba": {"attn_layer_indices": [1, 3]},
     "blt": {"encoder_hash_byte_group_vocab": 100},
     "cohere_compass_text": {

@@ -100,7 +100,7 @@ class Lora:
         inside = set(decoder(model).modules())
         linear = {
             name: layer for name, layer in model.named_modules()
-            if layer in inside and isinstance(layer, (nn.Linear, Conv1D)) and _is_plain(layer)
+            if layer in inside and isinstance(layer, (nn.Linear, Conv1D))
         }  # fmt: skip
         names = _usable(model, linear)
         if self.target_modules == ALL_LINEAR and (others := {_last(name) for name in linear} - names):
@@ -116,10 +116,6 @@ class Lora:
         return {n: part for n, part in linear.items() if _last(n) in wanted and part not in frozen}
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    return type(layer).forward in (nn.Linear.forward, Conv1D.forward)  # some routers are linear layers and more
-
-
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
@@ -127,13 +123,20 @@ def _last(name: str) -> str:
 @torch.no_grad()
 def _usable(model: PreTrainedModel, linear: Mapping[str, nn.Module]) -> set[str]:
     """Last names of the linear layers that an adapter changes something in: those that are called on a short row (some
-    models read the weight instead), and that peft takes for what they are."""
+    models read the weight instead) and give a tensor (some routers give more), and that peft takes for linear layers.
+    """
     from rlhf_lightning.private_api.peft import takes_adapter  # an optional library
 
     called: set[str] = set()
-    hooks = [
-        layer.register_forward_pre_hook(lambda *_, name=name: called.add(_last(name))) for name, layer in linear.items()
-    ]
+
+    def look(name: str) -> Any:
+        def hook(layer: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                called.add(_last(name))
+
+        return hook
+
+    hooks = [layer.register_forward_hook(look(name)) for name, layer in linear.items()]
     try:
         states_of(model, {"input_ids": probe_ids(model), "use_cache": False})
     except (RuntimeError, ValueError, ImportError):  # a kernel for GPUs only

@@ -51,6 +51,13 @@ def scalar_class(config: PretrainedConfig) -> Any:
     return _made[kind]
 
 
+def heads_of(config: PretrainedConfig) -> set[str]:
+    """Names of what a language model has above its body: the output embedding, and whatever else makes its head."""
+    with torch.device("meta"):
+        whole = causal_class(config).from_config(config)
+    return {name for name, _ in whole.named_children()} - {body_of(whole)[0]}
+
+
 def body_of(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
     """Name and module of all that lies below the head."""
     return next((name, part) for name, part in model.named_children() if isinstance(part, PreTrainedModel))
@@ -64,18 +71,18 @@ def _make(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The backbone of the language model, under the name that it has there, and a head."""
     with torch.device("meta"):
         whole = causal_class(config).from_config(config)
-    name, body = body_of(whole)
+    name, _ = body_of(whole)
     base: Any = [k for k in type(whole).__mro__ if issubclass(k, PreTrainedModel) and k is not PreTrainedModel][-1]
-    given, stem = type(body.config), type(whole).__name__.partition("For")[0]
+    kind, given = type(whole), type(whole.config)
 
     def make(self: Any, config: PretrainedConfig) -> None:
         base.__init__(self, config)
         self.num_labels = config.num_labels
-        setattr(self, name, type(body)(config if isinstance(config, given) else config.get_text_config()))
+        setattr(self, name, getattr(kind(config if isinstance(config, given) else config.get_text_config()), name))
         text: Any = config.get_text_config()
         self.score = nn.Linear(text.hidden_size, self.num_labels, bias=False)
         self.post_init()
 
-    members = {"__init__": make, "base_model_prefix": name, "config_class": type(whole.config)}
+    members: Any = {"__init__": make, "base_model_prefix": name, "config_class": given}
     members["__module__"] = base.__module__  # of code that is not its own transformers fills no buffers
-    return type(f"{stem}RewardModel", (GenericForSequenceClassification, base), members)
+    return type(f"{kind.__name__.partition('For')[0]}RewardModel", (GenericForSequenceClassification, base), members)

@@ -23,7 +23,7 @@ from rlhf_lightning.models.adapters import Lora, lora
 from rlhf_lightning.models.checks import check_config, check_templates, check_tokens, check_unused
 from rlhf_lightning.models.configs import cut_to_layers, switch_off_randomness
 from rlhf_lightning.models.folders import check_files, check_folder, check_kind, check_labels
-from rlhf_lightning.models.kinds import causal_class, scalar_class
+from rlhf_lightning.models.kinds import causal_class, heads_of, scalar_class
 from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.probes import check_rows
 from rlhf_lightning.models.reading import leave_other_parts, nothing_there, read_weights
@@ -135,7 +135,7 @@ class Pretrained:
         if num_layers is not None:
             _keep_lowest(config.get_text_config(), num_layers)
         model, missing, unused = self._load(scalar_class, config)
-        check_unused(unused, self.path, reward=True, kept_layers=num_layers)
+        check_unused(unused, self.path, heads=heads_of(config) if unused else (), kept_layers=num_layers)
         head = _head(model, self.path)
         absent = sorted(name for name in missing if not name.startswith("score."))
         if absent:

@@ -51,7 +51,7 @@ def noisy(folder):
 
 
 FAULTS = {
-    quantised: r"quantization_config: the weights are quantised \(gptq\).*give the folder of the model they were made from",
+    quantised: r"quantization_config: the weights are quantised \(gptq\).*the folder of the model they were made from",
     encoder: "a llama model has an encoder and a decoder; give a decoder-only",
     adapter: r"adapter of 'org/base', not a model; merge the two \(merge_and_unload\(\) of peft\)",
     pointer: r"model\.safetensors: is a pointer of Git LFS, not the file itself; fetch the files",
