@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from benchmarks.families_cells import CELLS, World, Wrong
+from benchmarks.families_cells import CELLS
 from benchmarks.families_tiny import CAUSAL, VARIANTS, VISION, write_tiny
+from benchmarks.families_world import World, Wrong
 from rlhf_lightning.errors import RLHFError
 
 OK, REFUSED, WRONG, CRASH, TIMEOUT, NOT_MADE = "ok", "refused", "WRONG", "CRASH", "TIMEOUT", "not made"

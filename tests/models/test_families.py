@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.families import try_cell
-from benchmarks.families_cells import World
 from benchmarks.families_tiny import write_tiny
+from benchmarks.families_world import World
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.models import Pretrained
 
