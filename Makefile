@@ -1,4 +1,4 @@
-# make setup | check | test | demo | format | mutants.  Everything runs in .venv; nothing needs the network after set-up.
+# make setup | check | test | demo | format | mutants | families.  Everything runs in .venv; nothing needs the network after set-up.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.set-up
@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup check lint test demo format mutants
+.PHONY: setup check lint test demo format mutants families
 .DEFAULT_GOAL := check
 
 setup: $(STAMP)
@@ -47,3 +47,8 @@ format: $(STAMP)
 MUTANTS ?=
 mutants: $(STAMP)
 	$(BIN)/python -m benchmarks.mutants $(MUTANTS)
+
+# Not in CI: every language model that transformers knows, for docs/models.md. `make families FAMILIES="--only llama,mamba"`
+FAMILIES ?= --out docs/models_matrix.md
+families: $(STAMP)
+	$(BIN)/python -m benchmarks.families $(FAMILIES)

@@ -9,6 +9,7 @@ Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,10 +22,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.models.trunk import layers
+from rlhf_lightning.models.trunk import decoder, layers, probe_ids, states_of
 from rlhf_lightning.rules.ranges import require
 
 ALL_LINEAR = "all-linear"
+log = logging.getLogger(__name__)
 NAME = "default"  # peft's own name for the only adapter of a model
 
 
@@ -82,7 +84,10 @@ class Lora:
             task_type="CAUSAL_LM" if head is None else "SEQ_CLS",
             base_model_name_or_path=model.name_or_path,
         )
-        peft.inject_adapter_in_model(config, model)
+        try:
+            peft.inject_adapter_in_model(config, model)
+        except ValueError as error:
+            raise ConfigError(f"model.lora.target_modules={self.target_modules}: peft refuses them: {error}") from error
         if head is not None:
             head.requires_grad_(True)
         model.lora = self  # type: ignore[assignment]
@@ -92,20 +97,54 @@ class Lora:
                 layer.lora_B.float()
 
     def _targets(self, model: PreTrainedModel, freeze_below: int) -> dict[str, nn.Module]:
-        prefix = f"{model.base_model_prefix}."
+        inside = set(decoder(model).modules())
         linear = {
             name: layer for name, layer in model.named_modules()
-            if name.startswith(prefix) and isinstance(layer, (nn.Linear, Conv1D))
+            if layer in inside and isinstance(layer, (nn.Linear, Conv1D))
         }  # fmt: skip
-        names = {name.rpartition(".")[2] for name in linear}
+        names = _usable(model, linear)
+        if self.target_modules == ALL_LINEAR and (others := {_last(name) for name in linear} - names):
+            log.warning("model.lora: no adapters on %s, where they would have no effect", ", ".join(sorted(others)))
         wanted = names if self.target_modules == ALL_LINEAR else set(self.target_modules)
         if not wanted or wanted - names:
             raise ConfigError(
                 f"model.lora.target_modules: the decoder of {type(model).__name__} has no linear layer called "
-                f"{', '.join(sorted(wanted - names)) or 'anything'}; it has {', '.join(sorted(names)) or 'none at all'}"
+                f"{', '.join(sorted(wanted - names)) or 'anything'}; it has "
+                f"{', '.join(sorted(names)) or 'none at all'}"
             )
         frozen = set(layers(model)[:freeze_below].modules()) if freeze_below else set()
-        return {n: part for n, part in linear.items() if n.rpartition(".")[2] in wanted and part not in frozen}
+        return {n: part for n, part in linear.items() if _last(n) in wanted and part not in frozen}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+@torch.no_grad()
+def _usable(model: PreTrainedModel, linear: Mapping[str, nn.Module]) -> set[str]:
+    """Last names of the linear layers that an adapter changes something in: those that are called on a short row (some
+    models read the weight instead) and give a tensor (some routers give more), and that peft takes for linear layers.
+    """
+    from rlhf_lightning.private_api.peft import takes_adapter  # an optional library
+
+    called: set[str] = set()
+
+    def look(name: str) -> Any:
+        def hook(layer: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                called.add(_last(name))
+
+        return hook
+
+    hooks = [layer.register_forward_hook(look(name)) for name, layer in linear.items()]
+    try:
+        states_of(model, {"input_ids": probe_ids(model), "use_cache": False})
+    except (RuntimeError, ValueError, ImportError):  # a kernel for GPUs only
+        called = {_last(name) for name in linear}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name for name in called if takes_adapter(model, name)}
 
 
 def lora(given: Lora | Mapping[str, Any] | None) -> Lora | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from rlhf_lightning.models.tokens import TokenizerFault, encode
 
 MAX_LAYERS = 10_000
 FEW = 4  # tokens that may end an answer whatever the size of the vocabulary; above that a tenth of it
-_HEADS = ("lm_head", "embed_out", "output")  # of language models, which a reward model leaves behind
 _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")  # of older files, computed since
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 log = logging.getLogger(__name__)
@@ -40,13 +39,15 @@ def check_templates(folder: Path) -> None:
             raise CheckpointError(f"{file}: leads to {file.resolve()}; put a copy of the template there, not a link")
 
 
-def check_unused(unused: Iterable[str], path: str, *, reward: bool = False, kept_layers: int | None = None) -> None:
+def check_unused(
+    unused: Iterable[str], path: str, *, heads: Collection[str] = (), kept_layers: int | None = None
+) -> None:
     """Refuse a file with weights that the model does not have: its config describes another, smaller model.
 
     Args:
         unused: names that are in the file and not in the model.
         path: of the folder, for messages.
-        reward: the head of a language model is left behind.
+        heads: parts of a language model that a reward model leaves behind.
         kept_layers: layers from this one on are left behind; None leaves none.
 
     Raises:
@@ -56,7 +57,7 @@ def check_unused(unused: Iterable[str], path: str, *, reward: bool = False, kept
     def expected(name: str) -> bool:
         layer = _LAYER.search(name)
         above = kept_layers is not None and layer is not None and int(layer[1]) >= kept_layers
-        return bool(above or _BUFFERS.search(name) or (reward and name.split(".")[0] in _HEADS))
+        return bool(above or _BUFFERS.search(name) or name.split(".")[0] in heads)
 
     strange = sorted(name for name in unused if not expected(name))
     if strange:
@@ -74,7 +75,13 @@ def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pat
     Raises:
         CheckpointError: an id beyond the vocabulary, or no number, or so many end tokens that no answer could be long.
     """
-    size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    try:
+        size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    except (NotImplementedError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: a {model.config.model_type} model has no table of embeddings for its tokens, or hides it; give a "
+            "decoder-only language model"
+        ) from error
     _check_vocabulary(tokenizer, size, path)
     where = f"{path}: generation_config.json or config.json"
     for part in (getattr(model, "generation_config", None), model.config.get_text_config()):

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf_lightning.functional.sequences import last_index
 from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.models.frozen import frozen_copy
-from rlhf_lightning.models.packing import packed_states, worthwhile_rows
-from rlhf_lightning.models.trunk import decoder, hidden_states, layers, run_upper
-from rlhf_lightning.private_api.transformers import attention_of
+from rlhf_lightning.models.kinds import body_of, scalar_class
+from rlhf_lightning.models.packing import can_pack, packed_states, worthwhile_rows
+from rlhf_lightning.models.trunk import checkpoint_activations, decoder, hidden_states, layers, run_upper
+from rlhf_lightning.private_api.transformers import from_config
 
 
 class ScalarModel(nn.Module):
@@ -37,15 +38,15 @@ class ScalarModel(nn.Module):
         """
         config = copy.deepcopy(policy.config)
         config.num_labels = 1
-        model = AutoModelForSequenceClassification.from_config(
-            config, dtype=policy.dtype, attn_implementation=attention_of(config)
-        )
+        model = from_config(scalar_class(config), config, policy.dtype)
         if (lora := lora_of(policy)) is None:
-            decoder(model).load_state_dict(decoder(policy).state_dict())
+            body_of(model)[1].load_state_dict(body_of(policy)[1].state_dict())
         else:
-            setattr(model, model.base_model_prefix, decoder(frozen_copy(policy)))
+            setattr(model, body_of(model)[0], body_of(frozen_copy(policy))[1])
             lora.put_into(model, freeze_below)
-        model.pack_rows = getattr(policy, "pack_rows", False)
+        model.pack_rows = getattr(policy, "pack_rows", False) and can_pack(model)
+        if any(getattr(part, "gradient_checkpointing", False) for part in policy.modules()):
+            checkpoint_activations(model)
         nn.init.zeros_(model.score.weight)
         critic = cls(model.to(policy.device).train(), freeze_below)
         if freeze_below:

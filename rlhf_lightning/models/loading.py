@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,27 +11,28 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.functional.linear_logprobs import CHUNK
 from rlhf_lightning.models.adapters import Lora, lora
 from rlhf_lightning.models.checks import check_config, check_templates, check_tokens, check_unused
-from rlhf_lightning.models.memory import is_out_of_memory
+from rlhf_lightning.models.configs import cut_to_layers, switch_off_randomness
+from rlhf_lightning.models.folders import check_files, check_folder, check_kind, check_labels
+from rlhf_lightning.models.kinds import causal_class, heads_of, scalar_class
 from rlhf_lightning.models.packing import can_pack
-from rlhf_lightning.models.trunk import freeze_layers
+from rlhf_lightning.models.probes import check_rows
+from rlhf_lightning.models.reading import leave_other_parts, nothing_there, read_weights
+from rlhf_lightning.models.trunk import checkpoint_activations, freeze_layers
 from rlhf_lightning.rules.ranges import require
 
 DType = Literal["float32", "bfloat16", "float16"]
 # Other names transformers looks up on the hub, to download a kernel and run it.
-Attention = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -42,7 +43,8 @@ class Pretrained:
     Args:
         path: a folder in Hugging Face format or a hub id. A folder of this library is verified by checksum first.
         dtype: dtype of the weights: float32, bfloat16 or float16.
-        attn_implementation: attention kernel of transformers, for example sdpa or eager.
+        attn_implementation: attention kernel of transformers, for example sdpa or eager; ``auto`` takes sdpa, or eager
+            where the architecture has no sdpa.
         freeze_below: number of lowest decoder layers (and the embeddings) that are not trained, 0 for none.
         revision: commit or tag of a hub id.
         trust_remote_code: let transformers run code that lies next to the weights; needs a pinned `revision`.
@@ -52,17 +54,20 @@ class Pretrained:
             the architecture allows it, see `rlhf_lightning.models.packing`. Changes results by rounding at most.
         lora: adapters that learn in place of the weights where the model is trained, a `Lora` or a mapping of its
             arguments; None trains the weights.
+        activation_checkpointing: keep the inputs of the decoder layers only, and compute the rest again in the backward
+            pass: less memory for about a third more time. The numbers stay.
     """
 
     path: str
     dtype: DType = "float32"
-    attn_implementation: Attention = "sdpa"
+    attn_implementation: Attention = "auto"
     freeze_below: int = 0
     revision: str | None = None
     trust_remote_code: bool = False
     head_chunk: int | None = CHUNK
     pack_rows: bool = True
     lora: Lora | None = None
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         require("model.freeze_below", self.freeze_below, at_least=0)
@@ -83,10 +88,14 @@ class Pretrained:
     def causal_lm(self) -> PreTrainedModel:
         """A policy: `AutoModelForCausalLM` in train mode without dropout.
 
+        Of a checkpoint that also takes images or sound only the text model learns.
+
         Raises:
-            CheckpointError: nothing there, damaged, a reward model, or weights are missing in the file.
+            CheckpointError: nothing there, damaged, a reward model, weights are missing in the file, or the model fails
+                what `rlhf_lightning.models.probes` tries.
         """
-        model, missing, unused = self._load(AutoModelForCausalLM, self._config())
+        config = self._config()
+        model, missing, unused = self._load(causal_class, config)
         if "score.weight" in unused:  # with tied embeddings nothing else tells
             raise CheckpointError(
                 f"{self.path}: has a score.weight; this is a reward model, not a language model. Give the folder of "
@@ -99,12 +108,13 @@ class Pretrained:
                 f"{self.path}: weights missing for {sorted(missing - tied)[:3]}; not a complete language model"
             )
         model.head_chunk = self.head_chunk  # type: ignore[assignment]
+        leave_other_parts(model, config, self.path)
         return self._prepared(model)
 
     def reward_model(
         self, *, init_head: bool = False, head_std: float | None = None, num_layers: int | None = None
     ) -> PreTrainedModel:
-        """A scalar model: `AutoModelForSequenceClassification` with one label.
+        """A scalar model: `AutoModelForSequenceClassification` with one label, or what takes its place, see `kinds`.
 
         Args:
             init_head: take the backbone of a language model and draw a new head from N(0, 1 / (d + 1)), the variance
@@ -120,11 +130,12 @@ class Pretrained:
             CheckpointError: the head is missing and `init_head` is False, or nothing is there.
             ConfigError: ``num_layers`` is not among those there are.
         """
+        check_labels(self.path)
         config = self._config(num_labels=1)
         if num_layers is not None:
-            _keep_lowest(config, num_layers)
-        model, missing, unused = self._load(AutoModelForSequenceClassification, config)
-        check_unused(unused, self.path, reward=True, kept_layers=num_layers)
+            _keep_lowest(config.get_text_config(), num_layers)
+        model, missing, unused = self._load(scalar_class, config)
+        check_unused(unused, self.path, heads=heads_of(config) if unused else (), kept_layers=num_layers)
         head = _head(model, self.path)
         absent = sorted(name for name in missing if not name.startswith("score."))
         if absent:
@@ -152,34 +163,28 @@ class Pretrained:
         return model
 
     def _config(self, **overrides: Any) -> PretrainedConfig:
-        _check_folder(self.path)
+        check_folder(self.path)
         try:
             config = AutoConfig.from_pretrained(self.path, **self._source(), **overrides)
         except Exception as error:  # the folder is someone else's: it can be wrong in any way
-            raise _nothing(self.path, "model", error) from error
+            raise nothing_there(self.path, "model", error) from error
         check_config(config, self.path)
-        for name, value in config.to_dict().items():
-            if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
-                setattr(config, name, 0.0)
+        check_kind(config, self.path)
+        switch_off_randomness(config)
         return config
 
-    def _load(self, auto: Any, config: PretrainedConfig) -> tuple[PreTrainedModel, set[str], set[str]]:
+    def _load(
+        self, kind: Callable[[PretrainedConfig], Any], config: PretrainedConfig
+    ) -> tuple[PreTrainedModel, set[str], set[str]]:
         """The model, its weights that the folder does not hold, and those of the folder that it does not have."""
-        try:
-            model, report = auto.from_pretrained(
-                self.path,
-                config=config,
-                dtype=_DTYPES[self.dtype],
-                attn_implementation=self.attn_implementation,
-                output_loading_info=True,
-                use_safetensors=True,  # never a pickle
-                **self._source(),
-            )
-        except Exception as error:
-            if is_out_of_memory(error) or isinstance(error, MemoryError):
-                raise
-            raise CheckpointError(f"{self.path}: cannot load the weights ({_reason(error)})") from error
-        return model, set(report["missing_keys"]), set(report["unexpected_keys"])
+        return read_weights(
+            kind,
+            self.path,
+            config,
+            dtype=_DTYPES[self.dtype],
+            attention=self.attn_implementation,
+            source=self._source(),
+        )
 
     def _source(self) -> dict[str, Any]:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
@@ -187,10 +192,13 @@ class Pretrained:
     def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
         tokenizer = self.tokenizer()
         check_tokens(model, tokenizer, self.path)
-        model.config.pad_token_id = tokenizer.pad_token_id
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        check_rows(model, self.path)
         if self.freeze_below:
             freeze_layers(model, self.freeze_below)
         model.pack_rows = self.pack_rows and can_pack(model)  # type: ignore[assignment]
+        if self.activation_checkpointing:
+            checkpoint_activations(model)
         return model.train()
 
 
@@ -204,11 +212,12 @@ def load_tokenizer(
     Raises:
         CheckpointError: no tokenizer there, or it has no EOS, without which an answer cannot end.
     """
+    check_files(Path(path))
     check_templates(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise _nothing(path, "tokenizer", error) from error
+        raise nothing_there(path, "tokenizer", error) from error
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
@@ -223,38 +232,12 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return tuple(dict.fromkeys([tokenizer.eos_token_id, *(i for i in more if i is not None)]))
 
 
-def _check_folder(path: str) -> None:
-    folder = Path(path)
-    if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{path}: adapter_config.json: the folder holds an adapter, whose base model may be anywhere; merge the "
-            "two (merge_and_unload() of peft) and give the folder of the merged model"
-        )
-    for index in folder.glob("*.index.json"):
-        _check_shards(index)
-    if folder.is_dir() and read_provenance(folder) is not None:
-        verify_folder(folder)
-
-
-def _check_shards(index: Path) -> None:
-    """An index names files of its own folder, and nothing else on the disk."""
-    try:
-        shards = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not readable as an index of shards ({_reason(error)})") from error
-    for name in sorted(shards):
-        if name != Path(name).name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: names {name!r}; a shard is a .safetensors file beside it")
-
-
 def _keep_lowest(config: PretrainedConfig, num_layers: int) -> None:
-    """Cut the decoder to its lowest layers, in place."""
+    """Cut the decoder of a text config to its lowest layers, in place."""
     there = config.num_hidden_layers
     if not 0 < num_layers <= there:
         raise ConfigError(f"reward.module.num_layers={num_layers}: the model has {there} layers; choose 1 to {there}")
-    config.num_hidden_layers = num_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:num_layers]
+    vars(config).update(vars(cut_to_layers(config, slice(num_layers))))
 
 
 def _head(model: PreTrainedModel, path: str) -> nn.Linear:
@@ -264,22 +247,3 @@ def _head(model: PreTrainedModel, path: str) -> nn.Linear:
             f"{path}: {type(model).__name__} has no linear head `score` with one output; use a decoder-only model"
         )
     return head
-
-
-def _nothing(path: str | Path, what: str, error: BaseException) -> CheckpointError:
-    why = _reason(error)
-    if Path(path).exists():
-        inside = max(Path(path).glob("**/config.json"), key=lambda file: file.stat().st_mtime, default=None)
-        hint = f"; did you mean {inside.parent}?" if inside is not None and inside.parent != Path(path) else ""
-        return CheckpointError(f"{path}: no {what} to load there ({why}){hint}")
-    return CheckpointError(
-        f"{path}: no such folder (relative paths start at {Path.cwd()}), and no {what} of that name to load from the "
-        f"hub ({why})"
-    )
-
-
-def _reason(error: BaseException) -> str:
-    if "ignore_mismatched_sizes" in str(error):
-        return "their sizes are not those of config.json"
-    lines = " ".join(str(error).split())[:200]
-    return lines or type(error).__name__

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_lightning.functional.sequences import position_ids
-from rlhf_lightning.models.trunk import decoder, hidden_states
+from rlhf_lightning.models.configs import is_windowed
+from rlhf_lightning.models.trunk import agree, decoder, plain_inputs, probe_ids, states_of
 from rlhf_lightning.private_api.transformers import attention_of
 
 WORTHWHILE = 0.95  # pack only where it costs at most this part of plain rows
@@ -223,23 +224,22 @@ def packed_states(model: PreTrainedModel, packed: PackedRows) -> Tensor:
 def can_pack(model: PreTrainedModel) -> bool:
     """Whether a model takes positions and attention as given: tried on a few tokens, before it is sharded.
 
-    Sliding windows and attention kernels without masks say no, and so does whatever gives other numbers.
+    Windows, states and attention kernels without masks say no, and so does whatever gives other numbers.
     """
-    config = model.config
-    windowed = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
-    if attention_of(config) not in ("sdpa", "eager") or windowed or getattr(config, "sliding_window", None):
+    if attention_of(model.config) not in ("sdpa", "eager") or is_windowed(model.config):
         return False
-    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 4, 5], [0, 1, 2, 0]], device=model.device)
+    row = probe_ids(model)[0]
+    ids = torch.stack([row[[0, 1, 2, 3]], row[[0, 1, 4, 5]], row[[0, 1, 2, 0]]])
     real = torch.tensor([[True] * 4, [True] * 4, [True] * 3 + [False]], device=model.device)
     groups = find_groups(ids, real, torch.tensor([0, 0, 1], device=model.device))
     packed = pack(ids, real, groups, torch.zeros(2, dtype=torch.long, device=model.device))
     was_training = model.training
     model.eval()
     try:
-        plain = hidden_states(model, ids, real)
-        found = packed_states(model, packed)[packed.row[:, None], packed.column]
-    except (RuntimeError, ValueError, TypeError):
+        plain = states_of(model, plain_inputs(ids, real))
+        found = states_of(model, packed_inputs(model, packed))[packed.row[:, None], packed.column]
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
         return False
     finally:
         model.train(was_training)
-    return torch.allclose(plain[real], found[real], atol=1e-4, rtol=1e-3)
+    return agree(found[real], plain[real])

@@ -28,6 +28,7 @@ from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.bootstrapping import one_token_longer, values_after
 from rlhf_lightning.modules.critics import Critic, build_critic, critic_numbers
+from rlhf_lightning.modules.engine_check import EngineCheck
 from rlhf_lightning.modules.online import Denominators, OnlineModule
 from rlhf_lightning.modules.ppo_rules import check_combination, check_parts, penalty_of
 from rlhf_lightning.modules.ppo_settings import PPOSettings
@@ -107,6 +108,7 @@ class PPOModule(OnlineModule):
         self.policy: PreTrainedModel | None = None
         self.critic: nn.Module | None = None
         self.frozen = FrozenModels()
+        self.check_engine = EngineCheck()
 
     def build(self) -> None:
         """Load the policy and its reference, and build the critic."""
@@ -155,6 +157,7 @@ class PPOModule(OnlineModule):
         now, ref_logprobs, hidden = self.fitting(rows, self.schedule(len(rollout)))
         assert now is not None and ref_logprobs is not None
         logprobs, values = now[..., 0], now[..., 1]
+        self.check_engine(self, rollout, logprobs)
         settings, mask = self.settings, rollout.mask
         penalty = self.missing_eos_penalty(totals(scores, mask))
         known = ~totals(scores, mask).isnan()

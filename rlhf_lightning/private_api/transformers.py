@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 
 
@@ -21,3 +22,12 @@ def generation_defaults() -> dict[str, Any]:
     Relies on ``_get_default_generation_params``; ``GenerationConfig()`` says None.
     """
     return GenerationConfig._get_default_generation_params()
+
+
+def from_config(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
+    """A model with new weights, and the attention kernel that its config already has.
+
+    Relies on ``_from_config``, which is what the ``from_config`` of the auto classes calls.
+    """
+    make = getattr(model_class, "from_config", None) or model_class._from_config
+    return make(config, dtype=dtype, attn_implementation=attention_of(config))

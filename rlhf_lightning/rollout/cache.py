@@ -41,9 +41,9 @@ class RoomyLayer(DynamicLayer):
         self._view(end)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows ``indices`` (long [n])."""
-        self._stores = with_room(self.keys, rows=indices), with_room(self.values, rows=indices)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep the rows ``beam_idx`` (long [n]); layers of transformers of all kinds do so under this name."""
+        self._stores = with_room(self.keys, rows=beam_idx), with_room(self.values, rows=beam_idx)
         self._view(self.get_seq_length())
 
     def _view(self, length: int) -> None:

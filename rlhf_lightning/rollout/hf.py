@@ -19,6 +19,7 @@ from rlhf_lightning.functional.masking import response_mask
 from rlhf_lightning.models.memory import halved
 from rlhf_lightning.private_api.transformers import generation_defaults
 from rlhf_lightning.rollout.broken_logits import FiniteLogits
+from rlhf_lightning.rollout.decoding import check_decoding
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding, stream_seed
 from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.types import PromptBatch, Rollout
@@ -47,6 +48,7 @@ class HFGenerateEngine:
         self._eos: tuple[int, ...] = ()
         self._pad = 0
         self._version = 0
+        self._tried: PreTrainedModel | None = None
 
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
         """Sample from this model; it is used as it is."""
@@ -82,6 +84,7 @@ class HFGenerateEngine:
         device = prompts.input_ids.device
         streams = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         with decoding(self._policy), neutral(self._policy), streams:
+            self._try()
             torch.manual_seed(stream_seed(self._seed, self._calls))
             config = generation_config(sampling, self._eos, self._pad)
             config.cache_implementation = "static" if self.cache == "static" else None
@@ -111,6 +114,26 @@ class HFGenerateEngine:
             weight_version=self._version,
             rows=prompts.rows,
         )
+
+    def _try(self) -> None:
+        """See `check_decoding`; once for a policy."""
+        if self._tried is self._policy or not isinstance(self._policy, PreTrainedModel):
+            return
+        generate: Any = self._policy.generate
+
+        def decode(ids: Tensor, attention: Tensor) -> Sequence[Tensor]:
+            greedy = GenerationConfig(
+                do_sample=False,
+                max_new_tokens=3,
+                pad_token_id=self._pad,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            out = generate(input_ids=ids, attention_mask=attention.long(), generation_config=greedy)
+            return torch.stack(out.logits, dim=1).unbind()
+
+        check_decoding(self._policy, decode, "hf")
+        self._tried = self._policy
 
 
 def generation_config(sampling: Sampling, eos_token_ids: Sequence[int], pad_token_id: int) -> GenerationConfig:

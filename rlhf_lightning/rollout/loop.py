@@ -22,6 +22,7 @@ from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.models.memory import halved
 from rlhf_lightning.rollout.broken_logits import broken_logits
 from rlhf_lightning.rollout.cache import Pack, empty_cache, is_plain, joined
+from rlhf_lightning.rollout.decoding import cache_argument, check_decoding
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
 from rlhf_lightning.rollout.sample import sample
 from rlhf_lightning.rollout.stop import StopStrings
@@ -76,6 +77,7 @@ class LoopEngine:
         self._pad = 0
         self._version = 0
         self._most_rows: int | None = None  # decoded at once, since memory ran out
+        self._tried: PreTrainedModel | None = None
 
     @property
     def is_exact(self) -> bool:
@@ -133,6 +135,7 @@ class LoopEngine:
 
         size = min(self.micro_batch_size or len(prompts), self._most_rows or len(prompts), len(prompts))
         with decoding(self._policy):
+            self._try()
             advice = "lower sampling.max_new_tokens or data.max_prompt_length"
             parts, fitted = halved(decode, size, "sampling", advice)
         if fitted < size:
@@ -150,6 +153,27 @@ class LoopEngine:
             weight_version=self._version,
             rows=prompts.rows,
         )
+
+    def _try(self) -> None:
+        """See `check_decoding`; once for a policy, with rows that leave the cache."""
+        if self._tried is self._policy or not isinstance(self._policy, PreTrainedModel):
+            return
+
+        def decode(ids: Tensor, attention: Tensor) -> list[Tensor]:
+            logits, cache = self._prefill(ids, attention)
+            rows, positions = [[row] for row in logits], attention.sum(1, keepdim=True)
+            for first in (0, 1):  # the second step without the first row
+                if first:
+                    cache.reorder_cache(torch.ones_like(ids[:1, 0]))  # type: ignore[arg-type]
+                token = torch.stack([row[-1].argmax() for row in rows[first:]])
+                attention = torch.cat([attention[-len(token) :], torch.ones_like(attention[first:, :1])], dim=1)
+                logits = self._forward(token[:, None], attention, positions[first:] + first, cache)
+                for row, new in zip(rows[first:], logits, strict=True):
+                    row.append(new)
+            return [torch.stack(row) for row in rows]
+
+        check_decoding(self._policy, decode, "loop")
+        self._tried = self._policy
 
     def _decode(
         self, input_ids: Tensor, attention: Tensor, uniforms: Tensor, sampling: Sampling, stop: StopStrings
@@ -180,7 +204,7 @@ class LoopEngine:
                 break
             if live.float().mean() <= self.compact_below:
                 keep = live.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
+                cache.reorder_cache(keep)  # type: ignore[arg-type]
                 running, token, attention, positions, live = (
                     state[keep] for state in (running, token, attention, positions, live)
                 )
@@ -212,14 +236,9 @@ class LoopEngine:
 
     def _forward(self, token: Tensor, attention: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         assert self._policy is not None
-        out = self._policy(
-            input_ids=token,
-            attention_mask=attention.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        name, mask = cache_argument(self._policy), attention.long()
+        given: Any = {name: cache, "attention_mask": None if name == "cache_params" and token.shape[1] == 1 else mask}
+        out = self._policy(input_ids=token, position_ids=positions, use_cache=True, logits_to_keep=1, **given)
         return out.logits[:, -1].float()
 
 

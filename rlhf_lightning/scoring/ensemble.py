@@ -82,7 +82,7 @@ class EnsembleScorer(Composite):
 def reward_models(
     folders: Sequence[str],
     dtype: DType = "float32",
-    attn_implementation: Attention = "sdpa",
+    attn_implementation: Attention = "auto",
     normalise: bool = True,
     micro_batch_size: int = 16,
 ) -> list[RewardModelScorer]:

@@ -114,7 +114,9 @@ def test_the_policys_mode_is_restored_even_after_an_error(training):
     model = tiny.policy().train(training)
     broken = engine(model)
     broken._forward = lambda *_: 1 / 0
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(
+        ConfigError, match=r"rollout=loop cannot decode llama models \(ZeroDivisionError: division by zero\)"
+    ):
         broken.generate(tiny.prompts("good"), Sampling(max_new_tokens=4))
     assert model.training is training
 
@@ -234,13 +236,15 @@ def test_autocast_is_off_while_decoding():
 def test_a_static_cache_draws_the_same_answers():
     drawn, used = [], []
     policy = tiny.policy(scale=0.1)
-    policy.register_forward_pre_hook(lambda _, __, given: used.append(type(given["past_key_values"])), with_kwargs=True)
+    policy.register_forward_pre_hook(
+        lambda _, __, given: used.append(type(given.get("past_key_values"))), with_kwargs=True
+    )
     for cache in ("dynamic", "static"):
         engine = HFGenerateEngine(cache)
         engine.sync(policy, (1,), 0, version=0)
         engine.seed(2)
         drawn.append(engine.generate(tiny.prompts(*PROMPTS, repeats=3), Sampling(max_new_tokens=12)))
     assert torch.equal(drawn[0].response_ids, drawn[1].response_ids) and len(drawn[0].response_ids.unique()) > 4
-    assert set(used) == {DynamicCache, StaticCache}
+    assert {DynamicCache, StaticCache} <= set(used)
     with pytest.raises(ConfigError, match="choose dynamic or static"):
         HFGenerateEngine("offloaded")

@@ -58,10 +58,12 @@ def test_shared_prompts_in_packs_give_the_answers_of_the_plain_path(options, rep
 @pytest.mark.parametrize(("share", "read"), [(False, 4 * 3 * 7), (True, 7 + 3 + 2 + 1)])
 def test_a_group_reads_its_prompt_once_and_without_padding(share, read):
     model, seen = tiny.policy(), []
+    made = engine(model, share_prefill=share)
+    made.generate(tiny.prompts("good"), Sampling(max_new_tokens=1))  # the first time it is tried out
     handle = model.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
     )
-    engine(model, share_prefill=share).generate(tiny.prompts(*PROMPTS, repeats=3), Sampling(max_new_tokens=2))
+    made.generate(tiny.prompts(*PROMPTS, repeats=3), Sampling(max_new_tokens=2))
     handle.remove()
     assert sum(rows * columns for rows, columns in seen[:-1]) == read  # the last is the one decoding step
     assert seen[-1][1] == 1
@@ -97,7 +99,7 @@ def test_spare_room_holds_what_the_plain_cache_holds_and_is_rarely_made():
                 assert torch.equal(mine, theirs)
         if step == 20:
             for cache in (plain, roomy):
-                cache.batch_select_indices(torch.tensor([1, 3]))
+                cache.reorder_cache(torch.tensor([1, 3]))
         places[roomy.layers[0].keys.data_ptr()] += 1
     assert roomy.get_seq_length() == plain.get_seq_length() == SPARE + 14
     assert len(places) == 2  # made with the prompts and when rows left, which gave new room
