@@ -209,10 +209,8 @@ class PPOModule(OnlineModule):
         prompts = rollout.asked or PromptBatch(rollout.prompt_ids, rollout.prompt_mask, rollout.rows)
         greedy = self.generate(prompts.select(each), replace(self.sampling, top_k=1))
         scores = totals(self.score(greedy), greedy.mask)
-        clip, penalty = self.settings.score_clip, missing_eos_penalty
-        return shape_scores(scores, greedy.finished, score_clip=clip, missing_eos_penalty=penalty).repeat_interleave(
-            size
-        )
+        shaped = partial(shape_scores, score_clip=self.settings.score_clip, missing_eos_penalty=missing_eos_penalty)
+        return shaped(scores, greedy.finished).repeat_interleave(size)
 
     def loss(self, batch: Experience, denominators: Denominators) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch, and sums for the log.
