@@ -96,8 +96,7 @@ def _check_defaults(config: Mapping[str, Any], stages: list[str]) -> None:
             if isinstance(section, Mapping) and section.get(name) is not None:
                 _check_value(f"{prefix}{name}", section[name], (Kind("str"),))
     if "ppo" in names(stages):
-        parts = {name: node for name, node in in_file("algorithm/ppo").items() if "_target_" in node}
-        _same_types("", config, {"ppo": parts})  # the numbers beside them are judged by the parts that take them
+        _same_types("ppo.", config["ppo"], {n: p for n, p in in_file("algorithm/ppo").items() if "_target_" in p})
     if group := next((key for key in _GROUPS if not isinstance(config.get(key) or {}, Mapping)), None):
         raise ConfigError(f"{group}={shown(group, config[group])}: must be a section, such as those in conf/{group}")
     resume = config.get("resume", "none")
