@@ -11,6 +11,7 @@ KEYWORDS_ALLOWED = frozenset(
     {
         "benchmarks/peer_laps.py::on_train_begin",  # transformers.TrainerCallback
         "benchmarks/peer_laps.py::on_step_end",  # the same
+        "benchmarks/peer_trl_learning.py::on_step_end",
         "rlhf_lightning/types.py::to",  # torch.Tensor.to
         "rlhf_lightning/types.py::_to",
         "rlhf_lightning/models/loading.py::_config",  # attributes of a transformers config

@@ -70,3 +70,16 @@ def test_stop_strings_are_a_key_of_the_config_and_fit_for_training(stage, key):
     sampling = safe_instantiate(config[stage]["sampling"])
     assert sampling.stop == ("###", "the end")
     sampling.require_scorable()
+
+
+@pytest.mark.parametrize("make", [LoopEngine, HFGenerateEngine])
+def test_an_engine_goes_on_with_the_random_numbers_of_its_state(make):
+    first, other = make(), make()
+    for engine, seed in ((first, 3), (other, 4)):
+        engine.sync(tiny.policy(scale=0.3), (1,), 0, version=0)
+        engine.seed(seed)
+    short = Sampling(max_new_tokens=6)
+    first.generate(tiny.prompts("the food", "we"), short)
+    other.load_state_dict(first.state_dict())
+    answers = [engine.generate(tiny.prompts("the food", "we"), short).response_ids for engine in (first, other)]
+    assert torch.equal(*answers)

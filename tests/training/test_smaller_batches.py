@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from rlhf_lightning.errors import OutOfMemory
 from rlhf_lightning.training.micro_batches import Schedule
+from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches, Splitting
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*out of memory.*:UserWarning")
@@ -46,6 +48,23 @@ def test_one_rank_of_several_does_not_try_again_alone():
         with pytest.raises(OutOfMemory, match=r"ppo: out of memory with \d rows? at once; lower ppo\.settings\.micro"):
             SmallerMicroBatches("ppo").run(attempt, Schedule(8, 4, 4, 1, by_length=False), ranks, restart=lambda: None)
         assert tried == expected
+
+
+def test_what_fitted_is_remembered_only_where_it_is_less_than_asked_for():
+    def attempt(schedule):
+        if schedule.micro > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return schedule.micro
+
+    for micro, remembered in ((2, None), (4, 2)):
+        work = SmallerMicroBatches("ppo")
+        assert work.run(attempt, Schedule(8, 4, micro, 1, by_length=False), Ranks(), restart=lambda: None) == 2
+        assert work.rows == remembered
+
+
+def test_one_device_waits_for_nobody_and_several_do():
+    assert not Ranks().meet_in_backward and not Ranks(SingleDeviceStrategy("cpu")).meet_in_backward
+    assert Ranks(DDPStrategy()).meet_in_backward
 
 
 def test_smaller_micro_batches_are_more_of_them_and_never_larger_ones():
