@@ -139,9 +139,9 @@ def main() -> None:
         print(
             f"{kind} {time.time() - began:.1f} s", *(f"{n}: {c.state} {c.detail}" for n, c in bad.items()), flush=True
         )
+        if options.json:  # after each, since the whole takes an hour
+            options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(counts(results)))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if options.out:
         options.out.write_text(table(results, cells), encoding="utf-8")
     states = {cell.state for row in results.values() for cell in row.values()}

@@ -17,6 +17,7 @@ FINE = {  # family: what is special about it here
     "cohere2": "scores freeze",
     "deepseek_v3": "packed lora",
     "falcon_mamba": "loop",
+    "falcon_h1": "reward",
     "gemma2": "packed freeze",
     "gemma3": "packed loop reward",
     "gemma3/dropout": "packed",
