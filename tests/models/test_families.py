@@ -26,6 +26,7 @@ FINE = {  # family: what is special about it here
     "gpt2": "packed loop reward",
     "gpt_neo": "packed",
     "gpt_oss": "packed freeze",
+    "gpt_neox": "reward",
     "granite": "packed reward",
     "granitemoehybrid": "loop critic",
     "lfm2": "loop reward",
