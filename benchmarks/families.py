@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import multiprocessing
+import re
 import tempfile
 import time
 import warnings
@@ -91,23 +92,31 @@ def in_child(kind: str, cells: list[str], limit: float) -> dict[str, Cell]:
 
 
 def table(results: Mapping[str, Mapping[str, Cell]], cells: list[str]) -> str:
-    """The matrix in Markdown, then the reasons of all that is not ``ok``."""
-    lines = [f"| family | {' | '.join(cells)} |", f"|---|{'---|' * len(cells)}"]
-    reasons: dict[str, list[str]] = {}
+    """Counts and the matrix in Markdown, then the reasons of all that is not ``ok``."""
+    lines = [f"transformers {transformers.__version__}, torch {torch.__version__}: {json.dumps(counts(results))}", ""]
+    lines += [f"| family | {' | '.join(cells)} |", f"|---|{'---|' * len(cells)}"]
+    reasons: dict[str, dict[str, list[str]]] = {}
     for kind, row in results.items():
-        if "made" in row:
-            reasons.setdefault(f"{row['made'].state}: {row['made'].detail}", []).append(kind)
-            continue
         shown = []
-        for name in cells:
-            cell = row[name]
-            short = "ok" if cell.state == OK else "–" if cell.state == REFUSED else cell.state
-            shown.append(f"{short} (unpacked)" if "unpacked" in cell.detail else short)
+        for name, cell in row.items():
             if cell.state != OK:
-                reasons.setdefault(f"{cell.state}: {cell.detail}", []).append(f"{kind} {name}")
-        lines.append(f"| {kind} | {' | '.join(shown)} |")
-    lines += ["", *(f"- {', '.join(who)}: {why}" for why, who in reasons.items())]
+                reasons.setdefault(_general(kind, cell), {}).setdefault(kind, []).append(name)
+            short = {OK: "ok", REFUSED: "–"}.get(cell.state, cell.state)
+            shown.append(f"{short} (unpacked)" if "unpacked" in cell.detail else short)
+        if "made" not in row:
+            lines.append(f"| {kind} | {' | '.join(shown)} |")
+    for why, kinds in reasons.items():
+        who = (f"{kind} ({', '.join(names)})" if len(names) < len(cells) else kind for kind, names in kinds.items())
+        lines += ["", f"**{why}** {', '.join(who)}"]
     return "\n".join(lines) + "\n"
+
+
+def _general(kind: str, cell: Cell) -> str:
+    """A reason without the names of one family."""
+    why = re.sub(r"\w+(ForCausalLM|LMHeadModel|ForConditionalGeneration)", "CLASS", cell.detail)
+    name = re.escape(kind.split("/")[0])
+    why = re.sub(rf"(?<![A-Za-z]){name}(?![a-z])", "TYPE", why)
+    return f"{cell.state}: {why}:"
 
 
 def counts(results: Mapping[str, Mapping[str, Cell]]) -> dict[str, Any]:
@@ -139,9 +148,9 @@ def main() -> None:
         print(
             f"{kind} {time.time() - began:.1f} s", *(f"{n}: {c.state} {c.detail}" for n, c in bad.items()), flush=True
         )
+        if options.json:  # after each, since the whole takes an hour
+            options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(counts(results)))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if options.out:
         options.out.write_text(table(results, cells), encoding="utf-8")
     states = {cell.state for row in results.values() for cell in row.values()}

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification
 
+_OLD_HEADS = {"lm_head", "embed_out", "output"}  # under these names in older files, whatever the module is called now
 _made: dict[type, type[PreTrainedModel]] = {}
 
 
@@ -55,7 +56,7 @@ def heads_of(config: PretrainedConfig) -> set[str]:
     """Names of what a language model has above its body: the output embedding, and whatever else makes its head."""
     with torch.device("meta"):
         whole = causal_class(config).from_config(config)
-    return {name for name, _ in whole.named_children()} - {body_of(whole)[0]}
+    return {name for name, _ in whole.named_children()} - {body_of(whole)[0]} | _OLD_HEADS
 
 
 def body_of(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
