@@ -190,7 +190,7 @@ def _data(words: list[str]) -> None:
     from rlhf_lightning.console.streams import say
     from rlhf_lightning.data.check import check
 
-    say(check(words[1:]))
+    say(check(words[1:]), preview=True)
 
 
 def _told(error: RLHFError) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.provenance import PROVENANCE, sha256
-from rlhf_lightning.data.readers.files import ROW_FILES
+from rlhf_lightning.data.readers.places import holds_rows, is_pattern, sources
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")  # of a model that another tool wrote
 WORD_FILES = ("merges.txt", "vocab.txt")  # of its tokenizer
@@ -49,6 +49,8 @@ class Parents:
         place = Path(path)
         if place.is_file():
             return {"path": path, "sha256": self._sha256(place)}
+        if is_pattern(path) and not place.exists():
+            return [self._identity(str(file)) for file in sources(place)]
         record = read_provenance(place) if place.is_dir() else None
         if record is not None:
             self._stamps[place / PROVENANCE] = _stamp(place / PROVENANCE)
@@ -63,7 +65,7 @@ class Parents:
 
 
 def _counts(file: Path) -> bool:
-    known = file.suffix.lower() in (*ROW_FILES, *MODEL_FILES) or file.name in WORD_FILES
+    known = file.suffix.lower() in MODEL_FILES or file.name in WORD_FILES or holds_rows(file)
     return known and file.is_file()
 
 

@@ -24,7 +24,7 @@ def jsonl_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, 
         try:
             row = parse_json(decode(raw).rstrip("\r\n"))
             if not isinstance(row, dict):
-                raise _not_an_object(row)
+                raise not_an_object(row)
         except BadRow as bad:
             problems.add_bad(path, number, bad)
             continue
@@ -38,6 +38,9 @@ def parse_json(text: str) -> Any:
         BadRow: broken JSON, a key twice, NaN, a number of thousands of digits, NUL, a lone surrogate, or nesting.
     """
     try:
+        value = _plain(text)
+        if value is not None:
+            return value
         value = _decode_json(text)
     except json.JSONDecodeError as error:
         raise BadRow(_explain(text, error), error.colno) from error
@@ -50,6 +53,21 @@ def parse_json(text: str) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH:
         check_depth(value)
     return value
+
+
+def _plain(text: str) -> dict[str, Any] | None:
+    """A flat row that needs no closer look, in half of the time: a key that is there twice would show as a quote more.
+
+    None where the row is not flat, or could hold what `parse_json` refuses.
+    """
+    if any(sign in text for sign in _CLOSER_LOOK):
+        return None
+    value = _scan(text)
+    if type(value) is not dict:
+        return None
+    kinds = [type(inner) for inner in value.values()]
+    quotes = 2 * (len(kinds) + kinds.count(str))
+    return value if _FLAT.issuperset(kinds) and text.count('"') - text.count('\\"') == quotes else None
 
 
 def check_depth(value: Any) -> None:
@@ -79,7 +97,8 @@ def _children(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
-def _not_an_object(value: Any) -> BadRow:
+def not_an_object(value: Any) -> BadRow:
+    """What is wrong with a value that is no row."""
     advice = "one object { } a line, not one list for the whole file" if isinstance(value, list) else "a row as {...}"
     return BadRow(f"the line is a {type(value).__name__}, not an object; write {advice}", 1)
 
@@ -101,6 +120,9 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON; write null or leave the field out")
 
 
+_CLOSER_LOOK = ("\\u", "\\\\", '": [', '":[', '": {', '":{')
+_FLAT = {str, bool, int, type(None)}
+_scan = json.JSONDecoder().decode
 _decode_json = json.JSONDecoder(object_pairs_hook=_without_repeated_keys, parse_constant=_refuse_constant).decode
 
 

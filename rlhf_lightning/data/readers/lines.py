@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from rlhf_lightning.data.readers.problems import BadRow
-from rlhf_lightning.errors import DataError
+from rlhf_lightning.data.readers.streams import opened
 
 MAX_LINE_BYTES = 16 * 2**20  # a longer line is a broken file, and reading it would need unbounded memory
+MARK = b"\xef\xbb\xbf"  # at the beginning of a file, and where files that had one were joined
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -18,15 +19,13 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         DataError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), start=1):
+    with opened(path) as file:
+        for number, raw in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), start=1):
+            if len(raw) > MAX_LINE_BYTES:
                 part = raw
-                while len(raw) > MAX_LINE_BYTES and part and not part.endswith(b"\n"):
+                while part and not part.endswith(b"\n"):
                     part = file.readline(2**16)
-                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+            yield number, raw.removeprefix(MARK)
 
 
 def decode(raw: bytes) -> str:
