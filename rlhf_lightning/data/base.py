@@ -21,7 +21,7 @@ from rlhf_lightning.data.loader import Item, ShardedLoader, T, split_batch
 from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.repeats import Repeats, canonical, identity, prompt_identity
 from rlhf_lightning.data.rows.shape import AS_IT_IS, Shape
-from rlhf_lightning.data.rows.types import StageKind
+from rlhf_lightning.data.rows.types import ROW_TYPES, StageKind, row_type
 from rlhf_lightning.data.rows.validate import load_rows
 from rlhf_lightning.data.screen import encode_sound
 from rlhf_lightning.errors import ConfigError, DataError
@@ -140,7 +140,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
         seen, held_out = Repeats(self.kind, leaks=bool(validation)), Repeats(self.kind, leaks=True)
         for rows, repeats in ((train, seen), (validation, held_out)):
             for row in rows:
-                repeats.add(row.row)
+                name = str(row_type(row.row, self.kind))
+                repeats.add(row.row, name, [row.row[column] for column in ROW_TYPES[name]])
         self.train_items, counts = self._encode(train, "training", self.train, bad)
         counts["bad_rows"] += bad
         files, before = (self.validation, bad_validation) if self.validation else (self.train, counts["bad_rows"])

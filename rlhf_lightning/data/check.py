@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from rlhf_lightning.data.preview import previews
 from rlhf_lightning.data.readers.problems import Problems
 from rlhf_lightning.data.rows.shape import Shape
 from rlhf_lightning.data.rows.types import StageKind
-from rlhf_lightning.data.rows.validate import rows_of
+from rlhf_lightning.data.rows.validate import rows_of, without_garbage_collection
 from rlhf_lightning.data.survey import Survey
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.rules.stages import STAGES
@@ -77,16 +77,13 @@ def _survey(
     """The rows of the files, of which the first few are kept."""
     samples, most = kept
     found = Survey(kind, leaks)
-    for row in _rows(files, kind, problems, shape):
-        found.add(row.row)
-        if len(samples) < most:
-            samples.append(row)
+    with without_garbage_collection():
+        for file in files:
+            for name, row in rows_of(Path(file).expanduser(), kind, problems, shape=shape):
+                found.add(row.row, name)
+                if len(samples) < most:
+                    samples.append(row)
     return found
-
-
-def _rows(files: Sequence[str], kind: StageKind, problems: Problems, shape: Shape) -> Iterator[LocatedRow]:
-    for file in files:
-        yield from rows_of(Path(file).expanduser(), kind, problems, shape=shape)
 
 
 def _counts(stage: str, kind: str, train: Survey, held_out: Survey, leaks: int) -> list[str]:

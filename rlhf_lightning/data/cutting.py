@@ -110,7 +110,13 @@ def _cut(
         return list(ids), [False] * len(head) + [True] * (len(ids) - len(head))
     if spans is None:
         return _piecewise(tokenizer, example, head)
-    return list(ids), _learned(spans, example.places, len(head))
+    mask = _learned(spans, example.places, len(head))
+    ends = {end for _, end in example.places}
+    added = tokenizer.added_tokens_decoder  # a marker belongs to a place as a whole, or not at all
+    for token, (start, end) in enumerate(spans):
+        if mask[token] and ids[token] in added and any(start < place < end for place in ends):
+            mask[token] = False
+    return list(ids), mask
 
 
 def _learned(spans: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]], begin: int) -> list[bool]:

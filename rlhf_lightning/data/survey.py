@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.data.rows.fields import as_label
-from rlhf_lightning.data.rows.messages import texts
 from rlhf_lightning.data.rows.repeats import Repeats, pair_of
-from rlhf_lightning.data.rows.types import ROW_TYPES, StageKind, row_type
+from rlhf_lightning.data.rows.types import ROW_TYPES, StageKind
 
 if TYPE_CHECKING:
     from rlhf_lightning.types import Row
@@ -60,19 +59,20 @@ class Survey:
         self.repeats, self.lengths = Repeats(kind, leaks), Histogram()
         self._longer = Counter[str]()  # pairs by which of their answers is longer
         self._labelled: dict[bool, Histogram] = {True: Histogram(), False: Histogram()}
-        self._known: dict[tuple[str, ...], tuple[str, ...]] = {}
 
-    def add(self, row: Row) -> None:
-        """Another row, which is sound."""
-        name = str(row_type(row, self.kind))
+    def add(self, row: Row, name: str) -> None:
+        """Another row, which is sound, and its type."""
         self.rows += 1
         self.types[name] += 1
-        self.repeats.add(row)
-        columns = tuple(row)
-        if (others := self._known.get(columns)) is None:
-            others = self._known[columns] = tuple(c for c in columns if c not in ROW_TYPES[name])
-        self.other.update(others)
-        self.lengths.add(sum(_length(row[column]) for column in ROW_TYPES[name] if column not in ("ranks", "label")))
+        columns = ROW_TYPES[name]
+        values = [row[column] for column in columns]
+        self.repeats.add(row, name, values)
+        if len(row) > len(columns):
+            self.other.update(column for column in row if column not in columns)
+        length = 0
+        for value in values:
+            length += len(value) if type(value) is str else _length(value)
+        self.lengths.add(length)
         if self.kind in ("comparisons", "feedback"):
             self._judge(row, name)
 
@@ -131,18 +131,10 @@ class Survey:
         return found | pairs | labels | {"other_columns": dict(self.other), "characters": self.lengths.facts()}
 
 
-def survey(rows: Iterable[Row], kind: StageKind, leaks: bool) -> Survey:
-    """All rows, one by one."""
-    found = Survey(kind, leaks)
-    for row in rows:
-        found.add(row)
-    return found
-
-
 def _length(value: Any) -> int:
     """Characters of a text, a conversation, or several of either."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):
         return len(str(value.get("content") or ""))
-    return sum(map(_length, value)) if isinstance(value, list) else len(texts(value))
+    return sum(map(_length, value)) if isinstance(value, list) else 0  # ranks and labels

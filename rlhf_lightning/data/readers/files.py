@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # which needs torch, and a file can be checked without it
     from rlhf_lightning.types import Row
 
 Reader = Callable[[Path, Problems], Iterator[tuple[Any, ...]]]  # gives (line, row) or (line, row, number)
+_NO_NUMBER = (0,)
 _HEAD = 2**16  # bytes that are looked at
 
 
@@ -80,7 +81,7 @@ def iter_rows(path: str | Path, problems: Problems) -> Iterator[LocatedRow]:
         name, before, found = str(file), problems.count, False
         for line, row, *number in _reader(file)(file, problems):
             found = True
-            yield LocatedRow(row, name, line, *number)
+            yield tuple.__new__(LocatedRow, (row, name, line, *(number or _NO_NUMBER)))
         if not found and problems.count == before:
             size = f" ({file.stat().st_size} bytes)" if file.is_file() else ""
             raise DataError(f"{path}: the file has no rows{size}; write at least one.")

@@ -133,7 +133,9 @@ class _Text:
                 if len(self._text) - self._place > MAX_LINE_BYTES:
                     raise self.broken(f"row {number}: is longer than {MAX_LINE_BYTES} bytes, or not closed") from error
                 if not self._fill():
-                    raise self.broken(f"row {number}: broken JSON: {_lower(getattr(error, 'msg', error))}") from error
+                    assert isinstance(error, json.JSONDecodeError)
+                    self.line += self._text.count("\n", self._place, error.pos)
+                    raise self.broken(f"row {number}: broken JSON: {error.msg.lower()}") from error
         part = self._text[self._place : end]
         self.line += part.count("\n")
         self._place = end
@@ -160,8 +162,3 @@ class _Text:
             ) from error
         self._text, self._place = kept + added, 0
         return bool(added) or (not self._ended and self._fill())
-
-
-def _lower(text: object) -> str:
-    words = str(text)
-    return words[:1].lower() + words[1:]

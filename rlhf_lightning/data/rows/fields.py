@@ -169,14 +169,14 @@ def _check_ranking(row: Row) -> None:
 def joint(row: Row, kind: str) -> str | None:
     """What is odd where prompt and answer meet: no white space on either side, between words; None if all is well."""
     prompt = row.get("prompt")
-    if not isinstance(prompt, str) or kind == "prompt":
+    if not isinstance(prompt, str) or kind == "prompt" or prompt[-1].isspace():
         return None
     names = {"prompt+chosen+rejected": ("chosen",), "prompt+completions+ranks": ("completions",)}.get(
         kind, ("completion",)
     )
     answer = row.get(names[0])
     answer = answer[0] if isinstance(answer, list) and answer else answer
-    if not isinstance(answer, str) or prompt[-1].isspace() or answer[0].isspace():
+    if not isinstance(answer, str) or answer[0].isspace():
         return None
     if prompt[-1] in ">])" or not prompt[-1].isascii() or not answer[0].isascii():
         return None  # the end of a marker, or a script without spaces

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.data.rows.fields import as_label
@@ -31,10 +31,12 @@ class Repeats:
         self.kind, self._leaks = kind, leaks
         self._rows, self._prompts, self._claims = array("q"), array("q"), array("q")
 
-    def add(self, row: Row) -> None:
-        """Another row, which is sound."""
-        name = str(row_type(row, self.kind))
-        self._rows.append(hash(tuple(_key(row[column]) for column in ROW_TYPES[name])))
+    def add(self, row: Row, name: str, values: Sequence[Any]) -> None:
+        """Another row, which is sound, its type, and the values of the columns of its type."""
+        try:
+            self._rows.append(hash(tuple(values)))
+        except TypeError:  # conversations and lists
+            self._rows.append(hash(tuple(map(_key, values))))
         if self._leaks:
             whole = self.kind == "demonstrations"  # one prompt with many answers is how small sets are written
             self._prompts.append(self._rows[-1] if whole else hash(_key(_prompt(row, name))))

@@ -17,7 +17,8 @@ from rlhf_lightning.errors import ConfigError
 CONTENT = ("prompt", "completion", "chosen", "rejected", "messages", "text")
 _PLAIN = frozenset(("prompt", "completion", "chosen", "rejected", "text"))
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
-_FIRST = "[{ \t\r\n"  # what a conversation that was written as text begins with
+_MAYBE_FLAT = re.compile(r"\s*[\[{]").match  # what a conversation that was written as text begins with
+_FIRST = "[{ \t\r\n\v\f"
 
 
 class Shape:
@@ -61,13 +62,19 @@ class Shape:
         Raises:
             BadRow: something in it that is not understood or not followed; names the column.
         """
+        return row if self.is_plain(row) else self._shaped(dict(row), kind)
+
+    def is_plain(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row is all text that is taken as it is."""
         names = tuple(row)
         plain = self._plain.get(names)
         if plain is None:
             plain = self._plain[names] = self._as_it_is and not any(_is_special(name) for name in names)
-        if plain and all(type(value) is str and value[:1] not in _FIRST for value in row.values()):
-            return row
-        return self._shaped(dict(row), kind)
+        if plain:
+            for value in row.values():
+                if type(value) is not str or (value[:1] in _FIRST and _MAYBE_FLAT(value)):
+                    return False
+        return plain
 
     def _shaped(self, row: dict[str, Any], kind: str) -> dict[str, Any]:
         row = self._with_template(self._renamed(row))

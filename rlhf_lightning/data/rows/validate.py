@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 def sound_rows(
     rows: Iterable[LocatedRow], stage_kind: StageKind, problems: Problems, shape: Shape = AS_IT_IS
-) -> Iterator[LocatedRow]:
-    """The rows that are of a type that the stage takes, with our columns and sound fields, one by one.
+) -> Iterator[tuple[str, LocatedRow]]:
+    """Type and row of the rows that are of a type that the stage takes, with our columns and sound fields, one by one.
 
     Args:
         rows: as `iter_rows` gives them.
@@ -36,19 +36,38 @@ def sound_rows(
         problems: collects the rows that are not, and what is odd about the others.
         shape: how the columns of the file are read.
     """
+    kinds: dict[tuple[str, ...], str | None] = {}  # of rows that are all text, by their columns
     for row in rows:
         signals.poll()
-        try:
-            made = shape(row.row, stage_kind)
-            name = _check(made, stage_kind)
-            if stage_kind == "prompts" and name == "chosen+rejected":
-                made = {**made, "prompt": split_shared_prompt(made["chosen"], made["rejected"])[0]}
-        except BadRow as bad:
-            problems.add(row.where, str(bad))
-            continue
+        given = row.row
+        names = tuple(given)
+        if names not in kinds:
+            kinds[names] = _simple_type(names, stage_kind)
+        name = kinds[names]
+        if name is not None and shape.is_plain(given) and not any(map(_is_blank, given.values())):
+            made = given
+        else:
+            try:
+                made = shape(given, stage_kind)
+                name = _check(made, stage_kind)
+                if name == "chosen+rejected" and stage_kind == "prompts":
+                    made = {**made, "prompt": split_shared_prompt(made["chosen"], made["rejected"])[0]}
+            except BadRow as bad:
+                problems.add(row.where, str(bad))
+                continue
         if (odd := joint(made, name)) is not None:
             problems.note(odd, row.where)
-        yield row if made is row.row else row._replace(row=made)
+        yield name, row if made is given else row._replace(row=made)
+
+
+def _simple_type(names: tuple[str, ...], stage_kind: StageKind) -> str | None:
+    """The type of rows of texts that are sound if none is blank; None for those that need a closer look."""
+    name = row_type(dict.fromkeys(names, ""), stage_kind)
+    return name if name in ("prompt+completion", "prompt", "text") and name in TAKEN[stage_kind] else None
+
+
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
 
 
 def validate_rows(
@@ -69,8 +88,8 @@ def validate_rows(
         DataError: names file, line, field and reason of the first bad rows, and how many there are.
     """
     found = Problems() if problems is None else problems
-    with _no_garbage_collection():  # nothing here refers to itself, and looking for it would double the time
-        sound = list(sound_rows(rows, stage_kind, found, shape))
+    with without_garbage_collection():
+        sound = [row for _, row in sound_rows(rows, stage_kind, found, shape)]
     if problems is None:
         found.raise_above(0, len(sound))
     return sound
@@ -96,8 +115,8 @@ def load_rows(
         DataError: more bad rows than that, or no good one; names the first, and how many there are.
     """
     problems = Problems()
-    with _no_garbage_collection():
-        rows = [row for path in paths for row in rows_of(path, stage_kind, problems, convert, shape)]
+    with without_garbage_collection():
+        rows = [row for path in paths for _, row in rows_of(path, stage_kind, problems, convert, shape)]
     problems.raise_above(max_bad_rows, len(rows))
     if problems.count:
         log.warning("%d rows are left out (max_bad_rows is %d):\n%s", problems.count, max_bad_rows, problems)
@@ -112,8 +131,8 @@ def rows_of(
     problems: Problems,
     convert: Callable[[Row], Row] | None = None,
     shape: Shape = AS_IT_IS,
-) -> Iterator[LocatedRow]:
-    """The sound rows of one path, one by one; see `load_rows`."""
+) -> Iterator[tuple[str, LocatedRow]]:
+    """Type and row of the sound rows of one path, one by one; see `load_rows`."""
     given = iter_rows(path, problems)
     own = is_own(path)
     if convert is not None and not own:
@@ -136,7 +155,8 @@ def _converted(rows: Iterable[LocatedRow], convert: Callable[[Row], Row], proble
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
+    """Rows do not refer to themselves, and looking for what does takes as long as reading them."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -2,7 +2,7 @@ import pytest
 
 from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.repeats import Repeats
-from rlhf_lightning.data.rows.types import row_type
+from rlhf_lightning.data.rows.types import ROW_TYPES, row_type
 from rlhf_lightning.data.rows.validate import validate_rows
 from rlhf_lightning.errors import DataError
 
@@ -16,7 +16,8 @@ def count_repeated(train, held_out, kind):
     seen, other = Repeats(kind, leaks=True), Repeats(kind, leaks=True)
     for rows, repeats in ((train, seen), (held_out, other)):
         for row in rows:
-            repeats.add(row)
+            name = row_type(row, kind)
+            repeats.add(row, name, [row[column] for column in ROW_TYPES[name]])
     return seen.duplicates(), seen.leaked(other)
 
 
