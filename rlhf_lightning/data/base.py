@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.loader import Item, ShardedLoader, T, split_batch
 from rlhf_lightning.data.readers.files import LocatedRow
-from rlhf_lightning.data.rows.repeats import Repeats, canonical, identity, prompt_identity
+from rlhf_lightning.data.rows.repeats import canonical, count_repeats, identity, prompt_identity
 from rlhf_lightning.data.rows.shape import AS_IT_IS, Shape
-from rlhf_lightning.data.rows.types import ROW_TYPES, StageKind, row_type
+from rlhf_lightning.data.rows.types import StageKind
 from rlhf_lightning.data.rows.validate import load_rows
 from rlhf_lightning.data.screen import encode_sound
 from rlhf_lightning.errors import ConfigError, DataError
@@ -137,11 +137,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         read = len(train) + bad
         if not self.validation:
             train, validation = self._hold_out(train)
-        seen, held_out = Repeats(self.kind, leaks=bool(validation)), Repeats(self.kind, leaks=True)
-        for rows, repeats in ((train, seen), (validation, held_out)):
-            for row in rows:
-                name = str(row_type(row.row, self.kind))
-                repeats.add(row.row, name, [row.row[column] for column in ROW_TYPES[name]])
+        repeats = count_repeats(self.kind, [row.row for row in train], [row.row for row in validation])
         self.train_items, counts = self._encode(train, "training", self.train, bad)
         counts["bad_rows"] += bad
         files, before = (self.validation, bad_validation) if self.validation else (self.train, counts["bad_rows"])
@@ -149,9 +145,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         val_counts["bad_rows"] += bad_validation
         report = {"rows": read, "train_rows": len(self.train_items), "validation_rows": len(self.val_items)}
         both = counts | {f"validation_{name}": count for name, count in val_counts.items()}
-        self.report = report | {
-            "duplicates": seen.duplicates(), "contradictions": seen.contradictions(), "leaks": seen.leaked(held_out),
-        } | both  # fmt: skip
+        self.report = report | repeats | both
         self._fingerprint = _fingerprint(train, self.train_items)
         self._is_read = True
         if self._outcome() and self._place()[0] == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from rlhf_lightning.models.templates import LIMITS, name_of, render
 from rlhf_lightning.models.tokens import decode, encode
 from rlhf_lightning.types import Row
 
+log = logging.getLogger(__name__)
 Prompt = str | list[dict[str, Any]]
 
 
@@ -82,6 +84,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[LocatedRow
             LIMITS.renew()
             with located(row):
                 texts.append(prompt if isinstance(prompt, str) else _asked(tokenizer, row.row))
+    _tell_unread(tokenizer, rows)
     start = _start_ids(tokenizer)
     encoded = tokenise(tokenizer, texts, rows)
     for row, ids in zip(rows, encoded, strict=True):
@@ -107,6 +110,7 @@ def encode_examples(tokenizer: PreTrainedTokenizerBase, rows: Sequence[LocatedRo
             LIMITS.renew()
             with located(row):
                 written.append(_written(tokenizer, row.row))
+    _tell_unread(tokenizer, rows)
     start = _start_ids(tokenizer)
     examples = []
     for row, example, (ids, mask) in zip(rows, written, encode_cut(tokenizer, written, rows), strict=True):
@@ -118,6 +122,24 @@ def encode_examples(tokenizer: PreTrainedTokenizerBase, rows: Sequence[LocatedRo
         with located(row):
             examples.append(_assemble(tokenizer, ids, mask, int(eos)))
     return examples
+
+
+def _tell_unread(tokenizer: PreTrainedTokenizerBase, rows: Sequence[LocatedRow]) -> None:
+    """Say which keys of messages the chat template does not mention, once, with their first row."""
+    found: dict[str, tuple[int, str]] = {}
+    for row in rows:
+        turns = [t for name in ("prompt", "completion", "messages") for t in _turns(row.row.get(name))]
+        for key in {key for turn in turns for key in turn if key not in ("role", "content", "weight")}:
+            count, where = found.get(key, (0, row.where))
+            found[key] = count + 1, where
+    text = str(tokenizer.chat_template)
+    for key, (count, where) in sorted(found.items()):
+        if key not in text:
+            log.warning("%s: the chat template does not read `%s` of messages (%d rows)", where, key, count)
+
+
+def _turns(value: Any) -> Sequence[Mapping[str, Any]]:
+    return value if isinstance(value, list) else ()
 
 
 def template_arguments(row: Row) -> Mapping[str, Any]:

@@ -61,6 +61,17 @@ class Repeats:
         return int(np.isin(_sorted(held_out._prompts), _sorted(self._prompts)).sum())
 
 
+def count_repeats(kind: StageKind, train: Sequence[Row], validation: Sequence[Row]) -> dict[str, int]:
+    """Duplicates and contradictions among the training rows, and how many validation rows leak from them."""
+    seen, held_out = Repeats(kind, leaks=bool(validation)), Repeats(kind, leaks=True)
+    for rows, repeats in ((train, seen), (validation, held_out)):
+        for row in rows:
+            name = str(row_type(row, kind))
+            repeats.add(row, name, [row[column] for column in ROW_TYPES[name]])
+    leaks = seen.leaked(held_out)
+    return {"duplicates": seen.duplicates(), "contradictions": seen.contradictions(), "leaks": leaks}
+
+
 def identity(row: Row, kind: StageKind) -> str:
     """Equal for rows that train the same thing: the columns of the row type, without the unknown ones."""
     return canonical({column: row[column] for column in ROW_TYPES[str(row_type(row, kind))]})

@@ -1,8 +1,8 @@
 import pytest
 
 from rlhf_lightning.data.readers.files import LocatedRow
-from rlhf_lightning.data.rows.repeats import Repeats
-from rlhf_lightning.data.rows.types import ROW_TYPES, row_type
+from rlhf_lightning.data.rows.repeats import count_repeats
+from rlhf_lightning.data.rows.types import row_type
 from rlhf_lightning.data.rows.validate import validate_rows
 from rlhf_lightning.errors import DataError
 
@@ -13,12 +13,8 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 
 
 def count_repeated(train, held_out, kind):
-    seen, other = Repeats(kind, leaks=True), Repeats(kind, leaks=True)
-    for rows, repeats in ((train, seen), (held_out, other)):
-        for row in rows:
-            name = row_type(row, kind)
-            repeats.add(row, name, [row[column] for column in ROW_TYPES[name]])
-    return seen.duplicates(), seen.leaked(other)
+    found = count_repeats(kind, train, held_out)
+    return found["duplicates"], found["leaks"]
 
 
 def located(*rows):
@@ -141,3 +137,19 @@ def test_a_comparison_leaks_by_its_prompt_wherever_that_stands():
     train = [pair("why", "so it is", "so it was"), {"prompt": "how", "chosen": "a", "rejected": "b"}]
     held_out = [pair("why", "so what", "no"), pair("who", "so it is", "so it was"), train[1] | {"chosen": "c"}]
     assert count_repeated(train, held_out, "comparisons") == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "count"),
+    [
+        ("comparisons", [PAIR, PAIR, {**PAIR, "chosen": "b", "rejected": "a"}], 1),
+        ("comparisons", [PAIR, {**PAIR, "prompt": "q", "chosen": "b", "rejected": "a"}], 0),
+        ("comparisons", [RANKING, {"prompt": "p", "completions": ["b", "a", "c"], "ranks": [1, 2, 2]}], 1),
+        ("comparisons", [{"chosen": [USER, ASSISTANT], "rejected": [USER, {**ASSISTANT, "content": "no"}]}] * 2, 0),
+        ("feedback", [{"prompt": "p", "completion": "c", "label": label} for label in (True, "false", True)], 1),
+        ("feedback", [PAIR, {**PAIR, "chosen": "b", "rejected": "a"}], 1),
+        ("demonstrations", [{"text": "a"}, {"text": "b"}], 0),
+    ],
+)
+def test_contradictions_are_counted(kind, rows, count):
+    assert count_repeats(kind, rows, [])["contradictions"] == count
