@@ -4,6 +4,7 @@ from rlhf_lightning.callbacks.best_policy import BestPolicy
 from rlhf_lightning.callbacks.checkpoint import DurableCheckpoint
 from rlhf_lightning.callbacks.guard import RewardHackingGuard
 from rlhf_lightning.callbacks.history import History
+from rlhf_lightning.callbacks.pretraining import PretrainingMix
 from rlhf_lightning.callbacks.progress import ProgressLine
 from rlhf_lightning.callbacks.score_monitor import ScoreMonitor
 from rlhf_lightning.callbacks.stop import StopAtBoundary
@@ -13,6 +14,7 @@ __all__ = [
     "BestPolicy",
     "DurableCheckpoint",
     "History",
+    "PretrainingMix",
     "ProgressLine",
     "RewardHackingGuard",
     "ScoreMonitor",

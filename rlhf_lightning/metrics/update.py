@@ -61,8 +61,9 @@ class UpdateMetrics:
             "val/ratio_first_gap": largest["max_first_gap"],
             "perf/padding": padding,
         }
-        if "loss_kl" in per_step:
-            logged["loss/kl_avg"] = per_step["loss_kl"]
+        for name in ("kl", "pretraining"):
+            if f"loss_{name}" in per_step:
+                logged[f"loss/{name}_avg"] = per_step[f"loss_{name}"]
         logged |= {f"grad_norm/{n.removeprefix('grad_norm_')}": v for n, v in per_step.items() if "norm_" in n}
         if "value_clipfrac" in mean:
             logged |= {"loss/value_avg": per_step["loss_value"], "val/clipfrac_avg": mean["value_clipfrac"]}

@@ -23,13 +23,12 @@ from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.forward import packs_rows
 from rlhf_lightning.models.sharding import gathered
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.ppo_rules import check_start
 from rlhf_lightning.modules.ppo_settings import PPOSettings
-from rlhf_lightning.modules.resampling import Judged, check_draws, with_other_prompts
+from rlhf_lightning.modules.resampling import Judged, with_other_prompts
 from rlhf_lightning.modules.scales import ScoreScale, ValueScale
 from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
-from rlhf_lightning.rollout.engine import check_prompts
-from rlhf_lightning.rollout.hf import warn_of_unused_fields
 from rlhf_lightning.scoring import Scorer, details_of
 from rlhf_lightning.training.micro_batches import Schedule, micro_batches, take
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
@@ -82,6 +81,7 @@ class OnlineModule(RLHFModule):
         self._seconds: dict[str, float] = {}
         self._sampled = Sampled(0, 0.0)
         self._resampled: Judged | None = None
+        self.pretraining: Callable[[OnlineModule], Tensor] | None = None  # set by `PretrainingMix`
         self.smaller = SmallerMicroBatches(self.stage)
         self.score_scale, self.value_scale = ScoreScale(), ValueScale()
         self.gave_up = False  # whether the last iteration ended before there was anything to learn from
@@ -193,6 +193,8 @@ class OnlineModule(RLHFModule):
         """The gradient of a minibatch, summed over its micro-batches."""
         step = UpdateMetrics()
         self.guard.restart()
+        if self.pretraining is not None and self.rollouts >= self.settings.critic_warmup:
+            step.add({"loss_pretraining": self.pretraining(self)})
         groups = micro_batches(minibatch.rollout, schedule)
         for number, rows in enumerate(groups):
             micro_batch = take(minibatch, rows, schedule)
@@ -262,9 +264,7 @@ class OnlineModule(RLHFModule):
     def on_train_start(self) -> None:
         """Train mode for the critic too; refuse prompts that leave no room for an answer."""
         super().on_train_start()
-        check_draws(self.trainer.train_dataloader, self.settings.max_resamples)
-        check_prompts(self.policy, getattr(self.trainer, "datamodule", None), self.sampling)
-        warn_of_unused_fields(self.policy, self.sampling)
+        check_start(self.policy, self.trainer, self.settings, self.sampling)
         for module in self.children():
             module.train()
 

@@ -25,6 +25,7 @@ from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained, tokenizer_of
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
+from rlhf_lightning.modules.bootstrapping import one_token_longer, values_after
 from rlhf_lightning.modules.critics import Critic, build_critic, critic_numbers
 from rlhf_lightning.modules.online import Denominators, OnlineModule
 from rlhf_lightning.modules.ppo_rules import check_combination, check_parts, penalty_of
@@ -159,20 +160,25 @@ class PPOModule(OnlineModule):
         if settings.baseline == "greedy":
             greedy = self.greedy_baseline(rollout, penalty)
             values, known = greedy.nan_to_num(0.0)[:, None].expand_as(values), known & ~greedy.isnan()
-        counted = self._counted(rollout, known)
-        learned = mask if counted is None else mask & counted[:, None]
+        counted = known & rollout.finished if settings.mask_truncated else known
+        learned = mask & counted[:, None]
+        paid = scores.nan_to_num(0.0)
+        if settings.bootstrap_truncated and paid.dim() == 1:
+            paid = paid.where(rollout.finished, 0.0)  # a judgement of something else than the whole answer
         shaped = shaped_rewards(
-            scores.nan_to_num(0.0), logprobs, ref_logprobs, mask, rollout.finished,
+            paid, logprobs, ref_logprobs, mask, rollout.finished,
             kl_coef=self.kl_controller.coef if settings.kl_placement == "reward" else 0.0,
             score_clip=settings.score_clip, missing_eos_penalty=penalty, estimator=ESTIMATORS[settings.kl_estimator],
         )  # fmt: skip
         if self.has_critic and not self.value_scale.is_fitted:
             self.value_scale.fit(values, reward_to_go(shaped.rewards, learned), learned, self.ranks)
             values = self.value_scale(values).masked_fill(~mask, 0)
-        advantages, returns = self.compute_advantages(shaped.rewards, values, learned)
+        after = (self._values_after(rollout),) if settings.bootstrap_truncated else ()
+        advantages, returns = self.compute_advantages(shaped.rewards, values, learned, *after)
         experience = Experience(
             rollout, totals(scores, mask), logprobs, ref_logprobs, values, shaped.rewards, advantages, returns,
-            hidden=hidden, weights=settings.weights(logprobs, rollout), counted=counted,
+            hidden=hidden, weights=settings.weights(logprobs, rollout),
+            counted=None if counted.all() else counted,
         )  # fmt: skip
         if settings.whiten_advantages:
             return replace(experience, advantages=self.ranks.whiten(advantages, experience.mask))
@@ -180,14 +186,14 @@ class PPOModule(OnlineModule):
 
     def missing_eos_penalty(self, scores: Tensor) -> float:
         """What an answer of this rollout pays for being truncated; its scores [B]. Collective."""
-        share = self.settings.missing_eos_penalty
-        if share is None:
-            share = float(getattr(self.scorer, "learned", False))
-        return share * self.score_scale.update(scores, self.ranks)
+        share = self.settings.eos_penalty(learned=getattr(self.scorer, "learned", False))
+        return share * self.score_scale.update(scores, self.ranks) if share else 0.0
 
-    def compute_advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Advantages and returns, each [B, T], from rewards and values [B, T]."""
-        return self.advantage(rewards, values, mask)
+    def compute_advantages(
+        self, rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Advantages and returns, each [B, T], from rewards and values [B, T]; ``bootstrap`` [B]: values after them."""
+        return self.advantage(rewards, values, mask, **({} if bootstrap is None else {"bootstrap": bootstrap}))
 
     def greedy_baseline(self, rollout: Rollout, missing_eos_penalty: float) -> Tensor:
         """Shaped score of the likeliest answer to each prompt, float32 [B], NaN where nobody judged it.
@@ -285,10 +291,7 @@ class PPOModule(OnlineModule):
         )  # fmt: skip
         return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
 
-    def _counted(self, rollout: Rollout, known: Tensor) -> Tensor | None:
-        """Responses to learn from, bool [B]: those whose score and baseline are known; None means all.
-
-        With `mask_truncated` they also have an end.
-        """
-        counted = known & rollout.finished if self.settings.mask_truncated else known
-        return None if counted.all() else counted
+    def _values_after(self, rollout: Rollout) -> Tensor:
+        longer = one_token_longer(rollout)
+        rows = partial(evaluated, lambda part: [self.forward_policy(part, entropy=False).values], longer)
+        return values_after(rollout, self.fitting(rows, self.schedule(len(longer)))[0])  # type: ignore[arg-type]

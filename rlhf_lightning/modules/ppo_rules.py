@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -15,10 +16,13 @@ from rlhf_lightning.functional.ratios import CORRECTIONS
 from rlhf_lightning.models import ValueHead
 from rlhf_lightning.modules.formulas import check_advantage, check_policy_loss
 from rlhf_lightning.modules.ppo_settings import PPOSettings
+from rlhf_lightning.modules.resampling import check_draws
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import Sampling
+from rlhf_lightning.rollout.engine import check_prompts
+from rlhf_lightning.rollout.hf import warn_of_unused_fields
 from rlhf_lightning.rules.combinations import UNPENALISED, check_algorithm
-from rlhf_lightning.rules.partials import called, unwrapped
+from rlhf_lightning.rules.partials import called, takes, unwrapped
 from rlhf_lightning.scoring import Scorer
 
 log = logging.getLogger(__name__)
@@ -62,8 +66,25 @@ def check_combination(
     loss = _path(unwrapped(policy_loss)[0])
     check_algorithm(settings, _path(function), bound, loss, "shared_trunk" if head else critic)
     check_advantage(advantage, settings.group_size)
+    if settings.bootstrap_truncated and "bootstrap" not in takes(advantage):
+        raise ConfigError(
+            f"ppo.settings.bootstrap_truncated: {called(advantage)} takes no `bootstrap`, the value after each "
+            "truncated answer [B]; use algorithm=ppo, or add the argument"
+        )
     correction = None if settings.correction is None else CORRECTIONS[settings.correction]
     check_policy_loss(policy_loss, aggregation(settings.aggregation, norm=sampling.max_new_tokens), correction)
+
+
+def check_start(policy: Any, trainer: Any, settings: PPOSettings, sampling: Sampling) -> None:
+    """Check what only model and data together show.
+
+    Raises:
+        ConfigError: the longest prompt leaves no room for an answer, or the loader cannot give other prompts.
+    """
+    check_draws(trainer.train_dataloader, settings.max_resamples)
+    longest = sampling.max_new_tokens + settings.bootstrap_truncated  # see `bootstrapping.one_token_longer`
+    check_prompts(policy, getattr(trainer, "datamodule", None), replace(sampling, max_new_tokens=longest))
+    warn_of_unused_fields(policy, sampling)
 
 
 def penalty_of(controller: KLController, scorer: Scorer) -> KLController:

@@ -52,6 +52,8 @@ class PPOSettings:
         missing_eos_penalty: subtracted from the score of an answer that was truncated, in standard deviations of the
             scores; None is 1 where a learned model scores, which no truncated answer was shown to, and 0 elsewhere.
         mask_truncated: do not learn from answers that were truncated.
+        bootstrap_truncated: an answer that was truncated earns what the critic expects after its last token, instead of
+            the score it got as if it had been whole (Pardo et al. 2018, arXiv:1712.00378).
         whiten_advantages: zero mean and unit variance over all tokens of the rollout, on all ranks.
         max_resamples: answer other prompts instead of those whose responses all score the same, at most so many times
             per rollout.
@@ -81,6 +83,7 @@ class PPOSettings:
     score_clip: float | None = None
     missing_eos_penalty: float | None = None
     mask_truncated: bool = False
+    bootstrap_truncated: bool = False
     whiten_advantages: bool = True
     max_resamples: int = 0
     critic_warmup: int = 0
@@ -110,6 +113,12 @@ class PPOSettings:
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"ppo.settings.{name}={getattr(self, name)}: choose {', '.join(get_args(kind))}")
+
+    def eos_penalty(self, *, learned: bool) -> float:
+        """`missing_eos_penalty`, where it is None that of a scorer that is ``learned`` or not."""
+        if self.missing_eos_penalty is None:
+            return float(learned and not self.bootstrap_truncated)
+        return self.missing_eos_penalty
 
     def weights(self, logprobs: Tensor, rollout: Rollout) -> Tensor | None:
         """Weights of the policy loss [B, T] or [B, 1] for ``logprobs`` [B, T] of training; None without `correction`.

@@ -209,6 +209,17 @@ def check_algorithm(
             f"ppo.settings.baseline={settings.baseline} with advantage gae at lam={lam}: lambda mixes in a critic's "
             "values, and without a critic it only fades the score out; set ppo.advantage.lam=1.0 or baseline=critic"
         )
+    if settings.bootstrap_truncated and not has_critic:
+        raise ConfigError(
+            f"ppo.settings.bootstrap_truncated with baseline={settings.baseline}: only a critic knows what a truncated "
+            "answer would still earn; set ppo.settings.baseline=critic, as in algorithm=ppo"
+        )
+    if settings.bootstrap_truncated and (settings.mask_truncated or settings.missing_eos_penalty):
+        other = "mask_truncated" if settings.mask_truncated else "missing_eos_penalty"
+        raise ConfigError(
+            f"ppo.settings.bootstrap_truncated=true and {other}={getattr(settings, other)}: truncated answers either "
+            "go on, are left out or pay for being truncated; choose one"
+        )
     if settings.critic_warmup and not has_critic:
         raise ConfigError(f"ppo.settings.critic_warmup={settings.critic_warmup}: there is no critic to warm up")
     if settings.critic_warmup and isinstance(critic, str) and critic == "shared_trunk":

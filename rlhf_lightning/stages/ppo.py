@@ -32,12 +32,26 @@ def run_ppo(run: Run) -> Metrics:
     }
     best = run.build(section["best_policy"])
     monitors = [ScoreMonitor(run.build(judge))] if section["monitor"] and judge else []
+    mix, texts = _pretraining(run, section)
 
     def found(module: Any) -> dict[str, float]:
         kept = (best.best if best is not None else None) or {}
         return {f"best/{name}": float(value) for name, value in kept.items()}
 
-    return train(run, "ppo", parts, callbacks=[*monitors, *([best] if best is not None else [])], found=found)
+    callbacks = [*monitors, *mix, *([best] if best is not None else [])]
+    return train(run, "ppo", parts, callbacks=callbacks, rows=texts, found=found)
+
+
+def _pretraining(run: Run, section: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The callback that mixes texts in, and their files; nothing where the coefficient is 0."""
+    node = section["pretraining"]
+    if not node or not node["coef"]:
+        return [], {}
+    tokenizer = run.model(section["policy"]).tokenizer()
+    data = run.build(node["data"], tokenizer=tokenizer)
+    data.key = "ppo.pretraining.data."
+    rest = {name: value for name, value in node.items() if name != "data"}
+    return [run.build(rest, "ppo.pretraining", data=data)], {"pretraining": node["data"]["train"]}
 
 
 def _critic(run: Run, given: Any) -> Any:
@@ -50,9 +64,16 @@ def check_ppo(run: Run) -> None:
     """Call advantage and policy loss, and judge what only makes sense together.
 
     Raises:
-        ConfigError: see `check_combination`; or a critic that is made of the policy and whose node does not say so.
+        ConfigError: see `check_combination`; rows to mix in without a coefficient, or one without rows; or a critic
+            that is made of the policy and whose node does not say so.
     """
     section = run.section("ppo")
+    mix = section["pretraining"]
+    if mix and bool(mix["coef"]) != bool(mix["data"]["train"]):
+        raise ConfigError(
+            f"ppo.pretraining.coef={mix['coef']} and ppo.pretraining.data.train={mix['data']['train']}: rows are mixed "
+            "in with a coefficient above 0; set both, or neither"
+        )
     settings, sampling, advantage, policy_loss = (run.build(section[part]) for part in PARTS)
     node = section["critic"]
     critic = run.build({**node, "_partial_": True}, "ppo.critic") if isinstance(node, Mapping) else node

@@ -21,6 +21,7 @@ def train(
     section: Mapping[str, Any] | None = None,
     model: str = "policy",
     callbacks: Sequence[Callback] = (),
+    rows: Mapping[str, Any] | None = None,
     found: Callable[[Any], Mapping[str, Any]] = lambda module: {},
 ) -> Metrics:
     """Fit the module of a stage to its data and export it; returns the last metrics.
@@ -35,12 +36,15 @@ def train(
             and the module steps its optimizer itself.
         model: how the module calls the model it trains.
         callbacks: besides those of the run.
+        rows: data files that the callbacks read, by the part they play.
         found: more metrics to keep, of the trained module.
     """
     section = run.section(stage) if section is None else section
     files, reference = section["data"]["train"], section.get("reference")
-    verify_sources(files)
-    parents = run.parents({"policy": section["policy"], "reference": reference, "data": files})
+    read = {"data": files, **(rows or {})}
+    for some in read.values():
+        verify_sources(some)
+    parents = run.parents({"policy": section["policy"], "reference": reference, **read})
     source = run.model(section["policy"], section.get("freeze_below"))
     tokenizer = source.tokenizer()
     given: dict[str, Any] = {model: source, "tokenizer": tokenizer}

@@ -191,7 +191,7 @@ def test_what_cannot_guard_is_refused(wrong, message):
 
 def test_a_learned_score_without_a_penalty_has_a_kl_limit_all_the_same(tmp_path):
     for learned, causes in ((True, ["kl"]), (False, [])):
-        guard, module = RewardHackingGuard(Limits(window=1)), Refinement([1.0, 1.0], [9.9, 10.1], None)
+        guard, module = RewardHackingGuard(Limits(window=1)), Refinement([1.0, 1.0], [7.9, 8.1], None)
         module.scorer, module.kl_controller = SimpleNamespace(learned=learned), FixedKL(0.0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
