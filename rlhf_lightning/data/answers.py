@@ -14,10 +14,10 @@ from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded
 from rlhf_lightning.data.loader import T
 from rlhf_lightning.data.readers.files import LocatedRow
-from rlhf_lightning.data.rows.parts import TEMPLATE
 from rlhf_lightning.data.rows.shape import Shape
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.rules.rows import TEMPLATE
 
 
 class AnswerDataModule(RowDataModule[T]):

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.cutting import Written, encode_cut, tokenise
 from rlhf_lightning.data.readers.files import LocatedRow, located
-from rlhf_lightning.data.rows.parts import TEMPLATE
 from rlhf_lightning.data.rows.turns import learned_places
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.models.templates import LIMITS, name_of, render
 from rlhf_lightning.models.tokens import decode, encode
+from rlhf_lightning.rules.rows import template_arguments
 from rlhf_lightning.types import Row
 
 log = logging.getLogger(__name__)
@@ -140,12 +140,6 @@ def _tell_unread(tokenizer: PreTrainedTokenizerBase, rows: Sequence[LocatedRow])
 
 def _turns(value: Any) -> Sequence[Mapping[str, Any]]:
     return value if isinstance(value, list) else ()
-
-
-def template_arguments(row: Row) -> Mapping[str, Any]:
-    """What a row gives the chat template besides its messages."""
-    given = {name: row[name] for name in TEMPLATE if row.get(name)}
-    return given | given.pop("chat_template_kwargs", {}) if given else given
 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, row: Row) -> str:

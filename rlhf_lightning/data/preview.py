@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lightning.console.display import LEARNED_END, LEARNED_START
 from rlhf_lightning.data.rows.repeats import pair_of
 from rlhf_lightning.data.rows.types import StageKind, row_type
+from rlhf_lightning.rules.rows import TEMPLATE
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.readers.files import LocatedRow
@@ -56,7 +57,6 @@ def _plain(prompt: Any, answer: Any) -> str:
 
 def _rendered(row: LocatedRow, prompt: Any, answer: Any, tokenizer: Any) -> str:
     from rlhf_lightning.data.chat import encode_examples, encode_prompts
-    from rlhf_lightning.data.rows.parts import TEMPLATE
     from rlhf_lightning.models.tokens import decode
 
     given = {name: row.row[name] for name in TEMPLATE if row.row.get(name)}

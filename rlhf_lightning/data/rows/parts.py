@@ -9,9 +9,8 @@ from rlhf_lightning.data.readers.problems import BadRow
 from rlhf_lightning.data.rows.keys import PROMPT_LIKE
 from rlhf_lightning.data.rows.messages import texts, without_nulls
 from rlhf_lightning.data.rows.unflatten import as_value
+from rlhf_lightning.rules.rows import TEMPLATE
 
-TEMPLATE = ("tools", "documents", "chat_template_kwargs")
-"""Columns that reach the chat template."""
 _RESERVED = (
     "add_generation_prompt", "chat_template", "continue_final_message", "tokenize", "padding", "truncation",
     "max_length",

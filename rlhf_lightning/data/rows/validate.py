@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning import signals
-from rlhf_lightning.checkpoint.provenance import PROVENANCE
+from rlhf_lightning.checkpoint.provenance import read_provenance
 from rlhf_lightning.data.readers.files import LocatedRow, iter_rows
 from rlhf_lightning.data.readers.problems import BadRow, Problems
 from rlhf_lightning.data.rows.fields import CHECKS, clipped, joint
-from rlhf_lightning.data.rows.parts import TEMPLATE
 from rlhf_lightning.data.rows.shape import AS_IT_IS, Shape
 from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
 from rlhf_lightning.data.rows.types import ROW_TYPES, STAGE_NAMES, TAKEN, StageKind, advice, row_type
+from rlhf_lightning.rules.rows import TEMPLATE
 
 if TYPE_CHECKING:
     from rlhf_lightning.types import Row
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def sound_rows(
-    rows: Iterable[LocatedRow], stage_kind: StageKind, problems: Problems, shape: Shape = AS_IT_IS
+    rows: Iterable[LocatedRow], stage_kind: StageKind, problems: Problems, shape: Shape | None = AS_IT_IS
 ) -> Iterator[tuple[str, LocatedRow]]:
     """Type and row of the rows that are of a type that the stage takes, with our columns and sound fields, one by one.
 
@@ -34,7 +34,7 @@ def sound_rows(
         rows: as `iter_rows` gives them.
         stage_kind: "demonstrations", "comparisons", "prompts" or "feedback".
         problems: collects the rows that are not, and what is odd about the others.
-        shape: how the columns of the file are read.
+        shape: how the columns of the file are read; None takes our own only, as files of this library have them.
     """
     kinds: dict[tuple[str, ...], str | None] = {}  # of rows that are all text, by their columns
     for row in rows:
@@ -44,11 +44,11 @@ def sound_rows(
         if names not in kinds:
             kinds[names] = _simple_type(names, stage_kind)
         name = kinds[names]
-        if name is not None and shape.is_plain(given) and not any(map(_is_blank, given.values())):
+        if name is not None and shape is not None and shape.is_plain(given) and not any(map(_is_blank, given.values())):
             made = given
         else:
             try:
-                made = shape(given, stage_kind)
+                made = given if shape is None else shape(given, stage_kind)
                 name = _check(made, stage_kind)
                 if name == "chosen+rejected" and stage_kind == "prompts":
                     made = {**made, "prompt": split_shared_prompt(made["chosen"], made["rejected"])[0]}
@@ -137,12 +137,13 @@ def rows_of(
     own = is_own(path)
     if convert is not None and not own:
         given = _converted(given, convert, problems)
-    yield from sound_rows(given, stage_kind, problems, AS_IT_IS if own else shape)
+    yield from sound_rows(given, stage_kind, problems, None if own else shape)
 
 
 def is_own(path: str | Path) -> bool:
-    """Whether this library wrote the file, beside which it keeps a record."""
-    return (Path(path).parent / PROVENANCE).is_file()
+    """Whether this library wrote the file, by the record that it keeps beside it."""
+    file = Path(path)
+    return file.name in ((read_provenance(file.parent) or {}).get("files") or {})
 
 
 def _converted(rows: Iterable[LocatedRow], convert: Callable[[Row], Row], problems: Problems) -> Iterator[LocatedRow]:
