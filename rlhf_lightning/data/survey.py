@@ -20,28 +20,35 @@ class Histogram:
     """Counts of lengths by powers of two, and their mean and most."""
 
     def __init__(self) -> None:
-        self._counts: Counter[int] = Counter()
-        self.total = self.number = self.most = 0
+        self._counts = [0] * 64  # by bits
+        self.total = self.most = 0
 
     def add(self, length: int) -> None:
         """Another length."""
         self._counts[length.bit_length()] += 1
-        self.total, self.number, self.most = self.total + length, self.number + 1, max(self.most, length)
+        self.total += length
+        if length > self.most:
+            self.most = length
+
+    @property
+    def number(self) -> int:
+        """How many lengths were added."""
+        return sum(self._counts)
 
     def lines(self, unit: str) -> list[str]:
         """The histogram as text."""
         if not self.number:
             return []
-        largest = max(self._counts.values())
+        largest, found = max(self._counts), [power for power, count in enumerate(self._counts) if count]
         shown = [f"lengths in {unit}: mean {self.total / self.number:.0f}, longest {self.most}"]
-        for power in range(min(self._counts), max(self._counts) + 1):
+        for power in range(found[0], found[-1] + 1):
             count, bar = self._counts[power], "#" * round(BAR * self._counts[power] / largest)
             shown.append(f"  {2 ** max(power - 1, 0):>8} to {2**power - 1:<8} {count:>9} {bar}".rstrip())
         return shown
 
     def facts(self) -> dict[str, Any]:
         """The same as numbers."""
-        counts = {str(2**power - 1): self._counts[power] for power in sorted(self._counts)}
+        counts = {str(2**power - 1): self._counts[power] for power in range(64) if self._counts[power]}
         return {"mean": self.total / max(self.number, 1), "longest": self.most, "rows_up_to": counts}
 
 

@@ -186,6 +186,12 @@ REFUSED = [
     (sft, {"messages": [S, Q, A], "system": "T"}, "system: differs from the system turn in messages"),
     (pairs, {"input": {"messages": [Q], "store": 1}, "preferred_output": [A], "non_preferred_output": [B]},
      "input.store"),
+    (
+        pairs,
+        {"input": {"messages": [Q]}, "parallel_tool_calls": 0, "preferred_output": [A], "non_preferred_output": [B]},
+        "parallel_tool_calls: it is no part of what the chat template writes",
+    ),
+    (pairs, {"instruction": "Q", "input": ["x"], "chosen": "A", "rejected": "B"}, "input: is a list; beside output"),
     (ppo, {"messages": TALK}, "found a messages row, which is for supervised fine-tuning"),
     (sft, {"messages": TALK, "chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize: is not for"),
 ]  # fmt: skip

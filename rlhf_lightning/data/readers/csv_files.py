@@ -85,7 +85,7 @@ def _text_lines(path: Path, faults: list[tuple[int, BadRow]]) -> Iterator[str]:
             faults.append((number, bad))
             stand_in = raw if len(raw) <= MAX_LINE_BYTES else b""
             text = stand_in.decode("utf-8", errors="replace").replace("\x00", "\ufffd")
-        yield text
+        yield text + "\n"
 
 
 class _Header:

@@ -20,7 +20,9 @@ def jsonl_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, 
     """(line, row) of each line that holds an object; the others go to ``problems``, blank ones are passed over."""
     for number, raw in raw_lines(path):
         try:
-            text = decode(raw).rstrip("\r\n")
+            text = decode(raw)
+            if text[-1:] == "\r":
+                text = text.rstrip("\r")
             row = _plain(text)
             if row is None:
                 if not raw.strip():
@@ -67,10 +69,12 @@ def _plain(text: str) -> dict[str, Any] | None:
     None where the row is not flat, or could hold what `parse_json` refuses.
     """
     quotes = text.count('"')
-    if "\\" in text:
-        if "\\u" in text or "\\\\" in text:
+    place = text.find("\\")
+    while place >= 0:  # in steps, since looking for two letters at once takes longer than reading the row
+        if (escaped := text[place + 1 : place + 2]) == "u":
             return None
-        quotes -= text.count('\\"')
+        quotes -= escaped == '"'
+        place = text.find("\\", place + 2)
     if text.count("{") > 1 and '": {' in text:
         return None
     try:

@@ -166,16 +166,23 @@ def _check_ranking(row: Row) -> None:
     _check_margin(row)
 
 
+_JOINED = {  # column of the answer, or the first of several
+    "prompt+completion": "completion",
+    "prompt+completion+label": "completion",
+    "prompt+chosen+rejected": "chosen",
+    "prompt+completions+ranks": "completions",
+}
+
+
 def joint(row: Row, kind: str) -> str | None:
     """What is odd where prompt and answer meet: no white space on either side, between words; None if all is well."""
-    prompt = row.get("prompt")
-    if not isinstance(prompt, str) or kind == "prompt" or prompt[-1].isspace():
+    name = _JOINED.get(kind)
+    if name is None:
         return None
-    names = {"prompt+chosen+rejected": ("chosen",), "prompt+completions+ranks": ("completions",)}.get(
-        kind, ("completion",)
-    )
-    answer = row.get(names[0])
-    answer = answer[0] if isinstance(answer, list) and answer else answer
+    prompt, answer = row["prompt"], row[name]
+    if not isinstance(prompt, str) or prompt[-1].isspace():
+        return None
+    answer = answer[0] if isinstance(answer, list) else answer
     if not isinstance(answer, str) or answer[0].isspace():
         return None
     if prompt[-1] in ">])" or not prompt[-1].isascii() or not answer[0].isascii():

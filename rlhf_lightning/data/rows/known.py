@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_lightning.data.readers.problems import BadRow
-from rlhf_lightning.data.rows.unflatten import as_value
+from rlhf_lightning.data.rows.unflatten import as_conversation, as_value
 
 Columns = dict[str, Any]
 _PAIR = ("chosen", "rejected")
@@ -17,8 +17,9 @@ def _turn(role: str, content: Any) -> Any:
     return {"role": role, "content": content}
 
 
-def _answer(value: Any) -> Any:
+def _answer(name: str, value: Any) -> Any:
     """One answer as messages."""
+    value = as_conversation(name, value) if isinstance(value, str) else value
     return [_turn("assistant", value)] if isinstance(value, str) else [value] if isinstance(value, Mapping) else value
 
 
@@ -33,10 +34,16 @@ def openai_preference(row: Columns) -> Columns:
     known = ("messages", "tools", "parallel_tool_calls", "functions")
     if other := next((key for key, value in given.items() if key not in known and value is not None), None):
         raise BadRow(f"input.{other}: is not followed; leave it out")
+    if other := next((name for name in ("prompt", *_PAIR) if row.get(name) is not None), None):
+        raise BadRow(f"{other}: stands beside preferred_output; give it another name with data.columns")
     rest = {
         key: value for key, value in row.items() if key not in ("input", "preferred_output", "non_preferred_output")
     }
-    rest |= {key: value for key, value in given.items() if key not in ("messages",) and value is not None}
+    for key, value in given.items():
+        if key != "messages" and value is not None:
+            if rest.get(key, value) != value:
+                raise BadRow(f"input.{key}: stands beside {key} and differs; keep one")
+            rest[key] = value
     return rest | {
         "prompt": given["messages"],
         "chosen": row["preferred_output"],
@@ -57,7 +64,7 @@ def share_gpt(row: Columns) -> Columns:
     if name is None:
         return row
     if all(row.get(side) is not None for side in _PAIR):
-        return renamed(row, {name: "prompt"}) | {side: _answer(row[side]) for side in _PAIR}
+        return renamed(row, {name: "prompt"}) | {side: _answer(side, row[side]) for side in _PAIR}
     return renamed(row, {name: "messages"})
 
 
@@ -73,18 +80,20 @@ def alpaca(row: Columns, prompts: bool) -> Columns:
     answered = row.get("output") is not None or pair
     if instruction is None or not (answered or prompts) or row.get("prompt") is not None or "messages" in row:
         return row
-    given = row.get("input")
-    parts = [part for part in (instruction, given) if part not in (None, "")]
-    content = "\n".join(parts) if all(isinstance(part, str) for part in parts) else instruction
+    given = row.get("input") or ""
+    if not isinstance(given, str) or not isinstance(instruction, str):
+        name = "input" if isinstance(instruction, str) else "instruction"
+        raise BadRow(f"{name}: is a {type(row[name]).__name__}; beside output it must be text")
+    content = f"{instruction}\n{given}" if given else instruction
     rest = {key: value for key, value in row.items() if key not in ("instruction", "input", "history")}
     made = {"prompt": [*_history(row.get("history")), _turn("user", content)]}
     if prompts:
         return rest | made
     if pair:
-        return rest | made | {side: _answer(row[side]) for side in _PAIR}
+        return rest | made | {side: _answer(side, row[side]) for side in _PAIR}
     _same_text(row, str(row["output"]))
     rest = {key: value for key, value in rest.items() if key not in ("output", "text")}
-    return rest | made | {"completion": _answer(row["output"])}
+    return rest | made | {"completion": _answer("output", row["output"])}
 
 
 def question_pair(row: Columns) -> Columns:
@@ -96,7 +105,7 @@ def question_pair(row: Columns) -> Columns:
     ):
         return row
     rest = {key: value for key, value in row.items() if key != "question"}
-    return rest | {"prompt": [_turn("user", row["question"])]} | {side: _answer(row[side]) for side in _PAIR}
+    return rest | {"prompt": [_turn("user", row["question"])]} | {side: _answer(side, row[side]) for side in _PAIR}
 
 
 def scores(row: Columns) -> Columns:

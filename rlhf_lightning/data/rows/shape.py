@@ -65,21 +65,23 @@ class Shape:
         return row if self.is_plain(row) else self._shaped(dict(row), kind)
 
     def is_plain(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row is all text that is taken as it is."""
+        """Whether a row is all text that is taken as it is; blank text is not."""
         names = tuple(row)
         plain = self._plain.get(names)
         if plain is None:
             plain = self._plain[names] = self._as_it_is and not any(_is_special(name) for name in names)
         if plain:
             for value in row.values():
-                if type(value) is not str or (value[:1] in _FIRST and _MAYBE_FLAT(value)):
+                if type(value) is not str or (
+                    value[:1] in _FIRST and (_MAYBE_FLAT(value) or not value or value.isspace())
+                ):
                     return False
         return plain
 
     def _shaped(self, row: dict[str, Any], kind: str) -> dict[str, Any]:
         row = self._with_template(self._renamed(row))
-        _refuse(row, kind)
         row = known.message_pair(known.openai_preference(row))
+        _refuse(row, kind)
         row = known.question_pair(known.alpaca(known.share_gpt(row), kind == "prompts"))
         for name in CONTENT:
             if row.get(name) is not None and (name != "text" or not isinstance(row[name], list)):

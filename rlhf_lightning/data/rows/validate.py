@@ -44,7 +44,7 @@ def sound_rows(
         if names not in kinds:
             kinds[names] = _simple_type(names, stage_kind)
         name = kinds[names]
-        if name is not None and shape is not None and shape.is_plain(given) and not any(map(_is_blank, given.values())):
+        if name is not None and shape is not None and shape.is_plain(given):
             made = given
         else:
             try:
@@ -64,10 +64,6 @@ def _simple_type(names: tuple[str, ...], stage_kind: StageKind) -> str | None:
     """The type of rows of texts that are sound if none is blank; None for those that need a closer look."""
     name = row_type(dict.fromkeys(names, ""), stage_kind)
     return name if name in ("prompt+completion", "prompt", "text") and name in TAKEN[stage_kind] else None
-
-
-def _is_blank(text: str) -> bool:
-    return not text or text.isspace()
 
 
 def validate_rows(
