@@ -50,6 +50,7 @@ TAKEN = [
     (sft, {"prompt": [Q], "completion": [A]}, ONE),
     (pairs, {"prompt": "Q ", "chosen": "A", "rejected": "B"}, ["Q «A</s>»", "Q «B</s>»"]),
     (pairs, {"prompt": "Q ", "completions": ["A", "B"], "ranks": [2, 1]}, ["Q «B</s>»", "Q «A</s>»"]),
+    (pairs, {"prompt": "Q ", "completions": ["A", "B"], "ranks": [1, 0]}, ["Q «B</s>»", "Q «A</s>»"]),
     (kto, {"prompt": "Q ", "completion": "A", "label": True}, ["Q «A</s>» True"]),
     (ppo, {"prompt": "Q"}, ["Q"]),
     (ppo, {"prompt": [Q]}, ["<user>Q</s><assistant>"]),
@@ -163,7 +164,8 @@ REFUSED = [
      "prompt: is not what chosen and rejected both begin with"),
     (pairs, {"prompt": "Q ", "completions": ["A", "B"], "ranks": [9, 2]},
      "ranks: holds 9 for 2 .*call the column scores"),
-    (pairs, {"prompt": "Q ", "completions": ["A", "B"], "ranks": [0, 1]}, "ranks: holds 0 for 2"),
+    (pairs, {"prompt": "Q ", "completions": ["A", "B"], "ranks": [0, 2]},
+     "ranks: holds 2 for 2 completions; 0 is best and 1"),
     (pairs, {"prompt": "Q ", "completions": ["A", "B"], "ranks": [1, 2], "scores": [1, 2]},
      "scores: say something else"),
     (sft, {"messages": [turn("user", [{"type": "image_url", "image_url": "x"}]), A]},
@@ -271,3 +273,21 @@ def test_the_row_is_refused_with_file_line_column_and_remedy(tokenizer, write, k
 def test_a_shape_that_does_not_fit_is_named(tokenizer, write, row, shape, says):
     with pytest.raises(DataError, match=f":1: .*{re.escape(says)}"):
         texts(tokenizer, ppo, write([row, row]), **shape)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected", "counts"),
+    [
+        (pairs, {"prompt": [Q], "completions": [[A], [B], [A]], "ranks": [1, 2, 3]}, PAIR, {"merged_answers": 1}),
+        (pairs, {"prompt": [Q], "chosen": [A], "rejected": [turn("assistant", "A ")]}, [], {"indistinct": 1}),
+        (pairs, {"prompt": [Q], "completions": [[A], [B]], "ranks": [1, 1]}, [], {"tied": 1}),
+        (kto, {"prompt": [Q], "chosen": [A], "rejected": [turn("assistant", "A ")]}, [], {"indistinct": 2}),
+    ],
+)
+def test_answers_whose_tokens_are_the_same_teach_nothing_and_are_counted(write, kind, row, expected, counts):
+    trims = build_tokenizer(TEMPLATE.replace("{{ m.content -}}", "{{ m.content | trim -}}"))
+    other = {"prompt": [turn("user", "q")], "chosen": [A], "rejected": [B]}
+    data = MODULES[kind](write([other, row]), None, trims, batch_size=2, validation_fraction=0.0)
+    data.setup("validate")
+    assert list(spelled(trims, kind, data.train_items))[2:] == expected
+    assert {name: data.report[name] for name in counts} == counts

@@ -157,11 +157,11 @@ def _check_ranking(row: Row) -> None:
     for rank in ranks:
         if not _is_number(rank):
             raise BadRow(f"ranks: holds {_shown(rank)}; write numbers, 1 is best and equal numbers are ties")
-    if any(not 1 <= rank <= len(ranks) for rank in ranks):
-        bad = next(rank for rank in ranks if not 1 <= rank <= len(ranks))
+    first = 0 if 0 in ranks else 1
+    if (bad := next((rank for rank in ranks if not first <= rank < first + len(ranks)), None)) is not None:
         raise BadRow(
-            f"ranks: holds {_shown(bad)} for {len(ranks)} completions; 1 is best and {len(ranks)} the last. If higher"
-            " is better, call the column scores"
+            f"ranks: holds {_shown(bad)} for {len(ranks)} completions; {first} is best and {first + len(ranks) - 1} the"
+            " last. If higher is better, call the column scores"
         )
     _check_margin(row)
 
