@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_lightning.data.readers.problems import BadRow
+from rlhf_lightning.data.rows.messages import texts
 from rlhf_lightning.data.rows.unflatten import as_conversation, as_value
 
 Columns = dict[str, Any]
@@ -137,6 +138,9 @@ def labelled(row: Columns, feedback: bool) -> Columns:
         return row
     if len(turns) < 2:
         raise BadRow(f"messages: holds {len(turns)} messages; a labelled answer needs a prompt before it")
+    prompt = row.get("prompt")
+    if prompt is not None and (not isinstance(prompt, str) or prompt.strip() not in texts(turns[:-1])):
+        raise BadRow("prompt: stands beside messages with a label; give it another name with data.columns")
     rest = {key: value for key, value in row.items() if key not in ("messages", "prompt")}
     return rest | {"prompt": turns[:-1], "completion": turns[-1:]}
 

@@ -68,7 +68,9 @@ def _message(name: str, message: Any, roles: Mapping[str, str]) -> Any:
     role = made["role"]
     if isinstance(role, str):
         made["role"] = _role(name, role, roles)
-        if role == "function_call" and roles.get(role) == "assistant" and "tool_calls" not in rest:
+        if role == "function_call" and roles.get(role) == "assistant":
+            if rest.get("tool_calls") or rest.get("function_call"):
+                raise BadRow(f"{name}: is a function_call, and holds another one; keep one")
             rest["function_call"], made["content"] = _called(name, made["content"]), ""
     if calls := _calls(name, rest):
         rest["tool_calls"] = calls
