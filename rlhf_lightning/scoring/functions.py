@@ -44,8 +44,8 @@ class FunctionScorer(Remembers):
 
     It returns one number per completion, a sequence of B or a tensor [B]; or one number per token (process rewards),
     B sequences as long as the ``completion_ids`` or a tensor [B, T] padded on the right. None instead of a number or
-    a sequence abstains. It may be
-    ``async``, or return a list of what is to be awaited. Anything else is a failure: an exception, another number of values, NaN, an infinity, a text.
+    a sequence abstains. It may be ``async``, or return a list of what is to be awaited. Anything else is a failure: an
+    exception, another number of values, NaN, an infinity, a text.
 
     Args:
         function: the function, or its import path such as ``my_project.rewards.brevity``.

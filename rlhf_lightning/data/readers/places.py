@@ -37,7 +37,7 @@ def sources(path: Path) -> list[Path]:
     if path.is_dir():
         return _of_folder(path)
     if is_pattern(text):
-        found = [Path(name) for name in sorted(glob.glob(text, recursive=True))]
+        found = _matches(path)
         files = [file for file in found if file.is_file() and not file.name.startswith(_MAC)]
         if files:
             return files
@@ -49,9 +49,7 @@ def sources(path: Path) -> list[Path]:
 def exists(text: str) -> bool:
     """Whether a path, a pattern or a name on the hub stands for something; the hub is not asked."""
     try:
-        return (
-            text.startswith(HUB) or Path(text).exists() or (is_pattern(text) and bool(glob.glob(text, recursive=True)))
-        )
+        return text.startswith(HUB) or Path(text).exists() or (is_pattern(text) and bool(_matches(Path(text))))
     except (OSError, ValueError):  # too long, or with NUL: no path
         return False
 
@@ -59,6 +57,13 @@ def exists(text: str) -> bool:
 def is_pattern(text: str) -> bool:
     """Whether a path has signs of a pattern: ``*``, ``?`` or ``[``."""
     return any(sign in text for sign in "*?[")
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """What a pattern matches, in order; the folders in front that are there may have such signs in their names."""
+    there = next((parent for parent in pattern.parents if parent.is_dir()), Path())
+    rest = pattern.relative_to(there)
+    return [Path(name) for name in sorted(glob.glob(f"{glob.escape(str(there))}/{rest}", recursive=True))]
 
 
 def holds_rows(file: Path) -> bool:

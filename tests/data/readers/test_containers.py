@@ -165,6 +165,9 @@ def test_patterns_and_folders_stand_for_their_files(folder, caplog):
     assert "1 files of macOS (._NAME) are passed over" in caplog.text
     assert names(f"{found}/*.js*[nl]")[-2:] == ["config.json", "provenance.json"]  # whoever asks for them gets them
     assert names(f"{found}/**/b.*") == ["b.jsonl"]
+    found.rename(found.with_name("a [1] b"))
+    assert names(f"{found.with_name('a [1] b')}/b*.jsonl") == ["b.jsonl"]
+    found.with_name("a [1] b").rename(found)
     assert exists(f"{found}/*.md") and exists("hf:owner/name") and not exists(f"{found}/*.csv")
     with pytest.raises(DataError, match=r"\*.csv: matches no file; check the pattern"):
         read_rows(f"{found}/*.csv")
