@@ -47,7 +47,7 @@ def overrides(arguments: list[str]) -> list[str]:
     """The Hydra overrides among ``arguments``; of a sweep the first value."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rlhf_lightning.config.plain_values import readable
+    from rlhf_lightning.config.plain_values import readable
 
     words, skip = [], False
     for argument in arguments:
