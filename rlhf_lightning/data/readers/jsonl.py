@@ -75,8 +75,6 @@ def _plain(text: str) -> dict[str, Any] | None:
             return None
         quotes -= escaped == '"'
         place = text.find("\\", place + 2)
-    if text.count("{") > 1 and '": {' in text:
-        return None
     try:
         value, end = _scan(text, 0)
     except (StopIteration, ValueError, RecursionError):
