@@ -96,15 +96,15 @@ def _check_defaults(config: Mapping[str, Any], stages: list[str]) -> None:
             if isinstance(section, Mapping) and section.get(name) is not None:
                 _check_value(f"{prefix}{name}", section[name], (Kind("str"),))
     if "ppo" in names(stages):
-        _same_types("", config, {"ppo": in_file("algorithm/ppo")})
+        parts, nodes = in_file("algorithm/ppo"), in_file("stage/ppo")["ppo"]  # signatures speak of the nodes' numbers
+        _same_types("", config, {"ppo": {name: part for name, part in parts.items() if name not in nodes}})
     if group := next((key for key in _GROUPS if not isinstance(config.get(key) or {}, Mapping)), None):
         raise ConfigError(f"{group}={shown(group, config[group])}: must be a section, such as those in conf/{group}")
     resume = config.get("resume", "none")
     if resume not in ("none", "auto") and "/" not in str(resume) and not Path(str(resume)).exists():
         hint = nearest(str(resume), ["none", "auto"])
         raise ConfigError(f"resume={resume}: must be none, auto or the folder of a checkpoint.{hint}")
-    threads = config.get("threads")
-    if threads is not None:
+    if (threads := config.get("threads")) is not None:
         _check_value("threads", threads, (Kind("int"), Kind("None")))
         require("threads", threads, at_least=1)
 
