@@ -13,7 +13,8 @@ from typing import Any
 
 from rlhf_lightning.data.readers.files import iter_rows
 from rlhf_lightning.data.readers.problems import Problems
-from rlhf_lightning.data.rows.validate import StageKind, validate_rows
+from rlhf_lightning.data.rows.types import StageKind
+from rlhf_lightning.data.rows.validate import validate_rows
 
 QUESTION = "Why is the sky blue at noon, and why is it red when the sun goes down?"
 GOOD = "Blue light is scattered most by the air; in the evening it has a longer way to go, and only red is left."

@@ -79,8 +79,11 @@ def _compose_and_run(arguments: list[str]) -> None:
     from rlhf_lightning.config.hydra_loader import composing
     from rlhf_lightning.config.locations import CONF_DIR
     from rlhf_lightning.config.messages import explain
+    from rlhf_lightning.config.plain_values import readable
     from rlhf_lightning.config.typed import Typed
 
+    arguments = [a if a.startswith("-") else readable([a])[0] for a in arguments]
+    sys.argv[1:] = arguments
     Typed([argument for argument in arguments if not argument.startswith("-")])  # nobody repeats its secrets
     if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
         raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
@@ -193,7 +196,7 @@ def _data(words: list[str]) -> None:
     from rlhf_lightning.console.streams import say
     from rlhf_lightning.data.check import check
 
-    say(check(words[1:]))
+    say(check(words[1:]), preview=True)
 
 
 def _told(error: RLHFError) -> str:

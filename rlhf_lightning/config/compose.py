@@ -34,7 +34,9 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> Judged
     import hydra
 
     from rlhf_lightning.config.hydra_loader import composing
+    from rlhf_lightning.config.plain_values import readable
 
+    overrides = readable(overrides)
     with composing(), hydra.initialize_config_dir(str(CONF_DIR), job_name="train", version_base=None):
         return load_config(hydra.compose(config_name, list(overrides)), overrides)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+LEARNED_START, LEARNED_END = "\ue000", "\ue001"  # of Unicode's private use, around what is learned in a preview
 LONGEST_NAME = 80  # characters of a name in a figure
 
 # Controls but tab and newline, marks without width, changes of direction, separators that end a line, halves of pairs,
@@ -39,6 +40,16 @@ def plain(text: str) -> str:
     next\rline
     """
     return _UNSEEN.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def learned(text: str, coloured: bool) -> str:
+    """The text with what is learned in green, or between guillemets.
+
+    >>> learned("Q \ue000A\ue001", coloured=False)
+    'Q «A»'
+    """
+    start, end = ("\x1b[32m", "\x1b[0m") if coloured else ("«", "»")
+    return text.replace(LEARNED_START, start).replace(LEARNED_END, end)
 
 
 def markdown(text: str, newline: str = " ") -> str:

@@ -16,7 +16,7 @@ import warnings
 from typing import Any, TextIO
 
 from rlhf_lightning import signals
-from rlhf_lightning.console.display import plain
+from rlhf_lightning.console.display import learned, plain
 from rlhf_lightning.console.redaction import redact_text
 
 HELD_SECONDS = 1.0  # without a reader, after which a run that is told to stop no longer waits for one
@@ -78,7 +78,7 @@ def unbreakable() -> None:
         sys.stderr = _lasting(sys.stderr, 2)
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
+def say(text: str, stream: TextIO | None = None, preview: bool = False) -> None:
     """Show a text of ours and a line break, without secrets and with control characters as escapes.
 
     What the console cannot take is lost.
@@ -86,10 +86,12 @@ def say(text: str, stream: TextIO | None = None) -> None:
     Args:
         text: one line or several.
         stream: None is standard output.
+        preview: show the marks of what is learned.
     """
     stream = stream or sys.stdout
+    shown = plain(redact_text(text))
     try:
-        stream.write(f"{plain(redact_text(text))}\n")
+        stream.write(f"{learned(shown, stream.isatty()) if preview else shown}\n")
         stream.flush()
     except (OSError, ValueError, AttributeError):  # broken, closed, or not there: streams that are not ours
         return

@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import Encoded
 from rlhf_lightning.data.loader import T
-from rlhf_lightning.data.readers.files import LocatedRow, located
-from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
+from rlhf_lightning.data.readers.files import LocatedRow
+from rlhf_lightning.data.rows.shape import Shape
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.rules.rows import TEMPLATE
 
 
 class AnswerDataModule(RowDataModule[T]):
@@ -42,6 +43,7 @@ class AnswerDataModule(RowDataModule[T]):
         max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
         length_window: int = 1,
+        shape: Shape | None = None,
     ) -> None:
         super().__init__(
             train,
@@ -53,6 +55,7 @@ class AnswerDataModule(RowDataModule[T]):
             seed=seed,
             length_window=length_window,
             max_bad_rows=max_bad_rows,
+            shape=shape,
         )
         if on_long not in ("drop", "truncate"):
             raise ConfigError(f"on_long is '{on_long}'; choose drop or truncate.")
@@ -70,14 +73,10 @@ class AnswerDataModule(RowDataModule[T]):
         counts["truncated_without_eos"] += len(example.completion_ids) >= self.max_length
         return example.shortened(self.max_length, self.tokenizer.bos_token_id)
 
-    def _pair(self, row: LocatedRow) -> tuple[Any, list[Any]]:
-        """Prompt, and the chosen and the rejected answer, of a row that may hold the prompt in its answers."""
-        columns = row.row
-        if columns.get("prompt") is not None:
-            return columns["prompt"], [columns["chosen"], columns["rejected"]]
-        with located(row):
-            prompt, *answers = split_shared_prompt(columns["chosen"], columns["rejected"])
-        return prompt, answers
+    def _asked(self, row: LocatedRow, prompt: Any, completion: Any) -> LocatedRow:
+        """One answer of a row, with what the row gives the chat template."""
+        given = {name: row.row[name] for name in TEMPLATE if row.row.get(name)}
+        return row._replace(row={"prompt": prompt, "completion": completion, **given})
 
 
 def written(attention_mask: Tensor, masks: Sequence[Sequence[bool]]) -> Tensor | None:

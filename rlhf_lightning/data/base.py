@@ -19,7 +19,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.loader import Item, ShardedLoader, T, split_batch
 from rlhf_lightning.data.readers.files import LocatedRow
-from rlhf_lightning.data.rows.validate import StageKind, canonical, count_repeated, identity, load_rows, prompt_identity
+from rlhf_lightning.data.rows.repeats import canonical, count_repeats, identity, prompt_identity
+from rlhf_lightning.data.rows.shape import AS_IT_IS, Shape
+from rlhf_lightning.data.rows.types import StageKind
+from rlhf_lightning.data.rows.validate import load_rows
 from rlhf_lightning.data.screen import encode_sound
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.rules.ranges import require
@@ -53,6 +56,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
             above 1 the rows of so many training batches are dealt out again by length, see `ShardedLoader`.
         max_bad_rows: rows of ``train``, and as many of ``validation``, that may be left out because they cannot be
             used; they are counted (``bad_rows``) and the first are named in a warning.
+        shape: how the columns of the files are read; None takes our own and those of well-known formats.
     """
 
     kind: ClassVar[StageKind]
@@ -73,6 +77,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         seed: int,
         length_window: int,
         max_bad_rows: int,
+        shape: Shape | None,
     ) -> None:
         super().__init__()
         require("batch_size", batch_size, at_least=1)
@@ -80,7 +85,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         require("validation_fraction", validation_fraction, at_least=0, below=1)
         require("length_window", length_window, at_least=0)
         require("max_bad_rows", max_bad_rows, at_least=0)
-        self.max_bad_rows = max_bad_rows
+        self.max_bad_rows, self.shape = max_bad_rows, shape or AS_IT_IS
         self.train, self.validation = _as_paths(train), _as_paths(validation)
         self.tokenizer = tokenizer
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # masks decide what counts, so any valid id serves
@@ -127,12 +132,12 @@ class RowDataModule(LightningDataModule, Generic[T]):
             )
 
     def _read(self) -> None:
-        train, bad = load_rows(self.train, self.kind, self.max_bad_rows, self.convert)
-        validation, bad_validation = load_rows(self.validation, self.kind, self.max_bad_rows, self.convert)
+        train, bad = load_rows(self.train, self.kind, self.max_bad_rows, self.convert, self.shape)
+        validation, bad_validation = load_rows(self.validation, self.kind, self.max_bad_rows, self.convert, self.shape)
         read = len(train) + bad
         if not self.validation:
             train, validation = self._hold_out(train)
-        repeated, leaked = count_repeated([r.row for r in train], [r.row for r in validation], self.kind)
+        repeats = count_repeats(self.kind, [row.row for row in train], [row.row for row in validation])
         self.train_items, counts = self._encode(train, "training", self.train, bad)
         counts["bad_rows"] += bad
         files, before = (self.validation, bad_validation) if self.validation else (self.train, counts["bad_rows"])
@@ -140,7 +145,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
         val_counts["bad_rows"] += bad_validation
         report = {"rows": read, "train_rows": len(self.train_items), "validation_rows": len(self.val_items)}
         both = counts | {f"validation_{name}": count for name, count in val_counts.items()}
-        self.report = report | {"duplicates": repeated, "leaks": leaked} | both
+        self.report = report | repeats | both
         self._fingerprint = _fingerprint(train, self.train_items)
         self._is_read = True
         if self._outcome() and self._place()[0] == 0:
@@ -279,7 +284,8 @@ class RowDataModule(LightningDataModule, Generic[T]):
 def _as_paths(paths: Paths | None) -> list[Path]:
     if paths is None:
         return []
-    return [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    listed = [paths] if isinstance(paths, (str, Path)) else paths
+    return [Path(path).expanduser() for path in listed]
 
 
 def _fingerprint(rows: Sequence[LocatedRow], items: Sequence[Item]) -> str:

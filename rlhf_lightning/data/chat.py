@@ -1,20 +1,24 @@
-"""Text and conversations to token ids. Prompt and completion are encoded apart, so that no token spans both."""
+"""Text and conversations to token ids: the whole is encoded once, and cut where the answers begin and end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning.data.cutting import Written, encode_cut, tokenise
 from rlhf_lightning.data.readers.files import LocatedRow, located
-from rlhf_lightning.data.rows.turns import has_generation_markers, split_turns
+from rlhf_lightning.data.rows.turns import learned_places
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.models.templates import LIMITS, name_of, render, render_marked
-from rlhf_lightning.models.tokens import TokenizerFault, decode, encode, encode_marked
+from rlhf_lightning.models.templates import LIMITS, name_of, render
+from rlhf_lightning.models.tokens import decode, encode
+from rlhf_lightning.rules.rows import template_arguments
 from rlhf_lightning.types import Row
 
+log = logging.getLogger(__name__)
 Prompt = str | list[dict[str, Any]]
 
 
@@ -79,7 +83,8 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[LocatedRow
             plain.append(isinstance(prompt, str))
             LIMITS.renew()
             with located(row):
-                texts.append(prompt if isinstance(prompt, str) else render(tokenizer, prompt, generation_prompt=True))
+                texts.append(prompt if isinstance(prompt, str) else _asked(tokenizer, row.row))
+    _tell_unread(tokenizer, rows)
     start = _start_ids(tokenizer)
     encoded = tokenise(tokenizer, texts, rows)
     for row, ids in zip(rows, encoded, strict=True):
@@ -99,99 +104,84 @@ def encode_examples(tokenizer: PreTrainedTokenizerBase, rows: Sequence[LocatedRo
     eos = tokenizer.eos_token_id
     if eos is None:
         raise DataError(f"tokenizer {name_of(tokenizer)} has no EOS token; set `tokenizer.eos_token`.")
-    marked: dict[int, tuple[str, list[tuple[int, int]]]] = {}
-    pieces: list[list[tuple[str, bool]]] = []
+    written = []
     with LIMITS:
-        for index, row in enumerate(rows):
+        for row in rows:
             LIMITS.renew()
             with located(row):
-                if "messages" in row.row and _is_messages(row.row) and has_generation_markers(tokenizer):
-                    marked[index] = render_marked(tokenizer, row.row["messages"])
-                pieces.append([] if index in marked else _pieces(tokenizer, row.row))
-    owners = [row for row, row_pieces in zip(rows, pieces, strict=True) for _ in row_pieces]
-    flat = iter(tokenise(tokenizer, [text for row_pieces in pieces for text, _ in row_pieces], owners))
+                written.append(_written(tokenizer, row.row))
+    _tell_unread(tokenizer, rows)
     start = _start_ids(tokenizer)
     examples = []
-    for index, row in enumerate(rows):
+    for row, example, (ids, mask) in zip(rows, written, encode_cut(tokenizer, written, rows), strict=True):
+        if example.plain and ids[: len(start)] != start:
+            learned = not example.places[0][0]
+            ids, mask = start + ids, [learned] * len(start) + mask
+        if example.marked:
+            mask = _with_ends(ids, mask, int(eos))
         with located(row):
-            if index in marked:
-                ids = _marked_pieces(tokenizer, row.row["messages"], *marked[index])
-            else:
-                ids = [(next(flat), learned) for _, learned in pieces[index]]
-            if not ids[0][0]:
-                raise DataError(f"the row starts with no token of tokenizer {name_of(tokenizer)}; change or delete it.")
-            if _is_plain(row.row):
-                ids[0] = (_with_start(ids[0][0], start), ids[0][1])
-            examples.append(_assemble(tokenizer, ids, int(eos)))
+            examples.append(_assemble(tokenizer, ids, mask, int(eos)))
     return examples
 
 
-def tokenise(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], owners: Sequence[LocatedRow] = ()
-) -> list[list[int]]:
-    """Ids of each text without added special tokens; equal texts are encoded once.
-
-    Args:
-        tokenizer: what to encode with.
-        texts: what to encode.
-        owners: the row that each text is of.
-
-    Raises:
-        DataError: the tokenizer fails on a text; names file and line of its row.
-    """
-    unique = list(dict.fromkeys(texts))
-    try:
-        ids = encode(tokenizer, unique)
-    except TokenizerFault as fault:
-        owner = owners[texts.index(unique[fault.index])].where + ": " if owners else ""
-        raise DataError(f"{owner}{fault}") from fault
-    table = dict(zip(unique, ids, strict=True))
-    return [list(table[text]) for text in texts]
+def _tell_unread(tokenizer: PreTrainedTokenizerBase, rows: Sequence[LocatedRow]) -> None:
+    """Say which keys of messages the chat template does not mention, once, with their first row."""
+    found: dict[str, tuple[int, str]] = {}
+    for row in rows:
+        turns = [t for name in ("prompt", "completion", "messages") for t in _turns(row.row.get(name))]
+        for key in {key for turn in turns for key in turn if key not in ("role", "content", "weight")}:
+            count, where = found.get(key, (0, row.where))
+            found[key] = count + 1, where
+    text = str(tokenizer.chat_template)
+    for key, (count, where) in sorted(found.items()):
+        if key not in text:
+            log.warning("%s: the chat template does not read `%s` of messages (%d rows)", where, key, count)
 
 
-def _is_messages(row: Row) -> bool:
-    return row.get("messages") is not None and row.get("completion") is None
+def _turns(value: Any) -> Sequence[Mapping[str, Any]]:
+    return value if isinstance(value, list) else ()
 
 
-def _is_plain(row: Row) -> bool:
-    return not _is_messages(row) and isinstance(row.get("completion", row.get("text")), str)
+def _asked(tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
+    """A prompt of messages, up to where the answer begins."""
+    turns = [{key: value for key, value in turn.items() if key != "weight"} for turn in row["prompt"]]
+    return render(tokenizer, turns, generation_prompt=True, given=template_arguments(row))
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, row: Row) -> list[tuple[str, bool]]:
-    if _is_messages(row):
-        return split_turns(tokenizer, row["messages"])
-    if row.get("completion") is None:
-        return [(row["text"], True)]
-    if isinstance(row["completion"], str):
-        return [(row["prompt"], False), (row["completion"], True)]
-    return split_turns(tokenizer, [*row["prompt"], *row["completion"]], first=len(row["prompt"]))
+def _written(tokenizer: PreTrainedTokenizerBase, row: Row) -> Written:
+    """The whole text of a row and what is learned of it."""
+    completion = row.get("completion")
+    if row.get("messages") is not None and completion is None:
+        text, places, marked = learned_places(tokenizer, row["messages"], 0, template_arguments(row))
+        return Written(text, places, marked=marked)
+    if completion is None:
+        return Written(row["text"], [(0, len(row["text"]))], plain=True)
+    prompt = row["prompt"]
+    if isinstance(completion, str):
+        return Written(prompt + completion, [(len(prompt), len(prompt) + len(completion))], plain=True)
+    given = template_arguments(row)
+    text, places, marked = learned_places(tokenizer, [*prompt, *completion], len(prompt), given)
+    return Written(text, places, marked=marked)
 
 
-def _marked_pieces(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], text: str, places: list[tuple[int, int]]
-) -> list[tuple[list[int], bool]]:
-    """Pieces by the template's own markers; by `split_turns` where the tokenizer cannot place them."""
-    ids, mask = encode_marked(tokenizer, text, places)
-    if not any(mask):
-        cut = split_turns(tokenizer, messages)
-        return list(zip(tokenise(tokenizer, [text for text, _ in cut]), [learned for _, learned in cut], strict=True))
-    pieces: list[tuple[list[int], bool]] = []
-    for token, learned in zip(ids, mask, strict=True):
-        ends_turn = pieces and pieces[-1][1] and token == tokenizer.eos_token_id
-        if not pieces or (pieces[-1][1] != learned and not ends_turn):
-            pieces.append(([], learned))
-        pieces[-1][0].append(token)
-    return pieces
+def _with_ends(ids: list[int], mask: list[bool], eos: int) -> list[bool]:
+    """The mask with the EOS that follows a learned part: markers may leave out the end of a turn."""
+    return [
+        learned or (token == eos and i > 0 and mask[i - 1])
+        for i, (token, learned) in enumerate(zip(ids, mask, strict=True))
+    ]
 
 
-def _assemble(tokenizer: PreTrainedTokenizerBase, pieces: list[tuple[list[int], bool]], eos: int) -> Encoded:
-    """Join pieces; the white space a template puts after EOS is not learned, and nothing follows the last EOS."""
-    ids: list[int] = []
-    mask: list[bool] = []
-    for part, learned in pieces:
-        kept = _through_eos(tokenizer, part, eos) if learned else 0
-        ids += part
-        mask += [True] * kept + [False] * (len(part) - kept)
+def _assemble(tokenizer: PreTrainedTokenizerBase, ids: list[int], mask: list[bool], eos: int) -> Encoded:
+    """Prompt and completion; the white space a template puts after EOS is not learned, and nothing follows the last."""
+    mask = list(mask)
+    end = len(mask)
+    while True in mask[:end]:  # each learned part, from the last one on
+        last = end - mask[:end][::-1].index(True)
+        first = last - (mask[:last][::-1].index(False) if False in mask[:last] else last)
+        kept = first + _through_eos(tokenizer, ids[first:last], eos)
+        mask[kept:last] = [False] * (last - kept)
+        end = first
     if True not in mask:
         raise DataError(f"the completion holds no token of tokenizer {name_of(tokenizer)}; change or delete the row.")
     first, last = mask.index(True), len(mask) - mask[::-1].index(True)

@@ -11,7 +11,8 @@ import torch
 from rlhf_lightning.data.answers import AnswerDataModule, written
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.readers.files import LocatedRow
-from rlhf_lightning.data.rows.validate import StageKind, row_type
+from rlhf_lightning.data.rows.repeats import pair_of
+from rlhf_lightning.data.rows.types import StageKind, row_type
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.types import ComparisonBatch
 
@@ -60,7 +61,7 @@ class ComparisonData(AnswerDataModule[Comparison]):
         """See `RowDataModule`."""
         rankings = [self._ranking(row) for row in rows]
         answers = [
-            LocatedRow({"prompt": prompt, "completion": completion}, row.file, row.line)
+            self._asked(row, prompt, completion)
             for row, (prompt, completions, _) in zip(rows, rankings, strict=True)
             for completion in completions
         ]
@@ -81,13 +82,18 @@ class ComparisonData(AnswerDataModule[Comparison]):
         if row_type(columns, self.kind) == "prompt+completions+ranks":
             order = sorted(set(columns["ranks"]))
             return columns["prompt"], columns["completions"], [order.index(rank) + 1 for rank in columns["ranks"]]
-        return *self._pair(row), [1, 2]
+        prompt, *completions = pair_of(columns)
+        return prompt, completions, [1, 2]
 
     def _item(
         self, answers: list[Encoded], ranks: list[int], row: LocatedRow, counts: Counter[str]
     ) -> Comparison | None:
         if len(set(ranks)) < 2:
             counts["tied"] += 1
+            return None
+        answers, ranks = self._merged(answers, ranks, counts)
+        if len(set(ranks)) < 2:
+            counts["indistinct"] += 1
             return None
         if max(len(answer) for answer in answers) > self.max_length:
             if self.on_long == "drop":
@@ -104,6 +110,18 @@ class ComparisonData(AnswerDataModule[Comparison]):
         partly = not all(all(mask) for mask in masks)
         return Comparison(sequences, lengths, ranks, margin, subset, masks=masks if partly else None)
 
+    def _merged(
+        self, answers: list[Encoded], ranks: list[int], counts: Counter[str]
+    ) -> tuple[list[Encoded], list[int]]:
+        """One of each answers that are the same tokens, with the best of their ranks."""
+        best: dict[tuple[int, ...], tuple[int, Encoded]] = {}
+        for rank, answer in sorted(zip(ranks, answers, strict=True), key=lambda pair: pair[0]):
+            best.setdefault(tuple(answer.input_ids), (rank, answer))
+        if len(best) == len(answers):
+            return answers, ranks
+        counts["merged_answers"] += len(answers) - len(best)
+        return [answer for _, answer in best.values()], [rank for rank, _ in best.values()]
+
     def _shorten(
         self, answers: list[Encoded], ranks: list[int], counts: Counter[str]
     ) -> tuple[list[Encoded], list[int]]:
@@ -113,15 +131,11 @@ class ComparisonData(AnswerDataModule[Comparison]):
         counts["truncated_without_eos"] += longest >= self.max_length
         room = max(1, self.max_length - longest)
         bos = self.tokenizer.bos_token_id
-        kept: dict[tuple[int, ...], tuple[int, Encoded, Encoded]] = {}
-        rest: list[tuple[int, Encoded]] = []
+        kept: dict[tuple[int, ...], tuple[int, Encoded]] = {}
         for rank, answer in sorted(zip(ranks, answers, strict=True), key=lambda pair: pair[0]):
             short = answer.shortened(room + len(answer.completion_ids), bos).shortened(self.max_length, bos)
-            key = tuple(short.input_ids)
-            if key not in kept or kept[key][1].input_ids == answer.input_ids:
-                kept.setdefault(key, (rank, answer, short))
-                rest.append((rank, short))
-        return [short for _, short in rest], [rank for rank, _ in rest]
+            kept.setdefault(tuple(short.input_ids), (rank, short))
+        return [short for _, short in kept.values()], [rank for rank, _ in kept.values()]
 
     def collate(self, items: list[Comparison], denominator: float) -> ComparisonBatch:
         """Flatten the answers and pad them on the right."""

@@ -13,7 +13,9 @@ from rlhf_lightning.data.answers import AnswerDataModule
 from rlhf_lightning.data.base import Paths
 from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.readers.files import LocatedRow
-from rlhf_lightning.data.rows.validate import StageKind, narrowed
+from rlhf_lightning.data.rows.shape import Shape
+from rlhf_lightning.data.rows.types import StageKind
+from rlhf_lightning.data.rows.validate import narrowed
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.types import SFTBatch
 
@@ -65,6 +67,7 @@ class DemonstrationData(AnswerDataModule[Demonstration]):
         max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "drop",
         length_window: int = 1,
+        shape: Shape | None = None,
     ) -> None:
         super().__init__(
             train,
@@ -76,6 +79,7 @@ class DemonstrationData(AnswerDataModule[Demonstration]):
             seed=seed,
             length_window=length_window,
             max_bad_rows=max_bad_rows,
+            shape=shape,
             max_length=max_length,
             on_long=on_long,
         )

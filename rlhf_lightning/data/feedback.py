@@ -16,7 +16,9 @@ from rlhf_lightning.data.chat import Encoded, encode_examples
 from rlhf_lightning.data.loader import ShardedLoader
 from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.fields import as_label
-from rlhf_lightning.data.rows.validate import StageKind, row_type
+from rlhf_lightning.data.rows.repeats import pair_of
+from rlhf_lightning.data.rows.shape import Shape
+from rlhf_lightning.data.rows.types import StageKind, row_type
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.rules.ranges import require
@@ -106,6 +108,7 @@ class FeedbackData(AnswerDataModule[Feedback]):
         max_bad_rows: int = 0,
         on_long: Literal["drop", "truncate"] = "truncate",
         length_window: int = 1,
+        shape: Shape | None = None,
     ) -> None:
         super().__init__(
             train,
@@ -117,6 +120,7 @@ class FeedbackData(AnswerDataModule[Feedback]):
             seed=seed,
             length_window=length_window,
             max_bad_rows=max_bad_rows,
+            shape=shape,
             max_length=max_length,
             on_long=on_long,
         )
@@ -134,18 +138,28 @@ class FeedbackData(AnswerDataModule[Feedback]):
 
     def encode(self, rows: list[LocatedRow], counts: Counter[str]) -> list[Feedback]:
         """See `RowDataModule`."""
-        answers, labels = [], []
-        for row in rows:
+        answers: list[LocatedRow] = []
+        labels: list[bool] = []
+        owners: list[int] = []
+        for number, row in enumerate(rows):
             prompt, completions, row_labels = self._labelled(row)
             for completion, desirable in zip(completions, row_labels, strict=True):
                 if desirable is None:
                     counts["undecided"] += 1
                     continue
-                answers.append(LocatedRow({"prompt": prompt, "completion": completion}, row.file, row.line))
+                answers.append(self._asked(row, prompt, completion))
                 labels.append(desirable)
+                owners.append(number)
+        encoded = encode_examples(self.tokenizer, answers)
+        said: dict[tuple[int, tuple[int, ...]], set[bool]] = {}
+        keys = [(owner, tuple(example.input_ids)) for owner, example in zip(owners, encoded, strict=True)]
+        for key, desirable in zip(keys, labels, strict=True):
+            said.setdefault(key, set()).add(desirable)
         items = []
-        for example, desirable in zip(encode_examples(self.tokenizer, answers), labels, strict=True):
-            fitted = self._fit(example, counts)
+        for key, example, desirable in zip(keys, encoded, labels, strict=True):
+            if len(said[key]) > 1:  # the same tokens, called good and bad by one row
+                counts["indistinct"] += 1
+            fitted = self._fit(example, counts) if len(said[key]) == 1 else None
             if fitted is None:
                 counts["dropped"] += 1
                 continue
@@ -165,7 +179,8 @@ class FeedbackData(AnswerDataModule[Feedback]):
                 columns["completions"],
                 [_label(rank, columns["ranks"]) for rank in columns["ranks"]],
             )
-        return *self._pair(row), [True, False]
+        prompt, *completions = pair_of(columns)
+        return prompt, completions, [True, False]
 
     def collate(self, items: list[Feedback], denominator: float) -> FeedbackBatch:
         """Pad on the right; `FeedbackLoader` adds the mismatched answers."""

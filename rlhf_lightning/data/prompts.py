@@ -14,7 +14,8 @@ from rlhf_lightning.data.base import Paths, RowDataModule
 from rlhf_lightning.data.chat import encode_prompts, shorten_prompt
 from rlhf_lightning.data.loader import ShardedLoader
 from rlhf_lightning.data.readers.files import LocatedRow
-from rlhf_lightning.data.rows.validate import StageKind
+from rlhf_lightning.data.rows.shape import Shape
+from rlhf_lightning.data.rows.types import StageKind
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import left_pad
 from rlhf_lightning.rules.ranges import require
@@ -86,6 +87,7 @@ class PromptData(RowDataModule[Prompt]):
         rollouts: int | None = None,
         max_rows: int | None = None,
         group_size: int = 1,
+        shape: Shape | None = None,
     ) -> None:
         require("group_size", group_size, at_least=1)
         require("max_prompt_length", max_prompt_length, at_least=1)
@@ -103,6 +105,7 @@ class PromptData(RowDataModule[Prompt]):
             seed=seed,
             length_window=0,
             max_bad_rows=max_bad_rows,
+            shape=shape,
         )
         if on_long not in ("truncate_left", "drop"):
             raise ConfigError(f"on_long is '{on_long}'; choose truncate_left or drop.")

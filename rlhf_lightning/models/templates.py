@@ -7,12 +7,14 @@ Python has signals, and the memory where ``/proc`` tells how much is in use.
 
 from __future__ import annotations
 
+import datetime
 import os
+import re
 import resource
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType, TracebackType
+from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -25,8 +27,11 @@ MEMORY = 2**30  # bytes
 OUTPUT = 16 * 2**20  # characters; a line of a data file may be as long
 _STATM = "/proc/self/statm"
 _ROWS = 32  # conversations between two looks at the memory in use
+DATE = datetime.datetime(2024, 7, 26)  # what Llama 3's templates write where nobody tells them the date
+_RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 Message = Mapping[str, Any]
 T = TypeVar("T")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class _TooLong(TemplateFault):
@@ -91,8 +96,21 @@ def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"'{tokenizer.name_or_path or type(tokenizer).__name__}'"
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool = False) -> str:
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    generation_prompt: bool = False,
+    given: Mapping[str, Any] = _NOTHING,
+) -> str:
     """The conversation as the template writes it, special tokens included.
+
+    A template that asks for the date always gets `DATE`: what a model learns must not depend on the day.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: the conversation.
+        generation_prompt: also write what stands before an answer.
+        given: ``tools``, ``documents``, and other variables that the template reads.
 
     Raises:
         TemplateFault: the template takes too much time or memory, or writes too much.
@@ -103,7 +121,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gene
     def attempt() -> str:
         return str(
             tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **{"strftime_now": DATE.strftime, **given},
             )
         )
 
@@ -112,17 +133,20 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gene
     return text
 
 
-def render_marked(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+def render_marked(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], given: Mapping[str, Any] = _NOTHING
+) -> tuple[str, list[tuple[int, int]]]:
     """The same, with the places (first character, one behind the last) that ``{% generation %}`` encloses."""
     check_template(tokenizer)
 
     def attempt() -> tuple[list[str], list[list[tuple[int, int]]]]:
-        given: dict[str, Any] = {
+        call: dict[str, Any] = {
             "conversations": [[{k: v for k, v in message.items() if v is not None} for message in messages]],
-            "chat_template": tokenizer.get_chat_template(),
+            "chat_template": tokenizer.get_chat_template(tools=given.get("tools")),
             "return_assistant_tokens_mask": True,
         }
-        found: Any = render_jinja_template(**{**tokenizer.special_tokens_map, **given})
+        date = {"strftime_now": DATE.strftime}
+        found: Any = render_jinja_template(**{**tokenizer.special_tokens_map, **date, **given, **call})
         return found
 
     (text,), (places,) = _limited(tokenizer, len(messages), attempt)
@@ -131,11 +155,18 @@ def render_marked(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `DataError` if the tokenizer cannot render messages."""
+    """Raise `DataError` if the tokenizer cannot render messages, or not twice alike."""
     if not tokenizer.chat_template:
         raise DataError(
             f"the row holds messages, but tokenizer {name_of(tokenizer)} has no chat template; take the tokenizer of an"
-            " instruct model, set `tokenizer.chat_template`, or write prompt and completion as text."
+            " instruct model, set `tokenizer.chat_template`, or write prompt and completion as text"
+            " (data.prompt_template makes text of columns)."
+        )
+    template = tokenizer.chat_template
+    if any(_RANDOM.search(str(text)) for text in (template.values() if isinstance(template, dict) else [template])):
+        raise DataError(
+            f"the chat template of tokenizer {name_of(tokenizer)} draws at random, so that no two runs would learn from"
+            " the same text; take it out of the template."
         )
 
 

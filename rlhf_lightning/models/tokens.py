@@ -50,30 +50,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bo
     return _searched(tokenizer, attempt, texts, "cannot encode the text")
 
 
-def encode_marked(
-    tokenizer: PreTrainedTokenizerBase, text: str, places: Sequence[tuple[int, int]]
-) -> tuple[list[int], list[bool]]:
-    """Ids of a text, and which of them stand for its ``places`` (first character, one behind the last).
+def encode_placed(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[tuple[list[int], list[tuple[int, int]] | None]]:
+    """Ids of each text, and where each stands in it (first character, one behind the last).
 
-    A tokenizer written in Python knows no places: then it is none of them.
+    A tokenizer written in Python knows no places: None.
 
     Raises:
         TokenizerFault: as `encode`.
     """
+    if not tokenizer.is_fast:
+        return [(ids, None) for ids in encode(tokenizer, texts)]
 
-    def attempt(part: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
-        found = tokenizer(part[0], add_special_tokens=False, verbose=False)
-        ids: Any = found["input_ids"]
-        mask = [False] * len(ids)
-        for first, end in places if tokenizer.is_fast else ():
-            start, last = found.char_to_token(first), found.char_to_token(end - 1)
-            if start is None:
-                break
-            stop = len(ids) if last is None else last + 1
-            mask[start:stop] = [True] * (stop - start)
-        return [(list(ids), mask)]
+    def attempt(part: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]] | None]]:
+        found = tokenizer(list(part), add_special_tokens=False, verbose=False)
+        return [(list(one.ids), list(one.offsets)) for one in found.encodings or ()]
 
-    return _searched(tokenizer, attempt, [text], "cannot encode the text")[0]
+    return _searched(tokenizer, attempt, texts, "cannot encode the text")
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, rows: Rows, special: bool = False) -> list[str]:

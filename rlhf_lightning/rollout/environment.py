@@ -3,7 +3,7 @@ and never learned from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from rlhf_lightning.models.templates import render
 from rlhf_lightning.models.tokens import decode, encode
 from rlhf_lightning.rollout.engine import RolloutEngine, Sampling
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.rules.rows import template_arguments
 from rlhf_lightning.types import PromptBatch, Rollout, Row
 
 ANSWER = "\ue000"  # stands for the answer in a rendered conversation; no text uses this character
@@ -149,7 +150,8 @@ class EnvironmentEngine:
                 episode.finished = ended and text is None
                 if text is None or turn == self.max_turns:
                     continue
-                more = following(tokenizer, episode.row["prompt"], text, ids[-1])
+                given = template_arguments(episode.row)
+                more = following(tokenizer, episode.row["prompt"], text, ids[-1], given)
                 if self._fits(episode, len(more) + sampling.max_new_tokens):
                     episode.append(more)
                     running.append(episode)
@@ -168,7 +170,8 @@ class EnvironmentEngine:
             prompt, ids = prompt + added, ids + encode(tokenizer, [added])[0]
         else:
             prompt = [*prompt[:-1], prompt[-1] | {"content": prompt[-1]["content"] + added}]
-            ids = encode(tokenizer, [render(tokenizer, prompt, generation_prompt=True)])[0]
+            text = render(tokenizer, prompt, generation_prompt=True, given=template_arguments(row))
+            ids = encode(tokenizer, [text])[0]
         return replace(episode, row={**row, "prompt": prompt}, prompt=ids)
 
     def _fits(self, episode: _Episode, more: int) -> bool:
@@ -201,7 +204,9 @@ class EnvironmentEngine:
         ).to(prompts.input_ids.device)
 
 
-def following(tokenizer: PreTrainedTokenizerBase, prompt: Any, text: str, last: int) -> list[int]:
+def following(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, text: str, last: int, given: Mapping[str, Any] | None = None
+) -> list[int]:
     """Ids of an environment's text: as it is after a prompt of text, else as the user's message of the chat template.
 
     Args:
@@ -209,11 +214,13 @@ def following(tokenizer: PreTrainedTokenizerBase, prompt: Any, text: str, last: 
         prompt: text or messages.
         text: of the environment.
         last: token of the policy's turn; the end of a turn that the template writes is added where the policy did not.
+        given: what the row gives the chat template besides its messages.
     """
     if isinstance(prompt, str):
         return encode(tokenizer, [text])[0]
     messages = [*prompt, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": text}]
-    ids = encode(tokenizer, [render(tokenizer, messages, generation_prompt=True).partition(ANSWER)[2]])[0]
+    rendered = render(tokenizer, messages, generation_prompt=True, given=given or {})
+    ids = encode(tokenizer, [rendered.partition(ANSWER)[2]])[0]
     return ids[1:] if ids and ids[0] == last else ids
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.errors import ConfigError, RewardFunctionError
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.scoring.isolation.process import CallFailed, IsolatedFunction
-from rlhf_lightning.scoring.isolation.worker import describe, load, plain
+from rlhf_lightning.scoring.isolation.worker import describe, load, plain, settled
 from rlhf_lightning.scoring.returned_scores import Checked, checked, error_policy
 from rlhf_lightning.scoring.scorer import Details, Remembers, completion_ids, completion_texts, on_last_token
 from rlhf_lightning.types import Rollout
@@ -44,7 +44,8 @@ class FunctionScorer(Remembers):
 
     It returns one number per completion, a sequence of B or a tensor [B]; or one number per token (process rewards),
     B sequences as long as the ``completion_ids`` or a tensor [B, T] padded on the right. None instead of a number or
-    a sequence abstains. Anything else is a failure: an exception, another number of values, NaN, an infinity, a text.
+    a sequence abstains. It may be ``async``, or return a list of what is to be awaited. Anything else is a failure: an
+    exception, another number of values, NaN, an infinity, a text.
 
     Args:
         function: the function, or its import path such as ``my_project.rewards.brevity``.
@@ -217,7 +218,8 @@ class FunctionScorer(Remembers):
 
 def _called(function: RewardFunction, arguments: Mapping[str, Any]) -> Any:
     try:
-        return plain(function(**copy.deepcopy(arguments)))  # it may change them: they are tried again, and shown
+        returned = function(**copy.deepcopy(arguments))  # it may change them: they are tried again, and shown
+        return plain(settled(returned))
     except bdb.BdbQuit:  # a debugger was left
         raise
     except (Exception, SystemExit) as error:

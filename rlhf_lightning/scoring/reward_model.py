@@ -24,6 +24,7 @@ from rlhf_lightning.models.memory import halved
 from rlhf_lightning.models.templates import render
 from rlhf_lightning.models.tokens import encode
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.rules.rows import template_arguments
 from rlhf_lightning.scoring.returned_scores import error_policy
 from rlhf_lightning.scoring.scorer import completion_texts
 from rlhf_lightning.types import Rollout
@@ -136,15 +137,18 @@ class RewardModelScorer:
         if self._same_ids:
             return close(rollout, self.tokenizer.eos_token_id)
         texts = completion_texts(rollout, tokenizer)
-        rows = [self._ids(row["prompt"], text) for row, text in zip(rollout.rows, texts, strict=True)]
+        rows = [
+            self._ids(r["prompt"], text, template_arguments(r)) for r, text in zip(rollout.rows, texts, strict=True)
+        ]
         return right_pad(rows, self.tokenizer.pad_token_id)
 
-    def _ids(self, prompt: Any, text: str) -> list[int]:
+    def _ids(self, prompt: Any, text: str, given: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids of one exchange in this model's own format, ending with its EOS."""
         if isinstance(prompt, str):
             ids = encode(self.tokenizer, [prompt], special=True)[0] + encode(self.tokenizer, [text])[0]
         else:
-            ids = encode(self.tokenizer, [render(self.tokenizer, [*prompt, {"role": "assistant", "content": text}])])[0]
+            turns = [*prompt, {"role": "assistant", "content": text}]
+            ids = encode(self.tokenizer, [render(self.tokenizer, turns, given=given or {})])[0]
         return ids if ids[-1] == self.tokenizer.eos_token_id else [*ids, self.tokenizer.eos_token_id]
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.provenance import PROVENANCE, sha256
-from rlhf_lightning.data.readers.files import ROW_FILES
+from rlhf_lightning.config.tree import dotted, walk
+from rlhf_lightning.data.readers.places import holds_rows, is_pattern, sources
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")  # of a model that another tool wrote
 WORD_FILES = ("merges.txt", "vocab.txt")  # of its tokenizer
+_ROW_KEY = re.compile(r"^data\.\w+$|\.data\.(train|validation)$|\.human_ranks$")
 Stamp = tuple[int, int, int, int]
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,8 @@ class Parents:
         place = Path(path)
         if place.is_file():
             return {"path": path, "sha256": self._sha256(place)}
+        if is_pattern(path) and not place.exists():
+            return [self._identity(str(file)) for file in sources(place)]
         record = read_provenance(place) if place.is_dir() else None
         if record is not None:
             self._stamps[place / PROVENANCE] = _stamp(place / PROVENANCE)
@@ -62,8 +68,20 @@ class Parents:
         return _digest(file, stamp)
 
 
+def row_digests(config: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the files of rows that a config names, by key: a file that was moved is the same file."""
+    found: dict[str, list[str]] = {}
+    for entry in walk(config):
+        key = dotted(tuple(name for name in entry.path if not isinstance(name, int)))
+        if isinstance(entry.value, str) and entry.value and _ROW_KEY.search(key):
+            with suppress(OSError, ValueError):
+                place = Path(entry.value)
+                found.setdefault(key, []).append(_digest(place, _stamp(place)) if place.is_file() else entry.value)
+    return {key: "+".join(digests) for key, digests in found.items()}
+
+
 def _counts(file: Path) -> bool:
-    known = file.suffix.lower() in (*ROW_FILES, *MODEL_FILES) or file.name in WORD_FILES
+    known = file.suffix.lower() in MODEL_FILES or file.name in WORD_FILES or holds_rows(file)
     return known and file.is_file()
 
 

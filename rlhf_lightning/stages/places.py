@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_lightning.checkpoint.places import LOCK, foreign, links
 from rlhf_lightning.checkpoint.provenance import read_provenance
 from rlhf_lightning.config.tree import walk
-from rlhf_lightning.data.readers.arrow import HUB
+from rlhf_lightning.data.readers.places import exists
 from rlhf_lightning.errors import CheckpointError, ConfigError, DataError
 from rlhf_lightning.rules.stages import STAGES, names, stage_of
 
@@ -102,7 +102,7 @@ def check_reads(config: Mapping[str, Any]) -> None:
                         f"{key}={text}: is not there when {stage.name} begins; put {maker}, which makes it, before "
                         f"{stage.name} in stages, or give the {maker}.output of an earlier run"
                     )
-                if _ROWS.search(key) and not text.startswith(HUB):
+                if _ROWS.search(key) and not exists(text):
                     raise DataError(f"{text}: no such file; check {key} (relative paths start at {Path.cwd()}).")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.data.readers.files import read_rows
+from rlhf_lightning.data.rows.shape import AS_IT_IS
 from rlhf_lightning.data.rows.validate import validate_rows
 from rlhf_lightning.labelling.ranking import candidate_rows, ranking_rows, write_rows
 from rlhf_lightning.rules.stages import RANKINGS
@@ -21,16 +22,16 @@ def run_rank(run: Run) -> dict[str, float]:
     section = run.section("rank")
     parents = run.parents({"policy": section["policy"], "human_ranks": section["human_ranks"]})
     if section["human_ranks"]:
-        rows: list[Any] = [
-            dict(located.row) for located in validate_rows(read_rows(section["human_ranks"]), "comparisons")
-        ]
+        shape = run.build(section["data"].get("shape")) or AS_IT_IS
+        found = validate_rows(read_rows(section["human_ranks"]), "comparisons", shape=shape)
+        rows: list[Any] = [dict(located.row) for located in found]
         return _write(run, RANKINGS, rows, parents)
     scorers = [run.build(run.config["judge"])] if run.config["judge"] else []
     records = run.sample(section, section["policy"], scorers, section["samples_per_prompt"], title=run.title("rank"))
     if not scorers:
         return _write(run, CANDIDATES, candidate_rows(records), parents)
-    found = ranking_rows(records, scorers[0].name, noise=section["noise"], seed=section["seed"])
-    return _write(run, RANKINGS, found, parents)
+    ranked = ranking_rows(records, scorers[0].name, noise=section["noise"], seed=section["seed"])
+    return _write(run, RANKINGS, ranked, parents)
 
 
 def _write(run: Run, name: str, rows: list[Any], parents: Parents) -> dict[str, float]:

@@ -24,6 +24,7 @@ from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
 from rlhf_lightning.config.compose import config_text, redact
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.rules.stages import STAGES, names
+from rlhf_lightning.stages.parents import row_digests
 from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, HISTORY, RECORD, check_entries, check_places, outputs
 from rlhf_lightning.stages.room import (
     EVALUATED,
@@ -64,6 +65,7 @@ class RunFolder:
         self.stages = names(config["stages"])
         self._config = config
         self._changed: list[str] = []
+        self._rows: dict[str, str] = {}  # checksums of the files that the run reads
         self._begun = False
         self._outputs = [Path(output) for stage in self.stages for output in outputs(config.get(stage) or {})]
         if not rank_zero_only.rank:  # type: ignore[attr-defined]
@@ -119,7 +121,7 @@ class RunFolder:
     def begin(self) -> None:
         """Write the config and the record of this run; before, the folder is that of the run that is resumed."""
         if not self._begun and not rank_zero_only.rank:  # type: ignore[attr-defined]
-            self._begun = True
+            self._begun, self._rows = True, row_digests(self._config)
             write_file(self.path / CONFIG, config_text(self._config))
             self._record("running")
 
@@ -132,7 +134,7 @@ class RunFolder:
         names = {output.relative_to(self.path.absolute()).as_posix() for output in inside}
         names |= {name for name in record_of(self.path).get("outputs", ()) if (self.path / name).is_dir()}
         record = {"schema": SCHEMA, "kind": "run", "stages": self.stages, "outputs": sorted(names), "state": state}
-        write_file(self.path / RECORD, sealed(record | {"changed": self._changed}))
+        write_file(self.path / RECORD, sealed(record | {"changed": self._changed, "rows": self._rows}))
 
     def finished(self, stage: str, output: str | Path | None) -> dict[str, Any] | None:
         """The metrics of a stage that is done, once its folder is verified; None if it is to run, or has no folder.
@@ -201,6 +203,8 @@ class RunFolder:
         if not in_the_way(self.path, self.stages):
             return  # nothing was made with the config before
         changed = _changes(saved_config(self.path), config)
+        moved = dict(row_digests(config).items() & (record_of(self.path).get("rows") or {}).items())  # the same bytes
+        changed = [line for line in changed if line.partition(": ")[0] not in moved]
         kept = [line for line in changed if not self._may_change(line.partition(": ")[0])]
         refused = [line for line in kept if _part(line) not in FREE or line.startswith(DECIDES_BITS)]
         if refused:

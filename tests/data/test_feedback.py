@@ -67,7 +67,7 @@ def test_comparisons_become_good_and_bad_answers(tokenizer, write):
         {"chosen": "q: c", "rejected": "q: d"},
         {"prompt": "r", "completions": ["e", "f", "g"], "ranks": [2, 1, 3]},
         {"prompt": "s", "completions": ["h", "i", "j", "k"], "ranks": [1, 2, 2, 2]},
-        {"prompt": "t", "completions": ["l", "m"], "ranks": [5, 5]},
+        {"prompt": "t", "completions": ["l", "m"], "ranks": [2, 2]},
         {"prompt": "u", "completions": ["n", "o", "v", "w"], "ranks": [3, 1, 4, 2]},
     ]
     data = ready(feedback(tokenizer, write(rows)))

@@ -64,7 +64,7 @@ def test_pads_are_never_learned_even_where_pad_is_eos(chatml, write):
 
 
 def test_long_rows_are_dropped_and_counted_by_default(tokenizer, write, caplog):
-    path = write([{"prompt": "abc", "completion": "de"}] * 1 + [{"prompt": c, "completion": "b"} for c in "xyz"])
+    path = write([{"prompt": "ab ", "completion": "de"}] + [{"prompt": c, "completion": " b"} for c in "xyz"])
     with caplog.at_level(logging.WARNING):
         data = ready(demonstrations(tokenizer, path, max_length=5))
     assert (data.report["rows"], data.report["train_rows"], data.report["dropped"]) == (4, 3, 1)
@@ -102,7 +102,7 @@ def test_pairs_become_two_ranks_and_answers_of_a_prompt_stay_together(tokenizer,
     path = write(
         [
             {"prompt": "p", "chosen": "good", "rejected": "b", "margin": 0.5},
-            {"prompt": "qq", "completions": ["x", "yy", "z"], "ranks": [2.5, 7, 2.5]},
+            {"prompt": "qq", "completions": ["x", "yy", "z"], "ranks": [1.5, 3, 1.5]},
         ]
     )
     data = ready(comparisons(tokenizer, path, batch_size=2))

@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_lightning.data.readers import lines
 from rlhf_lightning.data.readers.files import read_rows
+from rlhf_lightning.data.rows.validate import validate_rows
 from rlhf_lightning.errors import DataError
 
 
@@ -71,7 +72,7 @@ def test_paths_that_are_no_data_file_are_named(tmp_path, write):
     for path, reason in (
         (tmp_path / "none.jsonl", "no such file"),
         (tmp_path / "none", "no such file"),
-        (write(b"{}", "rows.json"), "unknown format '.json'"),
+        (write(b"some words\n", "rows.txt"), "unknown format '.txt'"),
     ):
         with pytest.raises(DataError, match=reason) as caught:
             read_rows(path)
@@ -99,32 +100,25 @@ def test_a_huge_line_is_refused_without_holding_it(write, monkeypatch):
     assert peak < 2**20
 
 
-def test_csv_cells_with_json_are_parsed_and_others_stay_text(write):
-    rows = read_rows(
-        write(
-            b"\xef\xbb\xbfprompt,completions,ranks,label\r\n"
-            b'"two\r\nlines","[""a"", ""b, c""]","[1, 2.5]",7\r\n'
-            b"\r\n"
-            b'[draft] go,"[]",[2],x\r\n',
-            "rows.csv",
-        )
+def test_cells_of_csv_stay_text_until_the_row_is_looked_at(write):
+    path = write(
+        b"\xef\xbb\xbfprompt,completions,ranks,margin\r\n"
+        b'"two\r\nlines","[""a"", ""b, c""]","[1, 1.5]",0.5\r\n'
+        b"\r\n"
+        b'[draft] go,"[""a"",""b""]","[2,1]",\r\n',
+        "rows.csv",
     )
-    assert rows[0].row == {"prompt": "two\r\nlines", "completions": ["a", "b, c"], "ranks": [1, 2.5], "label": "7"}
-    assert rows[1].row == {"prompt": "[draft] go", "completions": [], "ranks": [2], "label": "x"}
+    rows = read_rows(path)
+    assert rows[1].row == {"prompt": "[draft] go", "completions": '["a","b"]', "ranks": "[2,1]", "margin": ""}
     assert [row.line for row in rows] == [2, 5]
-
-
-def test_csv_holds_conversations_and_margins(write):
-    turn = '"[{""role"": ""user"", ""content"": ""hi""}]"'
-    row = read_rows(write(f"prompt,margin\n{turn},0.5\n{turn},\n", "rows.csv"))
-    assert row[0].row == {"prompt": [{"role": "user", "content": "hi"}], "margin": 0.5}
-    assert row[1].row["margin"] is None
+    sound = [row.row for row in validate_rows(rows, "comparisons")]
+    assert sound[0] == {"prompt": "two\r\nlines", "completions": ["a", "b, c"], "ranks": [1, 1.5], "margin": 0.5}
+    assert sound[1] == {"prompt": "[draft] go", "completions": ["a", "b"], "ranks": [2, 1], "margin": None}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("prompt,ranks\nx,1;2\n", ":2: ranks: must be a JSON list"),
         ("prompt,text\nx\n", ":2: 1 cells under 2 column names"),
         ("text\nfine\n\na,b\n", ":4: 2 cells under 1"),
         ("text,text\na,b\n", r":1: column names must differ .*'text'"),

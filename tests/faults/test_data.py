@@ -214,9 +214,10 @@ def test_case_36_no_length_limit_ever_leaves_an_empty_response(write, on_long):
     answers = [{**row, "completion": row["chosen"], "label": i % 2 == 0} for i, row in enumerate(rows)]
     answers = [{k: row[k] for k in ("prompt", "completion", "label")} for row in answers]
     pairs, single = write(rows), write(answers, "single.jsonl")
+    learned = write([{k: row[k] for k in ("prompt", "completion")} for row in answers], "learned.jsonl")
     for limit in (5, 9):
         found = {}
-        for kind, path in (("comparisons", pairs), ("demonstrations", single), ("feedback", single)):
+        for kind, path in (("comparisons", pairs), ("demonstrations", learned), ("feedback", single)):
             found[kind] = data = module(kind, path, max_length=limit, on_long=on_long)
             data.setup("validate")
             assert data.report["rows"] == data.report["train_rows"] + data.report["dropped"]
@@ -276,6 +277,7 @@ def test_case_40_every_wrong_file_for_a_stage_says_what_it_is_and_who_takes_it(w
             ("comparisons", "feedback"),  # comparisons are taken as feedback
             ("feedback", "demonstrations"),  # and whatever holds the columns that a stage needs
             ("feedback", "prompts"),
+            ("comparisons", "prompts"),  # whose prompt is what both answers begin with
         ):
             assert load_rows([write([row])], kind, 0)
             continue

@@ -11,7 +11,8 @@ from benchmarks.data_rows import ROWS
 from rlhf_lightning.data import ComparisonData, DemonstrationData, FeedbackData, PromptData
 from rlhf_lightning.data.readers.files import iter_rows
 from rlhf_lightning.data.readers.problems import Problems
-from rlhf_lightning.data.rows.validate import ROW_TYPES, validate_rows
+from rlhf_lightning.data.rows.types import ROW_TYPES
+from rlhf_lightning.data.rows.validate import validate_rows
 from rlhf_lightning.errors import DataError
 from tests.support import tiny
 

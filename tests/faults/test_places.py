@@ -417,6 +417,22 @@ def test_case_71_settings_that_change_the_bits_are_refused_and_others_are_named_
     assert read_sealed(tmp_path / "run" / "run.json")["changed"] == ["threads: null -> 1"]
 
 
+def test_a_file_that_was_moved_is_the_same_file_and_one_that_changed_is_not(place, tmp_path):
+    rows = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    for path, text in zip(rows, ("same", "same", "other"), strict=True):
+        path.write_text(text)
+
+    def with_rows(path, resume):
+        found = config(place, resume=resume)
+        return found | {"data": found.get("data", {}) | {"comparisons": str(path)}}
+
+    run(with_rows(rows[0], "none"))
+    rows[0].unlink()
+    run(with_rows(rows[1], "auto"))
+    with pytest.raises(ConfigError, match=r"made with another config \(data\.comparisons: .*b\.jsonl.* -> .*c\.jsonl"):
+        run(with_rows(rows[2], "auto"))
+
+
 def test_case_56_an_output_of_another_run_is_used_only_if_it_was_made_with_the_same_settings(place):
     run(config(place, output="out"))
     assert run(config(place, output="out", run_dir="second", resume="auto"))["rank/prompts"] == 1

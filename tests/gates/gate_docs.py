@@ -47,6 +47,8 @@ def overrides(arguments: list[str]) -> list[str]:
     """The Hydra overrides among ``arguments``; of a sweep the first value."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    from rlhf_lightning.config.plain_values import readable
+
     words, skip = [], False
     for argument in arguments:
         if skip or argument.startswith("-"):
@@ -61,6 +63,7 @@ def overrides(arguments: list[str]) -> list[str]:
             }
         else:
             words.append(argument)
+    words = readable(words)
     parsed = OverridesParser.create().parse_overrides(words)
     chosen = []
     for word, override in zip(words, parsed, strict=True):

@@ -199,7 +199,7 @@ def rankings_of(prompts, seed=0, answers=3):
     rows = []
     for number in range(prompts):
         lengths = torch.randint(1, 6, (answers,), generator=generator).tolist()
-        texts = [" " + " ".join(tiny.WORDS[: n + 1]) for n in lengths]
+        texts = [" " + " ".join(tiny.WORDS[k : k + n + 1]) for k, n in enumerate(lengths)]
         rows.append({"prompt": " ".join(words[number]), "completions": texts, "ranks": list(range(1, answers + 1))})
     scores = torch.randn(prompts, answers, generator=generator) + torch.linspace(1, 0, answers)
     return rows, scores

@@ -1,5 +1,6 @@
 """Scorers: TRL's function signature, scores that are checked, reward models with the same or another tokenizer."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -151,3 +152,39 @@ def test_a_run_does_not_go_on_with_another_reward_model(reward_folder, tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="has other weights than when this checkpoint was written"):
         RewardModelScorer(Pretrained(str(tmp_path))).load_state_dict(scorer.state_dict())
+
+
+async def waits(prompts, completions, **columns):
+    await asyncio.sleep(0)
+    if "raise" in completions:
+        raise KeyError("odd")
+    return [float(len(completion)) for completion in completions]
+
+
+def waits_for_each(prompts, completions, **columns):
+    async def one(completion):
+        return float(len(completion))
+
+    return [one(completion) if completion else None for completion in completions]
+
+
+@pytest.mark.parametrize("function", [waits, waits_for_each])
+def test_a_function_may_be_async(function):
+    scorer = FunctionScorer(function)
+    assert scorer.score_texts(["p"] * 2, ["ab", "abc"], [{}, {}]) == [2.0, 3.0]
+
+    async def in_a_loop():
+        return scorer.score_texts(["p"], ["ab"], [{}])
+
+    assert asyncio.run(in_a_loop()) == [2.0]
+    if function is waits:
+        with pytest.raises(RewardFunctionError, match=r"raised KeyError: 'odd' \(test_scoring\.py:\d+\)"):
+            scorer.score_texts(["p"], ["raise"], [{}])
+
+
+def test_what_yields_asynchronously_is_refused_by_that_word():
+    async def yields(prompts, completions):
+        yield 1.0
+
+    with pytest.raises(RewardFunctionError, match="async"):
+        FunctionScorer(yields).score_texts(["p"], ["ab"], [{}])

@@ -1,4 +1,4 @@
-"""Parquet files and Hugging Face datasets; rows are named by their number, 1 is the first.
+"""Parquet and Arrow files, and Hugging Face datasets; rows are named by their number, 1 is the first.
 
 Neither pyarrow nor datasets is a requirement of this library; without them these sources are refused with advice.
 """
@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.data.readers.csv_files import check_names
+from rlhf_lightning.data.readers.delimited import check_names
 from rlhf_lightning.data.readers.jsonl import check_depth, strings
 from rlhf_lightning.data.readers.problems import BadRow, Problems
+from rlhf_lightning.data.readers.streams import EXTRA
 from rlhf_lightning.errors import DataError
 
 HUB = "hf:"
@@ -28,7 +29,7 @@ def parquet_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError(f"{path}: parquet needs pyarrow; pip install pyarrow, or write the rows as .jsonl.") from None
+        raise DataError(f"{path}: parquet needs pyarrow; {EXTRA}, or write the rows as .jsonl.") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             check_names(path, file.schema_arrow.names)
@@ -37,8 +38,33 @@ def parquet_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str
         raise DataError(f"{path}: cannot be read as parquet: {_first_line(error)}") from error
 
 
+def arrow_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same for an Arrow file or stream, as datasets writes them.
+
+    Raises:
+        DataError: pyarrow is not installed, or the file cannot be read.
+    """
+    try:
+        import pyarrow
+        import pyarrow.ipc
+    except ImportError:
+        raise DataError(f"{path}: Arrow files need pyarrow; {EXTRA}, or write the rows as .jsonl.") from None
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            if file.read(6) == b"ARROW1":
+                reader = pyarrow.ipc.open_file(file)
+                batches: Iterable[Any] = map(reader.get_batch, range(reader.num_record_batches))
+            else:
+                file.seek(0)
+                batches = reader = pyarrow.ipc.open_stream(file)
+            check_names(path, reader.schema.names)
+            yield from _table_rows(path, batches, problems)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Arrow: {_first_line(error)}") from error
+
+
 def dataset_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same for a folder that ``save_to_disk`` wrote, or ``hf:NAME`` or ``hf:NAME:SPLIT`` for a data set of the hub.
+    """The same for a folder that ``save_to_disk`` wrote, or a name on the hub, see `hub_parts`.
 
     Raises:
         DataError: datasets is not installed, there is no such data set, or it has several splits and none was named.
@@ -47,11 +73,11 @@ def dataset_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str
         import datasets
         from datasets.exceptions import DatasetsError
     except ImportError:
-        raise DataError(f"{path}: needs datasets; pip install datasets, or write the rows as .jsonl.") from None
+        raise DataError(f"{path}: needs datasets; {EXTRA}, or write the rows as .jsonl.") from None
     try:
         if str(path).startswith(HUB):
-            name, _, split = str(path).removeprefix(HUB).partition(":")
-            dataset = datasets.load_dataset(name, split=split or "train")
+            name, config, split = hub_parts(str(path))
+            dataset = datasets.load_dataset(name, config, split=split)
         else:
             dataset = datasets.load_from_disk(path)
     except (DatasetsError, OSError, ValueError) as error:
@@ -60,6 +86,21 @@ def dataset_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str
         raise DataError(f"{path}: holds the splits {', '.join(sorted(dataset))}; name the folder of one of them.")
     tables = dataset.with_format("arrow").iter(batch_size=_AT_ONCE)
     yield from _table_rows(path, (batch for table in tables for batch in table.to_batches()), problems)
+
+
+def hub_parts(text: str) -> tuple[str, str | None, str]:
+    """Name, config and split of ``hf:NAME``, ``hf:NAME:SPLIT`` or ``hf:NAME:CONFIG:SPLIT``.
+
+    Raises:
+        DataError: more parts, or no name.
+
+    >>> hub_parts("hf:owner/rows"), hub_parts("hf:owner/rows:en:test")
+    (('owner/rows', None, 'train'), ('owner/rows', 'en', 'test'))
+    """
+    name, *rest = text.removeprefix(HUB).split(":")
+    if not name or len(rest) > 2:
+        raise DataError(f"{text}: write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT.")
+    return name, (rest[0] or None) if len(rest) == 2 else None, rest[-1] if rest and rest[-1] else "train"
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -1,23 +1,25 @@
-"""CSV files: a header, then one row after the other; what cannot be read is named by the line it starts at."""
+"""CSV files and their kin: a header, then one row after the other; what cannot be read is named by its line."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.data.readers.jsonl import parse_json
+from rlhf_lightning.data.readers.delimited import check_names, delimiter_of, is_index
 from rlhf_lightning.data.readers.lines import MAX_LINE_BYTES, decode, raw_lines
 from rlhf_lightning.data.readers.problems import BadRow, Problems
+from rlhf_lightning.data.rows.keys import ROW_KEYS
 from rlhf_lightning.errors import DataError
-
-_LISTS = ("messages", "completions", "ranks")  # columns that hold JSON
-_MAYBE_MESSAGES = ("prompt", "completion", "chosen", "rejected")  # columns that may hold a JSON list of messages
 
 
 def csv_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line the row starts at, row) of each row; those that cannot be read go to ``problems``.
+    """(line the row starts at, row) of each row, all cells as text; those that cannot be read go to ``problems``.
+
+    The delimiter (comma, semicolon, tab or ``|``) is found in the header, or in a line ``sep=;`` before it. A first
+    column without a name that counts the rows (pandas' index) and empty last columns without a name are left out.
 
     Raises:
         DataError: the header cannot be read.
@@ -29,29 +31,30 @@ def csv_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, An
         csv.field_size_limit(limit)
 
 
-def check_names(path: Path, names: Sequence[str]) -> None:
-    """Raise `DataError` for columns without a name, or with the same."""
-    bad = sorted({name for name in names if names.count(name) > 1 or not name})
-    if bad:
-        raise DataError(f"{path}:1: column names must differ and not be empty; look at {bad}.")
-
-
 def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     faults: list[tuple[int, BadRow]] = []  # of the lines of the row that is being read
-    reader = csv.reader(_text_lines(path, faults), strict=True)
-    header: list[str] | None = None
+    lines = _text_lines(path, faults)
+    blank, first = 0, next(lines, "")
+    while first and not first.strip():
+        blank, first = blank + 1, next(lines, "")
+    delimiter = delimiter_of(first.rstrip("\r\n"), ROW_KEYS)
+    if first.lower().startswith("sep=") and len(first.strip()) <= 5:
+        blank, delimiter, first = blank + 1, first[4:5].strip("\r\n") or "\t", next(lines, "")
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    header: _Header | None = None
     for start, cells in _cells(reader, faults):
+        start += blank
         if not faults and not any(cell.strip() for cell in cells):
             continue
         if header is None:
-            header = _header(path, cells, faults)
+            header = _Header(path, cells, faults, delimiter)
             continue
         try:
-            row = _row(header, cells, faults)
+            row = header.row(cells, faults)
         except BadRow as bad:
             line = faults[0][0] if faults else start
             # A quote that is never closed swallows the rows after it: all the lines count.
-            problems.add_bad(path, line, bad, rows=1 if cells else reader.line_num - start + 1)
+            problems.add_bad(path, line, bad, rows=1 if cells else reader.line_num + blank - start + 1)
             faults.clear()
             continue
         yield start, row
@@ -82,50 +85,39 @@ def _text_lines(path: Path, faults: list[tuple[int, BadRow]]) -> Iterator[str]:
             faults.append((number, bad))
             stand_in = raw if len(raw) <= MAX_LINE_BYTES else b""
             text = stand_in.decode("utf-8", errors="replace").replace("\x00", "\ufffd")
-        yield text
+        yield text + "\n"
 
 
-def _header(path: Path, cells: list[str], faults: list[tuple[int, BadRow]]) -> list[str]:
-    for line, bad in faults:
-        raise DataError(f"{path}:{line}: {bad}.")
-    names = [cell.strip() for cell in cells]
-    check_names(path, names)
-    return names
+class _Header:
+    """The column names, and cells as rows under them."""
 
+    def __init__(self, path: Path, cells: list[str], faults: list[tuple[int, BadRow]], delimiter: str) -> None:
+        for line, bad in faults:
+            raise DataError(f"{path}:{line}: {bad}.")
+        self._cells, self._delimiter, self._count = cells, delimiter, 0
+        names = [cell.strip() for cell in cells]
+        while len(names) > 1 and not names[-1]:
+            names.pop()
+        self._index = len(names) > 1 and is_index(names[0], 0)
+        self._names = names[1:] if self._index else names
+        check_names(path, self._names)
+        self._width = len(names)
 
-def _row(header: list[str], cells: list[str], faults: list[tuple[int, BadRow]]) -> dict[str, Any]:
-    for _, bad in faults:
-        raise bad
-    if len(cells) != len(header):
-        raise BadRow(f"{len(cells)} cells under {len(header)} column names; quote cells that hold commas")
-    return {name: _cell(name, text) for name, text in zip(header, cells, strict=True)}
+    def row(self, cells: list[str], faults: list[tuple[int, BadRow]]) -> dict[str, Any]:
+        """The row.
 
-
-def _cell(name: str, text: str) -> Any:
-    if name in _LISTS and text.strip():
-        try:
-            return parse_json(text)
-        except BadRow as bad:
-            raise BadRow(f"{name}: must be a JSON list such as [1, 2]; {bad}") from bad
-    if name in _MAYBE_MESSAGES and text.lstrip().startswith("["):
-        return _messages_or_text(text)
-    if name == "margin":
-        return _number_or_text(text)
-    return text
-
-
-def _messages_or_text(text: str) -> Any:
-    try:
-        value = parse_json(text)
-    except BadRow:
-        return text
-    return value if value and all(isinstance(turn, dict) and "role" in turn for turn in value) else text
-
-
-def _number_or_text(text: str) -> Any:
-    if not text.strip():
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text  # the validator names the field
+        Raises:
+            BadRow: a fault of its lines, or cells that do not fit.
+        """
+        for _, bad in faults:
+            raise bad
+        if cells == self._cells and len(cells) > 1:
+            raise BadRow("is the header once more (two files in one?); delete the line")
+        if any(cell.strip() for cell in cells[self._width :]) or len(cells) < self._width:
+            quote = {",": "commas", ";": "semicolons", "\t": "tabs"}.get(self._delimiter, f"'{self._delimiter}'")
+            raise BadRow(f"{len(cells)} cells under {self._width} column names; quote cells that hold {quote}")
+        if self._index:
+            first, *cells = cells
+            if not first.strip().isdigit():
+                raise BadRow("the first column has no name, and is not the number of the row; give it a name")
+        return dict(zip(self._names, cells, strict=False))

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from rlhf_lightning.data.readers.problems import BadRow
-from rlhf_lightning.errors import DataError
+from rlhf_lightning.data.readers.streams import opened
 
 MAX_LINE_BYTES = 16 * 2**20  # a longer line is a broken file, and reading it would need unbounded memory
+_PIECE = 2**17  # bytes that are read at once
+MARK = b"\xef\xbb\xbf"  # at the beginning of a file, and where files that had one were joined
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of each line, without byte order mark; of a line over the limit only its beginning.
+    """(number, bytes) of each line, without its end and byte order mark; of a line over the limit only its beginning.
 
     Raises:
         DataError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), start=1):
-                part = raw
-                while len(raw) > MAX_LINE_BYTES and part and not part.endswith(b"\n"):
-                    part = file.readline(2**16)
-                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+    number, rest, mark = 0, b"", MARK
+    with opened(path) as file:
+        while chunk := file.read(_PIECE):
+            lines = chunk.split(b"\n")
+            lines[0] = rest + lines[0] if len(rest) <= MAX_LINE_BYTES else rest
+            rest = lines.pop()
+            for raw in lines:
+                number += 1
+                yield number, raw[3:] if raw[:3] == mark else raw
+    if rest:
+        yield number + 1, rest.removeprefix(mark)
 
 
 def decode(raw: bytes) -> str:

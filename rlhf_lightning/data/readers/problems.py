@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlhf_lightning.errors import DataError
 
 
@@ -25,6 +27,16 @@ class Problems:
         self.count = 0
         self.first: list[str] = []
         self._told = 0
+        self._notes: dict[str, list[Any]] = {}
+
+    def note(self, what: str, where: str) -> None:
+        """Something odd about a row that is used all the same; its kind is the text before the first comma."""
+        kind = what.partition(",")[0]
+        self._notes.setdefault(kind, [0, where, what])[0] += 1
+
+    def notes(self) -> list[str]:
+        """Each kind of oddity once, with its first row and how many there are."""
+        return [f"{where}: {what} ({count} rows)" for count, where, what in self._notes.values()]
 
     def add(self, where: str, reason: str, rows: int = 1) -> None:
         """Note that ``rows`` rows at ``where`` (``file:line`` or ``file:line:column``) cannot be used, and why."""
@@ -33,7 +45,7 @@ class Problems:
             self.first.append(f"{where}: {reason}.")
             self._told = self.count
 
-    def add_bad(self, file: object, line: int, bad: BadRow, rows: int = 1) -> None:
+    def add_bad(self, file: object, line: int | str, bad: BadRow, rows: int = 1) -> None:
         """Note a row that could not be read."""
         self.add(f"{file}:{line}" if bad.column is None else f"{file}:{line}:{bad.column}", str(bad), rows)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def _content(name: str, value: Any, *, ends_with_assistant: bool | None = None) -> None:
     """A text or a list of messages."""
     if isinstance(value, str):
-        if not value.strip():
+        if not value or value.isspace():
             raise BadRow(f"{name}: is empty; fill it or delete the row")
         return
     if not isinstance(value, list):
@@ -38,8 +38,15 @@ def _message(name: str, message: Any) -> None:
     for key in ("role", "content"):
         if not isinstance(message.get(key), str):
             raise BadRow(f"{name}.{key}: is {_named(message.get(key))}; write text")
-        if not message[key].strip() and (key == "role" or message["role"] != "system"):
+        if not message[key].strip() and (key == "role" or not _may_be_empty(message)):
             raise BadRow(f"{name}.{key}: is empty; fill it or delete the row")
+
+
+def _may_be_empty(message: Mapping[str, Any]) -> bool:
+    """System and tool turns, and turns that hold calls or thoughts instead of text."""
+    if message["role"] in ("system", "developer", "tool", "function", "ipython"):
+        return True
+    return any(message.get(key) for key in ("tool_calls", "reasoning_content", "reasoning", "thinking"))
 
 
 def _shown(value: Any) -> str:
@@ -97,7 +104,10 @@ def _check_messages(row: Row) -> None:
     if not isinstance(row["messages"], list):
         raise BadRow(f"messages: is {_named(row['messages'])}; write a list of messages")
     _content("messages", row["messages"])
-    if not any(message["role"] == "assistant" for message in row["messages"]):
+    answers = [message for message in row["messages"] if message["role"] == "assistant"]
+    if answers and all(message.get("weight") == 0 for message in answers):
+        raise BadRow("messages: every turn of the assistant has weight 0, so there is nothing to learn; delete the row")
+    if not answers:
         raise BadRow(
             "messages: no message is from the assistant, so there is nothing to learn; add one or delete the row"
         )
@@ -147,7 +157,39 @@ def _check_ranking(row: Row) -> None:
     for rank in ranks:
         if not _is_number(rank):
             raise BadRow(f"ranks: holds {_shown(rank)}; write numbers, 1 is best and equal numbers are ties")
+    first = 0 if 0 in ranks else 1
+    if (bad := next((rank for rank in ranks if not first <= rank < first + len(ranks)), None)) is not None:
+        raise BadRow(
+            f"ranks: holds {_shown(bad)} for {len(ranks)} completions; {first} is best and {first + len(ranks) - 1} the"
+            " last. If higher is better, call the column scores"
+        )
     _check_margin(row)
+
+
+_JOINED = {  # column of the answer, or the first of several
+    "prompt+completion": "completion",
+    "prompt+completion+label": "completion",
+    "prompt+chosen+rejected": "chosen",
+    "prompt+completions+ranks": "completions",
+}
+
+
+def joint(row: Row, kind: str) -> str | None:
+    """What is odd where prompt and answer meet: no white space on either side, between words; None if all is well."""
+    name = _JOINED.get(kind)
+    if name is None:
+        return None
+    prompt, answer = row["prompt"], row[name]
+    if not isinstance(prompt, str) or prompt[-1].isspace():
+        return None
+    answer = answer[0] if isinstance(answer, list) else answer
+    if not isinstance(answer, str) or answer[0].isspace():
+        return None
+    if prompt[-1] in ">])" or not prompt[-1].isascii() or not answer[0].isascii():
+        return None  # the end of a marker, or a script without spaces
+    return (
+        f"there is no white space between prompt and answer, which are learned as '...{prompt[-12:]}{answer[:12]}...'"
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import faulthandler
 import importlib
+import inspect
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from typing import Any
 
 HEADER = 8  # bytes, big-endian
 LONGEST = 300  # characters of an exception's text
+_NOT_THEIRS = ("<", f"{os.sep}asyncio{os.sep}", f"{os.sep}concurrent{os.sep}", f"{os.sep}threading.py")
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -37,6 +39,26 @@ def load(path: str) -> Callable[..., Any]:
     module, _, attribute = path.rpartition(".")
     found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     return found
+
+
+def settled(returned: Any) -> Any:
+    """What a function returned, once it is done where it is ``async``, or where the items of a list are."""
+    waited = returned if isinstance(returned, list) else [returned]
+    if not any(inspect.isawaitable(item) for item in waited):
+        return returned
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    async def gathered() -> list[Any]:
+        return list(await asyncio.gather(*(item if inspect.isawaitable(item) else _itself(item) for item in waited)))
+
+    with ThreadPoolExecutor(1) as alone:  # the caller may be in a loop of its own, as notebooks are
+        found = alone.submit(asyncio.run, gathered()).result()
+    return found if isinstance(returned, list) else found[0]
+
+
+async def _itself(value: Any) -> Any:
+    return value
 
 
 def plain(value: Any) -> Any:
@@ -60,7 +82,9 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
     said = f"raised {type(error).__name__}: {text if len(text) <= LONGEST else text[:LONGEST] + '...'}"
     frames = [
-        f for f in traceback.extract_tb(error.__traceback__)[1:] if f.filename != __file__ and "<" not in f.filename
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)[1:]
+        if frame.filename != __file__ and not any(part in frame.filename for part in _NOT_THEIRS)
     ]
     return f"{said} ({os.path.basename(frames[0].filename)}:{frames[0].lineno})" if frames else said
 
@@ -107,7 +131,7 @@ def serve(channel: socket.socket) -> None:
 
 def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
     try:
-        returned = function(**arguments)
+        returned = settled(function(**arguments))
     except BaseException as error:  # SystemExit too: it must not look like an end of the run
         return _failure(error)
     return json.dumps({"returned": plain(returned)}).encode()

@@ -1,13 +1,20 @@
 import pytest
 
 from rlhf_lightning.data.readers.files import LocatedRow
-from rlhf_lightning.data.rows.validate import count_repeated, row_type, validate_rows
+from rlhf_lightning.data.rows.repeats import count_repeats
+from rlhf_lightning.data.rows.types import row_type
+from rlhf_lightning.data.rows.validate import validate_rows
 from rlhf_lightning.errors import DataError
 
 USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "hello"}
 RANKING = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+def count_repeated(train, held_out, kind):
+    found = count_repeats(kind, train, held_out)
+    return found["duplicates"], found["leaks"]
 
 
 def located(*rows):
@@ -66,7 +73,7 @@ def test_rows_of_the_stage_pass_unchanged(kind, row):
         ("comparisons", RANKING | {"ranks": [1, True]}, "ranks: holds True"),
         ("comparisons", RANKING | {"ranks": [1, None]}, "ranks: holds null"),
         ("comparisons", RANKING | {"ranks": [1, float("inf")]}, "ranks: holds inf"),
-        ("comparisons", RANKING | {"ranks": "1,2"}, "ranks: is a str"),
+        ("comparisons", RANKING | {"ranks": "one, two"}, "ranks: is a list that was written as text"),
         ("comparisons", RANKING | {"completions": ["a", ""]}, r"completions\[1\]: is empty"),
         ("prompts", {"prompt": ""}, "prompt: is empty"),
         ("prompts", {"prompt": 5}, "prompt: is a int"),
@@ -92,7 +99,6 @@ def test_a_bad_field_is_named_with_file_line_and_reason(kind, row, message):
             "supervised fine-tuning",
             "PPO (prompts) takes prompt",
         ),
-        ("prompts", {"chosen": "a", "rejected": "b"}, "chosen+rejected", "the reward model", "prompt"),
     ],
 )
 def test_the_wrong_file_for_a_stage_says_what_was_found_and_which_stage_takes_it(kind, row, found, owner, takes):
@@ -131,3 +137,19 @@ def test_a_comparison_leaks_by_its_prompt_wherever_that_stands():
     train = [pair("why", "so it is", "so it was"), {"prompt": "how", "chosen": "a", "rejected": "b"}]
     held_out = [pair("why", "so what", "no"), pair("who", "so it is", "so it was"), train[1] | {"chosen": "c"}]
     assert count_repeated(train, held_out, "comparisons") == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "count"),
+    [
+        ("comparisons", [PAIR, PAIR, {**PAIR, "chosen": "b", "rejected": "a"}], 1),
+        ("comparisons", [PAIR, {**PAIR, "prompt": "q", "chosen": "b", "rejected": "a"}], 0),
+        ("comparisons", [RANKING, {"prompt": "p", "completions": ["b", "a", "c"], "ranks": [1, 2, 2]}], 1),
+        ("comparisons", [{"chosen": [USER, ASSISTANT], "rejected": [USER, {**ASSISTANT, "content": "no"}]}] * 2, 0),
+        ("feedback", [{"prompt": "p", "completion": "c", "label": label} for label in (True, "false", True)], 1),
+        ("feedback", [PAIR, {**PAIR, "chosen": "b", "rejected": "a"}], 1),
+        ("demonstrations", [{"text": "a"}, {"text": "b"}], 0),
+    ],
+)
+def test_contradictions_are_counted(kind, rows, count):
+    assert count_repeats(kind, rows, [])["contradictions"] == count

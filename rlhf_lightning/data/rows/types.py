@@ -1,0 +1,99 @@
+"""The types of rows, which stages take which, and what to write where a row is of none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlhf_lightning.data.rows.keys import SIMILAR
+
+if TYPE_CHECKING:
+    from rlhf_lightning.types import Row
+
+StageKind = Literal["demonstrations", "comparisons", "prompts", "feedback"]
+
+ROW_TYPES: dict[str, tuple[str, ...]] = {  # most demanding first; the first whose columns are all there is the type
+    "prompt+completions+ranks": ("prompt", "completions", "ranks"),
+    "prompt+chosen+rejected": ("prompt", "chosen", "rejected"),
+    "chosen+rejected": ("chosen", "rejected"),
+    "prompt+completion+label": ("prompt", "completion", "label"),
+    "prompt+completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "text": ("text",),
+    "prompt": ("prompt",),
+}
+TAKEN: dict[StageKind, tuple[str, ...]] = {  # most demanding first
+    "demonstrations": ("prompt+completion", "messages", "text"),
+    "comparisons": ("prompt+completions+ranks", "prompt+chosen+rejected", "chosen+rejected"),
+    "prompts": ("prompt", "chosen+rejected"),
+    "feedback": (
+        "prompt+completion+label",
+        "prompt+completions+ranks",
+        "prompt+chosen+rejected",
+        "chosen+rejected",
+    ),
+}
+STAGE_NAMES = {
+    "demonstrations": "supervised fine-tuning (demonstrations)",
+    "comparisons": "the reward model or DPO (comparisons)",
+    "prompts": "sampling and PPO (prompts)",
+    "feedback": "KTO (feedback)",
+}
+
+
+def row_type(row: Row, stage_kind: StageKind) -> str | None:
+    """The row type, judged by the columns that are not null; types that the stage takes come first."""
+    columns = tuple(row)
+    if None not in row.values():
+        return _type_of(columns, columns, stage_kind)
+    return _type_of(tuple(name for name, value in row.items() if value is not None), columns, stage_kind)
+
+
+@lru_cache(maxsize=1024)
+def _type_of(present: tuple[str, ...], columns: tuple[str, ...], stage_kind: StageKind) -> str | None:
+    taken = TAKEN[stage_kind]
+    for names, types in ((present, taken), (columns, taken), (present, tuple(ROW_TYPES))):
+        found = next((name for name in types if set(names).issuperset(ROW_TYPES[name])), None)
+        if found:
+            return found
+    return None
+
+
+def advice(row: Mapping[str, Any], stage_kind: StageKind) -> str:
+    """What to set so that a row of no known type is one; empty if its columns do not remind of any.
+
+    >>> advice({"question": "q", "answer": "a"}, "demonstrations")
+    '; if they are that, set data.columns={prompt: question, completion: answer}'
+    """
+    inner = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
+    if len(inner) == 1 and len(row) <= 3:
+        return f"; if its {inner[0]} are the rows, write that list as a file"
+    if row.get("instruction") is not None and stage_kind == "demonstrations":
+        return _alpaca_advice(row)
+    for name in sorted(TAKEN[stage_kind], key=lambda name: -len(ROW_TYPES[name])):
+        found = {ours: theirs for ours in ROW_TYPES[name] if (theirs := _similar(ours, row))}
+        if len(found) == len(ROW_TYPES[name]) and (
+            named := {ours: theirs for ours, theirs in found.items() if ours != theirs}
+        ):
+            return f"; if they are that, set data.columns={_written(named)}"
+    return ""
+
+
+def _alpaca_advice(row: Mapping[str, Any]) -> str:
+    answer = next((name for name in SIMILAR["completion"] if row.get(name) is not None), None)
+    given = {"input": "context"} if row.get("context") is not None else {}
+    named = given | ({"output": answer} if answer and answer != "output" else {})
+    return f"; if they are that, set data.columns={_written(named)}" if named else ""
+
+
+def _similar(ours: str, row: Mapping[str, Any]) -> str | None:
+    """The column of a row that is meant by one of ours: itself, by another case, or by another common name."""
+    if row.get(ours) is not None:
+        return ours
+    lower = {name.lower().replace(" ", "_"): name for name in row if row[name] is not None}
+    return next((lower[name] for name in (ours, *SIMILAR.get(ours, ())) if name in lower), None)
+
+
+def _written(names: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{ours}: {theirs}" for ours, theirs in names.items()) + "}"
