@@ -65,5 +65,5 @@ def _read(word: str) -> object:
     try:
         override = OverridesParser.create().parse_override(word)
         return override.value() if not override.is_sweep_override() else override
-    except HydraException:
+    except (HydraException, RecursionError):  # brackets beyond counting
         return None
