@@ -177,7 +177,7 @@ def test_case_52_stages_that_only_sample_stop_at_once(go, tmp_path, monkeypatch)
             f"judge.function={TELLS}",
         )
     assert stopped.value.code == 130
-    assert len(forwards) <= 4 and not (tmp_path / "run" / "rankings").exists()
+    assert len(forwards) <= 10 and not (tmp_path / "run" / "rankings").exists()
 
 
 def test_handlers_are_as_they_were_after_a_run_and_ours_within(go, monkeypatch):
@@ -348,7 +348,8 @@ def test_case_73_the_command_ends_at_once_as_long_as_nothing_has_begun(words, tm
     start = time.monotonic()
     output, _ = process.communicate(timeout=40)
     assert time.monotonic() - start < 3
-    assert output == f"stopped by {name}; nothing had begun\n"
+    *before, last = output.splitlines()
+    assert last == f"stopped by {name}; nothing had begun" and len(before) <= 1  # which stages were to run
     assert process.returncode == 128 + signal.Signals[name]
     assert list(tmp_path.iterdir()) == [tmp_path / "calls"]  # not even an empty folder stays
 
@@ -360,7 +361,8 @@ def test_case_73_ranks_in_their_start_up_end_at_once_too(words, tmp_path):
     start = time.monotonic()
     output, _ = process.communicate(timeout=40)
     assert time.monotonic() - start < 5
-    assert (process.returncode, output) == (130, "stopped by SIGINT; nothing had begun\n")
+    *before, last = output.splitlines()
+    assert (process.returncode, last) == (130, "stopped by SIGINT; nothing had begun") and len(before) <= 1
 
 
 def test_work_within_its_patience_goes_on():

@@ -42,6 +42,8 @@ def make(folder: Path, pages: list[Path]) -> None:
         ("ranked", "rankings"),
     ):
         (folder / f"{name}.jsonl").write_text(3 * (folder / f"{source}.jsonl").read_text())
+    texts = [{"text": f"{prompt} {completion.strip()}"} for prompt, completion in phases.DEMONSTRATIONS]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in 4 * texts))
     (folder / "words.txt").write_text("good kind")
     secrets = [{"prompt": "guess", "secret": secret} for secret in ("one", "two", "three") * 4]
     (folder / "secrets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in secrets))
