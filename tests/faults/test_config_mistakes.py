@@ -86,7 +86,8 @@ MISTAKES = [
     ("stage=ppo ppo.rollouts=0", "ppo.data.rollouts=0: must be at least 1"),
     ("stage=sft model.lora={r:0}", "model.lora.r=0: must be at least 1"),
     # combinations
-    ("stage=ppo ppo.data.batch_size=60 ppo.settings.minibatch_size=32", "minibatches of 32 do not divide a rollout of 60|-> epochs|-> rank|-> micro"),
+    ("stage=ppo ppo.data.batch_size=60 ppo.settings.minibatch_size=32",
+     "minibatches of 32 do not divide a rollout of 60|-> epochs|-> rank|-> micro"),
     ("stage=ppo trainer.devices=3", "3 ranks do not divide a minibatch of 64|ppo.settings.minibatch_size"),
     ("stage=ppo algorithm=grpo ppo.settings.group_size=5", "groups of 5 do not divide a rollout of 64"),
     ("stage=sft trainer.devices=3", "sft.data.batch_size 32 is not a multiple of 3 processes|trainer.devices"),

@@ -161,6 +161,7 @@ def test_case_20_nan_logits_in_generation_are_an_error_that_names_the_token_and_
     policy = tiny.policy()
     engine.sync(policy, (1,), 0, 0)
     engine.seed(0)
+    engine.generate(tiny.prompts("the food was"), Sampling(1))  # tries the engine
     calls = []
 
     def third(layer, args, output):
