@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +16,7 @@ from rlhf_lightning.models.tokens import TokenizerFault, encode, encode_placed
 
 _ANCHORS = (":", ".", "a", "\n", "0")  # what the rest of a text may be encoded behind
 _AT_ONCE = 512  # texts whose places are in memory
+T = TypeVar("T")
 Placed = tuple[list[int], list[tuple[int, int]] | None]
 
 
@@ -47,7 +50,7 @@ def encode_cut(
     for start in range(0, len(examples), _AT_ONCE):
         part, rows = examples[start : start + _AT_ONCE], owners[start : start + _AT_ONCE]
         heads = tokenise(tokenizer, [example.text[: example.places[0][0]] for example in part], rows)
-        wholes = _placed(tokenizer, [example.text for example in part], rows)
+        wholes: list[Placed] = _once_each(partial(encode_placed, tokenizer), [example.text for example in part], rows)
         for example, head, whole, row in zip(part, heads, wholes, rows, strict=True):
             if not whole[0] or (example.places[0][0] and not head):
                 name = name_of(tokenizer)
@@ -69,30 +72,18 @@ def tokenise(
     Raises:
         DataError: the tokenizer fails on a text; names file and line of its row.
     """
+    return [list(ids) for ids in _once_each(partial(encode, tokenizer), texts, owners)]
+
+
+def _once_each(encoded: Callable[[list[str]], list[T]], texts: Sequence[str], owners: Sequence[LocatedRow]) -> list[T]:
+    """What ``encoded`` makes of each text; equal ones are encoded once."""
     unique = list(dict.fromkeys(texts))
     try:
-        ids = encode(tokenizer, unique)
+        found = dict(zip(unique, encoded(unique), strict=True))
     except TokenizerFault as fault:
-        raise _named(fault, unique, texts, owners) from fault
-    table = dict(zip(unique, ids, strict=True))
-    return [list(table[text]) for text in texts]
-
-
-def _placed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], owners: Sequence[LocatedRow]) -> list[Placed]:
-    unique = list(dict.fromkeys(texts))
-    try:
-        found = encode_placed(tokenizer, unique)
-    except TokenizerFault as fault:
-        raise _named(fault, unique, texts, owners) from fault
-    table = dict(zip(unique, found, strict=True))
-    return [table[text] for text in texts]
-
-
-def _named(
-    fault: TokenizerFault, unique: Sequence[str], texts: Sequence[str], owners: Sequence[LocatedRow]
-) -> DataError:
-    owner = owners[texts.index(unique[fault.index])].where + ": " if owners else ""
-    return DataError(f"{owner}{fault}")
+        owner = owners[texts.index(unique[fault.index])].where + ": " if owners else ""
+        raise DataError(f"{owner}{fault}") from fault
+    return [found[text] for text in texts]
 
 
 def _cut(

@@ -19,7 +19,7 @@ class EngineCheck:
 
     def __init__(self) -> None:
         self.gap: float | None = (
-            None  # nats per token; None where the engine keeps nothing, or before the first rollout
+            None  # nats per token; None before the first rollout, or where the engine keeps nothing
         )
         self._done = False
 

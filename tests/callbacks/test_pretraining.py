@@ -5,9 +5,12 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_lightning.callbacks import PretrainingMix
+from rlhf_lightning.config.compose import compose
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.forward import token_scores
+from rlhf_lightning.stages.ppo import check_ppo
+from rlhf_lightning.stages.run import Run
 from tests.support import phases, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
@@ -76,3 +79,10 @@ def test_a_coefficient_below_zero_and_a_module_that_does_not_sample_are_refused(
         PretrainingMix(rows(folder), -0.1)
     with pytest.raises(ConfigError, match="SFTModule does not learn online"):
         phases.sft(folder, callbacks=[PretrainingMix(rows(folder), 1.0)])
+
+
+@pytest.mark.parametrize("given", ["coef=0.5", "data.train=texts.jsonl"])
+def test_rows_without_a_coefficient_and_one_without_rows_are_refused_before_anything_is_trained(given, tmp_path):
+    run = Run(compose(["stage=ppo", f"run_dir={tmp_path / 'run'}", f"ppo.pretraining.{given}"]))
+    with pytest.raises(ConfigError, match=r"ppo\.pretraining\.coef=.* set both, or neither"):
+        check_ppo(run)
