@@ -166,6 +166,7 @@ def test_the_screen_announces_every_stage_and_ends_with_where_everything_is(pipe
     assert list(last) == ["took", "policy", "sft", "rank", "reward", "ppo", "report", "watch"]
     assert last["ppo"].strip() == f"{folder / 'ppo'}" and last["watch"].strip() == f"tensorboard --logdir {folder}"
     assert " of 2, the best within the KL limit (score " in last["policy"]
+    assert "white space" not in output  # of rankings that the run itself wrote
 
 
 def test_case_55_a_secret_of_the_config_is_in_no_file_of_the_run_and_not_on_the_console(pipeline):

@@ -55,7 +55,7 @@ def sound_rows(
             except BadRow as bad:
                 problems.add(row.where, str(bad))
                 continue
-        if (odd := joint(made, name)) is not None:
+        if shape is not None and (odd := joint(made, name)) is not None:  # what a policy wrote is as it is
             problems.note(odd, row.where)
         yield name, row if made is given else row._replace(row=made)
 
