@@ -86,9 +86,9 @@ MISTAKES = [
     ("stage=ppo ppo.rollouts=0", "ppo.data.rollouts=0: must be at least 1"),
     ("stage=sft model.lora={r:0}", "model.lora.r=0: must be at least 1"),
     # combinations
-    ("stage=ppo ppo.data.batch_size=60 ppo.settings.minibatch_size=32",
-     "minibatches of 32 do not divide a rollout of 60|-> epochs|-> rank|-> micro"),
-    ("stage=ppo trainer.devices=3", "3 ranks do not divide a minibatch of 64|ppo.settings.minibatch_size"),
+    ("stage=ppo ppo.data.batch_size=60 ppo.settings.num_minibatches=7",
+     "7 minibatches do not divide a rollout of 60|-> epochs|-> rank|-> micro"),
+    ("stage=ppo trainer.devices=3", "3 ranks do not divide a minibatch of 64|ppo.settings.num_minibatches"),
     ("stage=ppo algorithm=grpo ppo.settings.group_size=5", "groups of 5 do not divide a rollout of 64"),
     ("stage=sft trainer.devices=3", "sft.data.batch_size 32 is not a multiple of 3 processes|trainer.devices"),
     ("stage=sft sft.data.length_window=0 sft.data.micro_batch_size=5", "multiple of micro_batch_size 5 x 1 processes"),
@@ -173,7 +173,7 @@ def test_mistakes_leave_no_files(answers, place):
     "command",
     [
         "--help", "--cfg job", "stage=ppo algorithm=ppoo", "ppo.settings.clip=1", "ppo.loss.clip_range=-1",
-        "ppo.settings.minibatch_size=5",
+        "ppo.settings.num_minibatches=5",
     ],
 )  # fmt: skip
 def test_an_answer_takes_half_a_second_of_cpu(place, command):
