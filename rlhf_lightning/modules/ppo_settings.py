@@ -68,7 +68,7 @@ class PPOSettings:
     group_size: int = 1
     baseline: Baseline = "critic"
     ppo_epochs: int = 1
-    num_minibatches: int = 4
+    num_minibatches: int = 1
     micro_batch_size: int | None = None
     aggregation: Aggregate = "token_mean"
     kl_placement: Placement = "reward"
