@@ -44,6 +44,3 @@ def _without_effect(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...]
     if kl.get("_target_") == _FIXED and kl.get("coef") == 0:
         why = "there is no KL penalty (kl.coef=0). Leave it out, or choose kl=adaptive or kl=fixed"
         yield from ((("ppo", "settings", name), why) for name in ("kl_placement", "kl_estimator"))
-    pretraining = ppo.get("pretraining")
-    if isinstance(pretraining, Mapping) and pretraining.get("coef") == 0:
-        yield ("ppo", "pretraining", "data", "train"), "ppo.pretraining.coef is 0. Set it, for example to 1.0"

@@ -109,7 +109,6 @@ MISTAKES = [
     ("stage=ppo algorithm=rloo ppo.settings.value_coef=0.5", "value_coef=0.5 would have no effect|algorithm=ppo"),
     ("stage=ppo algorithm=remax ppo.settings.critic_lr=1e-4", "critic_lr=0.0001 would have no effect|baseline=greedy"),
     ("stage=ppo kl=none ppo.settings.kl_placement=loss ppo.settings.kl_estimator=k3", "there is no KL penalty"),
-    ("stage=ppo ppo.pretraining.data.train=a.jsonl", "would have no effect|ppo.pretraining.coef is 0"),
     # a value in the place of an option
     ("stage=ppo kl=0.1", "kl=0.1: there is no such option|Did you mean kl=fixed kl.coef=0.1?|Options of kl"),
     ("stage=ppo kl=null", "Did you mean kl=none?"),
