@@ -61,16 +61,14 @@ def test_a_chain_without_a_reward_model_runs_as_typed(words, tmp_path, chain, te
     assert f"evaluate/{last}/praise" in metrics
 
 
-def test_every_stage_runs_sharded_over_two_ranks_also_where_batches_of_prompts_do_not_divide(words, tmp_path):
-    chain = "sft,rank,reward,ppo,best_of_n,dpo,kto,evaluate"
+def test_stages_that_sample_run_sharded_over_two_ranks_also_where_batches_do_not_divide(words, tmp_path):
     odd = [f"{stage}.data.batch_size=3" for stage in ("rank", "best_of_n", "evaluate")]
-    machine = ["trainer=fsdp2", "trainer.devices=2", "trainer.accelerator=cpu"]
-    sizes = ["sft.max_epochs=1", "reward.data.batch_size=2", "reward.data.validation_fraction=0.25", "ppo.rollouts=1"]
-    command = start([*words, *odd, *sizes, *machine, f"stages=[{chain}]", f"run_dir={tmp_path}"])
-    said = command.communicate(timeout=120)[0]
+    machine = ["trainer=fsdp2", "trainer.devices=2", "trainer.accelerator=cpu", "sft.max_epochs=1"]
+    command = start([*words, *odd, *machine, "stages=[sft,rank,best_of_n,evaluate]", f"run_dir={tmp_path}"])
+    said = command.communicate(timeout=300)[0]
     assert command.returncode == 0, said
     judged = json.loads((tmp_path / "evaluation.json").read_text())["policies"]
-    assert list(judged) == ["base", "sft", "ppo", "best_of_n", "dpo", "kto"]
+    assert list(judged) == ["base", "sft", "best_of_n"]
     assert all(-10 < policy["summary"]["scores"]["praise"]["mean"] < 10 for policy in judged.values())
 
 
@@ -109,8 +107,8 @@ def test_a_stage_of_the_user_runs_in_a_chain_and_is_not_run_again(words, my_proj
     assert "distil" in json.loads((tmp_path / "run" / "evaluation.json").read_text())["policies"]
     monkeypatch.setattr(sys.modules["my_stages"], "train", None)  # which would not survive to be called
     run(compose([*chain, "resume=auto"]))
-    with pytest.raises(ConfigError, match=r"was made with another config.*distil\.max_epochs: 1 -> 2"):
-        run(compose([*chain, "resume=auto", "distil.max_epochs=2"]))
+    with pytest.raises(ConfigError, match=r"was made with another config.*distil\.policy: "):
+        run(compose([*chain, "resume=auto", "distil.policy=elsewhere"]))
 
 
 def test_a_stage_of_the_user_has_its_own_check(words, my_project, tmp_path):

@@ -24,7 +24,7 @@ from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints, newes
 from rlhf_lightning.checkpoint.swap import exchange
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.modules import SFTModule
-from rlhf_lightning.stages import resume
+from rlhf_lightning.stages import changes
 from rlhf_lightning.stages.resume import RunFolder
 from tests.gates.gate_sources import ROOT
 from tests.support import jobs, phases, tiny
@@ -414,7 +414,7 @@ def test_case_14_a_folder_that_has_moved_is_no_other_config(tmp_path, old, new):
     def config(folder):
         return {"run_dir": folder, "sft": {"output": f"{folder.rstrip('/')}/sft"}, **rest}
 
-    assert list(resume._changes(OmegaConf.to_yaml(OmegaConf.create(config(old))), config(new))) == []
+    assert list(changes.changes(OmegaConf.to_yaml(OmegaConf.create(config(old))), config(new))) == []
 
 
 @pytest.mark.parametrize("files", [None, [], "x"])

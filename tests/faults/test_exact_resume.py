@@ -180,7 +180,7 @@ class DueWithin(lightning.Callback):
 )
 def test_case_16_no_trigger_saves_between_two_micro_batches_of_a_step(tmp_path, minutes, others, found):
     module, data = jobs.sft(jobs.write(tmp_path), 6)
-    io, saver = Places(), DurableCheckpoint(tmp_path / "checkpoints", every_n_minutes=minutes)
+    io, saver = Places(), DurableCheckpoint(tmp_path / "checkpoints", every_n_minutes=minutes, at_end=False)
     fit = phases.trainer(data.accumulate_for(1), 3, [*others, saver], checkpointing=True, plugins=[io])
     fit.fit(module, datamodule=data)
     assert io.found == found  # of four micro-batches an epoch, two make a step
