@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning import __version__, signals
 from rlhf_lightning.cli import HANDOVER_VARIABLE
+from rlhf_lightning.cli.commands import COMMANDS, command
 from rlhf_lightning.errors import ConfigError, DiskError, RankError, RLHFError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def main() -> None:
 
         unbreakable()
         arguments = sys.argv[1:]
-        if {"--help", "-h"} & set(arguments):
+        if {"--help", "-h"} & set(arguments) and arguments[0] not in COMMANDS:
             from rlhf_lightning.config.locations import help_text
 
             stage = next((word.partition("=")[2] for word in arguments if word.startswith("stage=")), "")
@@ -58,10 +59,8 @@ def _guard(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    if arguments[:1] == ["prepare"]:
-        _prepare(arguments[1:])
-    elif arguments[:1] == ["data"]:
-        _data(arguments[1:])
+    if arguments[:1] and arguments[0] in COMMANDS:
+        command(arguments[0])(arguments[1:])
     elif HANDOVER_VARIABLE in os.environ:
         from rlhf_lightning.cli.launch import serve
 
@@ -176,27 +175,6 @@ def _run(config: dict[str, Any]) -> Any:
     from rlhf_lightning.stages.pipeline import run
 
     return run(config)
-
-
-def _prepare(words: list[str]) -> None:
-    if words[:1] != ["smollm2"] or len(words) > 2:
-        raise ConfigError(f"prepare {' '.join(words)}: write `rlhf-lightning prepare smollm2 [FOLDER]`")
-    from rlhf_lightning.console.streams import quiet, say
-
-    quiet()
-    from rlhf_lightning.tasks.smollm2 import prepare_smollm2
-
-    folder = prepare_smollm2(words[1] if words[1:] else "models/smollm2")
-    say(f"ready: model.path={folder}")
-
-
-def _data(words: list[str]) -> None:
-    if words[:1] != ["check"]:
-        raise ConfigError(f"data {' '.join(words)}: write `rlhf-lightning data check FILE ... --stage reward`")
-    from rlhf_lightning.console.streams import say
-    from rlhf_lightning.data.check import check
-
-    say(check(words[1:]), preview=True)
 
 
 def _told(error: RLHFError) -> str:

@@ -22,16 +22,14 @@ from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.frozen import fingerprint
 from rlhf_lightning.models.memory import halved
 from rlhf_lightning.models.templates import render
-from rlhf_lightning.models.tokens import encode
+from rlhf_lightning.models.tokens import encode, through_eos
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.rules.rows import template_arguments
 from rlhf_lightning.scoring.returned_scores import error_policy
 from rlhf_lightning.scoring.scorer import completion_texts
-from rlhf_lightning.types import Rollout
+from rlhf_lightning.types import Rollout, Row
 
 log = logging.getLogger(__name__)
-Exchange = tuple[Any, Any, Mapping[str, Any]]
-"""A prompt and an answer, each text or messages, and what the chat template reads besides."""
 
 
 class RewardModelScorer:
@@ -104,8 +102,8 @@ class RewardModelScorer:
         """
         return self._scores(*pads_last(*self._encode(rollout, tokenizer))).to(rollout.response_ids.device)
 
-    def score_texts(self, exchanges: Sequence[Exchange]) -> Tensor:
-        """The same for prompts and answers as text or messages, float32 [B] on the CPU.
+    def score_texts(self, prompts: Sequence[Any], completions: Sequence[Any], rows: Sequence[Row]) -> list[float]:
+        """The same for prompts and answers as text or messages; ``rows`` give what the chat template reads besides.
 
         Equal to `score` of the rollout that the answers come from, unless its prompts were shortened, or this tokenizer
         makes other tokens of an answer than the policy wrote.
@@ -113,7 +111,9 @@ class RewardModelScorer:
         Raises:
             NumericalError, OutOfMemory: as `score`.
         """
-        return self._scores(*right_pad([self._ids(*one) for one in exchanges], self.tokenizer.pad_token_id))
+        given = map(template_arguments, rows)
+        ids = [self._ids(*exchange) for exchange in zip(prompts, completions, given, strict=True)]
+        return self._scores(*right_pad(ids, self.tokenizer.pad_token_id)).tolist() if ids else []
 
     def _scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Standardised scores of rows whose tokens stand in front of all pads, [B] on the CPU."""
@@ -160,12 +160,14 @@ class RewardModelScorer:
 
     def _ids(self, prompt: Any, answer: Any, given: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids of one exchange in this model's own format, ending with its EOS."""
+        eos: Any = self.tokenizer.eos_token_id
         if isinstance(prompt, str):
             ids = encode(self.tokenizer, [prompt], special=True)[0] + encode(self.tokenizer, [answer])[0]
         else:
             turns = [*prompt, *([{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer)]
             ids = encode(self.tokenizer, [render(self.tokenizer, turns, given=given or {})])[0]
-        return ids if ids[-1] == self.tokenizer.eos_token_id else [*ids, self.tokenizer.eos_token_id]
+            ids = ids[: through_eos(self.tokenizer, ids, eos)]
+        return ids if ids[-1] == eos else [*ids, eos]
 
 
 def pads_last(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
