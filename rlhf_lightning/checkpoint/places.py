@@ -112,6 +112,21 @@ def lock(place: Path, inside: bool = False, wait: bool = False) -> Iterator[None
         os.close(stream)
 
 
+def is_locked(place: Path) -> bool:
+    """Whether a process writes in a folder now, by the lock that lies in it."""
+    try:
+        stream = os.open(place / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(stream)
+    return False
+
+
 def _locked(file: Path, what: Path, wait: bool) -> int:
     """An open and locked file that still has its name: the process before may have taken that away."""
     while True:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning import signals
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import ConfigError, DiskError
 
@@ -59,6 +60,7 @@ def rows_to(path: str | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         ConfigError: the file is there already.
         DiskError: it cannot be written.
     """
+    signals.begin()  # a signal waits until a row is whole
     if path is None:
         yield lambda row: say(json.dumps(row))
         return

@@ -6,11 +6,11 @@ import argparse
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.cli.arguments import add_machine, device_of, parser
 from rlhf_lightning.cli.generate import add_sampling, settings_of
+from rlhf_lightning.cli.naming import names_of
 from rlhf_lightning.console.display import plain
 from rlhf_lightning.console.streams import quiet, say
 
@@ -53,7 +53,7 @@ def run(words: Sequence[str]) -> None:
 
     device, folders = device_of(given), [given.folder, *([given.compare] if given.compare else [])]
     voices, said = list[Voice](), list[list[str]]()
-    for name, path in zip(_names(folders), folders, strict=True):
+    for name, path in zip(names_of(folders), folders, strict=True):
         voices.append(Voice(name, Responder(path, device, given.dtype, settings_of(given)), said))
     scorer = RewardModelScorer(Pretrained(given.reward, dtype=given.dtype)) if given.reward else None
     if scorer is not None:
@@ -137,15 +137,3 @@ def _lines() -> Iterator[str]:
 def _show(piece: str) -> None:
     sys.stdout.write(plain(piece))
     sys.stdout.flush()
-
-
-def _names(folders: Sequence[str]) -> list[str]:
-    """The last part of each path, or more of it where two would be called the same.
-
-    >>> _names(["runs/a/ppo", "runs/a/sft"]), _names(["runs/a/ppo", "runs/b/ppo"])
-    (['ppo', 'sft'], ['a/ppo', 'b/ppo'])
-    """
-    parts = [Path(folder).absolute().parts for folder in folders]
-    longest = max(map(len, parts))
-    depth = next(n for n in range(1, longest + 1) if len({p[-n:] for p in parts}) == len(parts) or n == longest)
-    return ["/".join(part[-depth:]) for part in parts]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lightning import __version__, signals
 from rlhf_lightning.cli import HANDOVER_VARIABLE
 from rlhf_lightning.cli.commands import COMMANDS, command
-from rlhf_lightning.errors import ConfigError, DiskError, RankError, RLHFError
+from rlhf_lightning.errors import ConfigError, DiskError, RankError, RLHFError, nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 _STARTED = time.time()
 
 
-def main() -> None:
-    """Entry point. Ends the process with the exit code of ``errors.py``; 128 + signal when one stopped it."""
+def main(config_dir: str = "") -> None:
+    """Entry point. Ends the process with the exit code of ``errors.py``; 128 + signal when one stopped it.
+
+    Args:
+        config_dir: a folder with more config files, as ``--config-dir`` names one; for a project's own command.
+    """
     with signals.watched(tells="LOCAL_RANK" not in os.environ, at_once=True):
         from rlhf_lightning.console.streams import say, unbreakable
 
@@ -38,12 +42,12 @@ def main() -> None:
         elif arguments == ["--version"]:
             say(__version__)
         else:
-            sys.exit(_guard(arguments))
+            sys.exit(_guard(arguments, config_dir))
 
 
-def _guard(arguments: list[str]) -> int:
+def _guard(arguments: list[str], config_dir: str) -> int:
     try:
-        _dispatch(arguments)
+        _dispatch(arguments, config_dir)
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
@@ -58,15 +62,32 @@ def _guard(arguments: list[str]) -> int:
     return 0
 
 
-def _dispatch(arguments: list[str]) -> None:
+def _dispatch(arguments: list[str], config_dir: str) -> None:
+    more = ["--config-dir", config_dir] if config_dir and not {"--config-dir", "-cd"} & set(arguments) else []
     if arguments[:1] and arguments[0] in COMMANDS:
-        command(arguments[0])(arguments[1:])
+        if words := command(arguments[0])(arguments[1:]):
+            _compose_and_run([*more, *words])
     elif HANDOVER_VARIABLE in os.environ:
         from rlhf_lightning.cli.launch import serve
 
         serve(_run)  # a rank of a run whose command has composed already: one config and one folder for all of them
     else:
-        _compose_and_run(arguments)
+        _check_first(arguments[:1])
+        _compose_and_run([*more, *arguments])
+
+
+def _check_first(words: list[str]) -> None:
+    """Say what to type where a command line begins with a stage, or with a word that is almost a command."""
+    from rlhf_lightning.rules.stages import STAGES
+
+    for word in words:
+        if word in (*STAGES, "pipeline"):
+            raise ConfigError(f"{word}: is a stage; write stage={word}, and `stage={word} --help` shows its keys")
+        if word.isidentifier():
+            near = nearest(word, COMMANDS)
+            raise ConfigError(
+                f"{word}: is no command{near and f'. Did you mean {near}?'}\nCommands: {', '.join(COMMANDS)}"
+            )
 
 
 def _compose_and_run(arguments: list[str]) -> None:

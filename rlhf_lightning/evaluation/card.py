@@ -21,6 +21,7 @@ from rlhf_lightning.console.display import fence, markdown, plain
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.evaluation.conclusion import conclusion
 from rlhf_lightning.evaluation.report import CAPTIONS, before_and_after, read_evaluation
+from rlhf_lightning.evaluation.runs import flattened
 from rlhf_lightning.evaluation.trust import accuracy_text
 from rlhf_lightning.models.folders import read_json
 from rlhf_lightning.models.kinds import LABEL
@@ -176,16 +177,9 @@ def _files(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _settings(record: Mapping[str, Any]) -> str:
-    text = plain("\n".join(_lines(record["config"])))
+    lines = (f"{key}: {'null' if value is None else value}" for key, value in flattened(record["config"]).items())
+    text = plain("\n".join(lines))
     return f"<details><summary>{record['stage']}</summary>\n\n{_block('yaml', text)}\n\n</details>"
-
-
-def _lines(tree: Mapping[str, Any], key: str = "") -> Iterator[str]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _lines(value, f"{key}{name}.")
-        else:
-            yield f"{key}{name}: {'null' if value is None else value}"
 
 
 def _block(language: str, text: str) -> str:
