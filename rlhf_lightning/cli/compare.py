@@ -23,6 +23,8 @@ _SAMPLING = (
     "top_p",
 )  # fields that a generation config shares with `sampling`
 
+PROMPT_LENGTH = 256  # of the stage, tokens
+
 
 def arguments() -> argparse.ArgumentParser:
     """What the command takes."""
@@ -69,12 +71,17 @@ def run(words: Sequence[str]) -> list[str]:
 
 
 def _shared_sampling(folders: Sequence[str]) -> list[str]:
-    """How both policies answer by their generation configs, as overrides; nothing where they differ."""
-    found: list[dict[str, Any]] = []
-    for folder in folders:
-        said: Any = {}
-        with suppress(OSError, ValueError):
-            said = json.loads((Path(folder) / "generation_config.json").read_text(encoding="utf-8"))
-        found.append({name: said[name] for name in _SAMPLING if isinstance(said, dict) and said.get(name) is not None})
-    same = found[0] == found[1]
-    return [f"sampling.{name}={value}" for name, value in found[0].items()] if same else []
+    """How both policies answer by their generation configs, and prompts that fit, as overrides of less weight."""
+    said = [_json(Path(folder) / "generation_config.json") for folder in folders]
+    found = [{name: one[name] for name in _SAMPLING if one.get(name) is not None} for one in said]
+    words = [f"sampling.{name}={value}" for name, value in found[0].items()] if found[0] == found[1] else []
+    positions = [_json(Path(folder) / "config.json").get("max_position_embeddings") for folder in folders]
+    room = min((int(number) for number in positions if number), default=0) - int(found[0].get("max_new_tokens", 64))
+    return [*words, f"evaluate.data.max_prompt_length={room}"] if 0 < room < PROMPT_LENGTH else words
+
+
+def _json(file: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}

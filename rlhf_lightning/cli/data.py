@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_lightning.console.streams import say
-from rlhf_lightning.data.check import check, parser
+from rlhf_lightning.data.check import check
 from rlhf_lightning.errors import ConfigError
 
 
@@ -20,7 +20,4 @@ def run(words: Sequence[str]) -> None:
         words = ["check", "--help"]
     if words[:1] != ["check"]:
         raise ConfigError(f"data {' '.join(words)}: write `rlhf-lightning data check FILE ... --stage reward`")
-    if "-h" in words or "--help" in words:
-        say(parser().format_help().rstrip())
-        return
     say(check(words[1:]), preview=True)

@@ -35,10 +35,10 @@ def main(config_dir: str = "") -> None:
         unbreakable()
         arguments = sys.argv[1:]
         if {"--help", "-h"} & set(arguments) and arguments[0] not in COMMANDS:
-            from rlhf_lightning.config.locations import help_text
+            from rlhf_lightning.config.key_help import page
 
             stage = next((word.partition("=")[2] for word in arguments if word.startswith("stage=")), "")
-            say(help_text(stage).rstrip())
+            say(page(stage).rstrip())
         elif arguments == ["--version"]:
             say(__version__)
         else:
@@ -84,10 +84,7 @@ def _check_first(words: list[str]) -> None:
         if word in (*STAGES, "pipeline"):
             raise ConfigError(f"{word}: is a stage; write stage={word}, and `stage={word} --help` shows its keys")
         if word.isidentifier():
-            near = nearest(word, COMMANDS)
-            raise ConfigError(
-                f"{word}: is no command{near and f'. Did you mean {near}?'}\nCommands: {', '.join(COMMANDS)}"
-            )
+            raise ConfigError(f"{word}: is no command.{nearest(word, COMMANDS)}\nCommands: {', '.join(COMMANDS)}")
 
 
 def _compose_and_run(arguments: list[str]) -> None:

@@ -104,7 +104,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(header_style="bold")
     for name in headings:
-        table.add_column(Text(plain(name)))
+        table.add_column(Text(plain(name)), overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
     console = Console(highlight=False, force_terminal=False)

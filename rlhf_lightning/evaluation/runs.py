@@ -19,6 +19,7 @@ from rlhf_lightning.evaluation.conclusion import opponent, rate_text, winner
 from rlhf_lightning.evaluation.history import HistoryRow, read_histories, series
 from rlhf_lightning.evaluation.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, curve, label, legend, panels
 from rlhf_lightning.evaluation.report import read_evaluation
+from rlhf_lightning.rules.stages import STAGES, names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +33,7 @@ _MAIN = {  # tags of the history that tell how a stage went, and what they are c
     "kto": {"val/loss": "kto loss"},
 }
 _LIMITS = {"ppo": "rollouts"}  # where the config says how many steps a stage takes
+_OF_THE_RUN = {"run_dir", "resume", "overwrite", "stages", "stage_name", "trusted_targets"}
 _PLACES = ("run_dir", "output", "output_root", "folder", "root", "dir", "policy", "train", "validation", "reference")
 _COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, GREY)
 
@@ -92,12 +94,19 @@ def numbers_of(folder: Path) -> dict[str, str]:
 
 
 def settings_that_differ(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """Keys of the configs that are not the same in all runs, with their values; places are left out."""
-    trees = [flattened(_config(folder)) for folder in folders]
+    """Keys that all configs have and that are not the same in all runs, with their values.
+
+    Left out are places, and the sections of stages that not all of the runs have.
+    """
+    configs = [_config(folder) for folder in folders]
+    trees = [flattened(config) for config in configs]
+    ran: list[set[str]] = [set(names(config.get("stages") or ())) for config in configs]
+    idle = {*STAGES, *(stage for stages in ran for stage in stages)} - ran[0].intersection(*ran) | _OF_THE_RUN
     found: dict[str, list[str]] = {}
-    for key in dict.fromkeys(key for tree in trees for key in tree):
-        values = [str(tree.get(key, "-")) for tree in trees]
-        if len(set(values)) > 1 and not key.split(".")[-1].endswith(_PLACES) and not _is_place(values, folders):
+    for key in trees[0]:
+        values = [str(tree[key]) for tree in trees if key in tree]
+        place = key.rpartition(".")[2].endswith(_PLACES) or _is_place(values, folders)
+        if len(values) == len(trees) and len(set(values)) > 1 and key.split(".")[0] not in idle and not place:
             found[key] = values
     return found
 
@@ -178,7 +187,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _is_place(values: Sequence[str], folders: Sequence[Path]) -> bool:
     """Whether the values are paths in the runs' own folders."""
-    return all(str(folder.absolute()) in value for value, folder in zip(values, folders, strict=True))
+    return all(str(folder.absolute()) in value for value, folder in zip(values, folders, strict=False))
 
 
 def _tags(history: Mapping[str, list[HistoryRow]]) -> Iterator[tuple[str, str, str]]:
