@@ -52,13 +52,22 @@ def device_of(given: argparse.Namespace) -> Any:
         raise ConfigError(f"--device {given.device}: {str(error).splitlines()[0]}") from error
 
 
+def check_new(option: str, path: str | None) -> None:
+    """Refuse to replace a file.
+
+    Raises:
+        ConfigError: it is there already.
+    """
+    if path is not None and Path(path).exists():
+        raise ConfigError(f"{option} {path}: is there already; delete it or choose another name")
+
+
 @contextmanager
 def rows_to(path: str | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Where rows go to as JSON lines, each as soon as it is given: a new file, or standard output.
 
     Raises:
-        ConfigError: the file is there already.
-        DiskError: it cannot be written.
+        DiskError: it cannot be written, or is there; see `check_new`.
     """
     signals.begin()  # a signal waits until a row is whole
     if path is None:
@@ -73,7 +82,5 @@ def rows_to(path: str | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
                 file.flush()
 
             yield write
-    except FileExistsError as error:
-        raise ConfigError(f"--out {path}: is there already; delete it or choose another name") from error
     except OSError as error:
         raise DiskError(f"--out {path}: cannot write here ({error})") from error

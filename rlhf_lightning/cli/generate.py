@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_lightning.cli.arguments import add_machine, device_of, parser, rows_to
+from rlhf_lightning.cli.arguments import add_machine, check_new, device_of, parser, rows_to
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import ConfigError
 
@@ -58,6 +58,7 @@ def run(words: Sequence[str]) -> None:
     for option in ("samples", "batch_size"):
         if getattr(given, option) < 1:
             raise ConfigError(f"--{option.replace('_', '-')} {getattr(given, option)}: must be at least 1")
+    check_new("--out", given.out)
     quiet()
     from rlhf_lightning.data.readers.files import read_rows
     from rlhf_lightning.data.rows.types import ROW_TYPES

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_lightning.cli.arguments import parser
+from rlhf_lightning.cli.arguments import check_new, parser
 from rlhf_lightning.cli.naming import names_of
 from rlhf_lightning.console.display import plain
 from rlhf_lightning.console.streams import quiet, say
@@ -80,8 +80,7 @@ def _compare(given: argparse.Namespace) -> None:
     folders = [Path(folder) for folder in given.folders]
     if len({folder.absolute() for folder in folders}) < 2:
         raise ConfigError("runs compare: name at least two runs")
-    if Path(given.figure).exists():
-        raise ConfigError(f"--figure {given.figure}: is there already; delete it or choose another name")
+    check_new("--figure", given.figure)
     runs, names = [read_run(folder) for folder in folders], names_of(given.folders)
     rows = [["began", *(when(run.began) for run in runs)]]
     rows += [["state", *(f"{run.state}, {run.place}" if run.place else run.state for run in runs)]]

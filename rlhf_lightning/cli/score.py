@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.cli.arguments import add_machine, device_of, parser, rows_to
+from rlhf_lightning.cli.arguments import add_machine, check_new, device_of, parser, rows_to
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import DataError
 
@@ -47,6 +47,7 @@ def run(words: Sequence[str]) -> None:
         CheckpointError: no reward model is there.
     """
     given = arguments().parse_args(words)
+    check_new("--out", given.out)
     quiet()
     from rlhf_lightning.data.readers.files import read_rows
     from rlhf_lightning.models import Pretrained

@@ -47,7 +47,7 @@ def _ways_on(config: Mapping[str, Any]) -> dict[str, str]:
     if policies:
         beside = [f"--compare {policies[0]}"] * (len(policies) > 1) + [f"--reward {place}" for place in rewards[-1:]]
         return {"talk to it": " ".join([f"rlhf-lightning chat {policies[-1]}", *beside])}
-    return {"use it": f"rlhf-lightning score {place} ROWS" for place in rewards[-1:]}
+    return {"score with it": f"rlhf-lightning score {rewards[-1]} ROWS"} if rewards else {}
 
 
 def opening(config: Mapping[str, Any], version: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from rlhf_lightning import signals
+from rlhf_lightning.checkpoint.provenance import PROVENANCE
 from rlhf_lightning.console.display import plain
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import response_mask
@@ -196,9 +198,12 @@ def neutral(policy: PreTrainedModel) -> Iterator[None]:
 
 
 def warn_of_unused_fields(policy: PreTrainedModel | None, sampling: Sampling) -> None:
-    """Warn where the generation config of a model asks for another distribution; its end tokens are used."""
+    """Warn where the generation config of a model asks for another distribution; its end tokens are used.
+
+    That of a folder of this library is how a stage has sampled, of which `sampling_note` tells.
+    """
     own = getattr(policy, "generation_config", None)
-    if own is None:
+    if own is None or (Path(getattr(policy, "name_or_path", "")) / PROVENANCE).is_file():
         return
     used = generation_defaults() | generation_config(sampling, (), 0).to_dict()
     unused = [
