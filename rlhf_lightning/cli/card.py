@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +10,8 @@ from rlhf_lightning.cli.arguments import parser
 from rlhf_lightning.console.streams import quiet, say
 
 
-def run(words: Sequence[str]) -> None:
-    """Write the card.
-
-    Raises:
-        CheckpointError: no stage of this library made the folder, or somebody changed the card.
-    """
+def arguments() -> argparse.ArgumentParser:
+    """What the command takes."""
     take = parser(
         "card",
         "Write README.md, the model card, into an exported folder again: what it was made from with checksums, method "
@@ -24,7 +21,16 @@ def run(words: Sequence[str]) -> None:
     take.add_argument("folder", metavar="FOLDER", help="that a stage has made")
     take.add_argument("--license", metavar="NAME", help="as a hub calls it; without it the card keeps its own")
     take.add_argument("--overwrite", action="store_true", help="also a card that was changed by hand")
-    given = take.parse_args(words)
+    return take
+
+
+def run(words: Sequence[str]) -> None:
+    """Write the card.
+
+    Raises:
+        CheckpointError: no stage of this library made the folder, or somebody changed the card.
+    """
+    given = arguments().parse_args(words)
     quiet()
     from rlhf_lightning.evaluation.card import write_card
 

@@ -23,7 +23,7 @@ _SAMPLING = (
     "top_p",
 )  # fields that a generation config shares with `sampling`
 
-PROMPT_LENGTH = 256  # of the stage, tokens
+PROMPT_LENGTH, ANSWER_LENGTH = 256, 64  # of the stage, tokens
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -71,12 +71,14 @@ def run(words: Sequence[str]) -> list[str]:
 
 
 def _shared_sampling(folders: Sequence[str]) -> list[str]:
-    """How both policies answer by their generation configs, and prompts that fit, as overrides of less weight."""
-    said = [_json(Path(folder) / "generation_config.json") for folder in folders]
-    found = [{name: one[name] for name in _SAMPLING if one.get(name) is not None} for one in said]
-    words = [f"sampling.{name}={value}" for name, value in found[0].items()] if found[0] == found[1] else []
+    """How both policies answer by their generation configs, the longer of two lengths, and prompts that fit."""
+    one, other = (_json(Path(folder) / "generation_config.json") for folder in folders)
+    said = {name: one[name] for name in _SAMPLING if one.get(name) is not None and one[name] == other.get(name)}
+    longest = max((int(config["max_new_tokens"]) for config in (one, other) if config.get("max_new_tokens")), default=0)
+    said |= {"max_new_tokens": longest} if longest else {}
+    words = [f"sampling.{name}={value}" for name, value in said.items()]
     positions = [_json(Path(folder) / "config.json").get("max_position_embeddings") for folder in folders]
-    room = min((int(number) for number in positions if number), default=0) - int(found[0].get("max_new_tokens", 64))
+    room = min((int(number) for number in positions if number), default=0) - (longest or ANSWER_LENGTH)
     return [*words, f"evaluate.data.max_prompt_length={room}"] if 0 < room < PROMPT_LENGTH else words
 
 

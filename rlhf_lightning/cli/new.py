@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import keyword
 import shutil
 from collections.abc import Sequence
@@ -16,13 +17,8 @@ _FILES = Path(__file__).parent / "project"  # each with .txt behind its name
 _NAME = "my_project"  # as they call it
 
 
-def run(words: Sequence[str]) -> None:
-    """Write the project.
-
-    Raises:
-        ConfigError: the name cannot be that of a package, or something is there already.
-        DiskError: it cannot be written.
-    """
+def arguments() -> argparse.ArgumentParser:
+    """What the command takes."""
     take = parser(
         "new",
         "Write a small project: pyproject, config files, a module, a reward function, a callback, a datamodule, a "
@@ -30,7 +26,17 @@ def run(words: Sequence[str]) -> None:
         "rlhf-lightning new my_project",
     )
     take.add_argument("name", metavar="NAME", help="of the folder and the package in it")
-    folder = Path(take.parse_args(words).name)
+    return take
+
+
+def run(words: Sequence[str]) -> None:
+    """Write the project.
+
+    Raises:
+        ConfigError: the name cannot be that of a package, or something is there already.
+        DiskError: it cannot be written.
+    """
+    folder = Path(arguments().parse_args(words).name)
     name = folder.name
     if not name.isidentifier() or keyword.iskeyword(name) or name in ("rlhf_lightning", "conf", "tests", "train"):
         raise ConfigError(f"new {name}: cannot be the name of a Python package; take letters, digits and underscores")

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from rlhf_lightning.cli.arguments import parser
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import ConfigError
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What the command takes."""
+    take = parser("prepare", "Fetch a small real model, SmolLM2-135M.", "rlhf-lightning prepare smollm2 models/smollm2")
+    take.add_argument("what", metavar="smollm2")
+    take.add_argument("folder", metavar="FOLDER", nargs="?", default="models/smollm2")
+    return take
 
 
 def run(words: Sequence[str]) -> None:
@@ -15,10 +24,7 @@ def run(words: Sequence[str]) -> None:
     Raises:
         ConfigError: there is nothing of that name.
     """
-    take = parser("prepare", "Fetch a small real model, SmolLM2-135M.", "rlhf-lightning prepare smollm2 models/smollm2")
-    take.add_argument("what", metavar="smollm2")
-    take.add_argument("folder", metavar="FOLDER", nargs="?", default="models/smollm2")
-    given = take.parse_args(words)
+    given = arguments().parse_args(words)
     if given.what != "smollm2":
         raise ConfigError(f"prepare {' '.join(words)}: write `rlhf-lightning prepare smollm2 [FOLDER]`")
     quiet()

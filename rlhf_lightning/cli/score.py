@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.readers.files import LocatedRow
 
 AT_ONCE = 256  # rows between two writes
+_ANSWERS = ("completion", "completions", "chosen", "rejected")
 ADDED = ("score", "scores", "score_chosen", "score_rejected")
 Exchanges = dict[str, tuple[Any, Any]]  # a prompt and an answer, by the column that gets the score
 
@@ -87,12 +88,13 @@ def _exchanges(row: LocatedRow) -> Exchanges:
 
     if there := [name for name in ADDED if name in row.row]:
         raise DataError(f"{row.where}: {there[0]}: is there already; rename the column or take it out")
-    answers = row.row.get("completions")
-    several = isinstance(answers, list) and "ranks" not in row.row
-    asked = row._replace(row={**row.row, "ranks": list(range(len(answers)))}) if several and answers else row
-    ranked = {"chosen", "rejected", "completions"} & row.row.keys()
-    (found,) = validate_rows([asked], "comparisons" if ranked else "demonstrations")
-    sound: Mapping[str, Any] = found.row
+    asked = dict(row.row)
+    if isinstance(answers := asked.get("completions"), list) and answers:
+        asked |= {"completions": [_filled(answer) for answer in answers], "ranks": list(range(len(answers)))}
+    asked |= {name: _filled(asked[name]) for name in ("completion", "chosen", "rejected") if name in asked}
+    ranked = {"chosen", "rejected", "completions"} & asked.keys()
+    (found,) = validate_rows([row._replace(row=asked)], "comparisons" if ranked else "demonstrations")
+    sound: Mapping[str, Any] = {**found.row, **{name: row.row[name] for name in _ANSWERS if name in row.row}}
     if "completions" in sound:
         return {str(place): (sound["prompt"], answer) for place, answer in enumerate(sound["completions"])}
     if "chosen" in sound:
@@ -106,6 +108,15 @@ def _exchanges(row: LocatedRow) -> Exchanges:
             f"{row.where}: has no answer to score; write prompt and completion, or messages that end with one"
         )
     return {"score": (sound["messages"][:-1], sound["messages"][-1:])}
+
+
+def _filled(answer: Any) -> Any:
+    """An answer that says something: training refuses an empty one, and PPO scores it like any other."""
+    if isinstance(answer, str):
+        return answer.strip() and answer or "-"
+    if isinstance(answer, list) and answer and isinstance(answer[-1], dict) and answer[-1].get("content") == "":
+        return [*answer[:-1], {**answer[-1], "content": "-"}]
+    return answer
 
 
 def _columns(scores: Mapping[str, float]) -> dict[str, Any]:

@@ -292,8 +292,19 @@ def test_generate_writes_rows_that_score_reads_and_replaces_no_file(tmp_path, pi
     assert [json.loads(line) for line in printed.splitlines()] == rows
     greedy = commands.answer(["generate", str(tmp_path), str(prompts)])
     assert greedy["code"] == 5 and str(tmp_path) in greedy["err"]
+    ranked = {"prompt": "the soup was", "completions": ["", " good"], "finished": None}
+    pair = {"prompt": "the soup was", "chosen": " good", "rejected": "", "finished": None}
+    more = [
+        {"prompt": "the soup was", "completion": "", "finished": True},
+        ranked,
+        pair,
+    ]  # PPO scores empty answers, too
+    out.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *more]))
     scored = commands.answer(["score", str(folder / "reward"), str(out), "--raw"])
-    assert [json.loads(line)["finished"] for line in scored["out"].splitlines()] == [row["finished"] for row in rows]
+    found = [json.loads(line) for line in scored["out"].splitlines()]
+    assert [row["finished"] for row in found] == [row["finished"] for row in [*rows, *more]]
+    assert found[-2]["scores"] == pytest.approx([found[-3]["score"], found[-1]["score_chosen"]], abs=1e-5)
+    assert found[-1]["score_rejected"] == pytest.approx(found[-3]["score"], abs=1e-5) and "ranks" not in found[-2]
 
 
 def test_chat_answers_what_is_piped_in_beside_another_policy_with_scores(pipeline, monkeypatch):
