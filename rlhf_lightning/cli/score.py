@@ -113,7 +113,7 @@ def _exchanges(row: LocatedRow) -> Exchanges:
 def _filled(answer: Any) -> Any:
     """An answer that says something: training refuses an empty one, and PPO scores it like any other."""
     if isinstance(answer, str):
-        return answer.strip() and answer or "-"
+        return answer if answer.strip() else "-"
     if isinstance(answer, list) and answer and isinstance(answer[-1], dict) and answer[-1].get("content") == "":
         return [*answer[:-1], {**answer[-1], "content": "-"}]
     return answer
