@@ -26,8 +26,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 # Under three minutes: lint, the examples in docstrings, and all tests that neither inject faults, nor run whole commands or
-# the Python of the pages, nor train for long.
-LONG = tests/faults tests/end_to_end tests/benchmarks tests/modules/test_exact_optimum.py tests/modules/test_invariances.py \
+# the Python of the pages, nor try thirty families of models, nor train for long.
+LONG = tests/faults tests/end_to_end tests/benchmarks tests/models/test_families.py tests/modules/test_exact_optimum.py \
+	tests/modules/test_invariances.py \
 	$(wildcard tests/modules/test_bug_museum*.py)
 check: lint
 	$(BIN)/python -m pytest -q -n 2 tests rlhf_lightning $(LONG:%=--ignore=%) \

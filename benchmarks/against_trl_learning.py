@@ -50,7 +50,7 @@ MATCHES = {
     "rloo": Match(
         (
             "algorithm=rloo", "kl.coef=0.1", "ppo.settings.aggregation=seq_mean_token_sum", "ppo.settings.group_size=4",
-            "ppo.settings.ppo_epochs=1", "ppo.settings.minibatch_size=null",
+            "ppo.settings.ppo_epochs=1", "ppo.settings.num_minibatches=1",
         ),
         {"num_generations": 4, "beta": 0.1, "per_device_train_batch_size": 64, "max_steps": ROLLOUTS},
         1,
@@ -58,7 +58,7 @@ MATCHES = {
     "grpo": Match(
         (
             "algorithm=grpo", "kl.coef=0.5", "ppo.settings.kl_placement=loss", "ppo.settings.kl_estimator=k3",
-            "ppo.settings.group_size=8", "ppo.settings.ppo_epochs=2", "ppo.settings.minibatch_size=32",
+            "ppo.settings.group_size=8", "ppo.settings.ppo_epochs=2", "ppo.settings.num_minibatches=2",
         ),
         {
             "num_generations": 8, "beta": 0.5, "per_device_train_batch_size": 32, "steps_per_generation": 2,

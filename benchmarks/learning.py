@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     hacked_proxy: float  # with kl=none: rise of the proxy from the first to the last rollouts
     hacked_gold: float  # with kl=none: fall of the gold track from its peak to the last rollouts
     warned: float  # with kl=none: rollouts from the guard's first alarm to the loss of a tenth of gold's gain
-    false_alarms: float  # of the guard, in the pipeline's own PPO
+    false_alarms: float  # of the guard in the pipeline's own PPO, where gold lost less than a tenth of its gain
     seconds: float  # CPU time of the pipeline
 
     def faults(self) -> list[str]:
@@ -62,7 +62,7 @@ def run_seed(seed: int, root: Path, overrides: list[str]) -> Outcome:
     found = evaluation(steered)
     policies = {name: entry["summary"] for name, entry in found["policies"].items()}
     track, hacked = columns(steered), columns(free)
-    gold = smooth(hacked["monitor/gold"])
+    gold, own = smooth(hacked["monitor/gold"]), smooth(track["monitor/gold"])
     proxy = smooth(hacked["objective/scores"])
     return Outcome(
         seed,
@@ -75,7 +75,7 @@ def run_seed(seed: int, root: Path, overrides: list[str]) -> Outcome:
         proxy[-1] - proxy[0],
         max(gold) - gold[-1],
         tenth_lost(gold) + WINDOW - 1 - first_alarm(hacked["guard/alarm"]),
-        track["guard/alarm"][-1],
+        track["guard/alarm"][-1] if tenth_lost(own) == len(own) else 0.0,
         seconds,
     )
 

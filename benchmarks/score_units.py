@@ -82,7 +82,7 @@ def settings(algorithm: str, seed: int) -> PPOSettings:
     if algorithm == "rloo":
         return PPOSettings(group_size=4, baseline="none", ppo_epochs=1, whiten_advantages=False, seed=seed)
     baseline = "critic" if algorithm.startswith("ppo") else "none"
-    return PPOSettings(baseline=baseline, ppo_epochs=2, minibatch_size=32, value_coef=1.0, seed=seed)  # type: ignore[arg-type]
+    return PPOSettings(baseline=baseline, ppo_epochs=2, num_minibatches=2, value_coef=1.0, seed=seed)  # type: ignore[arg-type]
 
 
 def run(algorithm: str, seed: int, score: Callable[[float], float]) -> float:

@@ -30,7 +30,7 @@ WORDS = [
     "task.texts=400", "task.demonstrations=48", "task.prompts=32", "task.heldout_prompts=16",
     "sft.data.batch_size=8", "sft.data.micro_batch_size=4", "rank.max_prompts=16", "rank.data.batch_size=16",
     "sampling.max_new_tokens=6", "reward.data.batch_size=4", "ppo.rollouts=8", "ppo.data.batch_size=8",
-    "ppo.settings.minibatch_size=4", "checkpoint.every_n_steps=1", "checkpoint.every_n_minutes=null",
+    "ppo.settings.num_minibatches=2", "checkpoint.every_n_steps=1", "checkpoint.every_n_minutes=null",
 ]  # fmt: skip
 KILLS_PER_RUN = 20  # then the run may end
 SECONDS = 120  # an attempt that takes longer hangs

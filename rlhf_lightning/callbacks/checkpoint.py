@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from rlhf_lightning.callbacks.history import OnError
 from rlhf_lightning.callbacks.steps import steps_done, steps_planned
-from rlhf_lightning.checkpoint.io import DurableCheckpointIO, expired
+from rlhf_lightning.checkpoint.io import END, DurableCheckpointIO, expired
 from rlhf_lightning.checkpoint.places import foreign
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.private_api.lightning import (
@@ -23,6 +23,7 @@ from rlhf_lightning.private_api.lightning import (
     stops_here,
     validates_next,
     with_epoch_done,
+    with_more_to_come,
     with_validation_to_come,
 )
 from rlhf_lightning.rules.ranges import require
@@ -34,8 +35,9 @@ class DurableCheckpoint(Checkpoint):
     """Saves the run at step boundaries under ``folder/step-N`` and keeps the newest ones.
 
     A step is an optimizer step, in PPO a rollout; Lightning's `ModelCheckpoint` counts optimizer steps, which in PPO
-    pass the number it waits for. Nothing is ever saved in the middle of a step, nor at the last one, after which the
-    stage exports its model. An older checkpoint is deleted only when the new one is complete.
+    pass the number it waits for. Nothing is ever saved in the middle of a step. The last one, after which the stage
+    exports its model, is saved as ``folder/end``: only a run that is made longer goes on from there. An older
+    checkpoint is deleted only when the new one is complete.
 
     A step that took longer than ``grace_period_seconds``, and that a signal may therefore give up, is saved too, where
     that costs little: the first of a fit, and later ones 20 times as long after the last save as that took.
@@ -45,6 +47,8 @@ class DurableCheckpoint(Checkpoint):
         every_n_steps: save each time this many steps are done; None leaves it to the minutes.
         every_n_minutes: save at the first boundary after so many minutes; None leaves it to the steps.
         keep: how many to keep, at least 2, so that a damaged one does not cost the run.
+        at_end: save the last step too, so that a finished stage can be made longer; a disk that does not take it is
+            warned of.
         on_error: what a full or failing disk does: "raise" ends the run, "warn" goes on and tries again when the next
             checkpoint is due. The older ones stay in both cases.
         grace_period_seconds: how long a step may still take to be saved after the run was told to stop; a longer one is
@@ -60,6 +64,7 @@ class DurableCheckpoint(Checkpoint):
         every_n_steps: int | None = None,
         every_n_minutes: float | None = 10.0,
         keep: int = 2,
+        at_end: bool = True,
         on_error: OnError = "raise",
         grace_period_seconds: float = 5.0,
     ) -> None:
@@ -73,12 +78,13 @@ class DurableCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.keep = keep
+        self.at_end = at_end
         self.on_error = on_error
         self.grace_period_seconds = grace_period_seconds
         self._good: set[Path] = set()  # checkpoints that are whole
         self._left: set[Path] = set()  # and that are not, and stay
         self._saved = self._seen = 0  # steps
-        self._postponed = self._validates = self._epoch_done = self._asked = self._in_step = False
+        self._postponed = self._validates = self._epoch_done = self._ended = self._asked = self._in_step = False
         self._since = self._began = time.monotonic()
         self._step_took = self._save_took = 0.0  # seconds; the save is the last of this fit, 0 if there was none
 
@@ -144,6 +150,8 @@ class DurableCheckpoint(Checkpoint):
         """Tell Lightning what comes next when the run goes on."""
         if self._validates:
             with_validation_to_come(checkpoint["loops"]["fit_loop"])
+        elif self._ended and not pl_module.automatic_optimization:
+            with_more_to_come(checkpoint["loops"]["fit_loop"])
         elif self._epoch_done:
             with_epoch_done(checkpoint["loops"]["fit_loop"])
 
@@ -154,11 +162,24 @@ class DurableCheckpoint(Checkpoint):
     def _save_if_due(self, trainer: pl.Trainer) -> None:
         """Save at a step boundary where the number of steps or the time says so; all ranks agree on that."""
         step = steps_done(trainer)
-        if step in (self._saved, steps_planned(trainer)) or stops_here(trainer):
+        if step == self._saved or stops_here(trainer):
+            return
+        if step == steps_planned(trainer):
+            if self.at_end and self._epoch_done:
+                self._save_end(trainer)
             return
         due = self._asked or (self.every_n_steps is not None and step % self.every_n_steps == 0)
         if due or trainer.strategy.broadcast(self._time_says_so()):
             self.save(trainer)
+
+    def _save_end(self, trainer: pl.Trainer) -> None:
+        self._ended = True
+        try:
+            trainer.save_checkpoint(self.folder / END)
+        except DiskError as error:
+            rank_zero_warn(f"the end is not saved, so that the stage cannot be made longer: {error}")
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+        self._ended = False
 
     def _time_says_so(self) -> bool:
         since = time.monotonic() - self._since

@@ -92,6 +92,10 @@ class DurableCheckpointIO(CheckpointIO):
         remove_folder(Path(path), whole=Path(path) not in self._written)
 
 
+END = "end"
+"""Name of the checkpoint from which a stage that has finished can be made longer, beside the folders ``step-N``."""
+
+
 def checkpoints(folder: str | Path) -> list[Path]:
     """The ``step-N`` folders under ``folder`` that were written whole, newest (highest N) first; not verified."""
     found = [(int(m[1]), path) for path in Path(folder).glob("step-*") if (m := _NUMBERED.fullmatch(path.name))]

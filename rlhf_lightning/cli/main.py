@@ -102,6 +102,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     arguments = [a if a.startswith("-") else readable([a])[0] for a in arguments]
     sys.argv[1:] = arguments
     Typed([argument for argument in arguments if not argument.startswith("-")])  # nobody repeats its secrets
+    _check_flags(arguments)
     if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
         raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
     shown = _wants_traceback()
@@ -120,8 +121,8 @@ def _compose_and_run(arguments: list[str]) -> None:
             hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train")(task)()
     except YAMLError as error:
         raise ConfigError(f"a config file is not readable as YAML: {error}") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        if shown:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if shown or (started and isinstance(error, ValueError)):
             raise
         raise ConfigError(explain(error, [a for a in arguments if "=" in a and not a.startswith("-")])) from None
     except OSError as error:
@@ -133,6 +134,19 @@ def _compose_and_run(arguments: list[str]) -> None:
         gc.enable()
         if not shown:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _check_flags(arguments: list[str]) -> None:
+    """Settings with dashes, as other tools want them; Hydra would answer with its usage."""
+    from rlhf_lightning.private_api.hydra import flags
+
+    known = flags()
+    for place, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and not any(flag.startswith(name) for flag in known):
+            value = value if equals else next(iter(arguments[place + 1 :]), "VALUE")
+            key = name[2:].replace("-", "_")
+            raise ConfigError(f"{name}: settings have no dashes here: write {key}={value}")
 
 
 def _job(cfg: DictConfig, shown: bool) -> Any:

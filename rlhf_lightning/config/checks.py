@@ -7,29 +7,23 @@ from `rlhf_lightning.rules.combinations`, which the parts call again.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from rlhf_lightning.config.bounds import check_numbers
 from rlhf_lightning.config.locations import in_file
 from rlhf_lightning.config.loggers import logger_nodes
 from rlhf_lightning.config.messages import shown
-from rlhf_lightning.config.signatures import RESERVED, WORDS, Kind, Signature, is_number, signature
+from rlhf_lightning.config.other_tools import same_value
+from rlhf_lightning.config.signatures import RESERVED, WORDS, Kind, is_number, signature
+from rlhf_lightning.config.stage_checks import check_stage, check_trainer, lora, world_size
 from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.optim import kl_controllers
-from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.rules.stages import STAGES, names, stage_of
+from rlhf_lightning.rules.stages import STAGES, names
 
-_TRANSLATED = {
-    "gradient_clip_val": "max_grad_norm of the stage (for PPO ppo.max_grad_norm)",
-    "accumulate_grad_batches": "micro_batch_size of the stage's data (for PPO ppo.settings.micro_batch_size)",
-}
 # Numbers of a stage that no constructor takes, and the least they can be.
 _LEAST = {
     "max_epochs": 1, "min_accuracy": 0, "samples_per_prompt": 1, "n": 2, "max_grad_norm": 0, "max_skipped_steps": 1
@@ -37,8 +31,6 @@ _LEAST = {
 _REPEATED = ("max_grad_norm", "max_skipped_steps")  # by the part of a stage that takes them
 _NULLABLE = ("checkpoint", "scheduler", "best_policy")  # parts that a run can do without
 _GROUPS = ("model", "data", "task", "trainer", "callbacks", "rollout", "scorer", "judge", "kl")
-_REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
-_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -54,18 +46,19 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_numbers(config)
     if "stages" in config:
         _check_stages(stages)
+    _check_resume(config.get("resume", "none"))
     _check_defaults(config, stages)
     for name in names(stages):
         _check_numbers_of(name, config.get(name) or {})
     for key, node in _nodes(config):
         _check_node(key, node)
-    if (lora := _lora(config)) is not None:
-        _check_node("model.lora", lora)
+    if (adapters := lora(config)) is not None:
+        _check_node("model.lora", adapters)
     logger_nodes(config.get("logger"))
     trainer = config.get("trainer") or {}
-    _check_trainer(trainer)
+    check_trainer(trainer)
     for name in names(stages):
-        _check_stage(config, name, _world_size(trainer))
+        check_stage(config, name, world_size(trainer))
 
 
 def _check_stages(stages: Any) -> None:
@@ -100,13 +93,17 @@ def _check_defaults(config: Mapping[str, Any], stages: list[str]) -> None:
         _same_types("", config, {"ppo": {name: part for name, part in parts.items() if name not in nodes}})
     if group := next((key for key in _GROUPS if not isinstance(config.get(key) or {}, Mapping)), None):
         raise ConfigError(f"{group}={shown(group, config[group])}: must be a section, such as those in conf/{group}")
-    resume = config.get("resume", "none")
-    if resume not in ("none", "auto") and "/" not in str(resume) and not Path(str(resume)).exists():
-        hint = nearest(str(resume), ["none", "auto"])
-        raise ConfigError(f"resume={resume}: must be none, auto or the folder of a checkpoint.{hint}")
     if (threads := config.get("threads")) is not None:
         _check_value("threads", threads, (Kind("int"), Kind("None")))
         require("threads", threads, at_least=1)
+
+
+def _check_resume(resume: Any) -> None:
+    if resume in ("none", "auto") or (isinstance(resume, str) and ("/" in resume or Path(resume).exists())):
+        return
+    choices = ["none", "auto"]
+    hint = _meant(shown("resume", resume), choices)
+    raise ConfigError(f"resume={shown('resume', resume)}: must be none, auto or the folder of a checkpoint.{hint}")
 
 
 def _same_types(prefix: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -193,108 +190,10 @@ def _check_value(key: str, value: Any, kinds: tuple[Kind, ...] | None) -> None:
     allowed = [f"one of {', '.join(dict.fromkeys(choices))}"] if choices else []
     raise ConfigError(
         f"{key}={shown(key, value)}: must be {' or '.join(dict.fromkeys(allowed + words))}."
-        f"{nearest(str(value), choices)}"
+        f"{_meant(str(value), choices)}"
     )
 
 
-def _lora(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What stands under ``model.lora``, as a node."""
-    given = (config.get("model") or {}).get("lora")
-    return {"_target_": "rlhf_lightning.models.adapters.Lora", **given} if isinstance(given, Mapping) else None
-
-
-def _completed(node: Mapping[str, Any]) -> SimpleNamespace | None:
-    """The arguments of a node with the defaults of those it leaves out; None for parts that are not ours."""
-    takes: Signature | None = signature(str(node.get("_target_")))
-    if takes is None:
-        return None
-    return SimpleNamespace(**{name: p.default for name, p in takes.parameters.items()} | dict(node))
-
-
-# ------------------------------------------------------------------------------------------------------- combinations
-
-
-def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    for key, instead in _TRANSLATED.items():
-        if key in trainer:
-            raise ConfigError(
-                f"trainer.{key}: set {instead} instead, which keeps the loss exact for every split of the batch"
-            )
-    if str(trainer.get("strategy")).startswith("fsdp"):
-        raise ConfigError(combinations.FSDP1_REFUSED)
-    devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
-    if not (isinstance(devices, list) or re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(devices))):
-        raise ConfigError(f"trainer.devices={devices}: must be a number above 0, a list of them, -1 (all), or auto")
-    if isinstance(accelerator, str) and accelerator not in _ACCELERATORS:
-        hint = nearest(accelerator, _ACCELERATORS)
-        raise ConfigError(f"trainer.accelerator={accelerator}: must be one of {', '.join(_ACCELERATORS)}.{hint}")
-
-
-def _world_size(trainer: Mapping[str, Any]) -> int:
-    """Processes, as far as the config tells; 1 where the machine decides."""
-    devices: Any = trainer.get("devices")
-    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
-    return max(count, 1) * int(trainer.get("num_nodes", 1))
-
-
-def _check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
-    section = config.get(stage) or {}
-    data = _completed(section.get("data") or {})
-    if data is not None:
-        if hasattr(data, "micro_batch_size") and data.batch_size is not ...:
-            by_length = bool(data.length_window)
-            combinations.check_batch(data.batch_size, data.micro_batch_size, world_size, by_length, f"{stage}.data.")
-        if hasattr(data, "max_prompt_length") and section.get("sampling"):
-            _check_context(config, stage, data.max_prompt_length)
-    shards = "ModelParallelStrategy" in str((config.get("trainer") or {}).get("strategy"))
-    frozen = (config.get("model") or {}).get("freeze_below")
-    record = STAGES.get(stage, stage_of(stage))
-    if shards and record.reference and frozen:
-        raise ConfigError(combinations.FSDP2_LAYOUT)
-    lora = _lora(config)
-    if lora is not None and shards and record.trains:
-        raise ConfigError(combinations.FSDP2_ADAPTERS)
-    if lora is not None and stage == "ppo":
-        combinations.check_adapter_dropout(lora.get("lora_dropout", 0.0))
-    if stage == "ppo":
-        _check_online(section, world_size)
-    loss = str((section.get("loss") or {}).get("_target_"))
-    if stage == "dpo" and section.get("reference") and loss.startswith(_REFERENCE_FREE):
-        raise ConfigError(
-            f"dpo.reference={section['reference']}: {loss.rpartition('.')[2]} compares answers "
-            "without a reference; set it to null"
-        )
-
-
-def _check_online(section: Mapping[str, Any], world_size: int) -> None:
-    settings = _completed(section.get("settings") or {})
-    sampling = _completed(section.get("sampling") or {})
-    data, critic = _completed(section.get("data") or {}), section.get("critic")
-    if sampling is not None:
-        combinations.check_sampling(sampling.top_k, sampling.top_p, sampling.min_new_tokens)
-    if settings is not None:
-        advantage, loss = (section.get(part) or {} for part in ("advantage", "loss"))
-        targets = str(advantage.get("_target_")), str(loss.get("_target_"))
-        combinations.check_algorithm(settings, targets[0], advantage, targets[1], critic)
-        if data is not None:
-            combinations.check_schedule(settings, data.batch_size, world_size)
-    names = ["policy", "shared_trunk"]
-    if (isinstance(critic, dict) and "_target_" in critic) or "critic" not in section:
-        return
-    if not isinstance(critic, str) or not (critic in names or "/" in critic or Path(critic).exists()):
-        raise ConfigError(combinations.WHICH_CRITIC.format(shown("ppo.critic", critic)) + nearest(str(critic), names))
-
-
-def _check_context(config: Mapping[str, Any], stage: str, prompt_length: int) -> None:
-    """The longest prompt and answer against the positions of the policy, or of the model it will be trained from."""
-    section = config[stage]
-    folders = [section.get("policy"), (config.get("model") or {}).get("path")]
-    file = next((path for folder in folders if folder and (path := Path(folder) / "config.json").is_file()), None)
-    try:
-        model = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    except ValueError:
-        return  # loading the folder tells what is wrong with it
-    positions = model.get("max_position_embeddings", model.get("n_positions")) if isinstance(model, dict) else None
-    sampling = _completed(section["sampling"])
-    if isinstance(positions, int) and sampling is not None:
-        combinations.check_context(prompt_length, sampling.max_new_tokens, positions, f"{stage}.")
+def _meant(value: str, choices: Sequence[str]) -> str:
+    """The choice that another tool calls ``value``, or else the nearest."""
+    return f" Did you mean {known}?" if (known := same_value(value, choices)) else nearest(value, choices)

@@ -14,6 +14,7 @@ from rlhf_lightning.config.allowlist import IMPORT_PATH_KEYS, check_names, check
 from rlhf_lightning.config.bounds import DEEPEST, MOST_VALUES, check_numbers
 from rlhf_lightning.config.chain import complete
 from rlhf_lightning.config.checks import check_config
+from rlhf_lightning.config.ignored import check_ignored
 from rlhf_lightning.config.judging import Judged
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.rights import check as check_rights
@@ -78,6 +79,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Judg
     check_numbers(config)  # one of very many digits has no text, which all others ask for
     check_rights(config, OmegaConf.to_container(cfg, resolve=False) if typed.local else None, typed)
     check_config(config)
+    check_ignored(config, typed)
     return Judged(config)
 
 

@@ -8,12 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from rlhf_lightning.config.locations import CONF_DIR
+from rlhf_lightning.config.other_tools import same_key
 from rlhf_lightning.config.signatures import signature_anywhere
+from rlhf_lightning.config.tree import at
 from rlhf_lightning.console.redaction import redact, redact_text
 from rlhf_lightning.errors import ConfigError, nearest
+from rlhf_lightning.rules.stages import STAGES
 
 _MOST = 20  # names that are listed
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+_NO_NAME = rf"(?i){_NUMBER}|true|false|null|\{{.*"  # what Hydra reads as another thing than text
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
@@ -23,10 +30,19 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if (known := ours(error)) is not None:
         return str(known)
     text = redact_text(str(error).strip())
+    typed = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    if "Config group override must be a string or a list" in text:
+        group = next(name for name in typed if name in _groups() and re.fullmatch(_NO_NAME, typed[name]))
+        return _unknown_option(group, typed[group], _options(group), overrides)
     if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         found = re.findall(r"(?m)^\t(\S+)$", text)  # those of folders added with --config-dir as well
         group, name = option.groups()
-        return _unknown_option(group, name, found or _options(group))
+        outer = group.split("/")[0]
+        if outer != group and typed.get(outer) == f"{group}/{name}".removeprefix(
+            f"{outer}/"
+        ):  # a path in the place of an option
+            group, name, found = outer, typed[outer], []
+        return _unknown_option(group, name, found or _options(group), overrides)
     if unused := re.search(r"Could not override '([^']+)'\. ?No match in the defaults list", text):
         return _unused_group(unused.group(1), overrides)
     if key := re.search(r"Could not override '([^']+)'", text):
@@ -64,14 +80,32 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST]) + more
 
 
-def _unknown_option(group: str, option: str, options: Sequence[str]) -> str:
+def _unknown_option(group: str, option: str, options: Sequence[str], overrides: Sequence[str]) -> str:
     if group == "stage" and "." in option:
         return (
             f"stage={option}: a user-defined stage is one of a list: stages=[{option}] (docs/extending.md, section 4)"
         )
-    return (
-        f"{group}={option}: there is no such option.{nearest(option, options)}\nOptions of {group}: {listed(options)}"
-    )
+    known = [word for word in same_key(option, [], "") if word.startswith(f"{group}=")]
+    instead = known[0] if known else _for_a_group(group, option, _stage(overrides))
+    hint = f" Did you mean {instead}?" if instead else nearest(option.lower(), options)
+    return f"{group}={option}: there is no such option.{hint}\nOptions of {group}: {listed(options)}"
+
+
+def _for_a_group(group: str, value: str, stage: str) -> str:
+    """What may be meant by a number, a switch or a path in the place of an option; nothing for any other word."""
+    none = "none" in _options(group) and value.lower() in ("false", "null", "none", "0", "0.0", "off", "no")
+    if none:
+        return f"{group}=none"
+    if re.fullmatch(_NUMBER, value):
+        return {"kl": f"kl=fixed kl.coef={value}", "trainer": f"trainer.devices={value}"}.get(group, "")
+    if group == "model":
+        return f"model.path={value}"
+    if not re.search(r"[./]", value):
+        return ""
+    if group in ("scorer", "judge"):
+        return f"{group}=reward_model {group}.model.path={value}"
+    rows = {"sft": "demonstrations", "reward": "comparisons", "dpo": "comparisons", "pipeline": "demonstrations"}
+    return f"data.{rows.get(stage, 'prompts')}={value}" if group == "data" else ""
 
 
 def _unused_group(key: str, overrides: Sequence[str]) -> str:
@@ -79,9 +113,13 @@ def _unused_group(key: str, overrides: Sequence[str]) -> str:
     if not (CONF_DIR / group).is_dir():
         return f"{key}: there is no such group.{nearest(group, _groups())}\nGroups: {listed(_groups())}"
     stages = [stage for stage in _options("stage") if re.search(rf"/{group}\b", _text(f"stage/{stage}"))]
-    stage = next((o.partition("=")[2] for o in overrides if o.startswith("stage=")), "pipeline")
+    stage = _stage(overrides)
     used = f"It is used by stage={', '.join(stages)}. " if stages else ""
     return f"{key}: stage={stage} has no part {group}.\n{used}To have it all the same, write +{key}=OPTION"
+
+
+def _stage(overrides: Sequence[str]) -> str:
+    return next((o.partition("=")[2] for o in overrides if o.startswith("stage=")), "pipeline")
 
 
 def _of_a_swapped_part(key: str, overrides: Sequence[str]) -> str:
@@ -103,14 +141,20 @@ def _of_a_swapped_part(key: str, overrides: Sequence[str]) -> str:
 def _unknown_key(key: str, error: Exception) -> str:
     from rlhf_lightning.private_api.hydra import config_at_failure
 
-    keys = list(_keys(config_at_failure(error)))
+    tree = config_at_failure(error)
+    keys = list(_keys(tree))
     *outer, last = key.split(".")
     longer = [k for k in keys if k.endswith("." + key)] or [
         k for k in keys if outer and k.startswith(f"{outer[0]}.") and k.endswith(f".{last}")
     ]
+    longer = longer or same_key(last, keys, outer[0] if outer else "")
+    elsewhere = set(STAGES) - set(tree.get("stages") or STAGES)
+    longer = [key for key in longer if key.split(".")[0] not in elsewhere] or longer
     hint = f" Did you mean {' or '.join(longer[:3])}?" if longer else nearest(key, [*keys, *_groups()])
     depth = next((n for n in range(len(outer), 0, -1) if ".".join(outer[:n]) in keys), 0)
     parent = ".".join(outer[:depth])
+    if outer and not at(OmegaConf.to_container(tree), tuple(outer)):  # null, of which Hydra has made an empty section
+        return f"{key}: {parent} is null, so nothing is in it. Write {parent}={{{last}: VALUE}}"
     there = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
     there = [name for name in there if not name.startswith("_")]
     lines = [f"{key}: there is no such key.{hint}"]

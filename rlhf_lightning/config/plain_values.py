@@ -6,7 +6,10 @@ import os
 import re
 from collections.abc import Sequence
 
+from rlhf_lightning.errors import ConfigError
+
 _WORD = re.compile(r"([+~]{0,2}[A-Za-z_][\w.@/:-]*=)(.+)", re.DOTALL)
+_EMPTY = re.compile(r"([+]{0,2}[A-Za-z_][\w.@/:-]*)=\s*")
 _PLAIN = re.compile(r"[\w./:@%+-]*", re.ASCII)
 
 
@@ -16,6 +19,9 @@ def readable(words: Sequence[str]) -> list[str]:
     A value that Hydra can read is left as it is, so lists, objects and sweeps keep their meaning, unless a file or
     folder has exactly this name. ``~/`` is the home folder.
 
+    Raises:
+        ConfigError: nothing stands behind the ``=``.
+
     >>> readable(["data.prompts=a=b [1].jsonl", "data.columns={prompt: q}", "data.prompt_template=Q: {q}"])
     ["data.prompts='a=b [1].jsonl'", 'data.columns={prompt: q}', "data.prompt_template='Q: {q}'"]
     """
@@ -23,6 +29,10 @@ def readable(words: Sequence[str]) -> list[str]:
 
 
 def _readable(word: str) -> str:
+    if empty := _EMPTY.fullmatch(word):
+        raise ConfigError(
+            f"{word}: there is no value. Is a shell variable unset? Leave it out, or write {empty[1]}=null for none"
+        )
     match = _WORD.fullmatch(word)
     if match is None or _PLAIN.fullmatch(match[2]):
         return word

@@ -222,10 +222,11 @@ class RowDataModule(LightningDataModule, Generic[T]):
 
     def _make_loader(self, items: list[T], *, shuffle: bool, training: bool) -> ShardedLoader[T]:
         rank, world_size = self._place()
+        share = self.batch_size / world_size
         return self.loader(
             items,
             self.collate,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size if training else math.ceil(share) * world_size,  # any size where nobody learns
             micro_batch_size=self.micro_batch_size,
             rank=rank,
             world_size=world_size,

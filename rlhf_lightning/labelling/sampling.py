@@ -64,6 +64,9 @@ class SamplingModule(lightning.LightningModule):
         if reference is not None:
             self.frozen.add("reference", reference.causal_lm())
 
+    def configure_model(self) -> None:
+        """Shard nothing: every rank holds the models whole, as PPO does while it samples. FSDP2 asks for this hook."""
+
     def on_predict_start(self) -> None:
         """Move the models and give every rank its own random stream."""
         self.frozen.to(self.device)

@@ -128,11 +128,7 @@ class OnlineModule(RLHFModule):
     def total_optimizer_steps(self) -> int:
         """Rollouts times updates per rollout."""
         batches = int(self.trainer.estimated_stepping_batches)
-        data = getattr(self.trainer, "datamodule", None)
-        loader: Any = self.trainer.train_dataloader
-        prompts = loader.batch_size * self.ranks.size if data is None else data.batch_size
-        rollout = prompts * self.settings.group_size
-        return max(batches * self.settings.ppo_epochs * (rollout // (self.settings.minibatch_size or rollout)), 1)
+        return max(batches * self.settings.ppo_epochs * self.settings.num_minibatches, 1)
 
     def schedule(self, rows: int) -> Schedule:
         """Sizes per rank for a rollout of ``rows`` responses on this rank."""

@@ -264,7 +264,7 @@ class PPOModule(OnlineModule):
     def reuses_logprobs(self, rollout: Rollout) -> bool:
         """Whether the policy need not be run on a rollout before it is learned from, see `PPOSettings`."""
         settings = self.settings
-        once = settings.ppo_epochs == 1 and settings.minibatch_size is None and not self.has_critic
+        once = settings.ppo_epochs == 1 and settings.num_minibatches == 1 and not self.has_critic
         exact = getattr(self.engine, "is_exact", False) and self.trainer.precision in ("32-true", "64-true")
         wanted = settings.reuse_logprobs and settings.correction is None
         return wanted and once and exact and rollout.rollout_logprobs is not None

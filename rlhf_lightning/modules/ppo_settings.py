@@ -30,7 +30,7 @@ class PPOSettings:
         baseline: what an advantage function gets as values: those of the ``critic``, the score of the ``greedy`` answer
             to the same prompt (ReMax), or ``none``. Only ``critic`` trains one.
         ppo_epochs: passes over each rollout.
-        minibatch_size: responses per optimizer step; None takes the whole rollout.
+        num_minibatches: of each pass; every one is an optimizer step on an equal share of the rollout.
         micro_batch_size: responses per forward on one rank, by length of the longest; None takes the rank's whole
             minibatch. Changes memory and speed, never gradients.
         aggregation: how token losses become one number, see `rlhf_lightning.functional.aggregate`; the constant of
@@ -67,8 +67,8 @@ class PPOSettings:
 
     group_size: int = 1
     baseline: Baseline = "critic"
-    ppo_epochs: int = 4
-    minibatch_size: int | None = None
+    ppo_epochs: int = 1
+    num_minibatches: int = 1
     micro_batch_size: int | None = None
     aggregation: Aggregate = "token_mean"
     kl_placement: Placement = "reward"
@@ -95,7 +95,7 @@ class PPOSettings:
     def __post_init__(self) -> None:
         require("ppo.settings.group_size", self.group_size, at_least=1)
         require("ppo.settings.ppo_epochs", self.ppo_epochs, at_least=1)
-        require("ppo.settings.minibatch_size", self.minibatch_size, at_least=1)
+        require("ppo.settings.num_minibatches", self.num_minibatches, at_least=1)
         require("ppo.settings.micro_batch_size", self.micro_batch_size, at_least=1)
         require("ppo.settings.entropy_coef", self.entropy_coef, at_least=0)
         require("ppo.settings.max_approx_kl", self.max_approx_kl, above=0, why="null switches it off")
@@ -141,8 +141,7 @@ class PPOSettings:
         Raises:
             ConfigError: they do not divide; the message prints the whole chain.
         """
-        minibatch = self.minibatch_size or rollout
-        per_rank = minibatch // world_size
+        per_rank = rollout // self.num_minibatches // world_size
         micro = max(min(self.micro_batch_size or per_rank, per_rank), 1)
         check_schedule(self, rollout, world_size)
         return Schedule(

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra._internal import hydra as internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -35,6 +36,11 @@ class ConfigLoader(ConfigLoaderImpl):
     def _process_config_searchpath(self, config_name: str | None, parsed_overrides: Any, repo: Any) -> None:
         self.check_files(config_name, repo)
         super()._process_config_searchpath(config_name, parsed_overrides, repo)
+
+
+def flags() -> list[str]:
+    """Words with dashes that Hydra's command line takes."""
+    return [flag for action in get_args_parser()._actions for flag in action.option_strings]
 
 
 @contextmanager

@@ -93,6 +93,13 @@ def with_epoch_done(loops: dict[str, Any]) -> None:
         count["completed"] = count["processed"]
 
 
+def with_more_to_come(loops: dict[str, Any]) -> None:
+    """The same for the end of the only epoch of a fit: the run resumes inside of it, where it has got more batches."""
+    for count in loops["epoch_progress"].values():
+        count["processed"] = count["completed"]
+    loops["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+
 def begin_epoch(trainer: pl.Trainer) -> None:
     """At the start of a fit: do not go back into an epoch that is done, as a Trainer with ``max_steps`` does.
 

@@ -54,11 +54,12 @@ def check_schedule(settings: Any, rollout: int, world_size: int) -> None:
     Raises:
         ConfigError: sizes do not divide; the message shows the whole chain.
     """
-    minibatch = settings.minibatch_size or rollout
+    parts = settings.num_minibatches
+    minibatch = rollout // parts
     per_rank = minibatch // world_size
     micro = min(settings.micro_batch_size or per_rank, per_rank)
     faults = [
-        (rollout % minibatch, f"minibatches of {minibatch} do not divide a rollout of {rollout}"),
+        (rollout % parts, f"{parts} minibatches do not divide a rollout of {rollout}"),
         (minibatch % world_size, f"{world_size} ranks do not divide a minibatch of {minibatch}"),
         (
             rollout % (world_size * settings.group_size),
@@ -76,8 +77,8 @@ def check_schedule(settings: Any, rollout: int, world_size: int) -> None:
             f"  rollout       {rollout} responses in groups of {settings.group_size}   "
             "ppo.data.batch_size, ppo.settings.group_size\n"
             f"  -> epochs     {settings.ppo_epochs} over each rollout   ppo.settings.ppo_epochs\n"
-            f"  -> minibatch  {minibatch} responses per optimizer step   ppo.settings.minibatch_size\n"
-            f"  -> rank       {minibatch / world_size:g} responses on each of {world_size}   trainer.devices\n"
+            f"  -> minibatch  {rollout / parts:g} responses per optimizer step   ppo.settings.num_minibatches\n"
+            f"  -> rank       {rollout / parts / world_size:g} responses on each of {world_size}   trainer.devices\n"
             f"  -> micro      {micro} responses per forward   ppo.settings.micro_batch_size\n"
             "Each must divide the one before, and each rank needs whole groups."
         )

@@ -13,7 +13,7 @@ import torch
 from rlhf_lightning import signals
 from rlhf_lightning.config.compose import redact
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.stages.resume import differences
+from rlhf_lightning.stages.changes import differences
 
 
 def join(trainer: lightning.Trainer, config: Mapping[str, Any]) -> None:

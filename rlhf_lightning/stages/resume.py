@@ -5,32 +5,38 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.folders import probe
-from rlhf_lightning.checkpoint.io import checkpoints, is_checkpoint, newest_checkpoint
+from rlhf_lightning.checkpoint.io import END, checkpoints, is_checkpoint, newest_checkpoint
 from rlhf_lightning.checkpoint.places import lock, sweep, write_file
 from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
 from rlhf_lightning.config.compose import config_text, redact
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.rules.stages import STAGES, names
+from rlhf_lightning.stages.changes import (
+    changes,
+    differences,
+    first_config,
+    is_length,
+    listed,
+    longer,
+    part,
+    saved_config,
+)
 from rlhf_lightning.stages.parents import row_digests
 from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, HISTORY, RECORD, check_entries, check_places, outputs
 from rlhf_lightning.stages.room import (
     EVALUATED,
     check_owner,
     clear_away,
-    holds_a_run,
     in_the_way,
     make_room,
     put_back,
@@ -65,6 +71,7 @@ class RunFolder:
         self.stages = names(config["stages"])
         self._config = config
         self._changed: list[str] = []
+        self._longer: dict[str, str] = {}  # stages that go on after their end, and how far
         self._rows: dict[str, str] = {}  # checksums of the files that the run reads
         self._begun = False
         self._outputs = [Path(output) for stage in self.stages for output in outputs(config.get(stage) or {})]
@@ -145,6 +152,8 @@ class RunFolder:
         """
         if self.resume != "auto" or output is None or (read_provenance(output) or {}).get("stage") != stage:
             return None
+        if stage in self._longer:
+            return None
         record = verify_folder(output, expect_stage=stage)
         now = json.loads(json.dumps(redact(dict(self._config))[stage], default=str))
         changed = [] if self._is_inside(output) else list(differences(record.get("config"), now, stage))
@@ -152,7 +161,7 @@ class RunFolder:
             return None
         if changed:
             raise ConfigError(
-                f"resume=auto: {output} was made with other settings ({_listed(changed)}); use the old values, another "
+                f"resume=auto: {output} was made with other settings ({listed(changed)}); use the old values, another "
                 f"{stage}.output, or overwrite=true to replace it once the new one is complete"
             )
         log.info(f"stage {stage}: done before, {output} verified")
@@ -164,7 +173,11 @@ class RunFolder:
             return None
         if self.resume != "auto":
             return Path(self.resume)
-        found = newest_checkpoint(self.path / CHECKPOINTS / stage, rank_zero_warn)
+        folder = self.path / CHECKPOINTS / stage
+        if stage in self._longer and is_checkpoint(folder / END):
+            log.info(f"stage {stage}: goes on from its end, {self._longer[stage]}")
+            return folder / END
+        found = newest_checkpoint(folder, rank_zero_warn)
         log.info(f"stage {stage}: " + (f"goes on from {found}" if found else "no checkpoint, starting new"))
         return found
 
@@ -192,29 +205,53 @@ class RunFolder:
                 "with the run_dir of that run"
             )
         path = Path(self.resume).absolute()
-        text = _first_config(path / CONFIG, path.parents[2] / CONFIG)
-        changed = [line for line in _changes(text, config) if line.startswith(f"{self.stages[0]}.")]
+        text = first_config(path / CONFIG, path.parents[2] / CONFIG)
+        changed = [line for line in changes(text, config) if line.startswith(f"{self.stages[0]}.")]
         if changed:
-            rank_zero_warn(f"resume={self.resume}: that run was made with another config ({_listed(changed)})")
+            rank_zero_warn(f"resume={self.resume}: that run was made with another config ({listed(changed)})")
 
     def _check_config(self, config: Mapping[str, Any]) -> None:
-        if rank_zero_only.rank:  # type: ignore[attr-defined]
-            return  # the first rank looks for all of them, and writes the file again
         if not in_the_way(self.path, self.stages):
             return  # nothing was made with the config before
-        changed = _changes(saved_config(self.path), config)
+        changed = changes(saved_config(self.path), config)
+        self._longer = longer(changed)
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return  # the first rank looks for all of them, and writes the file again
+        for stage in self._longer:
+            self._check_longer(stage)
         moved = dict(row_digests(config).items() & (record_of(self.path).get("rows") or {}).items())  # the same bytes
         changed = [line for line in changed if line.partition(": ")[0] not in moved]
         kept = [line for line in changed if not self._may_change(line.partition(": ")[0])]
-        refused = [line for line in kept if _part(line) not in FREE or line.startswith(DECIDES_BITS)]
+        kept = [line for line in kept if not (is_length(line) and part(line) in self._longer)]
+        refused = [line for line in kept if part(line) not in FREE or line.startswith(DECIDES_BITS)]
         if refused:
             raise ConfigError(
-                f"resume=auto: {self.path} was made with another config ({_listed(refused)}); use the old values, or "
+                f"resume=auto: {self.path} was made with another config ({listed(refused)}); use the old values, or "
                 "another run_dir. Sections of stages that have not begun may change"
             )
-        self._changed = [line for line in changed if _part(line) not in UNSEEN]
+        self._changed = [line for line in changed if part(line) not in UNSEEN]
         if self._changed:
-            log.warning(f"resumed with other settings: {_listed(self._changed)}")
+            log.warning(f"resumed with other settings: {listed(self._changed)}")
+
+    def _check_longer(self, stage: str) -> None:
+        """Refuse to make a stage longer that has finished where that is not possible any more."""
+        places = outputs(self._config.get(stage) or {})
+        if not any(read_provenance(place) for place in places):
+            return  # it was stopped before
+        made = names(record_of(self.path).get("stages") or self.stages)
+        later = [s for s in made[made.index(stage) + 1 :] if s != "evaluate" and not self._may_change(f"{s}.any")]
+        if later:
+            raise ConfigError(
+                f"resume=auto: {stage} ({self._longer[stage]}) cannot become longer, for {', '.join(later)} went on "
+                "from what it made; use another run_dir"
+            )
+        if not is_checkpoint(self.path / CHECKPOINTS / stage / END) and not checkpoints(
+            self.path / CHECKPOINTS / stage
+        ):
+            raise CheckpointError(
+                f"resume=auto: {stage} ({self._longer[stage]}) cannot become longer, since no checkpoint of it is left "
+                "(checkpoint.at_end keeps one); use another run_dir"
+            )
 
     def _may_change(self, key: str) -> bool:
         """Whether a key belongs to a stage that has left nothing: no row, no checkpoint, no output."""
@@ -226,75 +263,3 @@ class RunFolder:
         places += [self.path / name for name in EVALUATED] if stage == "evaluate" else []
         left = (self.path / CHECKPOINTS / stage, self.path / HISTORY / f"{stage}.csv")
         return bool(places) and not any(place.exists() for place in (*places, *left))
-
-
-def saved_config(folder: Path) -> str:
-    """The text of ``config.yaml`` of an earlier run: of the file, or of the copy in its newest checkpoint.
-
-    Returns:
-        nothing where no run has saved anything yet.
-
-    Raises:
-        CheckpointError: the file is damaged, and no checkpoint has a copy of it.
-    """
-    file = folder / CONFIG
-    copies = sorted((folder / CHECKPOINTS).glob(f"*/step-*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
-    text = _first_config(file, *reversed(copies))
-    if not text and (file.exists() or holds_a_run(folder)):
-        raise CheckpointError(
-            f"{file}: {'damaged' if file.exists() else 'missing'}, and no checkpoint has a copy, so that nobody can "
-            "tell whether the run would go on with the same config; restore the file or choose another run_dir"
-        )
-    return text
-
-
-def _first_config(*files: Path) -> str:
-    """The first of several texts that is the config of a run."""
-    for file in files:
-        with suppress(OSError, ValueError, YAMLError, OmegaConfBaseException):
-            text = file.read_text(encoding="utf-8")
-            found = OmegaConf.to_container(OmegaConf.create(text))
-            if isinstance(found, dict) and isinstance(found.get("run_dir"), str):
-                return text
-    return ""
-
-
-def _changes(text: str, config: Mapping[str, Any]) -> list[str]:
-    """What differs from the config that an earlier run saved, besides its folder; nothing where it saved none."""
-    if not text:
-        return []
-    saved = OmegaConf.to_container(OmegaConf.create(text))
-    assert isinstance(saved, dict)
-    moved = _moved(saved, str(saved["run_dir"]), str(config["run_dir"]))
-    now = OmegaConf.to_container(OmegaConf.create(config_text(config)))
-    changed = {line.partition(": ")[0] for line in differences(saved, now)}  # `sft` may be a word as well as the folder
-    return [line for line in differences(moved, now) if line.partition(": ")[0] in changed]
-
-
-def _part(line: str) -> str:
-    """The first part of the key that a line of `differences` begins with."""
-    return line.partition(".")[0].partition(":")[0]
-
-
-def _moved(tree: Any, old: str, new: str) -> Any:
-    """The same with all paths in the folder ``old`` in the folder ``new``."""
-    if isinstance(tree, dict):
-        return {key: _moved(value, old, new) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_moved(value, old, new) for value in tree]
-    if isinstance(tree, str) and tree.startswith(old.rstrip("/") + "/") and tree != old:
-        return new.rstrip("/") + tree[len(old.rstrip("/")) :]
-    return new if tree == old else tree
-
-
-def _listed(changed: list[str]) -> str:
-    return "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
-
-
-def differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
-    """``key: old -> new`` of every leaf that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}, key=str):
-            yield from differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
-    elif before != now:
-        yield f"{key}: {json.dumps(before, default=str)} -> {json.dumps(now, default=str)}"

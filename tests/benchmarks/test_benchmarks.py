@@ -164,7 +164,7 @@ def test_both_sides_of_the_comparison_of_learning_are_set_alike(algorithm):
     batch = peer["per_device_train_batch_size"]
     rollout = batch * peer.get("steps_per_generation", 1)
     epochs = peer.get("num_iterations", 1)
-    assert (ppo["data"]["batch_size"], settings["minibatch_size"] or rollout) == (rollout, batch)
+    assert (ppo["data"]["batch_size"], rollout // settings["num_minibatches"]) == (rollout, batch)
     assert (ppo["data"]["group_size"], settings["ppo_epochs"]) == (peer["num_generations"], epochs)
     assert (ppo["optimizer"]["lr"], ppo["optimizer"]["eps"]) == (peer["learning_rate"], peer["adam_epsilon"])
     assert (config["kl"]["coef"], settings["kl_placement"] == "loss") == (peer["beta"], algorithm == "grpo")

@@ -35,7 +35,7 @@ def test_only_policies_within_the_kl_limit_can_win(tmp_path, max_kl, target, win
 
 
 def test_a_learned_score_without_a_penalty_has_a_limit_all_the_same(tmp_path):
-    best, module = BestPolicy(window=1), Refinement([1.0, 2.0, 3.0], [1.0, 7.9, 8.1], None)
+    best, module = BestPolicy(window=1), Refinement([1.0, 2.0, 3.0], [1.0, 3.4, 3.6], None)
     module.scorer, module.kl_controller = SimpleNamespace(learned=True), FixedKL(0.0)
     trainer([best], tmp_path).fit(module, loader(3))
     assert best.best["rollout"] == 2

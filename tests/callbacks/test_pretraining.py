@@ -14,7 +14,7 @@ from rlhf_lightning.stages.run import Run
 from tests.support import phases, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
-ONE_STEP = {"ppo_epochs": 1, "minibatch_size": None, "micro_batch_size": 2, "max_grad_norm": 0.0}
+ONE_STEP = {"ppo_epochs": 1, "num_minibatches": 1, "micro_batch_size": 2, "max_grad_norm": 0.0}
 
 
 def rows(folder, micro=None):
@@ -49,7 +49,7 @@ def test_a_step_adds_the_gradient_of_the_texts_mean_loss_however_they_are_cut(tm
 def test_every_step_takes_the_next_rows_and_a_warm_up_of_the_critic_none(tmp_path):
     folder, taken = phases.write(tmp_path), []
     mix = PretrainingMix(rows(folder), 0.5)
-    module = phases.ppo_module(critic_warmup=1, **{**ONE_STEP, "minibatch_size": 4})
+    module = phases.ppo_module(critic_warmup=1, **{**ONE_STEP, "num_minibatches": 2})
     inner = mix.accumulate
 
     def spied(ppo):

@@ -197,7 +197,7 @@ def test_what_limits_a_step_has_the_same_address_in_every_stage(stage):
 
 
 def test_one_switch_turns_every_exact_shortcut_off():
-    config = OmegaConf.create(dict(compose(["stage=ppo", "exact_shortcuts=false", "ppo.settings.minibatch_size=8"])))
+    config = OmegaConf.create(dict(compose(["stage=ppo", "exact_shortcuts=false", "ppo.settings.num_minibatches=8"])))
     settings = config.ppo.settings
     switches = [config.model.pack_rows, config.rollout.share_prefill, settings.by_length, settings.reuse_logprobs]
     assert switches == [False] * 4

@@ -13,6 +13,7 @@ from rlhf_lightning.stages.pipeline import run
 from tests.gates.gate_docs import blocks
 from tests.gates.gate_sources import ROOT
 from tests.support import small_pipeline
+from tests.support.small_run import start
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),
@@ -58,6 +59,19 @@ def test_a_chain_without_a_reward_model_runs_as_typed(words, tmp_path, chain, te
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert list(evaluation["policies"]) == ["base", *dict.fromkeys(["sft", teacher, last])]
     assert f"evaluate/{last}/praise" in metrics
+
+
+def test_every_stage_runs_sharded_over_two_ranks_also_where_batches_of_prompts_do_not_divide(words, tmp_path):
+    chain = "sft,rank,reward,ppo,best_of_n,dpo,kto,evaluate"
+    odd = [f"{stage}.data.batch_size=3" for stage in ("rank", "best_of_n", "evaluate")]
+    machine = ["trainer=fsdp2", "trainer.devices=2", "trainer.accelerator=cpu"]
+    sizes = ["sft.max_epochs=1", "reward.data.batch_size=2", "reward.data.validation_fraction=0.25", "ppo.rollouts=1"]
+    command = start([*words, *odd, *sizes, *machine, f"stages=[{chain}]", f"run_dir={tmp_path}"])
+    said = command.communicate(timeout=120)[0]
+    assert command.returncode == 0, said
+    judged = json.loads((tmp_path / "evaluation.json").read_text())["policies"]
+    assert list(judged) == ["base", "sft", "ppo", "best_of_n", "dpo", "kto"]
+    assert all(-10 < policy["summary"]["scores"]["praise"]["mean"] < 10 for policy in judged.values())
 
 
 class NoSteps(lightning.LightningDataModule):

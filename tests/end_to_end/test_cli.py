@@ -38,7 +38,7 @@ SMALL = [
     "sft.max_epochs=1", "sft.data.batch_size=32",
     "rank.max_prompts=16", "rank.data.batch_size=16",
     "reward.max_epochs=1", "reward.data.batch_size=4",
-    "ppo.rollouts=2", "ppo.data.batch_size=16", "ppo.settings.minibatch_size=8",
+    "ppo.rollouts=2", "ppo.data.batch_size=16", "ppo.settings.num_minibatches=2",
     "evaluate.max_prompts=16", "evaluate.samples_per_prompt=1",
 ]  # fmt: skip
 NO_NETWORK = """

@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     offline.write(folder / "three_answers.jsonl", rows)
     rows = [{"prompt": p, "completions": c, "ranks": r} for p, c, r in offline.RANKINGS[:3]]
     offline.write(folder / "three_rankings.jsonl", rows)
-    module, _ = phases.ppo(folder, phases.ppo_module(minibatch_size=8, ppo_epochs=1), rollouts=3)
+    module, _ = phases.ppo(folder, phases.ppo_module(num_minibatches=1, ppo_epochs=1), rollouts=3)
     torch.save(module.last_experience, folder / "experience.pt")
     pair.launch("tests.support.strategies_worker", str(folder), log=folder, seconds=SECONDS)
     return folder
@@ -175,7 +175,7 @@ def test_bfloat16_autocast_stays_finite_and_keeps_float32_weights(tmp_path, phas
 
 
 def test_the_first_ratio_under_bfloat16_autocast_is_one(tmp_path):
-    module = phases.ppo_module(ppo_epochs=1, minibatch_size=8, micro_batch_size=2)
+    module = phases.ppo_module(ppo_epochs=1, num_minibatches=1, micro_batch_size=2)
     _, run = phases.ppo(phases.write(tmp_path), module, precision="bf16-mixed")
     assert float(run.callback_metrics["val/ratio"]) == pytest.approx(1.0, abs=1e-2)
 

@@ -191,7 +191,7 @@ def test_case_26_beta_is_bounded_and_the_ceiling_is_told_of(controller):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_case_28_the_first_ratio_of_a_rollout_is_logged_and_1(precision, files, tmp_path):
-    module = module_of("ppo", ppo_epochs=2, minibatch_size=None)
+    module = module_of("ppo", ppo_epochs=2, num_minibatches=1)
     _, trainer = fit("ppo", tmp_path, 2, module, data=files, precision=precision)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert logged["val/ratio_first_gap"] == 0.0 and logged["val/ratio_max"] > 1.0
@@ -204,7 +204,7 @@ def test_case_28_a_first_ratio_that_is_not_1_shows(files, tmp_path):
             experience.logprobs.add_(0.1)
             return experience
 
-    module = module_of("ppo", Rounded, ppo_epochs=2, minibatch_size=None)
+    module = module_of("ppo", Rounded, ppo_epochs=2, num_minibatches=1)
     _, trainer = fit("ppo", tmp_path, 1, module, data=files)
     assert float(trainer.callback_metrics["val/ratio_first_gap"]) == pytest.approx(1 - math.exp(-0.1), abs=1e-4)
 
@@ -227,7 +227,7 @@ def fp16(scale):
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
 def test_case_21_a_loss_scaler_may_look_for_its_scale(stage, files, tmp_path):
     scale, watch = Scale(), Watch()
-    module = module_of(stage, **({"ppo_epochs": 1, "minibatch_size": 8} if stage == "ppo" else {}))
+    module = module_of(stage, **({"ppo_epochs": 1, "num_minibatches": 1} if stage == "ppo" else {}))
     fit(stage, tmp_path, 6, module, [scale, watch], micro=4, data=files, plugins=[fp16(2.0**40)])
     assert scale.seen[-1] < scale.seen[0] and module.guard.skipped == 0
     assert torch.equal(watch.weights[0], watch.weights[1])  # the scaler skipped more steps than end a run

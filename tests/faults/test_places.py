@@ -14,8 +14,9 @@ from rlhf_lightning.checkpoint.places import lock, write_file
 from rlhf_lightning.checkpoint.provenance import read_sealed
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError, RLHFError
+from rlhf_lightning.stages.changes import relocated
 from rlhf_lightning.stages.pipeline import run
-from rlhf_lightning.stages.resume import RunFolder, _moved
+from rlhf_lightning.stages.resume import RunFolder
 from tests.support import small_run, trees
 
 pytestmark = [
@@ -349,7 +350,7 @@ def test_case_59_where_no_checkpoint_can_be_read_nothing_is_trained_or_deleted(s
         for path in saved:
             damage(path, how, draw)
         before = trees.belongings(copy / "checkpoints")
-        moved = _moved(original, str(folder), str(copy))
+        moved = relocated(original, str(folder), str(copy))
         with pytest.raises(CheckpointError, match="none of 3 checkpoints can be used, and none is deleted") as refused:
             run(moved) if (how, number) == ("flipped bit", 0) else RunFolder(moved).checkpoint("sft")
         assert refused.value.exit_code == 5 and str(refused.value).count("step-00000") == 3

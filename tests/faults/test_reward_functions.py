@@ -316,7 +316,7 @@ def test_options_out_of_range_are_refused(options):
 def fit(scorer, rollouts=3):
     module = PPOModule(
         tiny.policy(scale=0.3), scorer, tiny.tokenizer(), optimizer=partial(torch.optim.SGD, lr=1e-3),
-        sampling=Sampling(max_new_tokens=4), settings=PPOSettings(ppo_epochs=2, minibatch_size=2),
+        sampling=Sampling(max_new_tokens=4), settings=PPOSettings(ppo_epochs=2, num_minibatches=2),
     )  # fmt: skip
     trainer = lightning.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -124,7 +124,7 @@ class Always(LoopEngine):
 
 def ppo(tmp_path, token, **settings):
     """Metrics and last experience of one rollout whose answers are this token only."""
-    module = phases.ppo_module(micro_batch_size=None, minibatch_size=None, ppo_epochs=1, **settings)
+    module = phases.ppo_module(micro_batch_size=None, num_minibatches=1, ppo_epochs=1, **settings)
     module.engine = Always(token)
     module, run = phases.ppo(phases.write(tmp_path), module, rollouts=1)
     assert phases.flat(module.policy).isfinite().all() and phases.flat(module.critic).isfinite().all()

@@ -68,7 +68,7 @@ def build(
 
 @cache
 def section_of(name):
-    return compose(["stage=ppo", f"algorithm={name}", "ppo.settings.minibatch_size=null"])["ppo"]
+    return compose(["stage=ppo", f"algorithm={name}", "ppo.settings.num_minibatches=1"])["ppo"]
 
 
 def composed(name, **settings):

@@ -46,8 +46,7 @@ def test_every_rollout_takes_epochs_times_minibatches_steps(tmp_path, epochs, mi
         def on_train_batch_end(self, trainer, module, *_):
             steps.append(trainer.global_step - sum(steps))
 
-    size = 8 // minibatches
-    module = phases.ppo_module(ppo_epochs=epochs, minibatch_size=size, micro_batch_size=micro)
+    module = phases.ppo_module(ppo_epochs=epochs, num_minibatches=minibatches, micro_batch_size=micro)
     phases.ppo(phases.write(tmp_path), module, rollouts=3, callbacks=[Count()])
     assert steps == [epochs * minibatches] * 3
 
@@ -60,7 +59,7 @@ def test_the_last_rollout_of_a_pass_takes_as_many_steps_as_the_others(tmp_path):
         def on_train_batch_end(self, trainer, module, *_):
             steps.append(trainer.global_step - sum(steps))
 
-    module = phases.ppo_module(ppo_epochs=2, minibatch_size=2, micro_batch_size=1)
+    module = phases.ppo_module(ppo_epochs=2, num_minibatches=2, micro_batch_size=1)
     phases.ppo(phases.write(tmp_path), module, rollouts=5, batch=4, callbacks=[Count()])
     assert steps == [4] * 5
 

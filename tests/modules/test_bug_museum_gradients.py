@@ -24,7 +24,7 @@ GROUPED = {"rloo": rloo, "dr_grpo": dr_grpo, "grpo": grpo}
 
 def critic_of(**settings):
     """The critic's weights after two passes over one rollout of sixteen ragged answers, and those it began with."""
-    module, logged = fit(ppo(lr=0.5, value_coef=1.0, max_grad_norm=0.0, ppo_epochs=2, minibatch_size=8, **settings))
+    module, logged = fit(ppo(lr=0.5, value_coef=1.0, max_grad_norm=0.0, ppo_epochs=2, num_minibatches=2, **settings))
     lengths = module.last_experience.rollout.lengths
     assert len(lengths.unique()) > 3  # micro-batches hold different numbers of tokens
     fresh = ppo(**settings)

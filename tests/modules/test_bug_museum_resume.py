@@ -56,7 +56,7 @@ class Trail(lightning.Callback):
 
 
 def ppo(folder, callbacks=(), kl="log-space", resume=None):
-    module = phases.ppo_module(optimizer=partial(torch.optim.AdamW, lr=1e-2), minibatch_size=2)
+    module = phases.ppo_module(optimizer=partial(torch.optim.AdamW, lr=1e-2), num_minibatches=2)
     module.kl_controller = CONTROLLERS[kl]()
     data = PromptData(
         folder / "prompts.jsonl", None, tiny.tokenizer(), batch_size=4, rollouts=ROLLOUTS, validation_fraction=0.0
@@ -185,7 +185,7 @@ def test_the_critic_is_saved_and_held_out_prompts_crash_nothing(tmp_path):
     data = PromptData(
         folder / "prompts.jsonl", None, tiny.tokenizer(), batch_size=4, rollouts=1, validation_fraction=0.5
     )
-    module, run = phases.ppo_module(minibatch_size=None), phases.trainer()
+    module, run = phases.ppo_module(num_minibatches=1), phases.trainer()
     run.fit(module, datamodule=data)
     run.save_checkpoint(folder / "end.ckpt")
     saved = torch.load(folder / "end.ckpt", weights_only=True)["state_dict"]

@@ -58,7 +58,7 @@ def fit(module, texts=TEXTS, repeats=1):
 
 def composed(name, **settings):
     """The module of a named algorithm; what it learned from has gaps."""
-    section = compose(["stage=ppo", f"algorithm={name}", "ppo.settings.minibatch_size=null"])["ppo"]
+    section = compose(["stage=ppo", f"algorithm={name}", "ppo.settings.num_minibatches=1"])["ppo"]
     parts = {
         part: safe_instantiate(section[key]) for part, key in (("advantage", "advantage"), ("policy_loss", "loss"))
     }

@@ -97,7 +97,7 @@ ALGORITHMS = {
     "rloo": {  # its loss allows one pass, so four minibatches
         "advantage": partial(rloo, group_size=GROUP),
         "policy_loss": reinforce_loss,
-        "settings": {"baseline": "none", "group_size": GROUP, "ppo_epochs": 1, "minibatch_size": BATCH // 4},
+        "settings": {"baseline": "none", "group_size": GROUP, "ppo_epochs": 1, "num_minibatches": 4},
     },
     "dr_grpo": {
         "advantage": partial(dr_grpo, group_size=GROUP),

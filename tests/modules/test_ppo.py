@@ -118,7 +118,7 @@ def test_a_rollout_is_learned_from_and_logged_with_the_kl_coefficient_it_began_w
 
 
 def test_the_first_epoch_keeps_the_order_and_each_later_one_draws_another():
-    ppo = module(ppo_epochs=3, minibatch_size=2)
+    ppo = module(ppo_epochs=3, num_minibatches=4)
     pairs = [pair.tolist() for _ in range(2) for pair in ppo._minibatches(ppo.settings.schedule(8, 1))]
     epochs = [pairs[start : start + 4] for start in range(0, 24, 4)]
     assert all(sorted(row for pair in epoch for row in pair) == list(range(8)) for epoch in epochs)
@@ -169,7 +169,7 @@ def test_answers_that_nobody_judged_have_no_part_in_whitening_nor_in_the_start_o
 
 @pytest.mark.filterwarnings("ignore:ppo. val/var_explained")  # the scores hardly vary
 def test_learning_raises_the_score():
-    ppo = module(kl=0.0, lr=0.1, ppo_epochs=2, minibatch_size=4)
+    ppo = module(kl=0.0, lr=0.1, ppo_epochs=2, num_minibatches=2)
     scores = []
 
     class Watch(lightning.Callback):
@@ -194,11 +194,11 @@ class Twins(Ranks):
 
 
 def test_two_ranks_that_see_the_same_learn_what_one_learns(monkeypatch):
-    options = {"minibatch_size": 4, "micro_batch_size": 2, "whiten_advantages": False, "max_grad_norm": 0.1}
+    options = {"num_minibatches": 2, "micro_batch_size": 2, "whiten_advantages": False, "max_grad_norm": 0.1}
     one = module("shared_trunk", **options)
     alone = fit(one)
     monkeypatch.setattr(PPOModule, "ranks", property(lambda self: Twins()))
-    two = module("shared_trunk", **options | {"minibatch_size": 8})
+    two = module("shared_trunk", **options)
     together = fit(two)
     for a, b in zip(one.policy.parameters(), two.policy.parameters(), strict=True):
         torch.testing.assert_close(a, b)
@@ -270,8 +270,8 @@ def test_critics_start_at_the_mean_return_and_there_is_one_group_each():
 
 
 def test_sizes_that_do_not_divide_are_refused_with_the_whole_chain():
-    with pytest.raises(ConfigError, match=r"minibatches of 3 do not divide a rollout of 8(.|\n)*-> micro +3"):
-        fit(module(minibatch_size=3))
+    with pytest.raises(ConfigError, match=r"3 minibatches do not divide a rollout of 8(.|\n)*-> micro +2"):
+        fit(module(num_minibatches=3))
     whole = PPOSettings(by_length=False, micro_batch_size=16).schedule(8, 1)
     assert (whole.micro, whole.micro_batches) == (8, 1)  # a bound on memory
 

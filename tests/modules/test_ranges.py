@@ -32,7 +32,7 @@ def optimizer():
 
 MADE = {
     PPOSettings: {
-        "group_size": COUNT, "ppo_epochs": COUNT, "minibatch_size": COUNT, "micro_batch_size": COUNT,
+        "group_size": COUNT, "ppo_epochs": COUNT, "num_minibatches": COUNT, "micro_batch_size": COUNT,
         "entropy_coef": FROM_ZERO, "max_approx_kl": ABOVE_ZERO, "value_coef": FROM_ZERO, "value_clip_range": ABOVE_ZERO,
         "critic_lr": ABOVE_ZERO, "missing_eos_penalty": FROM_ZERO, "score_clip": ABOVE_ZERO, "max_resamples": FROM_ZERO,
         "critic_warmup": FROM_ZERO, "max_grad_norm": FROM_ZERO,

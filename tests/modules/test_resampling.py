@@ -116,7 +116,7 @@ class Seen(FunctionScorer):
 
 def train(folder, resume=None, **options):
     module = phases.ppo_module(
-        optimizer=partial(torch.optim.AdamW, lr=1e-2), minibatch_size=None, group_size=2, max_resamples=2,
+        optimizer=partial(torch.optim.AdamW, lr=1e-2), num_minibatches=1, group_size=2, max_resamples=2,
         whiten_advantages=False,
     )  # fmt: skip
     module.scorer = Seen()

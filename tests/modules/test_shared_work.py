@@ -123,7 +123,7 @@ def test_a_single_update_needs_no_forward_for_its_old_log_probabilities(monkeypa
     "options",
     [
         {"ppo_epochs": 2},
-        {"minibatch_size": 4},
+        {"num_minibatches": 2},
         {"correction": "token_mask"},
         {"engine": Inexact()},
         {"engine": Silent()},

@@ -113,9 +113,9 @@ def _shrink(section: dict) -> None:
             _shrink(value)
         elif key in ("max_rows", "max_prompts"):
             section[key] = 8
-        elif key in ("batch_size", "micro_batch_size", "minibatch_size") and value is not None:
+        elif key in ("batch_size", "micro_batch_size") and value is not None:
             section[key] = 4
-        elif key == "rollouts" and value is not None:
+        elif key in ("rollouts", "num_minibatches") and value is not None:
             section[key] = 1
         elif key in ("max_new_tokens", "max_prompt_length"):
             section[key] = {"max_new_tokens": 4, "max_prompt_length": 32}[key]

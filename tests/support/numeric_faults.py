@@ -38,7 +38,7 @@ def module_of(stage, cls=None, max_skipped_steps=3, **settings):
     if stage in ("dpo", "kto"):
         kind = DPOModule if stage == "dpo" else KTOModule
         return (cls or kind)(tiny.policy(scale=0.3), tok, OPTIMIZER, **common)
-    given = {"ppo_epochs": 2, "minibatch_size": 4, "micro_batch_size": 2, "max_approx_kl": None, **settings}
+    given = {"ppo_epochs": 2, "num_minibatches": 2, "micro_batch_size": 2, "max_approx_kl": None, **settings}
     return (cls or PPOModule)(
         tiny.policy(scale=0.3), FunctionScorer(phases.praise), tok, OPTIMIZER, linear, sampling=Sampling(8),
         settings=PPOSettings(max_skipped_steps=max_skipped_steps, **given),

@@ -101,7 +101,7 @@ def praise(prompts, completions, **columns):
 
 
 def ppo_module(cls=PPOModule, optimizer=None, advantage=gae, lora=False, critic="policy", **settings):
-    given = {"ppo_epochs": 2, "minibatch_size": 4, "micro_batch_size": 1, "max_approx_kl": None, **settings}
+    given = {"ppo_epochs": 2, "num_minibatches": 2, "micro_batch_size": 1, "max_approx_kl": None, **settings}
     policy = tiny.policy(scale=0.3)
     if lora:
         torch.manual_seed(0)
@@ -162,7 +162,7 @@ GROUPED = {
 
 def replay(folder, grouped=False, lora=False, critic="policy", **options):
     """One optimizer step of plain gradient descent on ``experience.pt``, with a critic or as groups."""
-    settings = {"ppo_epochs": 1, "minibatch_size": None, "micro_batch_size": 2, "max_grad_norm": 0}
+    settings = {"ppo_epochs": 1, "num_minibatches": 1, "micro_batch_size": 2, "max_grad_norm": 0}
     advantage = partial(dr_grpo, group_size=2) if grouped else gae
     given = settings | (GROUPED if grouped else {})
     module = ppo_module(Replay, partial(torch.optim.SGD, lr=1.0), advantage, lora, critic, **given)

@@ -33,6 +33,7 @@ def inputs(folder: Path) -> list[str]:
         "stage=pipeline", "task=custom", "logger=none", "trainer=cpu", "threads=1", f"model.path={folder / 'model'}",
         f"data.demonstrations={folder / 'demonstrations.jsonl'}", f"data.prompts={folder / 'prompts.jsonl'}",
         f"reward.data.train={folder / 'rankings.jsonl'}", "sft.max_epochs=2", "ppo.data.batch_size=4",
+        "ppo.settings.ppo_epochs=2", "ppo.settings.num_minibatches=1",
         "sampling.max_new_tokens=6", "ppo.data.max_prompt_length=32",
     ]  # fmt: skip
 

@@ -1,0 +1,46 @@
+"""Settings that were typed and that nothing would read: refused, since whoever typed them expects an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rlhf_lightning.config.messages import shown
+from rlhf_lightning.config.tree import at, dotted
+from rlhf_lightning.config.typed import Typed
+from rlhf_lightning.errors import ConfigError
+
+_OF_THE_CRITIC = ("value_coef", "value_clip_range", "critic_lr")
+_FIXED = "rlhf_lightning.optim.kl_controllers.FixedKL"
+
+
+def check_ignored(config: Mapping[str, Any], typed: Typed) -> None:
+    """Refuse typed settings of a part that this run does not have.
+
+    Args:
+        config: resolved, with what was typed in its place.
+        typed: the command line. What stands in files may be meant for another algorithm, and is left alone.
+
+    Raises:
+        ConfigError: names the key, why nothing reads it, and what to do.
+    """
+    for key, why in _without_effect(config):
+        if at(config, key) is not ... and typed.has(key):
+            raise ConfigError(f"{dotted(key)}={shown(dotted(key), at(config, key))} would have no effect: {why}")
+
+
+def _without_effect(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    ppo = config.get("ppo") if "ppo" in config.get("stages", []) else None
+    if not isinstance(ppo, Mapping) or not isinstance(settings := ppo.get("settings"), Mapping):
+        return
+    if settings.get("baseline") != "critic":
+        why = (
+            f"ppo.settings.baseline={settings.get('baseline')} trains no critic. Leave it out, or choose an algorithm "
+            "with a critic, such as algorithm=ppo"
+        )
+        yield ("ppo", "critic"), why
+        yield from ((("ppo", "settings", name), why) for name in _OF_THE_CRITIC)
+    kl = config.get("kl") or {}
+    if kl.get("_target_") == _FIXED and kl.get("coef") == 0:
+        why = "there is no KL penalty (kl.coef=0). Leave it out, or choose kl=adaptive or kl=fixed"
+        yield from ((("ppo", "settings", name), why) for name in ("kl_placement", "kl_estimator"))

@@ -1,0 +1,125 @@
+"""Whether the parts of each stage go together: sizes that divide, layouts that exist, an algorithm that can learn."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rlhf_lightning.config.messages import shown
+from rlhf_lightning.config.signatures import Signature, signature
+from rlhf_lightning.errors import ConfigError, nearest
+from rlhf_lightning.rules import combinations
+from rlhf_lightning.rules.stages import STAGES, stage_of
+
+_TRANSLATED = {
+    "gradient_clip_val": "max_grad_norm of the stage (for PPO ppo.max_grad_norm)",
+    "accumulate_grad_batches": "micro_batch_size of the stage's data (for PPO ppo.settings.micro_batch_size)",
+}
+_REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning
+
+
+def lora(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What stands under ``model.lora``, as a node."""
+    given = (config.get("model") or {}).get("lora")
+    return {"_target_": "rlhf_lightning.models.adapters.Lora", **given} if isinstance(given, Mapping) else None
+
+
+def _completed(node: Mapping[str, Any]) -> SimpleNamespace | None:
+    """The arguments of a node with the defaults of those it leaves out; None for parts that are not ours."""
+    takes: Signature | None = signature(str(node.get("_target_")))
+    if takes is None:
+        return None
+    return SimpleNamespace(**{name: p.default for name, p in takes.parameters.items()} | dict(node))
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Refuse arguments that mean another thing here, and devices that cannot be."""
+    for key, instead in _TRANSLATED.items():
+        if key in trainer:
+            raise ConfigError(
+                f"trainer.{key}: set {instead} instead, which keeps the loss exact for every split of the batch"
+            )
+    if str(trainer.get("strategy")).startswith("fsdp"):
+        raise ConfigError(combinations.FSDP1_REFUSED)
+    devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
+    if not (isinstance(devices, list) or re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(devices))):
+        raise ConfigError(f"trainer.devices={devices}: must be a number above 0, a list of them, -1 (all), or auto")
+    if isinstance(accelerator, str) and accelerator not in _ACCELERATORS:
+        hint = nearest(accelerator, _ACCELERATORS)
+        raise ConfigError(f"trainer.accelerator={accelerator}: must be one of {', '.join(_ACCELERATORS)}.{hint}")
+
+
+def world_size(trainer: Mapping[str, Any]) -> int:
+    """Processes, as far as the config tells; 1 where the machine decides."""
+    devices: Any = trainer.get("devices")
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    return max(count, 1) * int(trainer.get("num_nodes", 1))
+
+
+def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
+    """Refuse a stage whose parts do not go together, on so many processes."""
+    section = config.get(stage) or {}
+    data = _completed(section.get("data") or {})
+    if data is not None:
+        if hasattr(data, "micro_batch_size") and data.batch_size is not ...:
+            by_length = bool(data.length_window)
+            combinations.check_batch(data.batch_size, data.micro_batch_size, world_size, by_length, f"{stage}.data.")
+        if hasattr(data, "max_prompt_length") and section.get("sampling"):
+            _check_context(config, stage, data.max_prompt_length)
+    shards = "ModelParallelStrategy" in str((config.get("trainer") or {}).get("strategy"))
+    frozen = (config.get("model") or {}).get("freeze_below")
+    record = STAGES.get(stage, stage_of(stage))
+    if shards and record.reference and frozen:
+        raise ConfigError(combinations.FSDP2_LAYOUT)
+    adapters = lora(config)
+    if adapters is not None and shards and record.trains:
+        raise ConfigError(combinations.FSDP2_ADAPTERS)
+    if adapters is not None and stage == "ppo":
+        combinations.check_adapter_dropout(adapters.get("lora_dropout", 0.0))
+    if stage == "ppo":
+        _check_online(section, world_size)
+    loss = str((section.get("loss") or {}).get("_target_"))
+    if stage == "dpo" and section.get("reference") and loss.startswith(_REFERENCE_FREE):
+        raise ConfigError(
+            f"dpo.reference={section['reference']}: {loss.rpartition('.')[2]} compares answers "
+            "without a reference; set it to null"
+        )
+
+
+def _check_online(section: Mapping[str, Any], world_size: int) -> None:
+    settings = _completed(section.get("settings") or {})
+    sampling = _completed(section.get("sampling") or {})
+    data, critic = _completed(section.get("data") or {}), section.get("critic")
+    if sampling is not None:
+        combinations.check_sampling(sampling.top_k, sampling.top_p, sampling.min_new_tokens)
+    if settings is not None:
+        advantage, loss = (section.get(part) or {} for part in ("advantage", "loss"))
+        targets = str(advantage.get("_target_")), str(loss.get("_target_"))
+        combinations.check_algorithm(settings, targets[0], advantage, targets[1], critic)
+        if data is not None:
+            combinations.check_schedule(settings, data.batch_size, world_size)
+    names = ["policy", "shared_trunk"]
+    if (isinstance(critic, dict) and "_target_" in critic) or "critic" not in section:
+        return
+    if not isinstance(critic, str) or not (critic in names or "/" in critic or Path(critic).exists()):
+        raise ConfigError(combinations.WHICH_CRITIC.format(shown("ppo.critic", critic)) + nearest(str(critic), names))
+
+
+def _check_context(config: Mapping[str, Any], stage: str, prompt_length: int) -> None:
+    """The longest prompt and answer against the positions of the policy, or of the model it will be trained from."""
+    section = config[stage]
+    folders = [section.get("policy"), (config.get("model") or {}).get("path")]
+    file = next((path for folder in folders if folder and (path := Path(folder) / "config.json").is_file()), None)
+    try:
+        model = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    except ValueError:
+        return  # loading the folder tells what is wrong with it
+    positions = model.get("max_position_embeddings", model.get("n_positions")) if isinstance(model, dict) else None
+    sampling = _completed(section["sampling"])
+    if isinstance(positions, int) and sampling is not None:
+        combinations.check_context(prompt_length, sampling.max_new_tokens, positions, f"{stage}.")
