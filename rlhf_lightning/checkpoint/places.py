@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rlhf_lightning.checkpoint.provenance import MARK, PROVENANCE, read_provenance, verify_folder
+from rlhf_lightning.checkpoint.provenance import CARD, MARK, PROVENANCE, own_card, read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError, DiskError
 
 TMP, ASIDE, LOCK = ".tmp-", "-old", ".rlhf_lightning.lock"
@@ -42,11 +42,11 @@ def foreign(path: Path, whole: bool = True) -> str:
         record = read_provenance(path)
         if record is None:
             return f"holds files that this library has not written ({names[0]})"
-        known = {*record.get("files", {}), PROVENANCE}
+        known = {*record.get("files", {}), PROVENANCE, *own_card(path)}
         for entry in sorted(path.rglob("*")):
             name = entry.relative_to(path).as_posix()
             if entry.is_symlink() or (name not in known and not entry.is_dir()):
-                return f"holds {name}, which this library has not written"
+                return f"holds {name}, which this library has not written" + " like this" * (name == CARD)
         if whole:
             verify_folder(path)
         return ""
@@ -110,6 +110,21 @@ def lock(place: Path, inside: bool = False, wait: bool = False) -> Iterator[None
         if not inside:
             file.unlink(missing_ok=True)
         os.close(stream)
+
+
+def is_locked(place: Path) -> bool:
+    """Whether a process writes in a folder now, by the lock that lies in it."""
+    try:
+        stream = os.open(place / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(stream)
+    return False
 
 
 def _locked(file: Path, what: Path, wait: bool) -> int:

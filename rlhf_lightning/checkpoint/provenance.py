@@ -20,6 +20,8 @@ from rlhf_lightning.errors import CheckpointError
 
 PROVENANCE = "provenance.json"
 MARK = ".rlhf_lightning"  # in a folder that is being filled or deleted, so that a later run knows whose it is
+CARD, FIGURE = "README.md", "figure.png"  # for people, who may change them: the record does not name them
+_CARD_ENDS = "\n<!-- rlhf-lightning card {} {} -->\n"  # its last line: checksums of what is above, and of the figure
 SCHEMA = 2
 _UNSEALED = 1  # the schema before, without a checksum of the record itself; still read
 AGAIN = f"Run the stage again or, if you changed the file yourself, delete {PROVENANCE} beside it"
@@ -70,11 +72,25 @@ def verify_folder(path: str | Path, expect_stage: str | None = None) -> dict[str
 
 def describe(folder: Path, provenance: Mapping[str, Any]) -> str:
     """The text of ``provenance.json`` for the files that are in a folder now."""
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path not in (folder / PROVENANCE, folder / MARK)
-    )
+    apart = [folder / name for name in (PROVENANCE, MARK, CARD, FIGURE)]
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in apart)
     digests = {p.relative_to(folder).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in files}
     return sealed({"schema": SCHEMA, **provenance, "versions": versions(), "files": digests})
+
+
+def marked_card(text: str, figure: bytes = b"") -> str:
+    """A model card with a last line by which `own_card` knows it, and its figure, as long as nobody changes them."""
+    return text + _CARD_ENDS.format(*(hashlib.sha256(part).hexdigest() for part in (text.encode(), figure)))
+
+
+def own_card(folder: Path) -> set[str]:
+    """Of `CARD` and `FIGURE` those that are as this library wrote them."""
+    found = {name: (folder / name).read_bytes() for name in (CARD, FIGURE) if (folder / name).is_file()}
+    text = found.get(CARD, b"").decode(errors="replace")
+    body, figure = text.rpartition("\n<!--")[0], found.get(FIGURE, b"")
+    return (
+        set(found) if text == marked_card(body, figure) else {CARD} & set(found) if text == marked_card(body) else set()
+    )
 
 
 def sha256(file: str | Path) -> str:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning import __version__, signals
 from rlhf_lightning.cli import HANDOVER_VARIABLE
-from rlhf_lightning.errors import ConfigError, DiskError, RankError, RLHFError
+from rlhf_lightning.cli.commands import COMMANDS, command
+from rlhf_lightning.errors import ConfigError, DiskError, RankError, RLHFError, nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,27 +23,31 @@ if TYPE_CHECKING:
 _STARTED = time.time()
 
 
-def main() -> None:
-    """Entry point. Ends the process with the exit code of ``errors.py``; 128 + signal when one stopped it."""
+def main(config_dir: str = "") -> None:
+    """Entry point. Ends the process with the exit code of ``errors.py``; 128 + signal when one stopped it.
+
+    Args:
+        config_dir: a folder with more config files, as ``--config-dir`` names one; for a project's own command.
+    """
     with signals.watched(tells="LOCAL_RANK" not in os.environ, at_once=True):
         from rlhf_lightning.console.streams import say, unbreakable
 
         unbreakable()
         arguments = sys.argv[1:]
-        if {"--help", "-h"} & set(arguments):
-            from rlhf_lightning.config.locations import help_text
+        if {"--help", "-h"} & set(arguments) and arguments[0] not in COMMANDS:
+            from rlhf_lightning.config.key_help import page
 
             stage = next((word.partition("=")[2] for word in arguments if word.startswith("stage=")), "")
-            say(help_text(stage).rstrip())
+            say(page(stage).rstrip())
         elif arguments == ["--version"]:
             say(__version__)
         else:
-            sys.exit(_guard(arguments))
+            sys.exit(_guard(arguments, config_dir))
 
 
-def _guard(arguments: list[str]) -> int:
+def _guard(arguments: list[str], config_dir: str) -> int:
     try:
-        _dispatch(arguments)
+        _dispatch(arguments, config_dir)
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
@@ -57,17 +62,29 @@ def _guard(arguments: list[str]) -> int:
     return 0
 
 
-def _dispatch(arguments: list[str]) -> None:
-    if arguments[:1] == ["prepare"]:
-        _prepare(arguments[1:])
-    elif arguments[:1] == ["data"]:
-        _data(arguments[1:])
+def _dispatch(arguments: list[str], config_dir: str) -> None:
+    more = ["--config-dir", config_dir] if config_dir and not {"--config-dir", "-cd"} & set(arguments) else []
+    if arguments[:1] and arguments[0] in COMMANDS:
+        if words := command(arguments[0])(arguments[1:]):
+            _compose_and_run([*more, *words])
     elif HANDOVER_VARIABLE in os.environ:
         from rlhf_lightning.cli.launch import serve
 
         serve(_run)  # a rank of a run whose command has composed already: one config and one folder for all of them
     else:
-        _compose_and_run(arguments)
+        _check_first(arguments[:1])
+        _compose_and_run([*more, *arguments])
+
+
+def _check_first(words: list[str]) -> None:
+    """Say what to type where a command line begins with a stage, or with a word that is almost a command."""
+    from rlhf_lightning.rules.stages import STAGES
+
+    for word in words:
+        if word in (*STAGES, "pipeline"):
+            raise ConfigError(f"{word}: is a stage; write stage={word}, and `stage={word} --help` shows its keys")
+        if word.isidentifier():
+            raise ConfigError(f"{word}: is no command.{nearest(word, COMMANDS)}\nCommands: {', '.join(COMMANDS)}")
 
 
 def _compose_and_run(arguments: list[str]) -> None:
@@ -190,27 +207,6 @@ def _run(config: dict[str, Any]) -> Any:
     from rlhf_lightning.stages.pipeline import run
 
     return run(config)
-
-
-def _prepare(words: list[str]) -> None:
-    if words[:1] != ["smollm2"] or len(words) > 2:
-        raise ConfigError(f"prepare {' '.join(words)}: write `rlhf-lightning prepare smollm2 [FOLDER]`")
-    from rlhf_lightning.console.streams import quiet, say
-
-    quiet()
-    from rlhf_lightning.tasks.smollm2 import prepare_smollm2
-
-    folder = prepare_smollm2(words[1] if words[1:] else "models/smollm2")
-    say(f"ready: model.path={folder}")
-
-
-def _data(words: list[str]) -> None:
-    if words[:1] != ["check"]:
-        raise ConfigError(f"data {' '.join(words)}: write `rlhf-lightning data check FILE ... --stage reward`")
-    from rlhf_lightning.console.streams import say
-    from rlhf_lightning.data.check import check
-
-    say(check(words[1:]), preview=True)
 
 
 def _told(error: RLHFError) -> str:

@@ -94,7 +94,8 @@ class JudgedLoader(ConfigLoader):
             added = overrides[-1:] if self.adds_mode and overrides[-1:] == [f"hydra.mode={run_mode.name}"] else []
             given = overrides[: len(overrides) - len(added)]  # so that a mode that a file sets is seen
             cfg = super().load_configuration(config_name, given, run_mode, from_shell, validate_sweep_overrides)
-            check_hydra(cfg.hydra, given)
+            if config_name is not None:  # `--hydra-help` composes no config of ours, and runs nothing
+                check_hydra(cfg.hydra, given)
             if added:
                 cfg.hydra.mode = run_mode
                 cfg.hydra.overrides.hydra += added

@@ -32,8 +32,22 @@ def closing(config: Mapping[str, Any], metrics: Mapping[str, float], seconds: fl
         lines["report"] = str(folder / "report.md")
     if (folder / "tensorboard").is_dir():
         lines["watch"] = f"tensorboard --logdir {folder}"
+    lines |= _ways_on(config)
     width = max(map(len, lines))
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items())
+
+
+def _ways_on(config: Mapping[str, Any]) -> dict[str, str]:
+    """Commands to try what the run has made."""
+    policies, rewards = (
+        list(dict.fromkeys(place for entry in config["stages"] if (place := product(entry, kind, config))))
+        for kind in ("policy", "reward_model")
+    )
+    policies, rewards = ([place for place in places if Path(place).exists()] for places in (policies, rewards))
+    if policies:
+        beside = [f"--compare {policies[0]}"] * (len(policies) > 1) + [f"--reward {place}" for place in rewards[-1:]]
+        return {"talk to it": " ".join([f"rlhf-lightning chat {policies[-1]}", *beside])}
+    return {"score with it": f"rlhf-lightning score {rewards[-1]} ROWS"} if rewards else {}
 
 
 def opening(config: Mapping[str, Any], version: str) -> str:

@@ -109,6 +109,21 @@ def signature_anywhere(target: str) -> Signature | None:
     return _of_class(module, node) if module is not None and isinstance(node, ast.ClassDef) else None
 
 
+def explained(target: str) -> dict[str, str]:
+    """What the docstring of a target, or of a class it is made from, says of each argument: the first sentence."""
+    module, node = (_find(target) if target.split(".")[0] == _ROOTS[0] else None) or (None, None)
+    if module is None or not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        return {}
+    bases = node.bases if isinstance(node, ast.ClassDef) else []
+    homes = [found for base in bases if (found := _base(module, base)) is not None]
+    inherited = {name: text for home, one in homes for name, text in explained(f"{home.name}.{one.name}").items()}
+    text = (ast.get_docstring(node) or "").partition("Args")[2]
+    text = re.split(r"^(?:Raises|Returns|Attributes|Source):", text, flags=re.MULTILINE)[0]
+    parts = re.findall(r"^ {4}(\w+): (.+(?:\n {8,}.+)*)", text, flags=re.MULTILINE)
+    own = {name: re.split(r"(?<=[.;]) ", " ".join(said.split()))[0].rstrip(".;") for name, said in parts}
+    return inherited | own
+
+
 def _of_class(module: _Module, node: ast.ClassDef) -> Signature:
     methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
     bases = [found for base in node.bases if (found := _base(module, base)) is not None]

@@ -14,7 +14,7 @@ from rlhf_lightning.data.readers.files import LocatedRow, located
 from rlhf_lightning.data.rows.turns import learned_places
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.models.templates import LIMITS, name_of, render
-from rlhf_lightning.models.tokens import decode, encode
+from rlhf_lightning.models.tokens import encode, through_eos
 from rlhf_lightning.rules.rows import template_arguments
 from rlhf_lightning.types import Row
 
@@ -179,7 +179,7 @@ def _assemble(tokenizer: PreTrainedTokenizerBase, ids: list[int], mask: list[boo
     while True in mask[:end]:  # each learned part, from the last one on
         last = end - mask[:end][::-1].index(True)
         first = last - (mask[:last][::-1].index(False) if False in mask[:last] else last)
-        kept = first + _through_eos(tokenizer, ids[first:last], eos)
+        kept = first + through_eos(tokenizer, ids[first:last], eos)
         mask[kept:last] = [False] * (last - kept)
         end = first
     if True not in mask:
@@ -189,14 +189,6 @@ def _assemble(tokenizer: PreTrainedTokenizerBase, ids: list[int], mask: list[boo
     if ids[-1] != eos:
         ids, mask = [*ids, eos], [*mask, True]
     return Encoded(ids[:first], ids[first:], mask[first:])
-
-
-def _through_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int], eos: int) -> int:
-    """How many of ``ids`` to learn: all, or up to the last EOS where only white space follows it."""
-    if eos not in ids or ids[-1] == eos:
-        return len(ids)
-    end = len(ids) - ids[::-1].index(eos)
-    return len(ids) if decode(tokenizer, [ids[end:]], special=True)[0].strip() else end
 
 
 def _start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

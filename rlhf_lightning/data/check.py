@@ -59,7 +59,7 @@ def check(words: Sequence[str]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """What the command line takes, besides ``data.columns``, ``data.prompt_template`` and ``data.roles``."""
-    words = argparse.ArgumentParser("rlhf-lightning data check", add_help=False, allow_abbrev=False)
+    words = argparse.ArgumentParser("rlhf-lightning data check", allow_abbrev=False)
     words.add_argument("files", nargs="+", metavar="FILE")
     words.add_argument("--stage", required=True, choices=STAGES)
     words.add_argument("--validation", nargs="+", metavar="FILE", default=[])

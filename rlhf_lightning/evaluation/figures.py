@@ -194,10 +194,15 @@ def save_figures(
     paths = []
     for name, figure in drawn.items():
         if figure is not None:
-            image = io.BytesIO()
-            figure.savefig(image, metadata={"Software": None})
-            paths.append(write_file(folder / f"{name}.png", image.getvalue()))
+            paths.append(write_file(folder / f"{name}.png", as_png(figure)))
     return paths
+
+
+def as_png(figure: Figure) -> bytes:
+    """The bytes of a PNG file; equal figures give equal bytes."""
+    image = io.BytesIO()
+    figure.savefig(image, metadata={"Software": None})
+    return image.getvalue()
 
 
 def _path(axis: Axes, rows: Rows, tag: str) -> Any:

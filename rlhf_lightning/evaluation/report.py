@@ -18,6 +18,7 @@ Read from a run folder (every part is optional but ``evaluation.json``):
       "reliability": {"confidence": [...], "accuracy": [...], "count": [...]},     optional, of the reward model
       "doubts": ["the reward model is ...", ...]      optional, see `rlhf_lightning.evaluation.trust`
       "notes": ["...", ...]                  optional, sentences to read the numbers with
+      "folders": {"ppo": SHA-256 of its provenance.json, or null, ...}      optional, for the model cards
     }
 
 Written: ``report.md`` and ``figures/*.png``.

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification
 
+LABEL = "reward"  # of the one output of a reward model, in config.json
 _OLD_HEADS = {"lm_head", "embed_out", "output"}  # under these names in older files, whatever the module is called now
 _made: dict[type, type[PreTrainedModel]] = {}
 

@@ -83,6 +83,14 @@ def decode(tokenizer: PreTrainedTokenizerBase, rows: Rows, special: bool = False
     return _searched(tokenizer, attempt, rows, "cannot decode ids")
 
 
+def through_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int], eos: int) -> int:
+    """How many of ``ids`` to learn: all, or up to the last EOS where only white space follows it."""
+    if eos not in ids or ids[-1] == eos:
+        return len(ids)
+    end = len(ids) - ids[::-1].index(eos)
+    return len(ids) if decode(tokenizer, [ids[end:]], special=True)[0].strip() else end
+
+
 def _searched(tokenizer: PreTrainedTokenizerBase, attempt: Callable[[Any], list[T]], items: Any, what: str) -> list[T]:
     """``attempt`` of all items; if it fails, an item that fails is looked for and named."""
     if not len(items):

@@ -16,10 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.metrics.shown import LIKELIHOOD, Shown
+from rlhf_lightning.models import eos_token_ids
 from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
 from rlhf_lightning.optim.schedules import make_schedule
 from rlhf_lightning.private_api.lightning import strategy_of, trainer_of
+from rlhf_lightning.rollout import Sampling
+from rlhf_lightning.rollout.hf import generation_config
 from rlhf_lightning.rules.combinations import FSDP1_REFUSED
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.training.precision import convert_weights
@@ -49,6 +52,7 @@ class RLHFModule(lightning.LightningModule):
     stage = "train"  # name of the phase in configs and messages, set by each phase
     trains: str  # attribute name of the model in training, set by each phase
     shown: ClassVar[Shown] = LIKELIHOOD  # what a progress line tells, see `rlhf_lightning.metrics.shown`
+    sampling: Sampling | None = None  # how an exported policy answers, see `_save`; None leaves what the model says
 
     def __init__(
         self,
@@ -222,7 +226,12 @@ class RLHFModule(lightning.LightningModule):
         return self.trained  # type: ignore[return-value]
 
     def _save(self, path: Path, weights: dict[str, Tensor]) -> None:
+        """Model, adapters and tokenizer; ``generation_config.json`` has the sampling that the policy learned with."""
         model = self.export_model()
+        if self.sampling is not None:
+            ends = eos_token_ids(model, self.tokenizer)
+            model.generation_config = generation_config(self.sampling, ends, self.tokenizer.pad_token_id)
+            model.generation_config.stop_strings = list(self.sampling.stop) or None
         model.save_pretrained(path, state_dict=merged(model, weights))
         save_adapter(model, path / "adapter")
         self.tokenizer.save_pretrained(path)

@@ -13,6 +13,7 @@ from rlhf_lightning.functional.reward import kwise_logistic_loss, kwise_pairs
 from rlhf_lightning.metrics.reward_model import RewardModelEvaluation
 from rlhf_lightning.metrics.shown import REWARD
 from rlhf_lightning.models import Pretrained, ScalarModel
+from rlhf_lightning.models.kinds import LABEL
 from rlhf_lightning.models.recipes import depth_of
 from rlhf_lightning.modules.automatic import AutomaticModule
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
@@ -81,8 +82,9 @@ class RewardModule(AutomaticModule):
         return source.adapted(model)
 
     def export_model(self) -> PreTrainedModel:
-        """The sequence-classification model that any other tool reads."""
+        """The sequence-classification model that any other tool reads; its one label is called ``reward``."""
         assert self.model is not None
+        self.model.model.config.update({"id2label": {0: LABEL}, "label2id": {LABEL: 0}})
         return self.model.model
 
     def score(self, batch: ComparisonBatch) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from rlhf_lightning import signals
+from rlhf_lightning.checkpoint.provenance import PROVENANCE
 from rlhf_lightning.console.display import plain
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import response_mask
@@ -80,7 +82,7 @@ class HFGenerateEngine:
         if self._policy is None:
             raise RuntimeError("HFGenerateEngine.generate before sync(policy)")
         check_context(self._policy, prompts.input_ids.shape[1], sampling)
-        stopped = _StopAt(StopStrings(sampling.stop, tokenizer), prompts)
+        stop = StopStrings(sampling.stop, tokenizer)
         device = prompts.input_ids.device
         streams = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         with decoding(self._policy), neutral(self._policy), streams:
@@ -88,28 +90,16 @@ class HFGenerateEngine:
             torch.manual_seed(stream_seed(self._seed, self._calls))
             config = generation_config(sampling, self._eos, self._pad)
             config.cache_implementation = "static" if self.cache == "static" else None
-            generate: Any = self._policy.generate
-            sample = partial(
-                generate,
-                input_ids=prompts.input_ids,
-                attention_mask=prompts.attention_mask.long(),
-                generation_config=config,
-                stopping_criteria=[stopped],
-                logits_processor=[FiniteLogits(self._policy, prompts.input_ids, prompts.attention_mask)],
-            )
+            sample = partial(responses, self._policy, prompts, config, stop)
             advice = "use rollout=loop, which decodes fewer at a time by itself, or lower ppo.data.batch_size"
-            ids, _ = halved(lambda rows: sample(), rows := len(prompts), "sampling", advice, smallest=rows)
+            found, _ = halved(lambda rows: sample(), rows := len(prompts), "sampling", advice, smallest=rows)
         self._calls += 1
-        response = ids[:, prompts.input_ids.shape[1] :]
-        columns = torch.arange(response.shape[1], device=device)
-        mask = response_mask(response, self._eos) & (columns < stopped.lengths[:, None])
-        last = response.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
         return Rollout(
             prompt_ids=prompts.input_ids,
             prompt_mask=prompts.attention_mask,
-            response_ids=response,
-            mask=mask,
-            finished=torch.isin(last, torch.tensor(self._eos, device=device)) | (mask.sum(1) == stopped.lengths),
+            response_ids=found.ids,
+            mask=found.mask,
+            finished=found.finished,
             rollout_logprobs=None,
             weight_version=self._version,
             rows=prompts.rows,
@@ -134,6 +124,52 @@ class HFGenerateEngine:
 
         check_decoding(self._policy, decode, "hf")
         self._tried = self._policy
+
+
+class Responses(NamedTuple):
+    """What `generate` wrote."""
+
+    ids: Tensor  # long [B, T]
+    mask: Tensor  # bool [B, T], True up to the token that ended the response
+    finished: Tensor  # bool [B], True where the response ended by itself
+
+
+def responses(
+    policy: PreTrainedModel,
+    prompts: PromptBatch,
+    config: GenerationConfig,
+    stop: StopStrings,
+    streamer: Any = None,
+) -> Responses:
+    """One answer per prompt row by `PreTrainedModel.generate`, from torch's global random stream; call in `decoding`.
+
+    Args:
+        policy: who answers.
+        prompts: on its device.
+        config: all that `generate` is to know; its ``eos_token_id`` is a list.
+        stop: strings that end an answer.
+        streamer: told of each token, see `transformers.TextStreamer`.
+
+    Raises:
+        NumericalError: the policy gave logits that are not finite.
+    """
+    stopped = _StopAt(stop, prompts)
+    generate: Any = policy.generate
+    ids = generate(
+        input_ids=prompts.input_ids,
+        attention_mask=prompts.attention_mask.long(),
+        generation_config=config,
+        stopping_criteria=[stopped],
+        logits_processor=[FiniteLogits(policy, prompts.input_ids, prompts.attention_mask)],
+        streamer=streamer,
+    )
+    response = ids[:, prompts.input_ids.shape[1] :]
+    ends: Any = config.eos_token_id
+    columns = torch.arange(response.shape[1], device=response.device)
+    mask = response_mask(response, ends) & (columns < stopped.lengths[:, None])
+    last = response.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
+    ended = torch.isin(last, torch.tensor(ends, device=response.device))
+    return Responses(response, mask, ended | (mask.sum(1) == stopped.lengths))
 
 
 def generation_config(sampling: Sampling, eos_token_ids: Sequence[int], pad_token_id: int) -> GenerationConfig:
@@ -162,9 +198,12 @@ def neutral(policy: PreTrainedModel) -> Iterator[None]:
 
 
 def warn_of_unused_fields(policy: PreTrainedModel | None, sampling: Sampling) -> None:
-    """Warn where the generation config of a model asks for another distribution; its end tokens are used."""
+    """Warn where the generation config of a model asks for another distribution; its end tokens are used.
+
+    That of a folder of this library is how a stage has sampled, of which `sampling_note` tells.
+    """
     own = getattr(policy, "generation_config", None)
-    if own is None:
+    if own is None or (Path(getattr(policy, "name_or_path", "")) / PROVENANCE).is_file():
         return
     used = generation_defaults() | generation_config(sampling, (), 0).to_dict()
     unused = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.frozen import fingerprint
 from rlhf_lightning.models.memory import halved
 from rlhf_lightning.models.templates import render
-from rlhf_lightning.models.tokens import encode
+from rlhf_lightning.models.tokens import encode, through_eos
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.rules.rows import template_arguments
 from rlhf_lightning.scoring.returned_scores import error_policy
 from rlhf_lightning.scoring.scorer import completion_texts
-from rlhf_lightning.types import Rollout
+from rlhf_lightning.types import Rollout, Row
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +100,28 @@ class RewardModelScorer:
             NumericalError: a score is not finite and ``on_error`` is ``raise``.
             OutOfMemory: not even one answer fits.
         """
-        ids, mask = pads_last(*self._encode(rollout, tokenizer))
+        return self._scores(*pads_last(*self._encode(rollout, tokenizer))).to(rollout.response_ids.device)
+
+    def score_texts(self, prompts: Sequence[Any], completions: Sequence[Any], rows: Sequence[Row]) -> list[float]:
+        """The same for prompts and answers as text or messages; ``rows`` give what the chat template reads besides.
+
+        Equal to `score` of the rollout that the answers come from, unless its prompts were shortened, or this tokenizer
+        makes other tokens of an answer than the policy wrote.
+
+        Raises:
+            NumericalError, OutOfMemory: as `score`.
+        """
+        given = map(template_arguments, rows)
+        ids = [self._ids(*exchange) for exchange in zip(prompts, completions, given, strict=True)]
+        return self._scores(*right_pad(ids, self.tokenizer.pad_token_id)).tolist() if ids else []
+
+    def _scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Standardised scores of rows whose tokens stand in front of all pads, [B] on the CPU."""
         size, what = min(self.micro_batch_size, len(ids)), f"scorer {self.name}"
         scores, fitted = halved(partial(self._score, ids, mask), size, what, "use a smaller reward model")
         if fitted < size:
             self.micro_batch_size = fitted
-        return self._judged((scores.to(rollout.response_ids.device) - self.mean) / self.std)
+        return self._judged((scores - self.mean) / self.std)
 
     def _score(self, ids: Tensor, mask: Tensor, micro_batch_size: int) -> Tensor:
         device, lengths = next(self.model.parameters()).device, mask.sum(1)
@@ -142,14 +158,16 @@ class RewardModelScorer:
         ]
         return right_pad(rows, self.tokenizer.pad_token_id)
 
-    def _ids(self, prompt: Any, text: str, given: Mapping[str, Any] | None = None) -> list[int]:
+    def _ids(self, prompt: Any, answer: Any, given: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids of one exchange in this model's own format, ending with its EOS."""
+        eos: Any = self.tokenizer.eos_token_id
         if isinstance(prompt, str):
-            ids = encode(self.tokenizer, [prompt], special=True)[0] + encode(self.tokenizer, [text])[0]
+            ids = encode(self.tokenizer, [prompt], special=True)[0] + encode(self.tokenizer, [answer])[0]
         else:
-            turns = [*prompt, {"role": "assistant", "content": text}]
+            turns = [*prompt, *([{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer)]
             ids = encode(self.tokenizer, [render(self.tokenizer, turns, given=given or {})])[0]
-        return ids if ids[-1] == self.tokenizer.eos_token_id else [*ids, self.tokenizer.eos_token_id]
+            ids = ids[: through_eos(self.tokenizer, ids, eos)]
+        return ids if ids[-1] == eos else [*ids, eos]
 
 
 def pads_last(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.places import write_file
+from rlhf_lightning.checkpoint.provenance import CARD, own_card
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation import compare, print_table, write_report
+from rlhf_lightning.evaluation.card import identity, write_card
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.rules.combinations import NO_JUDGE
 from rlhf_lightning.scoring import RewardModelScorer, Scorer
@@ -29,8 +32,13 @@ def run_evaluate(run: Run) -> dict[str, float]:
     evaluation = comparison | _of_reward_model(section["proxy"])
     if note := run.sampling_note(section["policies"].values()):
         evaluation["notes"] = [note]
+    folders = section["policies"]
+    evaluation["folders"] = {name: identity(folder) for name, folder in folders.items()}
     write_file(run.folder / "evaluation.json", json.dumps(evaluation, indent=2, default=str) + "\n")
     write_report(run.folder)
+    for folder in map(Path, [*folders.values(), *([section["proxy"]] if section["proxy"] else [])]):
+        if folder.absolute().is_relative_to(run.folder.absolute()) and CARD in own_card(folder):
+            write_card(folder)
     print_table(evaluation)
     return _headline(evaluation)
 

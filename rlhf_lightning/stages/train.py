@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.evaluation.card import write_card
 from rlhf_lightning.stages.run import Run, scalars, verify_sources
 
 Metrics = dict[str, float]
@@ -54,6 +56,8 @@ def train(
     parts = parts or {}
     node = {name: value for name, value in section["module"].items() if name not in parts}
     module = run.build(node, run.key_of(section["module"]), **given, **parts)
+    if model == "policy" and getattr(module, "sampling", None) is None:
+        module.sampling = run.build(section.get("sampling") or run.config["sampling"])
     data, key = run.build(section["data"], tokenizer=tokenizer), run.key_of(section["data"])
     if not hasattr(data, "accumulate_for"):
         raise ConfigError(
@@ -69,4 +73,6 @@ def train(
     run.fit(stage, trainer, module, data)
     metrics = scalars(trainer) | dict(found(module))
     module.export(section["output"], run.provenance(stage, metrics, parents))
+    if run.is_first:
+        write_card(Path(section["output"]))
     return metrics

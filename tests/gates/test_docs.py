@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from rlhf_lightning.cli import runs
+from rlhf_lightning.cli.commands import COMMANDS, command
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.config.locations import help_text
 from rlhf_lightning.data.check import parser
@@ -74,14 +76,20 @@ def all_commands():
 
 @pytest.mark.parametrize("words", list(all_commands()))
 def test_command_in_the_documentation_composes(words):
-    if words[:1] == ["prepare"]:
-        assert words[1:2] == ["smollm2"]
-    elif words[:2] == ["data", "check"]:
-        assert parser().parse_args(words[2:]).files
+    if words[:1] and words[0] in COMMANDS:
+        given, more = parser_of(words).parse_known_args(words[1 + (words[1:2] in (["check"], ["compare"])) :])
+        assert given and all("=" in word for word in more)  # `compare` hands the rest on
     elif "--config-dir" not in words:
         config = compose(overrides(words))
         for stage in config["stages"]:
             try_parts(config, stage)
+
+
+def parser_of(words):
+    """What the command line of a command is parsed with."""
+    if words[:2] in (["data", "check"], ["runs", "compare"]):
+        return parser() if words[0] == "data" else runs.compare_arguments()
+    return sys.modules[command(words[0]).__module__].arguments()
 
 
 def try_parts(config, stage):

@@ -9,7 +9,7 @@ import torch
 from rlhf_lightning.errors import CheckpointError, ConfigError, RewardFunctionError
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.rollout import LoopEngine, Sampling
-from rlhf_lightning.scoring import FunctionScorer, RewardModelScorer
+from rlhf_lightning.scoring import FunctionScorer, RewardModelScorer, completion_texts
 from rlhf_lightning.types import PromptBatch
 from tests.support import tiny
 
@@ -119,12 +119,18 @@ def test_another_tokenizer_is_served_by_text(rollout, reward_folder):
     by_text = RewardModelScorer(Pretrained(str(reward_folder))).score(rollout, shifted)
     special = (rollout.mask & (rollout.response_ids <= 2)).sum(1)  # special tokens have no text
     same = special == rollout.finished
-    assert same.any()
+    assert rollout.finished[same].any() and not rollout.finished[same].all()
     torch.testing.assert_close(by_text[same], by_ids[same], atol=1e-5, rtol=1e-5)
+    prompts, texts = [row["prompt"] for row in rollout.rows], completion_texts(rollout, tiny.tokenizer())
+    torch.testing.assert_close(torch.tensor(scorer.score_texts(prompts, texts, rollout.rows)), by_text)
     chat = RewardModelScorer(Pretrained(str(reward_folder)))
     chat.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     rows = tuple({"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rollout.rows)
     torch.testing.assert_close(chat.score(replace(rollout, rows=rows), shifted), by_text)
+    chat.tokenizer.chat_template += "{{ eos_token }}  "  # the white space after an EOS is not scored
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    chatted = chat.score_texts([row["prompt"] for row in rows], messages, rows)
+    torch.testing.assert_close(torch.tensor(chatted), by_text)
 
 
 def test_a_prompt_batch_repeats_prompts_side_by_side():

@@ -1,15 +1,19 @@
 """What a reader of the documentation has at hand, in small, and commands that take seconds."""
 
 import ast
+import io
 import json
 from pathlib import Path
+from unittest.mock import patch
 
+from rlhf_lightning.cli.commands import COMMANDS
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.rules.stages import names
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.tasks.miniature.prepare import prepare_miniature
-from tests.gates.gate_docs import Block, blocks, commands, overrides
-from tests.support import phases, tiny
+from tests.gates.gate_docs import Block, blocks, overrides
+from tests.gates.gate_docs import commands as commands_of
+from tests.support import commands, phases, tiny
 
 TASK = {"demonstrations": 64, "texts": 40, "prompts": 48, "heldout_prompts": 16}
 SHELL = {"bash", "sh", "console", "shell"}
@@ -72,12 +76,19 @@ def _is_constant(node: ast.stmt) -> bool:
 def lines_of(page: Path) -> list[tuple[int, list[str]]]:
     """The commands of a page that compose a config, each with the line of its block, in order."""
     shell: list[Block] = [b for b in blocks(page.read_text()) if b.language in SHELL and b.no_run is None]
-    found = [(block.line, words) for block in shell for words in commands(block.body)]
-    return [(line, words) for line, words in found if words[:1] not in (["prepare"], ["data"])]
+    found = [(block.line, words) for block in shell for words in commands_of(block.body)]
+    return [
+        (line, words) for line, words in found if words[:1] not in (["prepare"], ["data"]) and "--help" not in words
+    ]
 
 
 def follow(words: list[str]) -> dict[str, float]:
-    """Run a command in this process, as it stands but for the sizes."""
+    """Run a command in this process, as it stands but for the sizes; what is typed into one is a line of text."""
+    if words[:1] and words[0] in COMMANDS:
+        with patch("sys.stdin", io.StringIO("the food was\n")):
+            done = commands.answer(words)
+        assert not done["code"], done["err"]
+        return {}
     return run(shrunk(compose(overrides(words))))
 
 

@@ -1,0 +1,86 @@
+"""What the commands beside training share: how they are asked, on what they compute, where rows go to."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning import signals
+from rlhf_lightning.console.streams import say
+from rlhf_lightning.errors import ConfigError, DiskError
+
+
+def parser(command: str, what: str, example: str) -> argparse.ArgumentParser:
+    """A parser with ``--help``; wrong words end the process with code 2.
+
+    Args:
+        command: its name.
+        what: it does, in a sentence or two.
+        example: one line that shows how it is typed.
+    """
+    return argparse.ArgumentParser(
+        f"rlhf-lightning {command}",
+        description=what,
+        epilog=f"example: {example}",
+        allow_abbrev=False,
+    )
+
+
+def add_machine(words: argparse.ArgumentParser) -> None:
+    """The options that say where a model computes."""
+    words.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto (the default) takes a GPU")
+    words.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
+
+
+def device_of(given: argparse.Namespace) -> Any:
+    """The device that ``--device`` means.
+
+    Raises:
+        ConfigError: torch knows no such device, or it is not there.
+    """
+    import torch
+
+    if given.device == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=given.device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {given.device}: {str(error).splitlines()[0]}") from error
+
+
+def check_new(option: str, path: str | None) -> None:
+    """Refuse to replace a file.
+
+    Raises:
+        ConfigError: it is there already.
+    """
+    if path is not None and Path(path).exists():
+        raise ConfigError(f"{option} {path}: is there already; delete it or choose another name")
+
+
+@contextmanager
+def rows_to(path: str | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Where rows go to as JSON lines, each as soon as it is given: a new file, or standard output.
+
+    Raises:
+        DiskError: it cannot be written, or is there; see `check_new`.
+    """
+    signals.begin()  # a signal waits until a row is whole
+    if path is None:
+        yield lambda row: say(json.dumps(row))
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("x", encoding="utf-8") as file:
+
+            def write(row: Mapping[str, Any]) -> None:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+
+            yield write
+    except OSError as error:
+        raise DiskError(f"--out {path}: cannot write here ({error})") from error

@@ -1,0 +1,85 @@
+"""``rlhf-lightning generate``: answers of a policy to a file of prompts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_lightning.cli.arguments import add_machine, check_new, device_of, parser, rows_to
+from rlhf_lightning.console.streams import quiet, say
+from rlhf_lightning.errors import ConfigError
+
+
+def add_sampling(words: argparse.ArgumentParser) -> None:
+    """Options that stand above the folder's ``generation_config.json``."""
+    words.add_argument("--temperature", type=float, help="sample at this temperature instead")
+    words.add_argument("--top-p", type=float, help="the smallest set of tokens with this probability instead")
+    words.add_argument("--max-new-tokens", type=int, metavar="N", help="the longest answer instead")
+    words.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+
+
+def settings_of(given: argparse.Namespace) -> dict[str, Any]:
+    """What `add_sampling` was told, by fields of the generation config."""
+    return {name: getattr(given, name) for name in ("temperature", "top_p", "max_new_tokens")}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What the command takes."""
+    words = parser(
+        "generate",
+        "Answer prompts with a policy, as its generation_config.json says. Each answer is a row of prompt, completion "
+        "and finished (false where it was cut at the longest length), beside the other columns of its prompt; all "
+        "later stages and `score` read such rows.",
+        "rlhf-lightning generate runs/mine/ppo prompts.jsonl --out answers.jsonl",
+    )
+    words.add_argument("folder", metavar="FOLDER", help="of a policy")
+    words.add_argument(
+        "prompts", metavar="PROMPTS", help="a file with a column prompt, in any format that training reads"
+    )
+    words.add_argument("--out", metavar="FILE", help="a new file; without it rows go to standard output")
+    words.add_argument("-n", "--samples", type=int, default=1, metavar="N", help="answers to each prompt (1)")
+    words.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts at once (16)")
+    add_sampling(words)
+    add_machine(words)
+    return words
+
+
+def run(words: Sequence[str]) -> None:
+    """Answer the prompts of a file.
+
+    Raises:
+        DataError: a row without a prompt, or that cannot be encoded; names file and line.
+        ConfigError: the new file is there already, or the settings cannot work.
+        CheckpointError: no policy is there.
+    """
+    given = arguments().parse_args(words)
+    for option in ("samples", "batch_size"):
+        if getattr(given, option) < 1:
+            raise ConfigError(f"--{option.replace('_', '-')} {getattr(given, option)}: must be at least 1")
+    check_new("--out", given.out)
+    quiet()
+    from rlhf_lightning.data.readers.files import read_rows
+    from rlhf_lightning.data.rows.types import ROW_TYPES
+    from rlhf_lightning.data.rows.validate import validate_rows
+    from rlhf_lightning.labelling.inference import Responder
+    from rlhf_lightning.labelling.ranking import like_prompt
+    from rlhf_lightning.rollout.engine import stream_seed
+
+    rows = validate_rows(read_rows(given.prompts), "prompts")
+    policy = Responder(given.folder, device_of(given), given.dtype, settings_of(given))
+    own = {column for columns in ROW_TYPES.values() for column in columns} - {"prompt"}
+    cut = 0
+    say(f"{given.folder}: {policy}", sys.stderr)
+    with rows_to(given.out) as write:
+        for at in range(0, len(rows), given.batch_size):
+            part = rows[at : at + given.batch_size]
+            answers = policy.answers(part, given.samples, stream_seed(given.seed, at))
+            for located, found in zip(part, answers, strict=True):
+                kept = {name: value for name, value in located.row.items() if name not in own}
+                for answer in found:
+                    cut += not answer.finished
+                    text = like_prompt(kept, answer.text)
+                    write({**kept, "completion": text, "finished": answer.finished})
+    say(f"{len(rows) * given.samples} answers to {len(rows)} prompts, {cut} of them cut", sys.stderr)
