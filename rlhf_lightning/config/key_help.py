@@ -46,13 +46,19 @@ def _entry(key: str, stage: str) -> list[str]:
 
 
 def _found(key: str, stage: str) -> tuple[str, str, str] | None:
-    """Value, comment and the target that takes it, from the first file in which the key stands."""
+    """Value, comment and the target that takes it, from the first file in which the key stands.
+
+    The algorithm has the last word about the value.
+    """
+    first = None
     for package, file in (*_files(stage), ("", f"stage/{key.partition('.')[0]}")):  # a chain has those of its stages
         path = key.split(".")
         inside = package.split(".") if package else []
         if path[: len(inside)] == inside and (found := _at(file, tuple(path[len(inside) :]))) is not None:
-            return found
-    return None
+            if file.startswith("algorithm/") and first:
+                return found[0], *first[1:]
+            first = first or found
+    return first
 
 
 def _files(stage: str) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch
 
-LONGEST = 256  # tokens of an answer, where the folder does not say
+LONGEST = 256  # tokens of an answer, where the folder does not say, but at most half the model's positions
 FEW_WORDS = 1000  # a vocabulary that people can be shown
 
 
@@ -68,7 +68,9 @@ class Responder:
         tokens = {"eos_token_id": ends, "pad_token_id": self.tokenizer.pad_token_id, "stop_strings": None}
         try:
             self.config.update(**tokens, **given, **({"do_sample": True} if "temperature" in given else {}))
-            self.config.max_new_tokens = self.config.max_new_tokens or LONGEST
+            self.config.max_new_tokens = self.config.max_new_tokens or min(
+                LONGEST, (self._positions() or 2 * LONGEST) // 2
+            )
             self.config.max_length = None
             self.config.validate()
         except ValueError as error:
@@ -119,9 +121,13 @@ class Responder:
 
     def room(self, row: LocatedRow) -> bool:
         """Whether the row's prompt and an answer fit the model's positions."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = self._positions()
         length = self._prompts([row]).input_ids.shape[1]
         return limit is None or length + int(self.config.max_new_tokens or 0) <= limit
+
+    def _positions(self) -> int | None:
+        """How many tokens the model has places for, where its config says so."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def _prompts(self, rows: Sequence[LocatedRow]) -> PromptBatch:
         ids, mask = left_pad(encode_prompts(self.tokenizer, rows), int(self.tokenizer.pad_token_id or 0))

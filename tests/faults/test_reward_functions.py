@@ -362,8 +362,8 @@ def test_case_51_a_run_ends_with_code_six(tmp_path):
     words = [
         "stage=ppo", "task=custom", "logger=none", f"model.path={tmp_path / 'model'}", "trainer=cpu",
         f"data.prompts={tmp_path / 'prompts.jsonl'}", "judge=function", f"judge.function={HERE}.killed", "threads=1",
-        "ppo.rollouts=1", "ppo.data.batch_size=2", "ppo.settings.num_minibatches=1", "ppo.data.max_prompt_length=32", "ppo.sampling.max_new_tokens=4",
-        f"run_dir={tmp_path / 'run'}",
+        "ppo.rollouts=1", "ppo.data.batch_size=2", "ppo.settings.num_minibatches=1", "ppo.data.max_prompt_length=32",
+        "ppo.sampling.max_new_tokens=4", f"run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
     with pytest.raises(
         RewardFunctionError, match=r"^reward function killed ended its process \(signal SIGKILL\)"
