@@ -202,7 +202,7 @@ def test_a_part_of_the_pipeline_runs_from_the_folders_of_another_run(tmp_path, p
     words = ["stages=[ppo,evaluate]", "logger=none", "evaluate.sampling.temperature=0.7", *folders, *SMALL, *assets]
     metrics = run(compose([*words, f"run_dir={tmp_path / 'part'}"]))
     part = tmp_path / "part"
-    assert sorted(p.name for p in part.iterdir() if p.is_dir()) == ["figures", "history", "ppo"]
+    assert sorted(p.name for p in part.iterdir() if p.is_dir()) == ["checkpoints", "figures", "history", "ppo"]
     assert verify_folder(part / "ppo", expect_stage="ppo")["files"] == before["ppo"]  # the same seed, the same policy
     assert {name: verify_folder(whole / name)["files"] for name in before} == before
     assert verify_folder(part / "ppo")["parents"]["reference"]["files"] == before["sft"]
