@@ -63,11 +63,12 @@ def run(words: Sequence[str]) -> None:
     from rlhf_lightning.data.readers.files import read_rows
     from rlhf_lightning.data.rows.types import ROW_TYPES
     from rlhf_lightning.data.rows.validate import validate_rows
+
+    rows = validate_rows(read_rows(given.prompts), "prompts")  # before torch, whose import takes seconds
     from rlhf_lightning.labelling.inference import Responder
     from rlhf_lightning.labelling.ranking import like_prompt
     from rlhf_lightning.rollout.engine import stream_seed
 
-    rows = validate_rows(read_rows(given.prompts), "prompts")
     policy = Responder(given.folder, device_of(given), given.dtype, settings_of(given))
     own = {column for columns in ROW_TYPES.values() for column in columns} - {"prompt"}
     cut = 0

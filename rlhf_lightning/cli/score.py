@@ -51,10 +51,11 @@ def run(words: Sequence[str]) -> None:
     check_new("--out", given.out)
     quiet()
     from rlhf_lightning.data.readers.files import read_rows
+
+    rows = [(row, _exchanges(row)) for row in read_rows(given.rows)]  # before torch, whose import takes seconds
     from rlhf_lightning.models import Pretrained
     from rlhf_lightning.scoring.reward_model import RewardModelScorer, statistics
 
-    rows = [(row, _exchanges(row)) for row in read_rows(given.rows)]
     source = Pretrained(given.reward, dtype=given.dtype)
     scorer = RewardModelScorer(source, normalise=not given.raw, micro_batch_size=given.batch_size)
     scorer.to(device_of(given))

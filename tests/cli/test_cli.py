@@ -201,6 +201,11 @@ def test_hydra_shows_the_same_help(app):
     assert done.stdout.strip() == help_text().strip()
 
 
+def test_hydra_explains_its_own_flags(app):
+    done = app("--hydra-help")
+    assert done.returncode == 0 and "--multirun" in done.stdout, done.stderr
+
+
 def test_help_names_the_stages_and_groups_that_exist():
     text = help_text()
     listed = text.split("\nstages ")[1].splitlines()[0].replace("(default)", "")
