@@ -82,7 +82,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     from rlhf_lightning.config.plain_values import readable
     from rlhf_lightning.config.typed import Typed
 
-    arguments = [a if a.startswith("-") else readable([a])[0] for a in arguments]
+    arguments = [word for a in arguments for word in ([a] if a.startswith("-") else readable([a]))]
     sys.argv[1:] = arguments
     Typed([argument for argument in arguments if not argument.startswith("-")])  # nobody repeats its secrets
     if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):

@@ -9,6 +9,7 @@ from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation import compare, print_table, write_report
+from rlhf_lightning.labelling.ranking import answers_table
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.rules.combinations import NO_JUDGE
 from rlhf_lightning.scoring import RewardModelScorer, Scorer
@@ -32,6 +33,9 @@ def run_evaluate(run: Run) -> dict[str, float]:
     write_file(run.folder / "evaluation.json", json.dumps(evaluation, indent=2, default=str) + "\n")
     write_report(run.folder)
     print_table(evaluation)
+    names = [scorer.name for scorer in scorers]
+    for policy, answers in records.items():
+        run.loggers.table("evaluate", f"samples/{policy}", *answers_table(answers, names))
     return _headline(evaluation)
 
 

@@ -5,9 +5,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from rlhf_lightning.callbacks import TensorBoardExtras
-from rlhf_lightning.callbacks.tensorboard import chart_layout, distributions, sample_table
+from rlhf_lightning.callbacks.tensorboard import chart_layout, distributions
 from rlhf_lightning.errors import ConfigError
-from tests.support.logging_modules import Refinement, SaveAt, Supervised, Tokenizer, experience, loader, trainer
+from tests.support.logging_modules import Refinement, SaveAt, Supervised, experience, loader, trainer
 
 
 def events(tmp_path, module, batches, **options):
@@ -22,11 +22,10 @@ def layout_of(accumulator):
     return layout_pb2.Layout.FromString(content)
 
 
-def test_histograms_and_samples_are_written_every_second_rollout_on_the_axis_of_the_scalars(tmp_path):
+def test_histograms_are_written_every_second_rollout_on_the_axis_of_the_scalars(tmp_path):
     read = events(tmp_path, Refinement([0.5] * 5, [1] * 5), 5, every_n_rollouts=2)
     assert [event.step for event in read.Scalars("objective/kl")] == [0, 1, 2, 3, 4]
     assert [event.step for event in read.Histograms("responses/score")] == [0, 2, 4]
-    assert [event.step for event in read.Tensors("samples/text_summary")] == [0, 2, 4]
     scores = read.Histograms("responses/score")[0].histogram_value
     assert (scores.min, scores.max, scores.num) == (-1.0, 2.0, 3)
 
@@ -73,20 +72,6 @@ def test_distributions_hold_only_what_counts():
     assert found["tokens/advantage"].tolist() == [3.0] * 4
 
 
-def test_the_sample_table_goes_from_worst_to_best_and_stays_a_table():
-    table = sample_table(experience(), Tokenizer(), samples=2, max_characters=100).splitlines()
-    assert table[2:] == [
-        "| -1.000 | 0.00 | 1 | &lt;i&gt;so&lt;/i&gt; film | bad&#124; |",
-        "| 2.000 | 1.00 | 1 | good | &lt;i&gt;so&lt;/i&gt; *(truncated)* |",
-    ]
-
-
-def test_long_prompts_lose_their_beginning_and_long_responses_their_end():
-    table = sample_table(experience(), Tokenizer(), samples=3, max_characters=2)
-    assert "| ...lm | go... |" in table
-
-
-@pytest.mark.parametrize("argument", ["every_n_rollouts", "samples", "max_characters"])
-def test_arguments_below_one_are_refused(argument):
-    with pytest.raises(ConfigError, match=f"{argument}=0"):
-        TensorBoardExtras(**{argument: 0})
+def test_arguments_below_one_are_refused():
+    with pytest.raises(ConfigError, match="every_n_rollouts=0"):
+        TensorBoardExtras(every_n_rollouts=0)
