@@ -9,6 +9,7 @@ from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation import compare, print_table, write_report
+from rlhf_lightning.evaluation.conclusion import winner
 from rlhf_lightning.labelling.ranking import answers_table
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.rules.combinations import NO_JUDGE
@@ -72,4 +73,4 @@ def _headline(evaluation: dict[str, Any]) -> dict[str, float]:
         f"evaluate/{name}/{judge}": p["summary"]["scores"][judge]["mean"] for name, p in evaluation["policies"].items()
     }
     wins = {f"evaluate/{pair}/win_rate": result["win_rate"] for pair, result in evaluation["win_rates"].items()}
-    return numbers | wins
+    return {f"evaluate/{judge}": numbers[f"evaluate/{winner(evaluation)}/{judge}"]} | numbers | wins
