@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -18,8 +19,10 @@ from rlhf_lightning.types import Experience
 
 Layout = dict[str, dict[str, list[Any]]]
 
+# What matters first comes first. A tag that ends in a slash stands for all that begin with it.
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "PPO: reward and KL": {
+    "PPO: score and KL": {
+        "score and judge": ("objective/scores", "monitor/"),
         "reward against its KL penalty": ("objective/scores", "objective/rlhf_reward", "objective/non_score_reward"),
         "KL against its target (nats per response)": ("objective/kl", "objective/kl_target"),
         "beta": ("objective/kl_coef",),
@@ -107,12 +110,17 @@ def chart_layout(tags: Collection[str]) -> Layout:
     layout: Layout = {}
     for category, charts in CHARTS.items():
         if _MARKS[category.split(":")[0]] in tags:
-            layout[category] = {title: ["Multiline", list(chart)] for title, chart in charts.items()}
+            layout[category] = {title: ["Multiline", list(map(_pattern, chart))] for title, chart in charts.items()}
     return layout
 
 
+def _pattern(tag: str) -> str:
+    """The regular expression for a tag: TensorBoard draws every curve that begins with a match."""
+    return f"^{re.escape(tag)}" + ("" if tag.endswith("/") else "$")
+
+
 def distributions(experience: Experience) -> dict[str, Tensor]:
-    """Flat tensors to draw histograms of: per response, or per token that counts."""
+    """Flat tensors to draw histograms of: per response, or per token that counts; ratios as their logarithm, nats."""
     mask = experience.mask
     log_ratio = torch.where(mask, experience.logprobs - experience.ref_logprobs, 0.0)
     found = {
@@ -120,11 +128,11 @@ def distributions(experience: Experience) -> dict[str, Tensor]:
         "responses/length_tokens": experience.rollout.lengths,
         "responses/kl_nats": log_ratio.sum(1),
         "tokens/advantage": experience.advantages[mask],
-        "tokens/ratio_policy_to_reference": log_ratio[mask].exp(),
+        "tokens/log_ratio_policy_to_reference": log_ratio[mask],
     }
     sampled = experience.rollout.rollout_logprobs
     if sampled is not None:
-        found["tokens/ratio_training_to_engine"] = (experience.logprobs - sampled)[mask].exp()
+        found["tokens/log_ratio_training_to_engine"] = (experience.logprobs - sampled)[mask]
     return {tag: values[torch.isfinite(values)] for tag, values in found.items()}
 
 

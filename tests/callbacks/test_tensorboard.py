@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -5,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from rlhf_lightning.callbacks import TensorBoardExtras
-from rlhf_lightning.callbacks.tensorboard import chart_layout, distributions
+from rlhf_lightning.callbacks.tensorboard import CHARTS, chart_layout, distributions
 from rlhf_lightning.errors import ConfigError
 from tests.support.logging_modules import Refinement, SaveAt, Supervised, experience, loader, trainer
 
@@ -33,13 +36,29 @@ def test_histograms_are_written_every_second_rollout_on_the_axis_of_the_scalars(
 def test_the_layout_draws_kl_against_its_target(tmp_path):
     layout = layout_of(events(tmp_path, Refinement([0.5], [1]), 1))
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
-    assert charts["KL against its target (nats per response)"] == ["objective/kl", "objective/kl_target"]
+    assert charts["KL against its target (nats per response)"] == ["^objective/kl$", "^objective/kl_target$"]
     assert {category.title.split(":")[0] for category in layout.category} == {"PPO"}
 
 
 def test_a_module_that_logs_late_still_gets_its_layout(tmp_path):
     layout = layout_of(events(tmp_path, Supervised(), 3))
     assert [category.title for category in layout.category] == ["Supervised"]
+
+
+def test_each_chart_shows_its_curves_and_no_others():
+    told = re.findall(r"`([a-z_]+/[\w/]+)`", Path("docs/metrics.md").read_text())
+    logged = {*told, "monitor/gold", "val/ratio_var", "objective/kl_p99", "objective/kl_coef", "train/loss_total"}
+    for category, charts in CHARTS.items():
+        drawn = chart_layout([*logged, *_marks()])[category]
+        for title, tags in charts.items():
+            patterns = [re.compile(pattern) for pattern in drawn[title][1]]  # as TensorBoard applies them
+            seen = {tag for tag in logged if any(pattern.match(tag) for pattern in patterns)}
+            assert len(patterns) == len(tags)
+            assert seen == {tag if tag != "monitor/" else "monitor/gold" for tag in tags}, (category, title)
+
+
+def _marks():
+    return ["objective/scores", "train/perplexity", "train/accuracy"]
 
 
 def test_the_layout_names_the_stage_that_logs():
@@ -67,8 +86,7 @@ def test_distributions_hold_only_what_counts():
     found = distributions(experience())
     torch.testing.assert_close(found["responses/kl_nats"], torch.tensor([0.75, 0.0, 1.0]))
     assert found["responses/length_tokens"].tolist() == [2, 1, 1]
-    ratios = torch.tensor([0.5, 0.25, 0.0, 1.0]).exp()
-    torch.testing.assert_close(found["tokens/ratio_policy_to_reference"], ratios)
+    torch.testing.assert_close(found["tokens/log_ratio_policy_to_reference"], torch.tensor([0.5, 0.25, 0.0, 1.0]))
     assert found["tokens/advantage"].tolist() == [3.0] * 4
 
 
