@@ -30,7 +30,7 @@ from rlhf_lightning.stages.places import (
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
-EVALUATED = ("report.md", "evaluation.json")
+EVALUATED = ("report.md", "report.html", "evaluation.json")
 _OURS = (
     CONFIG, RECORD, LOG, *EVALUATED, f"{HISTORY}/*.csv",
     *(f"figures/{name}.png" for name in CAPTIONS), "tensorboard/*/events.out.tfevents.*", "tensorboard/*/hparams.yaml",
