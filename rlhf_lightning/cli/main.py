@@ -143,25 +143,25 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
         from rlhf_lightning.cli.launch import count, launch
 
         if swept:
-            sweeps.check_objective(config, HydraConfig.get().sweeper._target_)
+            sweeps.check_objective(config, HydraConfig.get().sweeper["_target_"])
         processes = count(config.get("trainer") or {})
         logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
         metrics = _run(config) if processes == 1 else launch(config, processes, logging)
         if not swept:
             return metrics
-        _keep(folder, state="finished", metrics=metrics)
+        _keep(folder, {"state": "finished", "metrics": metrics})
         objective = sweeps.objective_of(config, metrics)
         if objective is not metrics:
-            _keep(folder, state="finished", metrics=metrics, objective=objective)
+            _keep(folder, {"state": "finished", "metrics": metrics, "objective": objective})
         return objective
     except signals.Stopped as stop:
         if swept:
-            _keep(folder, state="stopped", error=str(stop))
+            _keep(folder, {"state": "stopped", "error": str(stop)})
         _remove_empty(folder)
         raise
     except Exception as error:
         if swept:
-            _keep(folder, state="failed", error=f"{type(error).__name__}: {error}")
+            _keep(folder, {"state": "failed", "error": f"{type(error).__name__}: {error}"})
             raise  # the sweeper decides what a failed job means
         if shown or not isinstance(error, RLHFError):
             _complain_traceback()
@@ -171,7 +171,7 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
         raise SystemExit(getattr(error, "exit_code", 1)) from None
 
 
-def _keep(folder: str, **outcome: Any) -> None:
+def _keep(folder: str, outcome: dict[str, Any]) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from rlhf_lightning.config.sweeps import keep

@@ -71,8 +71,10 @@ def check_imports(group: Any) -> None:
     """
     for key, node in logger_nodes(group).items():
         module, package = _package(node)
+        if not module:
+            continue
         try:
-            importlib.import_module(module or __name__)
+            importlib.import_module(module)
         except Exception as error:  # whatever it does while it is imported
             why = (str(error).strip().splitlines() or [""])[0]
             raise ConfigError(
