@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rlhf_lightning.callbacks.score_monitor import judged_scores
@@ -15,6 +14,7 @@ from rlhf_lightning.callbacks.steps import NewNumbers, gave_up, logged_scalars, 
 from rlhf_lightning.data import PromptData
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import PROXY, Alarm, HackingDetector, Limits
+from rlhf_lightning.loggers.records import log_table
 from rlhf_lightning.rollout import rank_seed
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.scoring import Scorer
@@ -123,8 +123,7 @@ class RewardHackingGuard(pl.Callback):
             text = f"rollout {alarm.rollout}, {alarm.cause}: {alarm.reason}"
             rank_zero_warn(f"reward hacking? {text}")
             for logger in trainer.loggers if trainer.is_global_zero else ():
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_text("guard/alarm", text, alarm.rollout - 1)  # the first rollout is at 0
+                log_table(logger, "guard/alarms", ["cause", "reason"], [[alarm.cause, alarm.reason]], alarm.rollout - 1)
         if trainer.strategy.broadcast(bool(fresh) and self.action == "stop"):  # rank 0 decides for all
             trainer.should_stop = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -11,16 +12,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
+from rlhf_lightning.callbacks.samples import step_of
 from rlhf_lightning.callbacks.steps import gave_up, steps_done
-from rlhf_lightning.console.display import markdown
-from rlhf_lightning.models.tokens import decode
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import Experience
 
 Layout = dict[str, dict[str, list[Any]]]
 
+# What matters first comes first. A tag that ends in a slash stands for all that begin with it.
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "PPO: reward and KL": {
+    "PPO: score and KL": {
+        "score and judge": ("objective/scores", "monitor/"),
         "reward against its KL penalty": ("objective/scores", "objective/rlhf_reward", "objective/non_score_reward"),
         "KL against its target (nats per response)": ("objective/kl", "objective/kl_target"),
         "beta": ("objective/kl_coef",),
@@ -57,30 +59,23 @@ _MARKS = {"PPO": "objective/scores", "Supervised": "train/perplexity", "Reward m
 
 
 class TensorBoardExtras(pl.Callback):
-    """A curated "Custom scalars" page, histograms and a table of samples; does nothing without a TensorBoard logger.
+    """A curated "Custom scalars" page and histograms; does nothing without a TensorBoard logger.
 
     A fit that resumes takes back the steps after its checkpoint that an earlier process has logged to the same folder.
 
-    Histograms and samples come from ``pl_module.last_experience`` (an `Experience` or None), the text from
-    ``pl_module.tokenizer``; a module without them gets the charts only. Only rank 0 writes, from its own share of the
-    rollout.
+    Histograms come from ``pl_module.last_experience`` (an `Experience` or None); a module without one gets the charts
+    only. Only rank 0 writes, from its own share of the rollout.
 
     Args:
-        every_n_rollouts: histograms and samples are written each so many rollouts, beginning with the first.
-        samples: rows of the sample table; spread evenly from the lowest to the highest score.
-        max_characters: longer prompts lose their beginning and longer responses their end, in the table only.
+        every_n_rollouts: histograms are written each so many rollouts, beginning with the first.
 
     Raises:
-        ConfigError: an argument is below 1.
+        ConfigError: it is below 1.
     """
 
-    def __init__(self, every_n_rollouts: int = 10, samples: int = 8, max_characters: int = 600) -> None:
+    def __init__(self, every_n_rollouts: int = 10) -> None:
         require("every_n_rollouts", every_n_rollouts, at_least=1)
-        require("samples", samples, at_least=1)
-        require("max_characters", max_characters, at_least=1)
         self.every_n_rollouts = every_n_rollouts
-        self.samples = samples
-        self.max_characters = max_characters
         self._laid_out = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -104,15 +99,10 @@ class TensorBoardExtras(pl.Callback):
         rollout = steps_done(trainer)
         if experience is None or gave_up(pl_module) or (rollout - 1) % self.every_n_rollouts:
             return
-        # Lightning puts the scalars of the first rollout at step 0 unless the module logs `step`
-        step = int(trainer.callback_metrics.get("step", rollout - 1))
+        step = step_of(trainer, rollout - 1)
         for tag, values in distributions(experience).items():
             if values.numel():
                 writer.add_histogram(tag, values.float().cpu(), step)
-        tokenizer = getattr(pl_module, "tokenizer", None)
-        if tokenizer is not None:
-            table = sample_table(experience, tokenizer, self.samples, self.max_characters)
-            writer.add_text("samples", table, step)
 
 
 def chart_layout(tags: Collection[str]) -> Layout:
@@ -120,12 +110,17 @@ def chart_layout(tags: Collection[str]) -> Layout:
     layout: Layout = {}
     for category, charts in CHARTS.items():
         if _MARKS[category.split(":")[0]] in tags:
-            layout[category] = {title: ["Multiline", list(chart)] for title, chart in charts.items()}
+            layout[category] = {title: ["Multiline", list(map(_pattern, chart))] for title, chart in charts.items()}
     return layout
 
 
+def _pattern(tag: str) -> str:
+    """The regular expression for a tag: TensorBoard draws every curve that begins with a match."""
+    return f"^{re.escape(tag)}" + ("" if tag.endswith("/") else "$")
+
+
 def distributions(experience: Experience) -> dict[str, Tensor]:
-    """Flat tensors to draw histograms of: per response, or per token that counts."""
+    """Flat tensors to draw histograms of: per response, or per token that counts; ratios as their logarithm, nats."""
     mask = experience.mask
     log_ratio = torch.where(mask, experience.logprobs - experience.ref_logprobs, 0.0)
     found = {
@@ -133,33 +128,12 @@ def distributions(experience: Experience) -> dict[str, Tensor]:
         "responses/length_tokens": experience.rollout.lengths,
         "responses/kl_nats": log_ratio.sum(1),
         "tokens/advantage": experience.advantages[mask],
-        "tokens/ratio_policy_to_reference": log_ratio[mask].exp(),
+        "tokens/log_ratio_policy_to_reference": log_ratio[mask],
     }
     sampled = experience.rollout.rollout_logprobs
     if sampled is not None:
-        found["tokens/ratio_training_to_engine"] = (experience.logprobs - sampled)[mask].exp()
+        found["tokens/log_ratio_training_to_engine"] = (experience.logprobs - sampled)[mask]
     return {tag: values[torch.isfinite(values)] for tag, values in found.items()}
-
-
-def sample_table(experience: Experience, tokenizer: Any, samples: int, max_characters: int) -> str:
-    """Markdown table of prompts, responses, scores and KL, lowest score first."""
-    rollout = experience.rollout
-    kl = torch.where(experience.mask, experience.logprobs - experience.ref_logprobs, 0.0).sum(1)
-    order = experience.scores.argsort().tolist()
-    count = min(samples, len(order))
-    chosen = [order[round(i * (len(order) - 1) / max(count - 1, 1))] for i in range(count)]
-    lines = ["| score | KL (nats) | tokens | prompt | response |", "| ---: | ---: | ---: | --- | --- |"]
-    for row in chosen:
-        asked = rollout.prompt_ids[row][rollout.prompt_mask[row]].tolist()
-        answered = rollout.response_ids[row][rollout.attended[row]].tolist()
-        prompt, response = decode(tokenizer, [asked, answered])
-        prompt = prompt if len(prompt) <= max_characters else "..." + prompt[-max_characters:]
-        response = response if len(response) <= max_characters else response[:max_characters] + "..."
-        ending = "" if rollout.finished[row] else " *(truncated)*"
-        numbers = f"{experience.scores[row]:.3f} | {kl[row]:.2f} | {int(rollout.lengths[row])}"
-        shown = markdown(prompt, newline="<br>"), markdown(response, newline="<br>")
-        lines.append(f"| {numbers} | {shown[0] or ' '} | {shown[1] or ' '}{ending} |")
-    return "\n".join(lines)
 
 
 def _writer(trainer: pl.Trainer) -> Any:

@@ -127,6 +127,7 @@ def launch(config: Mapping[str, Any], processes: int, logging: Any = None) -> An
     """
     ranks: list[_Rank] = []
     handed = {"config": config, "logging": logging, "parent": os.getpid(), "secrets": redaction.known()}
+    handed["overrides"] = getattr(config, "overrides", ())
     surroundings = os.environ | {
         HANDOVER_VARIABLE: json.dumps(handed, default=str),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
@@ -165,7 +166,9 @@ def serve(work: Callable[[dict[str, Any]], Any]) -> NoReturn:
                 import logging.config
 
                 logging.config.dictConfig(given["logging"])
-            report = {"returned": work(given["config"])}
+            from rlhf_lightning.config.judging import Judged
+
+            report = {"returned": work(Judged(given["config"], overrides=given["overrides"]))}
     except signals.Stopped as stop:
         code, report = 128 + stop.signum, {"note": stop.note}
     except KeyboardInterrupt:  # before anybody listened

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning import __version__, signals
@@ -93,13 +94,15 @@ def _compose_and_run(arguments: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from rlhf_lightning.config.hydra_loader import composing
+    from rlhf_lightning.config.hydra_loader import JudgedLoader, composing
     from rlhf_lightning.config.locations import CONF_DIR
     from rlhf_lightning.config.messages import explain
     from rlhf_lightning.config.plain_values import readable
+    from rlhf_lightning.config.sweeps import write_table
     from rlhf_lightning.config.typed import Typed
+    from rlhf_lightning.console.streams import say
 
-    arguments = [a if a.startswith("-") else readable([a])[0] for a in arguments]
+    arguments = [word for a in arguments for word in ([a] if a.startswith("-") else readable([a]))]
     sys.argv[1:] = arguments
     Typed([argument for argument in arguments if not argument.startswith("-")])  # nobody repeats its secrets
     _check_flags(arguments)
@@ -134,6 +137,8 @@ def _compose_and_run(arguments: list[str]) -> None:
         gc.enable()
         if not shown:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+        if JudgedLoader.sweep is not None and (table := write_table(JudgedLoader.sweep)):
+            say(table)
 
 
 def _check_flags(arguments: list[str]) -> None:
@@ -158,24 +163,36 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     folder = HydraConfig.get().runtime.output_dir
     if _is_new(folder):
         signals.would_leave(folder)
+    from rlhf_lightning.config import sweeps
     from rlhf_lightning.config.compose import load_config
     from rlhf_lightning.config.judging import judged
 
+    swept = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         signals.poll()
         config = judged(load_config(cfg))
         from rlhf_lightning.cli.launch import count, launch
 
+        if swept:
+            sweeps.check_objective(config, HydraConfig.get().sweeper["_target_"])
         processes = count(config.get("trainer") or {})
-        if processes == 1:
-            return _run(config)
         logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-        return launch(config, processes, logging)
-    except signals.Stopped:
+        metrics = _run(config) if processes == 1 else launch(config, processes, logging)
+        if not swept:
+            return metrics
+        _keep(folder, {"state": "finished", "metrics": metrics})
+        objective = sweeps.objective_of(config, metrics)
+        if objective is not metrics:
+            _keep(folder, {"state": "finished", "metrics": metrics, "objective": objective})
+        return objective
+    except signals.Stopped as stop:
+        if swept:
+            _keep(folder, {"state": "stopped", "error": str(stop)})
         _remove_empty(folder)
         raise
     except Exception as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if swept:
+            _keep(folder, {"state": "failed", "error": f"{type(error).__name__}: {error}"})
             raise  # the sweeper decides what a failed job means
         if shown or not isinstance(error, RLHFError):
             _complain_traceback()
@@ -183,6 +200,15 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
             _complain(_told(error))
         _remove_empty(folder)
         raise SystemExit(getattr(error, "exit_code", 1)) from None
+
+
+def _keep(folder: str, outcome: dict[str, Any]) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from rlhf_lightning.config.sweeps import keep
+
+    this = HydraConfig.get()
+    keep(Path(this.sweep.dir), this.job.num, this.overrides.task, folder, outcome)
 
 
 def _is_new(folder: str) -> bool:

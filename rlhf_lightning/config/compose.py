@@ -80,7 +80,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Judg
     check_rights(config, OmegaConf.to_container(cfg, resolve=False) if typed.local else None, typed)
     check_config(config)
     check_ignored(config, typed)
-    return Judged(config)
+    return Judged(config, overrides=overrides)
 
 
 def safe_instantiate(node: Any, key: str = "", /, *, trusted: Sequence[str] = (), **objects: Any) -> Any:

@@ -32,6 +32,7 @@ from rlhf_lightning.console.redaction import is_secret, redact_text
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.private_api.hydra import ConfigLoader, composing_with, file_of
 from rlhf_lightning.private_api.omegaconf import read_by_libyaml
+from rlhf_lightning.rules.stages import STAGES
 
 # What Hydra may call: its own and its plug-ins' launchers and sweepers, and handlers that write where we say.
 _PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
@@ -40,6 +41,7 @@ _HANDLERS = (
     "rlhf_lightning.console.streams.LogFile", "rlhf_lightning.console.streams.Formatter",
 )  # fmt: skip
 SWEEP, _SWEEP_BEGINS = "multirun.yaml", b"hydra:\n  run:\n"  # what Hydra writes into the folder of a sweep
+_NUMBERS = re.compile(r"(tag\(\w+, ?)?(interval|range|choice)?\(?[\d.,e +-]+\)?\)?")  # of a sweep
 _LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
 _REFERENCE = re.compile(r"(ext|cfg)://(?!sys\.std(out|err)$)")  # how the settings of logging name an object
 # Settings by which Hydra writes files, changes the environment or calls what it finds, and what they are without ours.
@@ -74,6 +76,8 @@ def composing() -> Iterator[None]:
 class JudgedLoader(ConfigLoader):
     """See the module."""
 
+    sweep: Path | None = None  # the folder of the sweep that was composed last
+
     def load_configuration(
         self,
         config_name: str | None,
@@ -103,6 +107,7 @@ class JudgedLoader(ConfigLoader):
             drop_leftovers(cfg, self._layers, typed)
             if run_mode == RunMode.MULTIRUN:
                 check_sweep(Path(cfg.hydra.sweep.dir), overrides)
+                JudgedLoader.sweep = Path(cfg.hydra.sweep.dir)
         except (HydraException, OmegaConfBaseException, RecursionError) as error:
             if (known := resolving.ours(error)) is not None:
                 raise known from None
@@ -232,11 +237,21 @@ def check_hydra(node: DictConfig, overrides: list[str]) -> None:
         ]
     for key, value, ours in expected:
         by_hand = any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in given)
+        if key == "hydra.sweeper.params" and all(_sweeps_numbers(name, text) for name, text in (value or {}).items()):
+            continue
         if (value or None) != (ours or None) and not by_hand:
             raise _from_file(key, value)
     for key, name in _called(tree):
         if not str(name).startswith(_PLUGINS) and name not in _HANDLERS and key not in given:
             raise _from_file(key, name)
+
+
+def _sweeps_numbers(key: Any, value: Any) -> bool:
+    """Whether an entry of ``hydra.sweeper.params`` in a file, which acts as if it were typed, only tries numbers."""
+    section, _, rest = str(key).partition(".")
+    return section in {*STAGES, "kl", "sampling", "seed"} and bool(
+        re.fullmatch(r"([a-z]\w*\.?)*", rest) and _NUMBERS.fullmatch(str(value))
+    )
 
 
 def _from_file(key: str, value: Any) -> ConfigError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_lightning.config.chain import check_complete
 from rlhf_lightning.config.checks import check_config
+from rlhf_lightning.config.loggers import check_installed
 
 
 class Judged(dict[str, Any]):
@@ -16,11 +17,12 @@ class Judged(dict[str, Any]):
     Args:
         config: plain dicts and lists.
         to_run: whether `check_complete` has judged it, too.
+        overrides: the command line it was composed with, as far as it is known.
     """
 
-    def __init__(self, config: Mapping[str, Any], to_run: bool = False) -> None:
+    def __init__(self, config: Mapping[str, Any], to_run: bool = False, overrides: Sequence[str] = ()) -> None:
         super().__init__(config)
-        self.to_run, self._before = to_run, copy.deepcopy(dict(config))
+        self.to_run, self.overrides, self._before = to_run, list(overrides), copy.deepcopy(dict(config))
 
     def stands(self) -> bool:
         """Whether it is as it was."""
@@ -31,12 +33,13 @@ def judged(config: Mapping[str, Any]) -> Judged:
     """A config that may run. What was judged before and has not changed is not judged again.
 
     Raises:
-        ConfigError: see `check_config` and `check_complete`.
+        ConfigError: see `check_config`, `check_complete` and `check_installed`.
     """
     known = config if isinstance(config, Judged) and config.stands() else None
     if known is None:
         check_config(config)
     if known is None or not known.to_run:
         check_complete(config)
-        known = Judged(config, to_run=True)
+        check_installed(config.get("logger"))
+        known = Judged(config, to_run=True, overrides=getattr(config, "overrides", ()))
     return known

@@ -18,6 +18,12 @@ from rlhf_lightning.console.redaction import redact, redact_text
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.rules.stages import STAGES
 
+_PLUGINS = {
+    ("hydra/sweeper", "optuna"): "'rlhf_lightning[sweep]'",
+    ("hydra/launcher", "joblib"): "'rlhf_lightning[sweep]'",
+    ("hydra/launcher", "submitit_local"): "hydra-submitit-launcher",
+    ("hydra/launcher", "submitit_slurm"): "hydra-submitit-launcher",
+}  # what Hydra finds where their packages are installed
 _MOST = 20  # names that are listed
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 _NO_NAME = rf"(?i){_NUMBER}|true|false|null|\{{.*"  # what Hydra reads as another thing than text
@@ -81,6 +87,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _unknown_option(group: str, option: str, options: Sequence[str], overrides: Sequence[str]) -> str:
+    if (group, option) in _PLUGINS:
+        return f"{group}={option}: is not installed; pip install {_PLUGINS[group, option]}"
     if group == "stage" and "." in option:
         return (
             f"stage={option}: a user-defined stage is one of a list: stages=[{option}] (docs/extending.md, section 4)"

@@ -24,8 +24,21 @@ def readable(words: Sequence[str]) -> list[str]:
 
     >>> readable(["data.prompts=a=b [1].jsonl", "data.columns={prompt: q}", "data.prompt_template=Q: {q}"])
     ["data.prompts='a=b [1].jsonl'", 'data.columns={prompt: q}', "data.prompt_template='Q: {q}'"]
+    A logger as an object takes the place of the group's, and none may be called as Lightning calls it.
+
+    >>> readable(["logger={_target_: my.Logger}", "logger=false"])
+    ['logger=none', '+logger={_target_: my.Logger}', 'logger=none']
     """
-    return [_readable(word) for word in words]
+    return [read for word in words for read in _loggers(_readable(word))]
+
+
+def _loggers(word: str) -> list[str]:
+    key, _, value = word.partition("=")
+    if key != "logger":
+        return [word]
+    if value.lstrip().startswith("{"):
+        return ["logger=none", f"+{word}"]
+    return ["logger=none"] if value.lower() in ("false", "null", "none", "[]") else [word]
 
 
 def _readable(word: str) -> str:

@@ -52,7 +52,7 @@ _WRITES = (
 _PRETRAINED = "rlhf_lightning.models.loading.Pretrained"
 _SCORING = "rlhf_lightning.scoring."  # classes that read folders
 _CONNECTS = re.compile(
-    r"(^|_)(host|hostname|addr|address|endpoint|url|uri|dsn|port|proxies|server|api_base|init_method|"
+    r"(^|_)(host|hostname|addr|address|endpoint|url|uri|dsn|port|proxies|server|api_base|init_method|space_id|"
     r"cluster_environment)s?$"
 )
 _ADDRESS = re.compile(

@@ -15,9 +15,10 @@ import yaml
 
 from rlhf_lightning.config import locations
 from rlhf_lightning.config.tree import walk
-from rlhf_lightning.console.redaction import is_secret, remember, secrets
+from rlhf_lightning.console.redaction import is_secret, redact, remember, secrets
 
 Key = tuple[str, ...]
+_ELSEWHERE = ("hydra", "logger", "run_dir", "output_root", "resume", "overwrite", "trusted_targets", "objective")
 
 
 class Typed:
@@ -56,6 +57,23 @@ class Typed:
     def sets_run_dir(self) -> bool:
         """Whether the run's folder was named by what Hydra calls it."""
         return any(key[:2] in (("hydra", "run"), ("hydra", "sweep")) for key in self.keys)
+
+
+def choices(overrides: Sequence[str]) -> dict[str, str | int | float | bool]:
+    """What a command line chose of a run, flat and without secrets: not its folders, and nothing of Hydra or loggers.
+
+    >>> choices(["algorithm=grpo", "+ppo.settings={group_size: 4}", "run_dir=x", "hydra.verbose=true"])
+    {'algorithm': 'grpo', 'ppo.settings.group_size': 4}
+    """
+    found: dict[str, Any] = {}
+    for override in overrides:
+        name = override.lstrip("+").partition("=")[0]
+        if not override.startswith("~") and re.split(r"[.@/]", name)[0] not in _ELSEWHERE:
+            value = _parsed(override)
+            inner = {".".join(path): leaf for path, leaf, _ in leaves(value)} if isinstance(value, Mapping) else None
+            found |= {f"{name}.{path}": leaf for path, leaf in inner.items()} if inner else {name: value}
+    kept = {name: value if isinstance(value, (str, int, float)) else str(value) for name, value in found.items()}
+    return dict(redact(kept))
 
 
 def leaves(tree: Any) -> Iterator[tuple[Key, Any, str]]:

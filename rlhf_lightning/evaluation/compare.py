@@ -105,7 +105,7 @@ def compare(
     """
     names = list(policies)
     entries: dict[str, dict[str, Any]] = {
-        name: {"summary": summarise(records), "samples": _first_samples(records, samples)}
+        name: {"summary": summarise(records), "samples": _first_samples(records, samples), "answers": _answers(records)}
         for name, records in policies.items()
     }
     win_rates = {
@@ -168,6 +168,12 @@ def _by_prompt(records: Sequence[Record], judge: str) -> dict[str, list[float]]:
     for i, record in enumerate(records):
         groups.setdefault(_key(record), []).append(_finite_score(record, judge, i))
     return groups
+
+
+def _answers(records: Sequence[Record]) -> dict[str, Any]:
+    """Length and scores of every response, as columns, for figures."""
+    scores = {name: [round(float(r["scores"][name]), 5) for r in records] for name in records[0]["scores"]}
+    return {"length": [r["length"] for r in records], "scores": scores}
 
 
 def _first_samples(records: Sequence[Record], count: int) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.console import display
+from rlhf_lightning.evaluation.answer_figures import length_against_score, score_distributions
 from rlhf_lightning.evaluation.history import HistoryRow, moving_mean, series
 from rlhf_lightning.evaluation.plotting import (
     BLUE,
@@ -23,13 +24,14 @@ from rlhf_lightning.evaluation.plotting import (
     panels,
     points,
 )
+from rlhf_lightning.evaluation.rollout_figures import ROLLOUT, critic, mark_exported, score_and_judge
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = Sequence[HistoryRow]
-STEP, ROLLOUT = "optimizer step", "rollout"
+STEP = "optimizer step"
 MARKERS = ("s", "D", "^", "v", "P", "X")
 
 
@@ -177,16 +179,27 @@ def save_figures(
     Args:
         histories: rows by stage: ``sft``, ``reward``, ``ppo``.
         folder: made if needed.
-        evaluation: content of ``evaluation.json``, for the judge's score in the frontier.
+        evaluation: content of ``evaluation.json``, for the judge's scores and the rollout that was exported.
         bins: reliability bins of the reward model, see `reliability`.
     """
     folder = Path(folder)
     ppo = histories.get("ppo", [])
-    drawn = {
-        "reward_kl_frontier": reward_kl_frontier(ppo, evaluation),
+    over_rollouts = {
+        "score_and_judge": score_and_judge(ppo, evaluation),
         "kl_control": kl_control(ppo),
         "response_shape": response_shape(ppo),
         "update_health": update_health(ppo),
+        "critic": critic(ppo),
+    }
+    exported = (evaluation or {}).get("exported")
+    for figure in over_rollouts.values():
+        if figure is not None and exported is not None:
+            mark_exported(figure, int(exported))
+    drawn = {
+        **over_rollouts,
+        "reward_kl_frontier": reward_kl_frontier(ppo, evaluation),
+        "score_distributions": score_distributions(evaluation or {}),
+        "length_against_score": length_against_score(evaluation or {}),
         "reward_model_accuracy": reward_model_accuracy(histories.get("reward", [])),
         "reward_model_reliability": reliability(bins) if bins else None,
         "sft_loss": sft_loss(histories.get("sft", [])),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito 2008, "Color Universal Design"
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
+PALE, DARK = "as logged", "moving mean"
 PANEL_WIDTH, PANEL_HEIGHT = 5.2, 3.4  # inches
 DOTS_PER_INCH = 130
 
@@ -65,13 +66,14 @@ def curve(
     scale: float = 1.0,
     smooth: bool = True,
 ) -> None:
-    """A training curve: pale as logged, strong as a moving mean over about a twentieth of it."""
+    """A training curve: pale as logged, dark as a moving mean over about a twentieth of it; the legend says so."""
     steps, values = series(rows, tag, "train")
     values = [scale * value for value in values]
     window = len(values) // 20 if smooth else 1
     if window > 1:
-        axis.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
-        values = moving_mean(values, window)
+        known = axis.get_legend_handles_labels()[1]
+        axis.plot(steps, values, color=colour, alpha=0.25, linewidth=1, label=None if PALE in known else PALE)
+        values, name = moving_mean(values, window), name or DARK
     axis.plot(steps, values, color=colour, linewidth=1.8, label=name, marker="o" if len(values) == 1 else None)
 
 

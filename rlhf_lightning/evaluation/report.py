@@ -3,7 +3,7 @@
 Read from a run folder (every part is optional but ``evaluation.json``):
 
 * ``history/<stage>.csv``: what the `History` callback wrote, for ``sft``, ``reward`` and ``ppo``.
-* ``config.yaml`` or ``.hydra/config.yaml``: shown as it stands.
+* ``config.yaml``: named.
 * ``tensorboard/``: the report says how to open it.
 * ``evaluation.json``, see `rlhf_lightning.evaluation.compare` for the numbers::
 
@@ -19,9 +19,12 @@ Read from a run folder (every part is optional but ``evaluation.json``):
       "doubts": ["the reward model is ...", ...]      optional, see `rlhf_lightning.evaluation.trust`
       "notes": ["...", ...]                  optional, sentences to read the numbers with
       "folders": {"ppo": SHA-256 of its provenance.json, or null, ...}      optional, for the model cards
+      "exported": 51                         optional, the rollout whose policy is the newest one
+      "run": {"date": ..., "seed": ...}      optional, when and with what it was made
+      "reward_model": {"val/accuracy": ...}  optional, its metrics on held-out pairs; with "reward_model_conclusion"
     }
 
-Written: ``report.md`` and ``figures/*.png``.
+Written: ``report.md``, ``report.html`` and ``figures/*.png``.
 """
 
 from __future__ import annotations
@@ -32,18 +35,24 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint.places import write_file
-from rlhf_lightning.console.display import fence, markdown, plain
+from rlhf_lightning.console.display import markdown, plain
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.conclusion import conclusion, opponent, rate_text, winner
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import HistoryRow, read_histories, series
+from rlhf_lightning.evaluation.page import page
 
 CAPTIONS = {
+    "score_and_judge": "What is learned from and what nobody learned from. The second falling while the first rises is "
+    "reward hacking. The dotted line is the rollout whose policy was exported.",
     "reward_kl_frontier": "What each nat of KL bought. A proxy that climbs while the judge falls is over-optimised.",
     "kl_control": "KL to the reference against its target, and the coefficient that steers it.",
     "response_shape": "Length of the responses and the share that ended by themselves.",
     "update_health": "How hard each PPO update pulled: ratio near 1, some clipping, entropy that falls slowly.",
+    "critic": "Does the critic predict the returns? Near 0 or below it only adds noise.",
+    "score_distributions": "Is it all answers that improved, or a few?",
+    "length_against_score": "Points that climb to the right: the score can be bought with words.",
     "reward_model_accuracy": "Reward model: pairs ranked right, and by what margin.",
     "reward_model_reliability": "Reward model: is it right as often as it claims?",
     "sft_loss": "Supervised fine-tuning: loss on demonstrations.",
@@ -72,7 +81,7 @@ def read_evaluation(run_dir: str | Path) -> dict[str, Any]:
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write ``report.md`` and its figures into the run folder and return the report's path.
+    """Write ``report.md``, its figures, and ``report.html`` with the figures inside; returns the path of the first.
 
     Raises:
         DataError: as `read_evaluation`, or a history file is damaged.
@@ -93,8 +102,10 @@ def write_report(run_dir: str | Path) -> Path:
     if figures:
         drawn = [f"![{path.stem}](figures/{path.name})\n\n{CAPTIONS[path.stem]}" for path in figures]
         sections.append("## Figures\n\n" + "\n\n".join(drawn))
-    sections += [_training(histories), _configuration(run_dir), _how_to_look(run_dir)]
-    return write_file(run_dir / "report.md", "\n\n".join(section for section in sections if section) + "\n")
+    sections += [_reward_model(evaluation), _training(histories), _run(evaluation, histories, run_dir)]
+    text = "\n\n".join(section for section in [*sections, _how_to_look(run_dir)] if section) + "\n"
+    write_file(run_dir / "report.html", page(text, run_dir))
+    return write_file(run_dir / "report.md", text)
 
 
 def print_table(evaluation: Mapping[str, Any]) -> None:
@@ -232,13 +243,35 @@ def _training(histories: Mapping[str, list[HistoryRow]]) -> str:
     return "## Training, at its end\n\n" + "\n".join(lines) if lines else ""
 
 
-def _configuration(run_dir: Path) -> str:
-    for name in ("config.yaml", ".hydra/config.yaml"):
-        if (run_dir / name).exists():
-            text = plain((run_dir / name).read_text(encoding="utf-8").rstrip())
-            summary, ends = f"<details><summary>{name}</summary>", fence(text)
-            return f"## Configuration\n\n{summary}\n\n{ends}yaml\n{text}\n{ends}\n\n</details>"
-    return ""
+def _run(evaluation: Mapping[str, Any], histories: Mapping[str, list[HistoryRow]], run_dir: Path) -> str:
+    """When, where and with what the run was made, and its configuration."""
+    facts = dict(evaluation.get("run") or {})
+    if histories:
+        spent = {stage: float(rows[-1]["seconds"]) for stage, rows in histories.items() if rows}
+        facts["training"] = f"{sum(spent.values()):.0f} s"
+    lines = [f"* **{markdown(name)}**: {markdown(str(value))}" for name, value in facts.items()]
+    if (run_dir / "config.yaml").exists():
+        lines.append("* **configuration**: [config.yaml](config.yaml)")
+    return "## Run\n\n" + "\n".join(lines) if lines else ""
+
+
+def _reward_model(evaluation: Mapping[str, Any]) -> str:
+    """What held-out pairs say of the reward model."""
+    sentence, metrics = evaluation.get("reward_model_conclusion"), evaluation.get("reward_model") or {}
+    shown = (
+        ("accuracy", "val/accuracy"),
+        ("where the better answer is the longer one", "val/accuracy_longer_is_better"),
+        ("where the better answer is the shorter one", "val/accuracy_longer_is_worse"),
+        ("correlation of score and length", "val/length_spearman_in_prompt"),
+        ("correlation of label and length", "val/length_spearman_of_labels"),
+        ("calibration error", "val/ece"),
+        ("the same after a temperature", "val/ece_after_temperature"),
+    )
+    rows = [f"| {name} | {metrics[tag]:z.3f} |" for name, tag in shown if tag in metrics]
+    if not rows:
+        return ""
+    table = "\n".join(["| on held-out pairs | |", "| --- | ---: |", *rows])
+    return "## Reward model\n\n" + (f"{markdown(sentence)}\n\n" if sentence else "") + table
 
 
 def _how_to_look(run_dir: Path) -> str:

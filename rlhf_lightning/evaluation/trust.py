@@ -19,6 +19,26 @@ def doubts(metrics: Mapping[str, Any]) -> list[str]:
     return [*_skill(metrics), *_length(metrics)]
 
 
+def conclusion(metrics: Mapping[str, Any]) -> str:
+    """One sentence on a reward model: how often it is right, on long and on short answers, and how honest it is.
+
+    Args:
+        metrics: as for `doubts`; empty text where no held-out pair was seen.
+    """
+    if "val/accuracy_low" not in metrics or "val/accuracy" not in metrics:
+        return ""
+    parts = [f"the reward model ranks held-out pairs with {accuracy_text(metrics)}"]
+    halves = [metrics.get(f"val/accuracy_longer_is_{half}") for half in ("better", "worse")]
+    if None not in halves:
+        parts.append(f"{halves[0]:.3f} where the better answer is the longer one and {halves[1]:.3f} where the shorter")
+    if "val/length_spearman_in_prompt" in metrics:
+        scores, labels = metrics["val/length_spearman_in_prompt"], metrics["val/length_spearman_of_labels"]
+        parts.append(f"score and length correlate by {scores:+.2f}, labels and length by {labels:+.2f}")
+    if "val/ece" in metrics:
+        parts.append(f"what it claims is off by {100 * metrics['val/ece']:.0f} percentage points")
+    return "; ".join(parts)
+
+
 def accuracy_text(metrics: Mapping[str, Any]) -> str:
     """Held-out accuracy with its interval and the number of pairs."""
     right, low, high, pairs = (

@@ -42,6 +42,19 @@ def ranking_rows(
     return rows
 
 
+def answers_table(
+    records: Sequence[Mapping[str, Any]], scorers: Sequence[str], prompts: int = 8
+) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a table with all answers to the first prompts."""
+    shown = [record for group in _by_prompt(records)[:prompts] for record in group]
+    rows = [[*(r["scores"][name] for name in scorers), r["length"], _text(r["prompt"]), r["completion"]] for r in shown]
+    return [*scorers, "tokens", "prompt", "response"], rows
+
+
+def _text(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(f"[{turn['role']}] {turn['content']}" for turn in prompt)
+
+
 def candidate_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row ``prompt, completions`` per prompt, for people to rank."""
     rows = []

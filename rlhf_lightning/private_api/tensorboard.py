@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from tensorboard.summary.writer import event_file_writer
+from torch.utils.tensorboard.summary import hparams
 
 
 @contextmanager
@@ -22,3 +23,18 @@ def records_written_by(make: Callable[[Any], Any]) -> Iterator[None]:
         yield
     finally:
         event_file_writer.RecordWriter = before
+
+
+def open_again(writer: Any) -> None:
+    """Have a `SummaryWriter` that was closed open its next event file now. It would do so by itself when it writes."""
+    if hasattr(writer, "_get_file_writer"):  # other ranks have a stand-in
+        writer._get_file_writer()
+
+
+def write_hyperparameters(writer: Any, chosen: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """A row of TensorBoard's page of hyperparameters; metrics are tags of scalars, which are not written here.
+
+    `SummaryWriter.add_hparams` writes to a folder of its own, and each metric once more.
+    """
+    for summary in hparams(dict(chosen), dict(metrics)):
+        writer._get_file_writer().add_summary(summary)

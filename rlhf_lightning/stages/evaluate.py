@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import platform
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rlhf_lightning import __version__
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.checkpoint.provenance import CARD, own_card
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation import compare, print_table, write_report
 from rlhf_lightning.evaluation.card import identity, write_card
+from rlhf_lightning.evaluation.conclusion import winner
+from rlhf_lightning.evaluation.trust import conclusion
+from rlhf_lightning.labelling.ranking import answers_table
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.rules.combinations import NO_JUDGE
 from rlhf_lightning.scoring import RewardModelScorer, Scorer
@@ -29,7 +38,10 @@ def run_evaluate(run: Run) -> dict[str, float]:
     if not run.is_first:
         return {}
     comparison = compare(records, judge=scorers[0].name, proxy=PROXY if section["proxy"] else None)
-    evaluation = comparison | _of_reward_model(section["proxy"])
+    evaluation = comparison | _of_reward_model(section["proxy"]) | {"run": _facts(run)}
+    newest = read_provenance(list(section["policies"].values())[-1]) or {}
+    if "best/rollout" in newest.get("metrics", {}):
+        evaluation["exported"] = int(newest["metrics"]["best/rollout"])
     if note := run.sampling_note(section["policies"].values()):
         evaluation["notes"] = [note]
     folders = section["policies"]
@@ -40,6 +52,9 @@ def run_evaluate(run: Run) -> dict[str, float]:
         if folder.absolute().is_relative_to(run.folder.absolute()) and CARD in own_card(folder):
             write_card(folder)
     print_table(evaluation)
+    names = [scorer.name for scorer in scorers]
+    for policy, answers in records.items():
+        run.loggers.table("evaluate", f"samples/{policy}", *answers_table(answers, names))
     return _headline(evaluation)
 
 
@@ -65,9 +80,23 @@ def _of_reward_model(proxy: str | None) -> dict[str, Any]:
     """Calibration bins of the reward model and reasons to doubt it, where its folder tells them."""
     if not proxy:
         return {}
-    bins = (read_provenance(proxy) or {}).get("metrics", {}).get("reliability")
-    found = {"reliability": bins, "doubts": stored_doubts(proxy)}
-    return {name: value for name, value in found.items() if value}
+    metrics = (read_provenance(proxy) or {}).get("metrics", {})
+    found = {"reliability": metrics.get("reliability"), "doubts": stored_doubts(proxy)}
+    found |= {"reward_model": {name: value for name, value in metrics.items() if name.startswith("val/")}}
+    return {name: value for name, value in (found | {"reward_model_conclusion": conclusion(metrics)}).items() if value}
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """When and with what a run was made."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
+    packages = ("torch", "lightning", "transformers")
+    versions = [f"rlhf_lightning {__version__}", *(f"{name} {version(name)}" for name in packages)]
+    return {
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "seed": run.seed,
+        "hardware": f"{device}, {run.config['trainer'].get('devices', 'auto')} device(s)",
+        "versions": ", ".join(versions),
+    }
 
 
 def _headline(evaluation: dict[str, Any]) -> dict[str, float]:
@@ -76,4 +105,4 @@ def _headline(evaluation: dict[str, Any]) -> dict[str, float]:
         f"evaluate/{name}/{judge}": p["summary"]["scores"][judge]["mean"] for name, p in evaluation["policies"].items()
     }
     wins = {f"evaluate/{pair}/win_rate": result["win_rate"] for pair, result in evaluation["win_rates"].items()}
-    return numbers | wins
+    return {f"evaluate/{judge}": numbers[f"evaluate/{winner(evaluation)}/{judge}"]} | numbers | wins

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from rlhf_lightning import signals
 from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.config.chain import check_present
 from rlhf_lightning.config.judging import judged
+from rlhf_lightning.config.loggers import check_imports
 from rlhf_lightning.config.screen import closing
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import RLHFError
@@ -61,6 +63,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
 
 def _run_stages(run: Run) -> dict[str, float]:
     stages = run.config["stages"]
+    check_imports(run.config.get("logger"))
     for stage in stages:
         check_parts(run, stage)
     _check_objects(run)
@@ -77,11 +80,28 @@ def _run_stages(run: Run) -> dict[str, float]:
         if done is None and not stage.trains:
             run.files.begin()
         if done is None:
-            with _makers_named(run.config, stage.name):
-                metrics |= stage.run(run) or {}
+            with _makers_named(run.config, stage.name), _loggers_closed(run):
+                found = stage.run(run) or {}
+                run.loggers.end(stage.name, found, _figures(run, stage.name))
+                metrics |= found
         else:
             metrics |= done
     return metrics
+
+
+@contextmanager
+def _loggers_closed(run: Run) -> Iterator[None]:
+    """While a stage runs: loggers are told if it fails."""
+    try:
+        yield
+    except BaseException:
+        run.loggers.close(failed=True)
+        raise
+
+
+def _figures(run: Run, stage: str) -> list[Path]:
+    """Those of the report, once the stage that writes it is done."""
+    return sorted((run.folder / "figures").glob("*.png")) if stage == "evaluate" else []
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.data.readers.files import read_rows
 from rlhf_lightning.data.rows.shape import AS_IT_IS
 from rlhf_lightning.data.rows.validate import validate_rows
-from rlhf_lightning.labelling.ranking import candidate_rows, ranking_rows, write_rows
+from rlhf_lightning.labelling.ranking import answers_table, candidate_rows, ranking_rows, write_rows
 from rlhf_lightning.rules.stages import RANKINGS
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.run import Run
@@ -30,6 +30,7 @@ def run_rank(run: Run) -> dict[str, float]:
     records = run.sample(section, section["policy"], scorers, section["samples_per_prompt"], title=run.title("rank"))
     if not scorers:
         return _write(run, CANDIDATES, candidate_rows(records), parents)
+    run.loggers.table("rank", "samples", *answers_table(records, [scorers[0].name]))
     ranked = ranking_rows(records, scorers[0].name, noise=section["noise"], seed=section["seed"])
     return _write(run, RANKINGS, ranked, parents)
 

@@ -44,7 +44,7 @@ from rlhf_lightning.stages.room import (
 )
 
 log = logging.getLogger(__name__)
-UNSEEN = {"resume", "overwrite", "run_dir", "output_root", "logger", "trusted_targets"}
+UNSEEN = {"resume", "overwrite", "run_dir", "output_root", "logger", "objective", "trusted_targets"}
 UNSEEN |= {"sampling", "exact_shortcuts"}  # each section has it all
 FREE = UNSEEN | {"stages", "threads", "trainer", "callbacks", "checkpoint"}
 """Keys with which a run may go on that was made with others; those that are not in `UNSEEN` are told and recorded."""

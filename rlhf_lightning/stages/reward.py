@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.errors import ConfigError, NumericalError
-from rlhf_lightning.evaluation.trust import accuracy_text, doubts
+from rlhf_lightning.evaluation.trust import accuracy_text, conclusion, doubts
 from rlhf_lightning.metrics.preference_baselines import baselines
 from rlhf_lightning.modules.formulas import check_ranking_loss
 from rlhf_lightning.rules.ranges import require
@@ -49,6 +49,8 @@ def _judged(run: Run, module: Any) -> dict[str, Any]:
     found = dict(module.held_out)
     if isinstance(data, ComparisonData):
         found |= baselines(data.train_items, data.val_items)
+    if run.is_first and (sentence := conclusion(logged)):
+        log.info(sentence)
     if reasons := doubts(logged | found):
         found["doubts"] = reasons
         if run.is_first:

@@ -30,10 +30,11 @@ from rlhf_lightning.stages.places import (
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
-EVALUATED = ("report.md", "evaluation.json")
+EVALUATED = ("report.md", "report.html", "evaluation.json")
 _OURS = (
     CONFIG, RECORD, LOG, *EVALUATED, f"{HISTORY}/*.csv",
     *(f"figures/{name}.png" for name in CAPTIONS), "tensorboard/*/events.out.tfevents.*", "tensorboard/*/hparams.yaml",
+    "csv/*/version_*/*.csv", "csv/*/version_*/hparams.yaml",
     "bad_batches/*/step-*/rank-*/state.json", "bad_batches/*/step-*/rank-*/tensors.safetensors",
 )  # fmt: skip
 """The files that a run makes in its entries, besides folders with a record; what else is there is the user's."""

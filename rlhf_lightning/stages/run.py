@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning import signals
-from rlhf_lightning.callbacks import DurableCheckpoint, History, ProgressLine, StopAtBoundary
+from rlhf_lightning.callbacks import DurableCheckpoint, History, ProgressLine, Samples, StopAtBoundary
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
@@ -27,7 +27,7 @@ from rlhf_lightning.private_api.lightning import leave_signals_alone
 from rlhf_lightning.rules.combinations import sampling_note
 from rlhf_lightning.rules.stages import names
 from rlhf_lightning.scoring import Scorer
-from rlhf_lightning.stages.loggers import build_loggers
+from rlhf_lightning.stages.loggers import StageLoggers
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.places import CHECKPOINTS, HISTORY
 from rlhf_lightning.stages.resume import RunFolder
@@ -46,6 +46,7 @@ class Run:
         self.folder = Path(config["run_dir"])
         self.seed = int(config["seed"])
         self.files = RunFolder(config)
+        self.loggers = StageLoggers(config, self.build)
 
     def prepare(self) -> None:
         """Make the task's files and model, if it has any to make: one node, or several under names.
@@ -91,6 +92,7 @@ class Run:
                 f"{stage}.max_epochs in a new one"
             )
         module.guard.require_learned(stage)
+        self.loggers.curves = set(trainer.callback_metrics)
 
     def section(self, stage: str) -> Mapping[str, Any]:
         """The part of the config that belongs to a stage."""
@@ -127,13 +129,16 @@ class Run:
         for line in surrounding:
             if isinstance(line, ProgressLine):
                 line.title = self.title(stage)
+            if isinstance(line, Samples) and stage != "ppo":  # which samples as it says, and has a monitor
+                line.sampling = self.build(self.config["sampling"])
+                line.judge = self.build(self.config.get("judge"))
         on_error = (self.config["checkpoint"] or {}).get("on_error", "raise")
         history = History(self.folder / HISTORY / f"{stage}.csv", on_error=on_error)
         # a guard sees what a monitor logs, the history what both log, and the saver knows of a signal
         every = [*callbacks, *surrounding, history, StopAtBoundary(), *self._saver(stage)]
         defaults = {
             "default_root_dir": self.folder,
-            "logger": build_loggers(self.config.get("logger"), stage, self.build),
+            "logger": self.loggers.of(stage) or False,
             "callbacks": every,
             "enable_checkpointing": any(isinstance(part, Checkpoint) for part in every),
             "plugins": [DurableCheckpointIO(config_text(self.config))],

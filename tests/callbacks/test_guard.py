@@ -123,8 +123,8 @@ def test_tensorboard_gets_the_reason_and_the_count(tmp_path):
     assert [event.value for event in read.Scalars("guard/alarm")] == [0.0, 0.0, 1.0]
     assert [event.value for event in read.Scalars("guard/gold")] == [0.0, 2.0, 1.0]
     assert read.Scalars("guard/gold_drop")[-1].value == pytest.approx(0.5)
-    (text,) = read.Tensors("guard/alarm/text_summary")
-    assert text.step == 2 and b"rollout 3, gold: gold has lost 50%" in text.tensor_proto.string_val[0]
+    (text,) = read.Tensors("guard/alarms/text_summary")
+    assert text.step == 2 and b"| gold | gold has lost 50%" in text.tensor_proto.string_val[0]
 
 
 def test_a_stage_that_scores_nothing_is_left_alone(tmp_path):
@@ -210,7 +210,7 @@ def test_the_guard_is_chosen_on_the_command_line():
     config = compose([*words, "+judge@callbacks.guard.gold=gold"])
     guard = safe_instantiate(config["callbacks"]["guard"])
     assert guard.action == "stop" and guard.detector.limits == Limits(max_kl=9) and guard.gold.name == "gold"
-    assert set(config["callbacks"]) == {"progress", "tensorboard", "guard"}
+    assert set(config["callbacks"]) == {"progress", "samples", "tensorboard", "guard"}
 
 
 def test_a_monitor_means_over_the_answers_it_judges(tmp_path):

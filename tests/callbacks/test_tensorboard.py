@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -5,9 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from rlhf_lightning.callbacks import TensorBoardExtras
-from rlhf_lightning.callbacks.tensorboard import chart_layout, distributions, sample_table
+from rlhf_lightning.callbacks.tensorboard import CHARTS, chart_layout, distributions
 from rlhf_lightning.errors import ConfigError
-from tests.support.logging_modules import Refinement, SaveAt, Supervised, Tokenizer, experience, loader, trainer
+from tests.support.logging_modules import Refinement, SaveAt, Supervised, experience, loader, trainer
 
 
 def events(tmp_path, module, batches, **options):
@@ -22,11 +25,10 @@ def layout_of(accumulator):
     return layout_pb2.Layout.FromString(content)
 
 
-def test_histograms_and_samples_are_written_every_second_rollout_on_the_axis_of_the_scalars(tmp_path):
+def test_histograms_are_written_every_second_rollout_on_the_axis_of_the_scalars(tmp_path):
     read = events(tmp_path, Refinement([0.5] * 5, [1] * 5), 5, every_n_rollouts=2)
     assert [event.step for event in read.Scalars("objective/kl")] == [0, 1, 2, 3, 4]
     assert [event.step for event in read.Histograms("responses/score")] == [0, 2, 4]
-    assert [event.step for event in read.Tensors("samples/text_summary")] == [0, 2, 4]
     scores = read.Histograms("responses/score")[0].histogram_value
     assert (scores.min, scores.max, scores.num) == (-1.0, 2.0, 3)
 
@@ -34,13 +36,29 @@ def test_histograms_and_samples_are_written_every_second_rollout_on_the_axis_of_
 def test_the_layout_draws_kl_against_its_target(tmp_path):
     layout = layout_of(events(tmp_path, Refinement([0.5], [1]), 1))
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
-    assert charts["KL against its target (nats per response)"] == ["objective/kl", "objective/kl_target"]
+    assert charts["KL against its target (nats per response)"] == ["^objective/kl$", "^objective/kl_target$"]
     assert {category.title.split(":")[0] for category in layout.category} == {"PPO"}
 
 
 def test_a_module_that_logs_late_still_gets_its_layout(tmp_path):
     layout = layout_of(events(tmp_path, Supervised(), 3))
     assert [category.title for category in layout.category] == ["Supervised"]
+
+
+def test_each_chart_shows_its_curves_and_no_others():
+    told = re.findall(r"`([a-z_]+/[\w/]+)`", Path("docs/metrics.md").read_text())
+    logged = {*told, "monitor/gold", "val/ratio_var", "objective/kl_p99", "objective/kl_coef", "train/loss_total"}
+    for category, charts in CHARTS.items():
+        drawn = chart_layout([*logged, *_marks()])[category]
+        for title, tags in charts.items():
+            patterns = [re.compile(pattern) for pattern in drawn[title][1]]  # as TensorBoard applies them
+            seen = {tag for tag in logged if any(pattern.match(tag) for pattern in patterns)}
+            assert len(patterns) == len(tags)
+            assert seen == {tag if tag != "monitor/" else "monitor/gold" for tag in tags}, (category, title)
+
+
+def _marks():
+    return ["objective/scores", "train/perplexity", "train/accuracy"]
 
 
 def test_the_layout_names_the_stage_that_logs():
@@ -68,25 +86,10 @@ def test_distributions_hold_only_what_counts():
     found = distributions(experience())
     torch.testing.assert_close(found["responses/kl_nats"], torch.tensor([0.75, 0.0, 1.0]))
     assert found["responses/length_tokens"].tolist() == [2, 1, 1]
-    ratios = torch.tensor([0.5, 0.25, 0.0, 1.0]).exp()
-    torch.testing.assert_close(found["tokens/ratio_policy_to_reference"], ratios)
+    torch.testing.assert_close(found["tokens/log_ratio_policy_to_reference"], torch.tensor([0.5, 0.25, 0.0, 1.0]))
     assert found["tokens/advantage"].tolist() == [3.0] * 4
 
 
-def test_the_sample_table_goes_from_worst_to_best_and_stays_a_table():
-    table = sample_table(experience(), Tokenizer(), samples=2, max_characters=100).splitlines()
-    assert table[2:] == [
-        "| -1.000 | 0.00 | 1 | &lt;i&gt;so&lt;/i&gt; film | bad&#124; |",
-        "| 2.000 | 1.00 | 1 | good | &lt;i&gt;so&lt;/i&gt; *(truncated)* |",
-    ]
-
-
-def test_long_prompts_lose_their_beginning_and_long_responses_their_end():
-    table = sample_table(experience(), Tokenizer(), samples=3, max_characters=2)
-    assert "| ...lm | go... |" in table
-
-
-@pytest.mark.parametrize("argument", ["every_n_rollouts", "samples", "max_characters"])
-def test_arguments_below_one_are_refused(argument):
-    with pytest.raises(ConfigError, match=f"{argument}=0"):
-        TensorBoardExtras(**{argument: 0})
+def test_arguments_below_one_are_refused():
+    with pytest.raises(ConfigError, match="every_n_rollouts=0"):
+        TensorBoardExtras(every_n_rollouts=0)

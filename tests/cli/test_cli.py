@@ -1,13 +1,22 @@
+import csv
 import os
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
+from importlib.util import find_spec
 
 import pytest
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from rlhf_lightning.config.compose import compose
+from rlhf_lightning.config.hydra_loader import check_hydra
 from rlhf_lightning.config.locations import CONF_DIR, help_text
+from rlhf_lightning.config.messages import explain
+from rlhf_lightning.config.sweeps import check_objective, objective_of
+from rlhf_lightning.errors import ConfigError
 
 # A small tree in place of ours, so that these tests hold whatever the stages look like.
 OPTIONS = {
@@ -42,6 +51,7 @@ def run(config):
     if config["seed"] == 2: raise errors.DataError("rows.jsonl:3: prompt: is empty")
     if config["seed"] == 3: raise RuntimeError("a bug")
     if config["seed"] == 4: raise KeyboardInterrupt
+    return {"evaluate/gold": config["seed"] / 2, "other": 7.0}
 pipeline = types.ModuleType("rlhf_lightning.stages.pipeline")
 pipeline.run = run
 sys.modules["rlhf_lightning.stages.pipeline"] = pipeline
@@ -149,10 +159,65 @@ def test_a_failed_job_gives_the_command_its_code(app, sweep, devices):
     assert re.fullmatch(f"{rank}DataError: rows.jsonl:3: prompt: is empty", done.stderr.splitlines()[-1])
 
 
-def test_a_sweep_with_one_failed_job_fails_after_the_others_have_run(app):
-    done = app("-m", "stage=ppo", "data.train=x", "seed=0,2,1")
+def test_a_sweep_with_one_failed_job_fails_after_the_others_have_run_and_ends_with_a_table(app):
+    words = ["stage=ppo", "data.train=x", "seed=0,2,1", "objective=evaluate/gold", "hydra.sweep.dir=table"]
+    done = app("-m", *words)
     assert done.returncode == 3
     assert [line.split()[2] for line in done.stdout.splitlines() if line.startswith("RUN")] == ["0", "2", "1"]
+    with open(app.folder / "table" / "sweep.csv") as file:
+        jobs = list(csv.DictReader(file))
+    assert [(job["seed"], job["objective"], job["state"]) for job in jobs] == [
+        ("0", "0.0", "finished"), ("2", "", "failed"), ("1", "0.5", "finished")
+    ]  # fmt: skip
+    assert jobs[1]["error"] == "DataError: rows.jsonl:3: prompt: is empty"
+    assert jobs[2]["other"] == "7.0" and jobs[2]["folder"].endswith("table/2")
+    head, *lines = done.stdout.splitlines()[-5:]
+    assert head.split() == ["job", "seed", "objective", "state", "folder"]
+    assert lines[0].split()[:4] == ["0", "0", "0", "finished"] and lines[-1].split() == ["sweep", "table/sweep.csv"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [("a", 1.0), (["b", "a"], [2.0, 1.0]), (None, {"a": 1.0, "b": 2.0}), ("c", None), ([], None), (3, None)],
+)
+def test_a_job_returns_the_metrics_that_are_asked_for(asked, found):
+    config, metrics = {"objective": asked}, {"a": 1.0, "b": 2.0}
+    if found is None:
+        with pytest.raises(ConfigError, match=r"^objective="):
+            check_objective(config, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
+            objective_of(config, metrics)
+    else:
+        assert objective_of(config, metrics) == found
+
+
+def test_a_sweeper_that_compares_jobs_is_told_by_what_before_it_trains():
+    with pytest.raises(ConfigError, match=r"^objective: .*objective=METRIC"):
+        check_objective({"objective": None}, "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper")
+
+
+@pytest.mark.parametrize("word", ["hydra/sweeper=optuna", "hydra/launcher=joblib", "hparams_search=optuna"])
+@pytest.mark.skipif(find_spec("optuna") is not None, reason="Optuna is installed")
+def test_a_sweeper_that_is_not_installed_is_one_sentence(word):
+    with pytest.raises(HydraException) as caught:
+        compose([word])
+    said = explain(caught.value, [word])
+    assert re.fullmatch(r"hydra/\w+=\w+: is not installed; pip install 'rlhf_lightning\[sweep\]'", said)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "may"),
+    [
+        ("kl.target", "interval(2.0, 8.0)", True), ("ppo.optimizer.lr", "tag(log, interval(1e-5, 1e-3))", True),
+        ("seed", "range(0,4)", True), ("sft.max_epochs", "1,2", True), ("sft.output", "choice(a,b)", False),
+        ("sft.module._target_", "1", False), ("trainer.num_nodes", "2", False), ("trusted_targets", "[os]", False),
+        ("hydra.sweep.dir", "1", False), ("kl.target", "${oc.env:HOME}", False),
+    ],
+)  # fmt: skip
+def test_a_file_may_sweep_numbers_of_stages_only(key, value, may):
+    hydra = OmegaConf.load(CONF_DIR / "base.yaml").hydra
+    hydra.sweeper = {"params": {key: value}}
+    with nullcontext() if may else pytest.raises(ConfigError, match=r"hydra\.sweeper\.params"):
+        check_hydra(hydra, [])
 
 
 def test_own_errors_end_with_their_code_and_without_traceback(app):

@@ -1,6 +1,7 @@
 import matplotlib
 import pytest
 
+from rlhf_lightning.evaluation.answer_figures import length_against_score, score_distributions
 from rlhf_lightning.evaluation.figures import (
     kl_control,
     reliability,
@@ -11,6 +12,7 @@ from rlhf_lightning.evaluation.figures import (
     update_health,
 )
 from rlhf_lightning.evaluation.history import moving_mean
+from rlhf_lightning.evaluation.rollout_figures import critic, mark_exported, score_and_judge
 
 
 def train(step, **tags):
@@ -36,6 +38,43 @@ PPO = [
 
 def policy(kl, gold):
     return {"summary": {"kl": kl and {"mean": kl, "stderr": 0.1}, "scores": {"gold": {"mean": gold, "stderr": 0.25}}}}
+
+
+ANSWERS = {"length": [3, 5], "scores": {"gold": [0.5, 1.5], "rm": [2.0, 4.0]}}
+EVALUATION = {
+    "judge": "gold",
+    "proxy": "rm",
+    "exported": 4,
+    "policies": {
+        "sft": {"summary": {"scores": {"gold": {"mean": 0.25}, "rm": {"mean": -1.0}}}, "answers": ANSWERS},
+        "ppo": {"summary": {"scores": {"gold": {"mean": 1.0}, "rm": {"mean": 3.0}}}, "answers": ANSWERS},
+    },
+}
+
+
+def test_the_first_figure_shows_score_and_judge_with_their_start_and_what_was_exported():
+    rows = [row | {"monitor/gold": 0.3 * row["step"]} for row in PPO]
+    figure = score_and_judge(rows, EVALUATION)
+    mark_exported(figure, 4)
+    drawn = [{line.get_label(): list(line.get_ydata()) for line in axis.lines} for axis in figure.axes]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["score that is learned from", "judge gold"]
+    assert [lines["start (sft)"] for lines in drawn] == [[-1.0, -1.0], [0.25, 0.25]]
+    assert drawn[1]["moving mean"] == pytest.approx([0.3, 0.6, 0.9, 1.2, 1.5])
+    assert list(figure.axes[1].lines[-1].get_xdata()) == [4, 4] and "exported: 4" in drawn[0]
+
+
+def test_the_legend_says_what_pale_and_dark_mean():
+    rows = [train(i, val__var_explained=0.1, loss__value_avg=1.0) for i in range(1, 61)]
+    words = [text.get_text() for text in critic(rows).axes[0].get_legend().get_texts()]
+    assert words == ["as logged", "moving mean", "no better than a constant"]
+
+
+def test_single_answers_are_drawn_before_and_after():
+    before, after = score_distributions(EVALUATION).axes[0].containers
+    assert [sum(bar.get_height() for bar in bars) for bars in (before, after)] == [2, 2]
+    points = length_against_score(EVALUATION).axes[1].collections[1].get_offsets().tolist()
+    assert points == [[3.0, 2.0], [5.0, 4.0]]
+    assert score_distributions({}) is None
 
 
 def test_beta_is_drawn_as_it_was_and_kl_beside_its_target():
@@ -110,10 +149,11 @@ def test_drawing_leaves_no_global_state(tmp_path):
     before = dict(matplotlib.rcParams)
     paths = save_figures({"ppo": PPO}, tmp_path)
     assert [path.name for path in paths] == [
-        "reward_kl_frontier.png",
+        "score_and_judge.png",
         "kl_control.png",
         "response_shape.png",
         "update_health.png",
+        "reward_kl_frontier.png",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert dict(matplotlib.rcParams) == before

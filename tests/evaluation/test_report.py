@@ -127,7 +127,10 @@ def test_the_report_holds_conclusion_table_samples_figures_and_configuration(tmp
     assert "| ppo | &lt;b&gt; *(truncated)* | 2.000 | 3.000 |" in text
     assert "**Prompt** tell &#124; me" in text
     assert "* **ppo**: rollouts 2, score 0.500, KL 2.00, 2 s" in text
-    assert "seed: 7" in text
+    assert "[config.yaml](config.yaml)" in text and "seed: 7" not in text
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == text.count("](figures/") and "figures/" not in page
+    assert "<td>&lt;b&gt; <em>(truncated)</em></td>" in page
     for name in ("reward_kl_frontier", "kl_control", "reward_model_reliability"):
         assert f"(figures/{name}.png)" in text
         assert (tmp_path / "figures" / f"{name}.png").exists()

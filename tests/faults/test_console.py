@@ -14,9 +14,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
 from rlhf_lightning.callbacks import history
-from rlhf_lightning.callbacks.events import lasting
 from rlhf_lightning.console import streams as console
 from rlhf_lightning.errors import DiskError
+from rlhf_lightning.loggers.files import lasting
 from tests.support import small_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")

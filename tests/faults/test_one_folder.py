@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from rlhf_lightning.callbacks.events import lasting
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.checkpoint.provenance import read_sealed, sealed
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.config.rights import OUTPUT_ROOT
 from rlhf_lightning.errors import CheckpointError, ConfigError, DataError
+from rlhf_lightning.loggers.files import lasting
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.stages.places import RECORD
 from tests.faults.test_places import config

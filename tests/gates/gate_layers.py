@@ -5,7 +5,7 @@ import ast
 ROOMS = (
     ("__init__", "types", "functional", "errors", "rules", "signals", "console", "private_api"),
     ("models", "optim", "checkpoint"),
-    ("training",),
+    ("training", "loggers"),
     ("data", "rollout", "scoring"),
     ("metrics",),
     ("modules",),

@@ -14,7 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rlhf_lightning.checkpoint.places import free_name
 from rlhf_lightning.private_api.lightning import replace_save
-from rlhf_lightning.private_api.tensorboard import records_written_by
+from rlhf_lightning.private_api.tensorboard import open_again, records_written_by
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,7 @@ def lasting(logger: Any) -> Any:
     if not isinstance(logger, TensorBoardLogger):
         return logger
     try:
-        with records_written_by(partial(_Records, logger.log_dir)):
-            logger.experiment  # noqa: B018  makes the writer, with its thread
+        event_writer(logger)
     except OSError as error:
         _tell(logger.log_dir, error)
         return False
@@ -52,6 +51,14 @@ def lasting(logger: Any) -> Any:
 
     replace_save(logger, save_what_fits)
     return logger
+
+
+def event_writer(logger: TensorBoardLogger) -> Any:
+    """The writer of a logger with its thread, made again if a fit has closed it: records that do not fit are lost."""
+    with records_written_by(partial(_Records, logger.log_dir)):
+        writer = logger.experiment
+        open_again(writer)
+        return writer
 
 
 @rank_zero_only
