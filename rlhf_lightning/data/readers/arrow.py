@@ -140,7 +140,7 @@ def _checked(row: Any) -> dict[str, Any]:
     check_depth(row)
     if any("\x00" in text for text in strings(row)):
         raise BadRow("NUL character; remove it")
-    return row  # type: ignore[no-any-return]
+    return row
 
 
 def _as_json(value: Any) -> Any:
