@@ -26,6 +26,12 @@ SCORING = [
 BASE = ["stage=ppo", "trainer=cpu", "checkpoint=null"]
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Loggers without a folder write where the test is."""
+    monkeypatch.chdir(tmp_path)
+
+
 def loggers(tmp_path, *words):
     config = compose([*BASE, f"run_dir={tmp_path}/run", *words])
     config["callbacks"] = {}
