@@ -74,6 +74,7 @@ def _dispatch(arguments: list[str], config_dir: str) -> None:
         serve(_run)  # a rank of a run whose command has composed already: one config and one folder for all of them
     else:
         _check_first(arguments[:1])
+        _check_flags(arguments)
         _compose_and_run([*more, *arguments])
 
 
@@ -105,7 +106,6 @@ def _compose_and_run(arguments: list[str]) -> None:
     arguments = [word for a in arguments for word in ([a] if a.startswith("-") else readable([a]))]
     sys.argv[1:] = arguments
     Typed([argument for argument in arguments if not argument.startswith("-")])  # nobody repeats its secrets
-    _check_flags(arguments)
     if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
         raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
     shown = _wants_traceback()

@@ -12,7 +12,21 @@ from rlhf_lightning.models.configs import noise
 
 _POINTER = b"version https://git-lfs.github.com"
 _QUANTISED = "quantization_config"
-_ENDINGS = (".safetensors", ".json", ".model", ".jinja", ".txt")
+_ENDINGS = (".safetensors", ".json", ".model", ".jinja", ".txt", ".bin", ".gguf", ".pth")
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+_INSTEAD = {  # of model.safetensors, as patterns, and what to do
+    "*.incomplete": "a download that did not end; fetch the files again",
+    ".cache/huggingface/download/*.incomplete": "a download that did not end; fetch the files again",
+    "*.gguf": "a GGUF file, whose weights are for serving; give the folder of the model it was made from",
+    "consolidated*": "weights as their authors publish them; give the folder in the format of transformers",
+    "*-of-*.safetensors": "shards without their model.safetensors.index.json; fetch it as well",
+    "global_step*": "a checkpoint of DeepSpeed; run its zero_to_fp32.py with --safe_serialization first",
+    "*.distcp": "a sharded checkpoint; merge it first (accelerate merge-weights)",
+    "*/*.distcp": "a sharded checkpoint; merge it first (accelerate merge-weights)",
+    "*.bin": "a pickle, which is a program and is never opened; write it again by save_pretrained of transformers",
+    "*.pt*": "a pickle, which is a program and is never opened; write it again by save_pretrained of transformers",
+    "**/*.onnx": "ONNX, which is for serving; give the folder of the model it was made from",
+}
 
 
 def check_files(folder: Path) -> None:
@@ -39,10 +53,39 @@ def check_folder(path: str) -> None:
     """
     folder = Path(path)
     check_files(folder)
-    for index in folder.glob("*.index.json"):
+    for index in folder.glob("*.safetensors.index.json"):
         _check_shards(index)
+    _check_weights(folder)
     if folder.is_dir() and read_provenance(folder) is not None:
         verify_folder(folder)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a tokenizer.
+
+    Raises:
+        CheckpointError: says what to copy.
+    """
+    if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in _TOKENIZER):
+        raise CheckpointError(
+            f"{folder}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json of the model it was made from"
+        )
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a file, and a folder without weights that can be read, by what is there instead."""
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder}: is a file; give the folder of a model, with config.json and model.safetensors"
+        )
+    if not folder.is_dir():
+        return  # a name on the hub
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        for pattern, what in _INSTEAD.items():
+            if found := next(folder.glob(pattern), None):
+                raise CheckpointError(f"{folder}: no model.safetensors there, but {found.name}: {what}")
+        if (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no model.safetensors there; fetch the weights")
 
 
 def check_kind(config: Any, path: str) -> None:
@@ -52,6 +95,8 @@ def check_kind(config: Any, path: str) -> None:
         CheckpointError: weights are quantised, there is an encoder, or noise in training.
     """
     quantised = getattr(config, _QUANTISED, None) or getattr(config.get_text_config(), _QUANTISED, None)
+    if not quantised and isinstance(mlx := getattr(config, "quantization", None), dict):
+        quantised = {"quant_method": "mlx"} | mlx
     if quantised:
         method = (
             quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", "")
@@ -132,6 +177,11 @@ def _check_shards(index: Path) -> None:
     for name in sorted(shards):
         if name != Path(name).name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index}: names {name!r}; a shard is a .safetensors file beside it")
+    missing = sorted(name for name in shards if not (index.parent / name).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{index}: {len(missing)} of its {len(shards)} shards are not there ({missing[0]}); fetch the files again"
+        )
 
 
 def _starts_with(file: Path, beginning: bytes) -> bool:

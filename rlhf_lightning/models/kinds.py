@@ -20,6 +20,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_layers import GenericForSequenceClassification
 
 LABEL = "reward"  # of the one output of a reward model, in config.json
@@ -87,4 +88,7 @@ def _make(config: PretrainedConfig) -> type[PreTrainedModel]:
 
     members: Any = {"__init__": make, "base_model_prefix": name, "config_class": given}
     members["__module__"] = base.__module__  # of code that is not its own transformers fills no buffers
-    return type(f"{kind.__name__.partition('For')[0]}RewardModel", (GenericForSequenceClassification, base), members)
+    made = type(f"{kind.__name__.partition('For')[0]}RewardModel", (GenericForSequenceClassification, base), members)
+    if names := get_checkpoint_conversion_mapping(kind.__name__):  # of weights in files, where the class has its own
+        register_checkpoint_conversion_mapping(made.__name__, names, overwrite=True)
+    return made

@@ -22,7 +22,7 @@ from rlhf_lightning.functional.linear_logprobs import CHUNK
 from rlhf_lightning.models.adapters import Lora, lora
 from rlhf_lightning.models.checks import check_config, check_templates, check_tokens, check_unused
 from rlhf_lightning.models.configs import cut_to_layers, switch_off_randomness
-from rlhf_lightning.models.folders import check_files, check_folder, check_kind, check_labels
+from rlhf_lightning.models.folders import check_files, check_folder, check_kind, check_labels, check_tokenizer
 from rlhf_lightning.models.kinds import causal_class, heads_of, scalar_class
 from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.probes import check_rows
@@ -214,6 +214,7 @@ def load_tokenizer(
     """
     check_files(Path(path))
     check_templates(Path(path))
+    check_tokenizer(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:

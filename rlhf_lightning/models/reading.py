@@ -111,6 +111,11 @@ def nothing_there(path: str | Path, what: str, error: BaseException) -> Checkpoi
 
 
 def _reason(error: BaseException, config: PretrainedConfig | None = None) -> str:
+    if "custom code" in str(error):
+        return (
+            "it brings code of its own, which would run; read it, and set model.trust_remote_code=true "
+            "model.revision=COMMIT"
+        )
     if "ignore_mismatched_sizes" in str(error):
         return "their sizes are not those of config.json"
     if config is not None and "Unrecognized configuration class" in str(error):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import response_mask
@@ -16,7 +17,10 @@ from rlhf_lightning.types import PromptBatch, Rollout
 
 
 class ContinuousEngine(HFGenerateEngine):
-    """Sample with `PreTrainedModel.generate_batch`; log-probabilities are left to the training forward.
+    """Sample with `PreTrainedModel.generate_batch`, which keeps the log-probabilities of what it draws.
+
+    They are compared with those of the training forward in the first rollout, which is what tells here that the engine
+    samples from the model that learns (the other engines decode a short row first).
 
     Draws depend on which rows run together, so that a seed repeats a rollout only as far as transformers schedules it
     alike. Tested with a stand-in for `generate_batch` only: no test of this library has run it on CUDA.
@@ -50,15 +54,19 @@ class ContinuousEngine(HFGenerateEngine):
         streams = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         with decoding(self._policy), neutral(self._policy), streams:
             torch.manual_seed(stream_seed(self._seed, self._calls))
-            outputs = list(generate_batch(inputs, generation_config(sampling, self._eos, self._pad)).values())
+            config = generation_config(sampling, self._eos, self._pad)
+            kept = ContinuousBatchingConfig(return_logprobs=True)
+            outputs = list(generate_batch(inputs, config, kept).values())
         self._calls += 1
-        failed = [output.error for output in outputs if output.error or not output.generated_tokens]
+        failed = [o.error for o in outputs if o.error or not 0 < len(o.generated_tokens) == len(o.logprobs)]
         if failed or len(outputs) != len(inputs):
             raise RuntimeError(
                 f"generate_batch answered {len(outputs) - len(failed)} of {len(inputs)} prompts: {failed}"
             )
         ids, given = (x.to(device) for x in right_pad([output.generated_tokens for output in outputs], self._pad))
         mask = response_mask(ids, self._eos) & given
+        logprobs = torch.zeros(ids.shape, device=device)
+        logprobs[given] = torch.tensor([p for output in outputs for p in output.logprobs], device=device)
         last = ids.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
         return Rollout(
             prompt_ids=prompts.input_ids,
@@ -66,7 +74,7 @@ class ContinuousEngine(HFGenerateEngine):
             response_ids=ids,
             mask=mask,
             finished=torch.isin(last, torch.tensor(self._eos, device=device)),
-            rollout_logprobs=None,
+            rollout_logprobs=logprobs * mask,
             weight_version=self._version,
             rows=prompts.rows,
         )

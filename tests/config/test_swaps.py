@@ -42,7 +42,7 @@ SLOTS = [
     ("ppo", "judge"),
     ("ppo", "callbacks.progress"),
     ("ppo", "callbacks.tensorboard"),
-    ("ppo", "logger"),
+    ("ppo", "logger.tensorboard"),
     ("dpo", "dpo.loss"),
     ("dpo", "dpo.module"),
     ("kto", "kto.loss"),

@@ -39,7 +39,7 @@ def test_labels_are_bools_or_one_and_zero(tokenizer, write, labels, name):
         ({"prompt": "p", "completion": "c", "label": 2}, "label: is 2"),
         ({"prompt": "p", "completion": "c", "label": None}, "label: is null"),
         ({"prompt": "p", "completion": "", "label": True}, "completion: is empty"),
-        ({"prompt": [USER], "completion": "c", "label": True}, "prompt: a list of messages beside text"),
+        ({"prompt": 3, "completion": "c", "label": True}, "prompt: "),
         ({"prompt": "p", "completion": "c"}, r"found a prompt\+completion row, .* KTO \(feedback\) takes prompt\+comp"),
         ({"prompt": "p", "chosen": "a", "rejected": "a"}, "rejected: is the same as chosen"),
     ],

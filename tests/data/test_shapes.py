@@ -12,6 +12,22 @@ from rlhf_lightning.data import ComparisonData, DemonstrationData, FeedbackData,
 from rlhf_lightning.data.rows.shape import Shape
 from rlhf_lightning.errors import DataError
 from tests.data.conftest import build_tokenizer
+from tests.support.known_sets import (
+    ONE,
+    PAIR,
+    REFUSED_SETS,
+    SYSTEM,
+    TAKEN_SETS,
+    A,
+    B,
+    Q,
+    kto,
+    pairs,
+    ppo,
+    say,
+    sft,
+    turn,
+)  # fmt: skip
 
 TEMPLATE = """\
 {% if tools %}[{% for t in tools %}{{ t.function.name }}{% endfor %}]{% endif -%}
@@ -23,24 +39,11 @@ TEMPLATE = """\
 {% if add_generation_prompt %}<assistant>{% endif %}"""
 
 
-def turn(role, content, **more):
-    return {"role": role, "content": content, **more}
-
-
-def say(sender, value):
-    return {"from": sender, "value": value}
-
-
-Q, A, B = turn("user", "Q"), turn("assistant", "A"), turn("assistant", "B")
 S = turn("system", "S")
 TALK = [Q, A]
 CALL = {"type": "function", "id": "1", "function": {"name": "add", "arguments": '{"x": 1}'}}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"x": None}}}
 ALPACA = {"instruction": "Do", "input": "", "output": "A"}
-PAIR = ["<user>Q</s><assistant>«A</s>»", "<user>Q</s><assistant>«B</s>»"]
-ONE = ["<user>Q</s><assistant>«A</s>»"]
-SYSTEM = ["<system>S</s><user>Q</s><assistant>«A</s>»"]
-sft, pairs, kto, ppo = "demonstrations", "comparisons", "feedback", "prompts"
 
 TAKEN = [
     # our own
@@ -130,6 +133,7 @@ TAKEN = [
     (pairs, {"prompt": "Q ", "completions": '["A", "B"]', "ranks": "[1, 2]"}, ["Q «A</s>»", "Q «B</s>»"]),
     (ppo, {"prompt": "[1, 2] is a list"}, ["[1, 2] is a list"]),
     (sft, {"messages": [turn("User", "Q"), turn("model", "A")]}, ONE),
+    *TAKEN_SETS,
 ]  # fmt: skip
 
 SHAPED = [
@@ -151,7 +155,6 @@ REFUSED = [
     (sft, {"question": "Q", "answer": "A"}, "columns answer, question are no known row type; .* set data.columns="
      "{prompt: question, completion: answer}"),
     (sft, {"Prompt": "Q", "Completion": "A"}, "set data.columns={prompt: Prompt, completion: Completion}"),
-    (sft, {"instruction": "I", "context": "C", "response": "A"}, "set data.columns={input: context, output: response}"),
     (sft, {"prompt": "Q", "response": "A"}, "set data.columns={completion: response}"),
     (pairs, {"prompt": "Q", "chosen_response": "A", "rejected_response": "B"},
      "set data.columns={chosen: chosen_response, rejected: rejected_response}"),
@@ -193,9 +196,10 @@ REFUSED = [
         {"input": {"messages": [Q]}, "parallel_tool_calls": 0, "preferred_output": [A], "non_preferred_output": [B]},
         "parallel_tool_calls: it is no part of what the chat template writes",
     ),
-    (pairs, {"instruction": "Q", "input": ["x"], "chosen": "A", "rejected": "B"}, "input: is a list; beside output"),
+    (pairs, {"instruction": "Q", "input": ["x"], "chosen": "A", "rejected": "B"}, "input: is a list; beside an answer"),
     (ppo, {"messages": TALK}, "found a messages row, which is for supervised fine-tuning"),
     (sft, {"messages": TALK, "chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize: is not for"),
+    *REFUSED_SETS,
 ]  # fmt: skip
 
 MODULES = {sft: DemonstrationData, pairs: ComparisonData, kto: FeedbackData, ppo: PromptData}
@@ -241,7 +245,7 @@ def texts(tokenizer, kind, path, **shape):
 
 
 def test_the_lists_are_as_long_as_they_should_be():
-    assert len(TAKEN) + len(SHAPED) + len(REFUSED) >= 60
+    assert len(TAKEN) + len(SHAPED) + len(REFUSED) >= 150
 
 
 @pytest.mark.parametrize(("kind", "row", "shape", "expected"), [*((k, r, {}, e) for k, r, e in TAKEN), *SHAPED])
@@ -281,6 +285,7 @@ def test_a_shape_that_does_not_fit_is_named(tokenizer, write, row, shape, says):
         (pairs, {"prompt": [Q], "completions": [[A], [B], [A]], "ranks": [1, 2, 3]}, PAIR, {"merged_answers": 1}),
         (pairs, {"prompt": [Q], "chosen": [A], "rejected": [turn("assistant", "A ")]}, [], {"indistinct": 1}),
         (pairs, {"prompt": [Q], "completions": [[A], [B]], "ranks": [1, 1]}, [], {"tied": 1}),
+        (pairs, {"conversation_a": [Q, A], "conversation_b": [Q, B], "winner": "tie (bothbad)"}, [], {"tied": 1}),
         (kto, {"prompt": [Q], "chosen": [A], "rejected": [turn("assistant", "A ")]}, [], {"indistinct": 2}),
     ],
 )

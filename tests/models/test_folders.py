@@ -50,6 +50,31 @@ def noisy(folder):
     edit(folder, "config.json", router_jitter_noise=0.01)
 
 
+def in_shards(folder):
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def without_index(folder):
+    in_shards(folder)
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def instead(name):
+    def fault(folder):
+        (folder / "model.safetensors").unlink()
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(b"x")
+
+    fault.__name__ = name
+    return fault
+
+
+def custom_code(folder):
+    edit(folder, "config.json", model_type="new", auto_map={"AutoConfig": "new.NewConfig"})
+
+
 FAULTS = {
     quantised: r"quantization_config: the weights are quantised \(gptq\).*the folder of the model they were made from",
     encoder: "a llama model has an encoder and a decoder; give a decoder-only",
@@ -57,6 +82,16 @@ FAULTS = {
     pointer: r"model\.safetensors: is a pointer of Git LFS, not the file itself; fetch the files",
     weights_twice: r"holds weights twice, model\.safetensors and those that model\.safetensors\.index\.json names",
     templates_twice: r"chat_template\.jinja and the chat_template of tokenizer_config\.json differ",
+    in_shards: r"index\.json: 1 of its 2 shards are not there \(model-00001-of-00002\.safetensors\); fetch the files",
+    without_index: r"shards without their model\.safetensors\.index\.json; fetch it as well",
+    instead("pytorch_model.bin"): r"but pytorch_model\.bin: a pickle, which is a program and is never opened; write it",
+    instead("m-Q4.gguf"): r"but m-Q4\.gguf: a GGUF file, whose weights are for serving; give the folder of the model",
+    instead(".cache/huggingface/download/a.incomplete"): r"a download that did not end; fetch the files again",
+    instead("global_step9/x"): r"a checkpoint of DeepSpeed; run its zero_to_fp32\.py",
+    instead("weights/__0_0.distcp"): r"a sharded checkpoint; merge it first \(accelerate merge-weights\)",
+    instead("consolidated.00.pth"): r"weights as their authors publish them; give the folder in the format of",
+    instead("notes.md"): r"no model\.safetensors there; fetch the weights",
+    custom_code: r"brings code of its own.*set model\.trust_remote_code=true model\.revision=COMMIT",
     noisy: r"router_jitter_noise=0\.01: experts are drawn at random in training.*set it to 0 there",
 }
 
@@ -74,6 +109,21 @@ def test_the_tokenizer_of_such_a_folder_is_not_read_either(folder, fault):
     fault(folder)
     with pytest.raises(CheckpointError, match=FAULTS[fault]):
         load_tokenizer(folder)
+
+
+def test_a_folder_without_a_tokenizer_and_a_file_say_what_to_give(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=r"holds no tokenizer; copy tokenizer\.json and"):
+        load_tokenizer(folder)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is a file; give the folder of a model"):
+        Pretrained(str(folder / "model.safetensors")).causal_lm()
+
+
+def test_the_index_of_pickles_beside_other_weights_is_passed_over(folder):
+    index = {"weight_map": {"lm_head.weight": "pytorch_model-00001-of-00001.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert Pretrained(str(folder)).causal_lm()
 
 
 def test_the_adapter_of_an_export_leads_to_the_merged_model_beside_it(folder):

@@ -23,10 +23,14 @@ class OnCuda(LlamaForCausalLM):
     def device(self):
         return torch.device("cuda")
 
-    def generate_batch(self, inputs, generation_config):
+    def generate_batch(self, inputs, generation_config, continuous_batching_config):
         self.asked, self.config_given, self.mode = inputs, generation_config, self.training
+        self.keeps = continuous_batching_config.return_logprobs
         answers = ANSWERS[: len(ANSWERS) - self.lost]
-        return {str(i): SimpleNamespace(generated_tokens=ids, error=self.error) for i, ids in enumerate(answers)}
+        return {
+            str(i): SimpleNamespace(generated_tokens=ids, error=self.error, logprobs=[-0.5 * t for t in ids])
+            for i, ids in enumerate(answers)
+        }
 
 
 def engine(model):
@@ -56,7 +60,8 @@ def test_answers_of_generate_batch_become_a_rollout():
     assert (model.config_given.temperature, model.config_given.eos_token_id) == (0.7, [1])
     assert rollout.response_ids.tolist() == [[5, 6, 1, 0], [7, 0, 0, 0], [8, 9, 10, 11]]
     assert rollout.lengths.tolist() == [3, 1, 4] and rollout.finished.tolist() == [True, False, False]
-    assert rollout.weight_version == 4 and rollout.rollout_logprobs is None
+    assert rollout.weight_version == 4 and model.keeps
+    assert rollout.rollout_logprobs.tolist() == [[-2.5, -3, -0.5, 0], [-3.5, 0, 0, 0], [-4, -4.5, -5, -5.5]]
 
 
 @pytest.mark.parametrize("fault", [{"lost": 1}, {"error": "out of memory"}])

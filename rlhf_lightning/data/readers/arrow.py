@@ -5,7 +5,9 @@ Neither pyarrow nor datasets is a requirement of this library; without them thes
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -114,29 +116,47 @@ def _table_rows(path: Path, batches: Iterable[Any], problems: Problems) -> Itera
         for row in _python_rows(batch):
             number += 1
             try:
-                _check(row)
+                yield number, _checked(row)
             except BadRow as bad:
                 problems.add_bad(path, number, bad)
-                continue
-            yield number, row
 
 
 def _python_rows(batch: Any) -> list[Any]:
-    """Rows as dicts; the error in place of those that hold bytes which are not UTF-8."""
+    """Rows as dicts; the error in place of those that hold bytes which are not UTF-8, or one key twice."""
     try:
-        return list(batch.to_pylist())
-    except UnicodeDecodeError as error:
+        return list(batch.to_pylist(maps_as_pydicts="strict"))
+    except (UnicodeDecodeError, KeyError) as error:
         if len(batch) == 1:
             return [error]
         return [row for index in range(len(batch)) for row in _python_rows(batch.slice(index, 1))]
 
 
-def _check(row: Any) -> None:
+def _checked(row: Any) -> dict[str, Any]:
     if isinstance(row, UnicodeDecodeError):
         raise BadRow(f"byte 0x{row.object[row.start]:02x} is not UTF-8; save the text as UTF-8")
+    if isinstance(row, KeyError):
+        raise BadRow("a key of a map is there more than once; keep one")
+    row = _as_json(row)
     check_depth(row)
     if any("\x00" in text for text in strings(row)):
         raise BadRow("NUL character; remove it")
+    return row
+
+
+def _as_json(value: Any) -> Any:
+    """The value as a JSON file would hold it: times as ISO text, decimals as numbers, bytes as text, else in base64."""
+    if isinstance(value, dict):
+        return {str(key): _as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_json(inner) for inner in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, bytes):
+        text = value.decode("utf-8", errors="replace")
+        return text if text.encode() == value and "\x00" not in text else b64encode(value).decode("ascii")
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -21,6 +21,8 @@ _RECORDS = {  # JSON files that tools put beside rows, and that hold none
     "vocab.json", "manifest.json", "metadata.json", "schema.json",
 }  # fmt: skip
 _SPLIT = re.compile(r"(train(?:ing)?|test(?:ing)?|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
+_SHARD = re.compile(r"(.*?)[-_]\d+-of-0*(\d+)\b")  # the first is 0
+_UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload")
 _MAC = "._"  # what macOS puts beside a file on disks of other systems
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,9 @@ def _of_folder(folder: Path) -> list[Path]:
     below = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".") and _has_rows(entry)]
     if beside := sum(entry.name.startswith(_MAC) for entry in entries):
         _tell(f"{folder}: {beside} files of macOS (._NAME) are passed over")
+    if cut := next((entry.name for entry in entries if entry.suffix in _UNFINISHED), None):
+        raise DataError(f"{folder}: {cut} is a download that did not end; fetch it again, or delete it.")
+    _check_shards(folder, files)
     if not files:
         return _below(folder, below)
     if below:
@@ -91,6 +96,21 @@ def _of_folder(folder: Path) -> list[Path]:
         one = next((file.name for file in files if _split(file.name) == "train"), files[0].name)
         raise DataError(f"{folder}: holds the splits {named}; name one, for example '{folder}/{_pattern(one)}'.")
     return files
+
+
+def _check_shards(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse a folder that holds some of the files of which each says how many there are."""
+    found: dict[tuple[str, int], int] = {}
+    for file in files:
+        if match := _SHARD.match(file.name):
+            place = match[1], int(match[2])
+            found[place] = found.get(place, 0) + 1
+    for (name, count), there in found.items():
+        if there < count:
+            raise DataError(
+                f"{folder}: holds {there} of the {count} files {name}-NNNNN-of-{count:05}; fetch the others, or name"
+                f" the ones you mean: '{folder}/{name}*'."
+            )
 
 
 def _below(folder: Path, below: Sequence[Path]) -> list[Path]:
@@ -107,9 +127,9 @@ def _below(folder: Path, below: Sequence[Path]) -> list[Path]:
 
 def _has_rows(folder: Path) -> bool:
     return is_saved_dataset(folder) or any(
-        holds_rows(entry) if entry.is_file() else _has_rows(entry)
+        holds_rows(entry) if entry.is_file() else not entry.is_symlink() and entry.is_dir() and _has_rows(entry)
         for entry in folder.iterdir()
-        if not entry.name.startswith(".") and not entry.is_symlink()
+        if not entry.name.startswith(".")
     )
 
 

@@ -28,6 +28,9 @@ _NO_ROWS = {  # what a file begins with that holds no rows, and what to give ins
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself; run `git lfs pull`",
     b"PK\x03\x04": "a zip archive (or a spreadsheet); unpack it, or save the sheet as CSV",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"\x04\x22\x4d\x18": "packed by lz4; unpack it with `lz4 -d`",
+    b"\xff\x06\x00\x00sNaPpY": "packed by snappy; unpack it, or pack it with gzip",
+    b"FEA1": "a Feather file of the first kind; save it again as parquet",
     b"SQLite format 3": "an SQLite database; write the rows as .jsonl",
     b"\x89HDF": "an HDF5 file; write the rows as .jsonl",
     b"\x93NUMPY": "a NumPy array; write the rows as .jsonl",
@@ -137,8 +140,9 @@ class _Recoded(io.RawIOBase):
 def _as_utf8(plain: io.BufferedReader) -> IO[bytes]:
     buffered = plain if hasattr(plain, "peek") else io.BufferedReader(plain)
     first = buffered.peek(512)[:512]
-    if kind := next((kind for magic, kind in _NO_ROWS.items() if first.startswith(magic)), None):
-        raise _NoRows(kind)
+    kind = next((kind for magic, kind in _NO_ROWS.items() if first.startswith(magic)), None)
+    if kind or first[257:262] == b"ustar":
+        raise _NoRows(kind or "a tar archive; unpack it, and give the folder")
     encoding = next((name for mark, name in _MARKS.items() if first.startswith(mark)), None) or _without_mark(first)
     return io.BufferedReader(_Recoded(buffered, encoding), 2**16) if encoding else buffered
 

@@ -30,7 +30,7 @@ _WEIGHT = "rows count alike; leave the column out, or repeat the row"
 
 ROW_KEYS: dict[str, Use] = {
     **_all(FOLLOWED, "text, or a list of messages", "prompt", "completion", "chosen", "rejected"),
-    **_all(FOLLOWED, "a conversation", "messages", "conversations", "conversation"),
+    **_all(FOLLOWED, "a conversation", "messages", "conversations", "conversation", "contents"),
     **_all(FOLLOWED, "text that is learned whole", "text"),
     **_all(FOLLOWED, "several answers to one prompt, with ranks or scores", "completions"),
     **_all(FOLLOWED, "of the completions, 1 is best", "ranks"),
@@ -42,17 +42,28 @@ ROW_KEYS: dict[str, Use] = {
            "instruction", "input", "output"),
     **_all(FOLLOWED, "with instruction: earlier turns, pairs of question and answer", "history"),
     **_all(FOLLOWED, "with chosen and rejected: the user's turn", "question"),
-    **_all(FOLLOWED, "becomes a system turn", "system"),
+    **_all(FOLLOWED, "becomes a system turn", "system", "systemInstruction"),
+    **_all(FOLLOWED, "with tools and answers, which are calls: a conversation", "query", "answers"),
+    **_all(FOLLOWED, "two answers", "response_0", "response_1", "response_2", "response1", "response2", "response_a",
+           "response_b", "response_j", "response_k", "answer_0", "answer_1", "answer1", "answer2", "output_1",
+           "output_2", "human_ref_A", "human_ref_B", "conversation_a", "conversation_b"),
+    **_all(FOLLOWED, "which of two answers is better", "preference_strength", "overall_preference",
+           "better_response_id", "score_0", "score_1", "preference", "winner_model_a", "winner_model_b", "winner",
+           "comparison"),
+    **_all(FOLLOWED, "answers with a score or rank each", "responses", "generations", "ratings"),
     **_all(FOLLOWED, "a pair of conversations", "chosen_messages", "rejected_messages"),
     **_all(FOLLOWED, "a pair, beside input with messages", "preferred_output", "non_preferred_output"),
     **_all(FOLLOWED, "reaches the chat template", "tools", "documents", "chat_template_kwargs", "enable_thinking"),
     **_all(FOLLOWED, "the older form of tools", "functions"),
     **_all(REFUSED, _MEDIA, "image", "images", "video", "videos", "audio", "audios"),
     **_all(REFUSED, _TOKENS, "input_ids", "token_ids", "attention_mask", "completion_mask", "assistant_masks",
-           "position_ids", "seq_lengths", "prompt_input_ids", "chosen_input_ids", "rejected_input_ids"),
-    **_all(REFUSED, "answers are not judged step by step; write one label, or ranks", "labels"),
+           "position_ids", "seq_lengths", "prompt_input_ids", "chosen_input_ids", "rejected_input_ids",
+           "input_ids_chosen", "input_ids_rejected", "attention_mask_chosen", "attention_mask_rejected"),
+    **_all(REFUSED, "answers are not judged step by step; write one label, or ranks (beside human_ref_A and human_ref_B"
+           " it is followed)", "labels"),
     **_all(REFUSED, "pieces of text with a label each; write prompt and completion, or messages", "segments"),
-    **_all(REFUSED, _TREE, "parent_id", "replies", "mapping"),
+    **_all(REFUSED, _TREE, "parent_id", "replies", "mapping", "message_tree_id"),
+    **_all(REFUSED, "the row is one message; write each conversation as messages", "role"),
     **_all(REFUSED, _LOGPROBS, "ref_chosen_logps", "ref_rejected_logps", "reference_chosen_logps",
            "reference_rejected_logps"),
     **_all(REFUSED, _WEIGHT, "weight", "sample_weight", "loss_weight"),
@@ -70,7 +81,8 @@ _PART = "what is learned from is decided by whole turns: `weight` or `train`"
 
 MESSAGE_KEYS: dict[str, Use] = {
     **_all(FOLLOWED, "who speaks; human is read as user, gpt as assistant, ... (data.roles adds more)", "role", "from"),
-    **_all(FOLLOWED, "text, or a list of text parts; may be empty beside tool_calls", "content", "value"),
+    **_all(FOLLOWED, "text, or a list of text parts; may be empty beside tool_calls", "content", "value",
+           "parts"),
     **_all(FOLLOWED, "1 or true is learned, 0 or false is given", "weight", "train", "training"),
     **_all(FOLLOWED, "reaches the chat template, arguments as an object", "tool_calls"),
     **_all(FOLLOWED, "the older form of tool_calls", "function_call"),
@@ -87,17 +99,35 @@ MESSAGE_KEYS: dict[str, Use] = {
            "timestamp", "annotations"),
 }  # fmt: skip
 
-PROMPT_LIKE = frozenset(
-    ("prompt", "question", "query", "instruction", "input", "inputs", "context", "context_messages", "problem", "task",
-     "passage", "article", "history", "system_prompt", "user", "user_prompt", "developer", "post", "document")
+MORE = frozenset(
+    ("context", "context_messages", "passage", "article", "history", "system_prompt", "developer", "post", "document",
+     "choices", "options")
 )  # fmt: skip
+"""Columns, in any case, of what stands before or behind a question; without it a prompt is another one."""
+
+PROMPT_LIKE = MORE | {
+    "prompt", "question", "query", "instruction", "input", "inputs", "problem", "task", "user", "user_prompt"
+}  # fmt: skip
 """Columns, in any case, whose text a model would need to be shown; they are never left out without a word."""
 
 SIMILAR = {  # columns of other tools, for the advice where a row is of no known type
-    "prompt": ("question", "query", "problem", "instruction", "inputs", "input", "user", "user_prompt", "task"),
-    "completion": ("response", "answer", "output", "reply", "target", "generation", "assistant", "solution", "summary"),
+    "prompt": ("question", "query", "problem", "instruction", "inputs", "input", "input_text", "user",
+               "user_prompt", "task"),
+    "completion": ("response", "answer", "output", "output_text", "reply", "target", "generation", "assistant",
+                   "solution", "summary"),
     "chosen": ("chosen_response", "preferred", "accepted", "winner_response", "response_chosen", "good", "pos"),
     "rejected": ("rejected_response", "dispreferred", "non_preferred", "response_rejected", "bad", "neg"),
     "completions": ("responses", "answers", "candidates", "generations"),
     "messages": ("dialog", "dialogue", "turns", "chat", "conversation_history"),
-}
+}  # fmt: skip
+EXPORTS = (  # of tools that ask people or models: columns they have, and what they are
+    (("custom_id", "body"), "a request of OpenAI's batches; write body.messages as messages"),
+    (("custom_id", "response"), "an answer of OpenAI's batches; write the messages of its request and this one"),
+    (("item", "sample"), "a result of OpenAI's evals; write the messages that were asked, and the answer"),
+    (
+        ("annotations", "data"),
+        "an export of Label Studio; export it as CSV or JSON_MIN, and say by data.columns what is what",
+    ),
+    (("fields", "responses"), "a record of Argilla; write prompt, completions and their ranks"),
+    (("response-1",), "an export of Argilla; write prompt, completions and their ranks"),
+)

@@ -7,21 +7,10 @@ from typing import Any
 
 from rlhf_lightning.data.readers.problems import BadRow
 from rlhf_lightning.data.rows.messages import texts
-from rlhf_lightning.data.rows.unflatten import as_conversation, as_value
+from rlhf_lightning.data.rows.unflatten import as_value
 
 Columns = dict[str, Any]
 _PAIR = ("chosen", "rejected")
-
-
-def _turn(role: str, content: Any) -> Any:
-    """A turn; what is no text is left for the check of fields, which names it."""
-    return {"role": role, "content": content}
-
-
-def _answer(name: str, value: Any) -> Any:
-    """One answer as messages."""
-    value = as_conversation(name, value) if isinstance(value, str) else value
-    return [_turn("assistant", value)] if isinstance(value, str) else [value] if isinstance(value, Mapping) else value
 
 
 def openai_preference(row: Columns) -> Columns:
@@ -60,53 +49,72 @@ def message_pair(row: Columns) -> Columns:
 
 
 def share_gpt(row: Columns) -> Columns:
-    """``conversations``, alone or as what the answers ``chosen`` and ``rejected`` are to."""
-    name = next((name for name in ("conversations", "conversation") if row.get(name) is not None), None)
+    """``conversations`` or its kin, alone or as what the answers ``chosen`` and ``rejected`` are to."""
+    name = next((name for name in ("conversations", "conversation", "contents") if row.get(name) is not None), None)
     if name is None:
         return row
-    if all(row.get(side) is not None for side in _PAIR):
-        return renamed(row, {name: "prompt"}) | {side: _answer(side, row[side]) for side in _PAIR}
-    return renamed(row, {name: "messages"})
+    if name == "contents" and row.get("systemInstruction") is not None:  # Gemini
+        row = renamed(row, {"systemInstruction": "system"})
+    answered = all(row.get(side) is not None for side in _PAIR)
+    return renamed(row | {name: _turns(row[name])}, {name: "prompt" if answered else "messages"})
+
+
+def _turns(value: Any) -> Any:
+    """Turns that are texts, a user's first (LIMA), or pairs of ``input`` and ``output`` (Capybara), as messages."""
+    if not isinstance(value, list) or not value:
+        return value
+    if all(isinstance(turn, str) and turn.lstrip()[:1] != "{" for turn in value):
+        return [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(value)]
+    if all(isinstance(turn, Mapping) and set(turn) == {"input", "output"} for turn in value):
+        return _history([[turn["input"], turn["output"]] for turn in value])
+    return value
+
+
+def called(row: Columns) -> Columns:
+    """``query``, ``tools`` and the calls that answer it, ``answers`` (xLAM), as a conversation."""
+    if any(row.get(name) is None for name in ("query", "answers", "tools")):
+        return row
+    calls = as_value("answers", row["answers"]) if isinstance(row["answers"], str) else row["answers"]
+    if not isinstance(calls, list):
+        raise BadRow(f"answers: is a {type(calls).__name__}; write a list of calls")
+    turns = [{"role": "user", "content": row["query"]}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    return renamed(row | {"query": turns}, {"query": "messages"}) if "messages" not in row else row
 
 
 def alpaca(row: Columns, prompts: bool) -> Columns:
-    """``instruction`` and ``input`` as a user turn after ``history``; ``output`` or a pair as answers.
+    """``instruction`` and ``input`` (or ``context``) as a user turn after ``history``; an answer, or a pair of them.
 
     Args:
         row: its columns.
         prompts: only the prompt is wanted, so that the other columns stay as they are.
     """
     instruction = row.get("instruction")
+    answer = next((name for name in ("output", "completion", "response") if row.get(name) is not None), None)
     pair = all(row.get(side) is not None for side in _PAIR)
-    answered = row.get("output") is not None or pair
-    if instruction is None or not (answered or prompts) or row.get("prompt") is not None or "messages" in row:
+    if instruction is None or not (answer or pair or prompts) or row.get("prompt") is not None or "messages" in row:
         return row
-    given = row.get("input") or ""
-    if not isinstance(given, str) or not isinstance(instruction, str):
-        name = "input" if isinstance(instruction, str) else "instruction"
-        raise BadRow(f"{name}: is a {type(row[name]).__name__}; beside output it must be text")
-    content = f"{instruction}\n{given}" if given else instruction
-    rest = {key: value for key, value in row.items() if key not in ("instruction", "input", "history")}
-    made = {"prompt": [*_history(row.get("history")), _turn("user", content)]}
-    if prompts:
-        return rest | made
-    if pair:
-        return rest | made | {side: _answer(side, row[side]) for side in _PAIR}
-    _same_text(row, str(row["output"]))
-    rest = {key: value for key, value in rest.items() if key not in ("output", "text")}
-    return rest | made | {"completion": _answer("output", row["output"])}
+    more = "context" if row.get("input") in (None, "") else "input"
+    for name in ("instruction", more):
+        if not isinstance(row.get(name) or "", str):
+            raise BadRow(f"{name}: is a {type(row[name]).__name__}; beside an answer it must be text")
+    content = f"{instruction}\n{row[more]}" if row.get(more) else instruction
+    rest = {key: value for key, value in row.items() if key not in ("instruction", "input", more, "history")}
+    made = rest | {"prompt": [*_history(row.get("history")), {"role": "user", "content": content}]}
+    if prompts or pair or answer is None:
+        return made
+    if isinstance(row[answer], list) and all(isinstance(text, str) for text in row[answer]):
+        raise BadRow(f"{answer}: is a list; write one answer, or several as completions with ranks or scores")
+    _same_text(row, str(row[answer]))
+    return {key: value for key, value in made.items() if key not in (answer, "text")} | {"completion": row[answer]}
 
 
 def question_pair(row: Columns) -> Columns:
-    """``question`` with a pair of answers, as a conversation."""
-    if (
-        row.get("question") is None
-        or row.get("prompt") is not None
-        or not all(row.get(side) is not None for side in _PAIR)
-    ):
+    """``question`` or ``input`` with a pair of answers, as a conversation."""
+    name = next((name for name in ("question", "input") if isinstance(row.get(name), str) and row[name]), None)
+    if name is None or row.get("prompt") is not None or not all(row.get(side) is not None for side in _PAIR):
         return row
-    rest = {key: value for key, value in row.items() if key != "question"}
-    return rest | {"prompt": [_turn("user", row["question"])]} | {side: _answer(side, row[side]) for side in _PAIR}
+    rest = {key: value for key, value in row.items() if key != name}
+    return rest | {"prompt": [{"role": "user", "content": row[name]}]}
 
 
 def scores(row: Columns) -> Columns:
@@ -153,7 +161,8 @@ def _history(value: Any) -> list[Any]:
         return []
     if not isinstance(value, list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value):
         raise BadRow("history: must be a list of pairs, [question, answer]")
-    return [_turn(role, text) for pair in value for role, text in zip(("user", "assistant"), pair, strict=True)]
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in value for role, text in zip(roles, pair, strict=True)]
 
 
 def _same_text(row: Columns, answer: str) -> None:

@@ -19,6 +19,11 @@ ROLES = {
 """What the roles of other tools are here."""
 _PLAIN = {"role", "content"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_OTHER_PARTS = {  # of Anthropic's messages
+    "tool_use": "write it as tool_calls of the message",
+    "tool_result": "write it as a message of the role tool",
+    "thinking": "write it as reasoning_content of the message",
+}
 _LEARNED = ("weight", "train", "training")
 
 
@@ -62,9 +67,13 @@ def _message(name: str, message: Any, roles: Mapping[str, str]) -> Any:
             raise BadRow(f"{name}.{key}: {how}")
     made: dict[str, Any] = {
         "role": _either(name, given, "role", "from"),
-        "content": _either(name, given, "content", "value"),
+        "content": _either(name, given, "content", "parts" if "parts" in given else "value"),
     }
-    rest = {key: value for key, value in given.items() if key not in ("role", "from", "content", "value", *_LEARNED)}
+    rest = {
+        key: value
+        for key, value in given.items()
+        if key not in ("role", "from", "content", "value", "parts", *_LEARNED)
+    }
     role = made["role"]
     if isinstance(role, str):
         made["role"] = _role(name, role, roles)
@@ -75,7 +84,7 @@ def _message(name: str, message: Any, roles: Mapping[str, str]) -> Any:
     if calls := _calls(name, rest):
         rest["tool_calls"] = calls
         made["content"] = made["content"] or ""
-    made["content"] = _content(name, made["content"])
+    made["content"] = content(f"{name}.content", made["content"])
     if made["content"] is None and any(rest.get(key) for key in ("reasoning_content", "thinking", "reasoning")):
         made["content"] = ""
     return {key: value for key, value in made.items() if value is not None} | rest | _learned(name, given, made["role"])
@@ -97,22 +106,27 @@ def _role(name: str, role: str, roles: Mapping[str, str]) -> str:
     return found or role
 
 
-def _content(name: str, content: Any) -> Any:
-    """Text parts as one text."""
-    if isinstance(content, str) and content[:1] == "[" and '"type"' in content.replace("'", '"')[:200]:
-        content = as_value(f"{name}.content", content, "a list of parts that was written as text")
-    if not isinstance(content, list):
-        return content
+def content(name: str, value: Any) -> Any:
+    """Text parts as one text; anything else as it is.
+
+    Raises:
+        BadRow: a part that is no text; names it.
+    """
+    if isinstance(value, str) and value[:1] == "[" and '"type"' in value.replace("'", '"')[:200]:
+        value = as_value(name, value, "a list of parts that was written as text")
+    if not isinstance(value, list):
+        return value
     parts = []
-    for number, part in enumerate(content):
+    for number, part in enumerate(value):
         if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") in _TEXT_PARTS:
-            extra = sorted(key for key, value in part.items() if key not in ("type", "text") and value is not None)
+            extra = sorted(key for key in part if key not in ("type", "text") and part[key] not in (None, [], {}, ""))
             if extra:
-                raise BadRow(f"{name}.content[{number}].{extra[0]}: only text parts of type and text are learned")
+                raise BadRow(f"{name}[{number}].{extra[0]}: only text parts of type and text are learned; leave it out")
             parts.append(part["text"])
             continue
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        raise BadRow(f"{name}.content[{number}]: a part of type {str(kind)[:40]}; only text parts are learned")
+        kind = part.get("type", *list(part)[:1]) if isinstance(part, Mapping) else type(part).__name__
+        advice = _OTHER_PARTS.get(str(kind), "leave rows with other parts out")
+        raise BadRow(f"{name}[{number}]: a part of type {str(kind)[:40]}; only text parts are learned; {advice}")
     return "".join(parts)
 
 
@@ -138,7 +152,7 @@ def _call(name: str, call: Any) -> Any:
     if isinstance(arguments, str) and arguments.strip():
         arguments = as_value(f"{name}.arguments", arguments, "an object that was written as text")
     function = dict(inner) | {"arguments": without_nulls(arguments) if arguments else {}}
-    return (dict(call) | {"function": function}) if "function" in call else function
+    return (dict(call) if "function" in call else {"type": "function"}) | {"function": function}
 
 
 def _called(name: str, content: Any) -> Any:

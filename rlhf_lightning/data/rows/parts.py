@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_lightning.data.readers.problems import BadRow
-from rlhf_lightning.data.rows.keys import PROMPT_LIKE
-from rlhf_lightning.data.rows.messages import texts, without_nulls
+from rlhf_lightning.data.rows.keys import MORE, PROMPT_LIKE
+from rlhf_lightning.data.rows.messages import content, texts, without_nulls
 from rlhf_lightning.data.rows.unflatten import as_value
 from rlhf_lightning.rules.rows import TEMPLATE
 
@@ -31,7 +31,7 @@ def finished(row: dict[str, Any], kind: str) -> dict[str, Any]:
             "label: is false, and fine-tuning would learn the bad answer; delete the row, take stage=kto,"
             " or rename the column: data.columns={my_label: label}"
         )
-    row = _with_system(_without_repeats(_as_one(row)))
+    row = _without_repeats(_in_turns(_as_one(_with_system(row))))
     _template_columns(row)
     if isinstance(row.get("margin"), str):
         row["margin"] = _number_or_text(row["margin"])
@@ -51,28 +51,36 @@ def prompt_of_messages(row: dict[str, Any]) -> dict[str, Any]:
 
 def _with_system(row: dict[str, Any]) -> dict[str, Any]:
     """``system`` as the first turn of the conversation, which text becomes where there is one."""
-    system = row.get("system")
-    if system is None:
+    if row.get("system") is None:
         return row
+    given = row["system"]
+    system = content("system", given.get("parts") if isinstance(given, Mapping) else given)
     if not isinstance(system, str):
-        raise BadRow(f"system: is a {type(system).__name__}; write text")
-    row = {key: value for key, value in row.items() if key != "system"}
+        raise BadRow(f"system: is a {type(given).__name__}; write text")
+    rest = {key: value for key, value in row.items() if key != "system"}
     name = next((n for n in ("prompt", "messages") if row.get(n) is not None), None)
     if name is None and all(isinstance(row.get(side), list) for side in ("chosen", "rejected")):
-        return row | {side: _begun(side, row[side], system) for side in ("chosen", "rejected")}
+        return rest | {side: _begun(side, row[side], system) for side in ("chosen", "rejected")}
     if name is None:
+        if row.get("text") is None and row.get("chosen") is None:
+            return row  # of no known type
         raise BadRow("system: there is no prompt and no messages that it could be put before; add a prompt column")
-    if isinstance(row[name], str):
-        row[name] = [{"role": "user", "content": row[name]}]
-    for answer in _ANSWERS:
-        if isinstance(row.get(answer), str):
-            row[answer] = [{"role": "assistant", "content": row[answer]}]
+    turns = [{"role": "user", "content": row[name]}] if isinstance(row[name], str) else row[name]
+    return rest | {name: _begun(name, turns, system)}
+
+
+def _in_turns(row: dict[str, Any]) -> dict[str, Any]:
+    """Answers that are text beside a prompt of messages, as turns of the assistant."""
+    if not isinstance(row.get("prompt"), list):
+        return row
+
+    def turns(answer: Any) -> Any:
+        return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+
+    made = {name: turns(row[name]) for name in _ANSWERS if name in row}
     if isinstance(row.get("completions"), list):
-        row["completions"] = [
-            [{"role": "assistant", "content": a}] if isinstance(a, str) else a for a in row["completions"]
-        ]
-    row[name] = _begun(name, row[name], system)
-    return row
+        made["completions"] = [turns(answer) for answer in row["completions"]]
+    return row | made
 
 
 def _begun(name: str, turns: Any, system: str) -> Any:
@@ -105,7 +113,10 @@ def _without_repeats(row: dict[str, Any]) -> dict[str, Any]:
 
 def _as_one(row: dict[str, Any]) -> dict[str, Any]:
     """A text prompt beside answers that are conversations: their first turns, or a user turn before them."""
-    prompt = row.get("prompt")
+    prompt, completion = row.get("prompt"), row.get("completion")
+    first = completion[0] if isinstance(completion, list) and completion else None
+    if isinstance(prompt, str) and isinstance(first, Mapping) and first.get("role") == "assistant":
+        return row | {"prompt": [{"role": "user", "content": prompt}]}
     sides = [side for side in (row.get("chosen"), row.get("rejected")) if isinstance(side, list) and side]
     if not isinstance(prompt, str) or len(sides) < 2:
         return row
@@ -153,7 +164,8 @@ def _template_columns(row: dict[str, Any]) -> None:
             "enable_thinking": row.pop("enable_thinking")
         }
     given = next((name for name in TEMPLATE if row.get(name)), None)
-    if given and not any(isinstance(row.get(name), list) for name in ("prompt", "messages", "chosen")):
+    parts = [row[name] for name in ("prompt", "messages", "chosen", "text") if row.get(name) is not None]
+    if given and parts and not any(isinstance(part, list) for part in parts):
         raise BadRow(
             f"{given}: is for a chat template, but the row is text; write messages, or rename it by data.columns"
         )
@@ -163,7 +175,14 @@ def _tool(tool: Any) -> Any:
     tool = as_value("tools", tool) if isinstance(tool, str) else tool
     if not isinstance(tool, Mapping):
         raise BadRow(f"tools: holds a {type(tool).__name__}; write each tool as an object")
-    return without_nulls(tool)
+    tool = without_nulls(tool)
+    if "function" in tool or "name" not in tool:
+        return tool
+    if "input_schema" in tool:  # Anthropic's name
+        tool = {key: value for key, value in tool.items() if key != "input_schema"} | {
+            "parameters": tool["input_schema"]
+        }
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
 def _number_or_text(text: str) -> Any:
@@ -178,11 +197,10 @@ def _number_or_text(text: str) -> Any:
 
 def _nothing_lost(row: Mapping[str, Any], kind: str) -> None:
     """Refuse a column that looks like a part of the prompt and is not in what the model would see."""
-    if kind == "prompts" and row.get("prompt") is not None:
-        return  # reward functions get it
-    names = [
-        name for name in row if name.lower() in PROMPT_LIKE and name != "prompt" and row[name] not in (None, "", [])
-    ]
+    named = (
+        MORE if kind == "prompts" and row.get("prompt") is not None else PROMPT_LIKE
+    )  # reward functions get the rest
+    names = [name for name in row if name.lower() in named and name != "prompt" and row[name] not in (None, "", [])]
     if row.get("messages") is not None and row.get("prompt") is not None and row.get("completion") is None:
         names.append("prompt")
     shown = [row[name] for name in ("prompt", "messages", "text", "chosen") if row.get(name) is not None]

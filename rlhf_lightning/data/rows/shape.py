@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_lightning.data.readers.problems import BadRow
 from rlhf_lightning.data.rows import known
+from rlhf_lightning.data.rows.judged import judged
 from rlhf_lightning.data.rows.keys import FOLLOWED, PROMPT_LIKE, REFUSED, ROW_KEYS
 from rlhf_lightning.data.rows.messages import ROLES, normal
 from rlhf_lightning.data.rows.parts import finished, prompt_of_messages
@@ -80,9 +81,9 @@ class Shape:
 
     def _shaped(self, row: dict[str, Any], kind: str) -> dict[str, Any]:
         row = self._with_template(self._renamed(row))
-        row = known.message_pair(known.openai_preference(row))
+        row = judged(known.message_pair(known.openai_preference(row)), kind, self.template is not None, self.roles)
         _refuse(row, kind)
-        row = known.question_pair(known.alpaca(known.share_gpt(row), kind == "prompts"))
+        row = known.question_pair(known.alpaca(known.called(known.share_gpt(row)), kind == "prompts"))
         for name in CONTENT:
             if row.get(name) is not None and (name != "text" or not isinstance(row[name], list)):
                 found = normal(name, row[name], self.roles)
@@ -171,6 +172,8 @@ def _is_special(name: str) -> bool:
 
 def _refuse(row: Mapping[str, Any], kind: str) -> None:
     for name in row:
+        if isinstance(row[name], Mapping) and row[name].keys() == {"bytes", "path"}:
+            raise BadRow(f"{name}: is an image or sound; {ROW_KEYS['image'].how}")
         use = ROW_KEYS.get(name)
         if use is None or use.what != REFUSED or row[name] in (None, "", []) or _is_harmless(name, row[name]):
             continue

@@ -44,6 +44,16 @@ def split_shared_prompt(chosen: Answer, rejected: Answer) -> tuple[Answer, Answe
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
+def ends_with_turn(text: str) -> bool:
+    r"""Whether a text ends where an answering turn begins.
+
+    >>> ends_with_turn("Human: why?\n\nAssistant: "), ends_with_turn("Is there an assistant?")
+    (True, False)
+    """
+    end = len(text.rstrip())
+    return any(turn.end() == end for turn in _TURN.finditer(text))
+
+
 def shared_length(one: Sequence[Any], other: Sequence[Any]) -> int:
     """How many elements (characters, messages) both begin with."""
     low, high = 0, min(len(one), len(other))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf_lightning.data.rows.keys import SIMILAR
+from rlhf_lightning.data.rows.keys import EXPORTS, SIMILAR
 
 if TYPE_CHECKING:
     from rlhf_lightning.types import Row
@@ -66,25 +66,20 @@ def advice(row: Mapping[str, Any], stage_kind: StageKind) -> str:
     >>> advice({"question": "q", "answer": "a"}, "demonstrations")
     '; if they are that, set data.columns={prompt: question, completion: answer}'
     """
+    for names, what in EXPORTS:
+        if set(names) <= set(row):
+            return f"; it looks like {what}"
     inner = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
     if len(inner) == 1 and len(row) <= 3:
         return f"; if its {inner[0]} are the rows, write that list as a file"
-    if row.get("instruction") is not None and stage_kind == "demonstrations":
-        return _alpaca_advice(row)
     for name in sorted(TAKEN[stage_kind], key=lambda name: -len(ROW_TYPES[name])):
         found = {ours: theirs for ours in ROW_TYPES[name] if (theirs := _similar(ours, row))}
         if len(found) == len(ROW_TYPES[name]) and (
             named := {ours: theirs for ours, theirs in found.items() if ours != theirs}
         ):
+            named |= {"system": "system_prompt"} if row.get("system_prompt") else {}
             return f"; if they are that, set data.columns={_written(named)}"
     return ""
-
-
-def _alpaca_advice(row: Mapping[str, Any]) -> str:
-    answer = next((name for name in SIMILAR["completion"] if row.get(name) is not None), None)
-    given = {"input": "context"} if row.get("context") is not None else {}
-    named = given | ({"output": answer} if answer and answer != "output" else {})
-    return f"; if they are that, set data.columns={_written(named)}" if named else ""
 
 
 def _similar(ours: str, row: Mapping[str, Any]) -> str | None:

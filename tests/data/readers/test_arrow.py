@@ -56,6 +56,29 @@ def test_parquet_rows_are_those_of_json_and_are_named_by_their_number(parquet):
     assert [row.where for row in rows] == [f"{path}:1", f"{path}:2"]
 
 
+def test_values_that_json_has_no_form_for_are_those_that_a_json_file_would_hold(arrow, parquet):
+    from datetime import date, datetime, timedelta
+    from decimal import Decimal
+
+    turns = [[[("role", "user"), ("content", "Q")], [("role", "assistant"), ("content", "A")]]]
+    values = {
+        "text": [b"as bytes"], "other": [b"\xff\x00"], "when": [datetime(2024, 1, 2, 3)], "day": [date(2024, 1, 2)],
+        "long": [timedelta(seconds=5)], "whole": [Decimal("3")], "part": [Decimal("2.5")], "deep": [{"a": [b"b"]}],
+        "kind": arrow.array(["x"]).dictionary_encode(), "none": arrow.nulls(1), "number": [1.5],
+        "turns": arrow.array(turns, arrow.list_(arrow.map_(arrow.string(), arrow.string()))),
+    }  # fmt: skip
+    (row,) = read_rows(parquet(arrow.table(values)))
+    assert row.row == {
+        "text": "as bytes", "other": "/wA=", "when": "2024-01-02T03:00:00", "day": "2024-01-02", "long": "0:00:05",
+        "whole": 3, "part": 2.5, "deep": {"a": ["b"]}, "kind": "x", "none": None, "number": 1.5,
+        "turns": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+    }  # fmt: skip
+    twice = arrow.array([[("a", 1), ("a", 2)], [("a", 1)]], arrow.map_(arrow.string(), arrow.int8()))
+    problems = Problems()
+    assert len(list(iter_rows(parquet(arrow.table({"m": twice})), problems))) == 1
+    assert "rows.parquet:1: a key of a map is there more than once" in problems.first[0]
+
+
 def test_bad_parquet_rows_are_named_and_left_out_within_the_budget(arrow, parquet):
     many = [{"text": f"row {i}"} for i in range(2500)]
     many[1], many[2400], many[2499] = {"text": "a\x00b"}, {"text": ""}, {"text": None}

@@ -80,6 +80,10 @@ TAKEN = {
 REFUSED = {
     "pointer.parquet": (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS.*git lfs pull"),
     "rows.xlsx": (b"PK\x03\x04" + b"\0" * 40, "is a zip archive .*unpack it, or save the sheet as CSV"),
+    "rows.tar": (b"a" * 257 + b"ustar" + b"\0" * 90, "is a tar archive; unpack it"),
+    "rows.tar.gz": (gzip.compress(b"a" * 257 + b"ustar" + b"\0" * 90), "is a tar archive; unpack it"),
+    "rows.jsonl.lz4": (b"\x04\x22\x4d\x18" + b"\0" * 40, "is packed by lz4; unpack it with `lz4 -d`"),
+    "rows.feather": (b"FEA1" + b"\0" * 40, "is a Feather file of the first kind; save it again as parquet"),
     "page.jsonl": ("<!DOCTYPE html><html></html>", "is a web page"),
     "rows.pkl": (b"\x80\x04\x95" + b"\0" * 20, "is a pickle, .*write the rows as .jsonl"),
     "._rows.jsonl": (b"\x00\x05\x16\x07" + b"\0" * 40, "is what macOS keeps beside"),
@@ -180,6 +184,24 @@ def test_only_one_split_of_a_folder_is_read(folder):
     with pytest.raises(DataError, match=r"holds the splits test, train; name one, for example '.*/train\*'"):
         read_rows(found)
     assert len(names(f"{found}/train*")) == 2
+
+
+def test_a_folder_of_which_a_part_is_missing_is_refused(folder):
+    found = folder("train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl")
+    with pytest.raises(DataError, match=r"set: holds 2 of the 3 files train-NNNNN-of-00003; fetch the others, or name"):
+        read_rows(found)
+    assert len(names(f"{found}/train*")) == 2
+    folder("train-00001-of-00003.jsonl")
+    assert len(names(found)) == 3
+    (found / "more.jsonl.incomplete").touch()
+    with pytest.raises(DataError, match=r"more.jsonl.incomplete is a download that did not end; fetch it again"):
+        read_rows(found)
+
+
+def test_the_cache_of_the_hub_is_a_folder_of_links(folder):
+    found = folder("blobs/1", "snapshots/data/keep")
+    (found / "snapshots/data/train.jsonl").symlink_to("../../blobs/1")
+    assert names(found / "snapshots") == ["blobs/1"]
 
 
 def test_rows_in_sub_folders_are_told_of_or_asked_for(folder, caplog):

@@ -9,7 +9,8 @@ from rlhf_lightning.data import DemonstrationData, PromptData
 from rlhf_lightning.data.rows.keys import FOLLOWED, MESSAGE_KEYS, PASSED, PROMPT_LIKE, REFUSED, ROW_KEYS
 from rlhf_lightning.errors import DataError
 from tests.data.conftest import build_tokenizer
-from tests.data.test_shapes import SHAPED, TAKEN, TALK, A, Q
+from tests.data.test_shapes import SHAPED, TAKEN, TALK
+from tests.support.known_sets import A, Q
 
 ROWS = {
     "TRL": "prompt completion messages text chosen rejected label completions labels margin tools "

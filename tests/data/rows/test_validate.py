@@ -50,7 +50,6 @@ def test_rows_of_the_stage_pass_unchanged(kind, row):
         ("demonstrations", {"prompt": " \n", "completion": "c"}, "prompt: is empty"),
         ("demonstrations", {"prompt": "p", "completion": None}, "completion: is null"),
         ("demonstrations", {"prompt": "p", "completion": 3}, "completion: is a int"),
-        ("demonstrations", {"prompt": [USER], "completion": "c"}, "prompt: a list of messages beside text"),
         ("demonstrations", {"prompt": [ASSISTANT], "completion": [ASSISTANT]}, "prompt: .* must not be from"),
         ("demonstrations", {"prompt": [USER], "completion": [USER]}, "completion: .* must be from the assistant"),
         ("demonstrations", {"prompt": [], "completion": [USER]}, "prompt: has no messages"),
