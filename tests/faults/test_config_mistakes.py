@@ -112,6 +112,7 @@ MISTAKES = [
     # a value in the place of an option
     ("stage=ppo kl=0.1", "kl=0.1: there is no such option|Did you mean kl=fixed kl.coef=0.1?|Options of kl"),
     ("stage=ppo kl=null", "Did you mean kl=none?"),
+    ("logger=off", "Did you mean logger=none?|Options of logger"),
     ("callbacks=null", "callbacks=null: there is no such option|Options of callbacks: default"),
     ("trainer=2", "Did you mean trainer.devices=2?"),
     ("model=gpt2", "Did you mean model.path=gpt2?"),
