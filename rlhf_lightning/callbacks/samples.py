@@ -88,7 +88,7 @@ class Samples(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
         """Collective where the policy is sharded; rank 0 logs."""
-        policy, sampling = getattr(pl_module, "policy", None), getattr(pl_module, "sampling", self.sampling)
+        policy, sampling = getattr(pl_module, "policy", None), getattr(pl_module, "sampling", None) or self.sampling
         room = getattr(getattr(policy, "config", None), "max_position_embeddings", math.inf) - sampling.max_new_tokens
         prompts = first_prompts(getattr(trainer, "datamodule", None), self.prompts, room)
         if policy is None or not trainer.loggers or not prompts or step == self._written:
