@@ -23,7 +23,7 @@ from rlhf_lightning.models.sharding import gathered
 from rlhf_lightning.models.tokens import decode
 from rlhf_lightning.rollout import LoopEngine, Sampling
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.types import Experience, PromptBatch, Rollout
+from rlhf_lightning.types import Experience, PromptBatch, Rollout, Row
 
 log = logging.getLogger(__name__)
 SAMPLES, BY_SCORE = "samples", "samples_by_score"
@@ -95,9 +95,9 @@ class Samples(pl.Callback):
             return
         self._written = step
         tokenizer = pl_module.tokenizer
-        texts = decode(tokenizer, prompts)
-        ids, mask = left_pad(prompts, tokenizer.pad_token_id or 0)
-        batch = PromptBatch(ids, mask, tuple({"prompt": text} for text in texts)).to(pl_module.device)
+        asked = [ids for ids, _ in prompts]
+        rows = tuple({"prompt": text} | row for text, (_, row) in zip(decode(tokenizer, asked), prompts, strict=True))
+        batch = PromptBatch(*left_pad(asked, tokenizer.pad_token_id or 0), rows).to(pl_module.device)
         engine = LoopEngine()
         engine.seed(SEED)
         with gathered(policy):
@@ -123,23 +123,25 @@ def step_of(trainer: pl.Trainer, rollout: int) -> int:
     return int(trainer.callback_metrics.get("step", rollout))
 
 
-def first_prompts(data: Any, count: int, longest: float = math.inf) -> list[list[int]]:
-    """Ids of different prompts of a data module, held-out ones first; none where its items have no prompt.
+def first_prompts(data: Any, count: int, longest: float = math.inf) -> list[tuple[list[int], Row]]:
+    """Ids and row of different prompts of a data module, held-out ones first; none where its items have no prompt.
+
+    The row is empty where an item keeps none; a reward function may need its other columns.
 
     Args:
         data: its ``val_items`` and ``train_items`` are looked at.
         count: how many there are at most.
         longest: tokens; others are passed over.
     """
-    found: dict[tuple[int, ...], None] = {}
+    found: dict[tuple[int, ...], Row] = {}
     for item in (*getattr(data, "val_items", ()), *getattr(data, "train_items", ())):
         mask = getattr(item, "mask", None)
         ids = getattr(item, "ids", None) or (item.input_ids[: mask.index(True)] if mask and True in mask else [])
         if ids and len(ids) <= longest:
-            found[tuple(ids)] = None
+            found[tuple(ids)] = dict(getattr(item, "row", {}))
         if len(found) == count:
             break
-    return [list(ids) for ids in found]
+    return [(list(ids), row) for ids, row in found.items()]
 
 
 def by_score(

@@ -35,8 +35,8 @@ def test_they_are_written_every_second_rollout_and_after_the_last(tmp_path):
 
 def test_prompts_are_held_out_different_and_short_enough():
     held_out = [Prompt([1, 2], {}), Prompt([1, 2], {}), Prompt([1, 2, 3], {})]
-    data = SimpleNamespace(val_items=held_out, train_items=[Prompt([4], {}), Prompt([5], {})])
-    assert first_prompts(data, 2, longest=2) == [[1, 2], [4]]
+    data = SimpleNamespace(val_items=held_out, train_items=[Prompt([4], {"answer": 7}), Prompt([5], {})])
+    assert first_prompts(data, 2, longest=2) == [([1, 2], {}), ([4], {"answer": 7})]
 
 
 @pytest.mark.parametrize("argument", ["every_n_rollouts", "prompts", "samples", "max_characters"])
