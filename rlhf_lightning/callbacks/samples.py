@@ -96,8 +96,10 @@ class Samples(pl.Callback):
         self._written = step
         tokenizer = pl_module.tokenizer
         asked = [ids for ids, _ in prompts]
-        rows = tuple({"prompt": text} | row for text, (_, row) in zip(decode(tokenizer, asked), prompts, strict=True))
-        batch = PromptBatch(*left_pad(asked, tokenizer.pad_token_id or 0), rows).to(pl_module.device)
+        texts = decode(tokenizer, asked)
+        told: list[Row] = [{"prompt": text, **row} for text, (_, row) in zip(texts, prompts, strict=True)]
+        ids, mask = left_pad(asked, tokenizer.pad_token_id or 0)
+        batch = PromptBatch(ids, mask, tuple(told)).to(pl_module.device)
         engine = LoopEngine()
         engine.seed(SEED)
         with gathered(policy):
