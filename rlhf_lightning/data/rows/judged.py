@@ -86,6 +86,16 @@ def judged(row: Columns, kind: str, text: bool, roles: Mapping[str, str]) -> Col
     return row
 
 
+def check_kept(given: Columns, made: Columns) -> None:
+    """Refuse a column that the answers of a row would take the place of."""
+    for name in ("completions", "ranks", "scores", "prompt"):
+        own = given.get(name)
+        if own in (None, made.get(name)) or f"{name}_details" in made:
+            continue
+        if name != "prompt" or "conversation_a" in given:
+            raise BadRow(f"{name}: stands beside judged answers; keep one, or give it another name with data.columns")
+
+
 def _two(row: Columns, two: Two, text: bool, roles: Mapping[str, str]) -> Columns:
     values = [row[name] for name in two.said]
     for name, value in zip(two.said, values, strict=True):
