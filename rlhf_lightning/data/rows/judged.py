@@ -107,7 +107,9 @@ def _two(row: Columns, two: Two, text: bool, roles: Mapping[str, str]) -> Column
         if not sound:
             raise BadRow(f"{name}: is {str(value)[:40]!r}, which does not say which of {' and '.join(two.answers)} is"
                          " better; mend it or delete the row")  # fmt: skip
-    rest = {key: value for key, value in row.items() if key not in (*two.answers, "labels")}
+    rest = {
+        key: value for key, value in row.items() if key not in two.answers and (key, *two.said) != ("labels", "labels")
+    }
     one, other = (row[name] for name in two.answers)
     if two.answers[0] == "conversation_a":
         rest["prompt"], one, other = _shared(two.answers, one, other, roles)
