@@ -188,3 +188,14 @@ def test_a_checkpoint_that_cut_in_the_order_of_the_rows_or_left_rows_out_is_not_
     del old["rows_per_epoch"]
     with pytest.raises(ConfigError, match="rows_per_epoch 4 -> 5"):
         data(0, 5).load_state_dict(old)
+
+
+def test_the_same_rows_at_another_path_resume(tokenizer, write):
+    rows = [{"text": f"row {i}"} for i in range(6)]
+    states = []
+    for name in ("rows.jsonl", "moved.jsonl"):
+        data = DemonstrationData(write(rows, name), None, tokenizer, batch_size=2, validation_fraction=0.0)
+        data.setup("fit")
+        data.train_dataloader()
+        states.append(data.state_dict())
+    assert states[0] == states[1] and states[0]["data"]

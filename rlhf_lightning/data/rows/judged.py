@@ -86,6 +86,16 @@ def judged(row: Columns, kind: str, text: bool, roles: Mapping[str, str]) -> Col
     return row
 
 
+def check_kept(given: Columns, made: Columns) -> None:
+    """Refuse a column that the answers of a row would take the place of."""
+    for name in ("completions", "ranks", "scores", "prompt"):
+        own = given.get(name)
+        if own in (None, made.get(name)) or f"{name}_details" in made:
+            continue
+        if name != "prompt" or "conversation_a" in given:
+            raise BadRow(f"{name}: stands beside judged answers; keep one, or give it another name with data.columns")
+
+
 def _two(row: Columns, two: Two, text: bool, roles: Mapping[str, str]) -> Columns:
     values = [row[name] for name in two.said]
     for name, value in zip(two.said, values, strict=True):
@@ -97,7 +107,9 @@ def _two(row: Columns, two: Two, text: bool, roles: Mapping[str, str]) -> Column
         if not sound:
             raise BadRow(f"{name}: is {str(value)[:40]!r}, which does not say which of {' and '.join(two.answers)} is"
                          " better; mend it or delete the row")  # fmt: skip
-    rest = {key: value for key, value in row.items() if key not in (*two.answers, "labels")}
+    rest = {
+        key: value for key, value in row.items() if key not in two.answers and (key, *two.said) != ("labels", "labels")
+    }
     one, other = (row[name] for name in two.answers)
     if two.answers[0] == "conversation_a":
         rest["prompt"], one, other = _shared(two.answers, one, other, roles)

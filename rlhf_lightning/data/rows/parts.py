@@ -55,7 +55,7 @@ def _with_system(row: dict[str, Any]) -> dict[str, Any]:
         return row
     given = row["system"]
     system = content("system", given.get("parts") if isinstance(given, Mapping) else given)
-    if not isinstance(system, str):
+    if not isinstance(system, str) or (isinstance(given, Mapping) and set(given) - {"role", "parts"}):
         raise BadRow(f"system: is a {type(given).__name__}; write text")
     rest = {key: value for key, value in row.items() if key != "system"}
     name = next((n for n in ("prompt", "messages") if row.get(n) is not None), None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_lightning.data.readers.problems import BadRow
 from rlhf_lightning.data.rows import known
-from rlhf_lightning.data.rows.judged import judged
+from rlhf_lightning.data.rows.judged import check_kept, judged
 from rlhf_lightning.data.rows.keys import FOLLOWED, PROMPT_LIKE, REFUSED, ROW_KEYS
 from rlhf_lightning.data.rows.messages import ROLES, normal
 from rlhf_lightning.data.rows.parts import finished, prompt_of_messages
@@ -81,7 +81,10 @@ class Shape:
 
     def _shaped(self, row: dict[str, Any], kind: str) -> dict[str, Any]:
         row = self._with_template(self._renamed(row))
-        row = judged(known.message_pair(known.openai_preference(row)), kind, self.template is not None, self.roles)
+        given = known.message_pair(known.openai_preference(row))
+        row = judged(given, kind, self.template is not None, self.roles)
+        if row is not given:
+            check_kept(given, row)
         _refuse(row, kind)
         row = known.question_pair(known.alpaca(known.called(known.share_gpt(row)), kind == "prompts"))
         for name in CONTENT:
