@@ -15,7 +15,7 @@ from tests.data.readers.test_containers import TAKEN as CONTAINERS
 from tests.data.test_shapes import TAKEN
 
 KINDS = ["demonstrations", "comparisons", "feedback", "prompts"]
-CONSUMED = ("gpt", "human", "User", "model", "observation", "function_call", "text",
+CONSUMED = ("system", "gpt", "human", "User", "model", "observation", "function_call", "text",
             "input_text", "output_text", "System", "Chatbot", "function")  # fmt: skip  # roles, and the type of parts
 NAMES = [*ROW_KEYS, *MESSAGE_KEYS, "prompts", "Question", "context", "extra"]
 

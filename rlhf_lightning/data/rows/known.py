@@ -89,7 +89,8 @@ def alpaca(row: Columns, prompts: bool) -> Columns:
         prompts: only the prompt is wanted, so that the other columns stay as they are.
     """
     instruction = row.get("instruction")
-    answer = next((name for name in ("output", "completion", "response") if row.get(name) is not None), None)
+    answers = [name for name in ("output", "completion", "response") if row.get(name) is not None]
+    answer = next(iter(answers), None)
     pair = all(row.get(side) is not None for side in _PAIR)
     if instruction is None or not (answer or pair or prompts) or row.get("prompt") is not None or "messages" in row:
         return row
@@ -102,10 +103,12 @@ def alpaca(row: Columns, prompts: bool) -> Columns:
     made = rest | {"prompt": [*_history(row.get("history")), {"role": "user", "content": content}]}
     if prompts or pair or answer is None:
         return made
+    if other := next((name for name in answers if row[name] != row[answer]), None):
+        raise BadRow(f"{other}: stands beside {answer} and is another answer; keep one")
     if isinstance(row[answer], list) and all(isinstance(text, str) for text in row[answer]):
         raise BadRow(f"{answer}: is a list; write one answer, or several as completions with ranks or scores")
     _same_text(row, str(row[answer]))
-    return {key: value for key, value in made.items() if key not in (answer, "text")} | {"completion": row[answer]}
+    return {key: value for key, value in made.items() if key not in (*answers, "text")} | {"completion": row[answer]}
 
 
 def question_pair(row: Columns) -> Columns:
@@ -127,7 +130,9 @@ def scores(row: Columns) -> Columns:
         raise BadRow(f"scores: is {str(found)[:60]!r}; write a list of finite numbers, the highest is best")
     order = sorted(set(values), reverse=True)
     ranks = [order.index(value) + 1 for value in values]
-    if row.get("ranks") is not None and not _agree(row["ranks"], ranks):
+    given = row.get("ranks")
+    given = as_value("ranks", given) if isinstance(given, str) else given
+    if given is not None and not _agree(given, ranks):
         raise BadRow("scores: say something else than ranks; keep one of them (the highest score and rank 1 are best)")
     return row | {"ranks": ranks}
 
@@ -187,7 +192,7 @@ def _is_number(value: Any) -> bool:
 
 def _agree(one: Any, other: list[int]) -> bool:
     if not isinstance(one, list) or len(one) != len(other) or not all(_is_number(value) for value in one):
-        return True  # the check of fields names it
+        return False
     pairs = [(i, j) for i in range(len(other)) for j in range(i)]
     return all(
         (one[i] < one[j]) == (other[i] < other[j]) and (one[i] > one[j]) == (other[i] > other[j]) for i, j in pairs

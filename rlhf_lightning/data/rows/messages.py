@@ -67,7 +67,7 @@ def _message(name: str, message: Any, roles: Mapping[str, str]) -> Any:
             raise BadRow(f"{name}.{key}: {how}")
     made: dict[str, Any] = {
         "role": _either(name, given, "role", "from"),
-        "content": _either(name, given, "content", "parts" if "parts" in given else "value"),
+        "content": _either(name, given, "content", "value", "parts"),
     }
     rest = {
         key: value
@@ -90,10 +90,13 @@ def _message(name: str, message: Any, roles: Mapping[str, str]) -> Any:
     return {key: value for key, value in made.items() if value is not None} | rest | _learned(name, given, made["role"])
 
 
-def _either(name: str, given: Mapping[str, Any], ours: str, theirs: str) -> Any:
-    if ours in given and theirs in given and given[ours] != given[theirs]:
-        raise BadRow(f"{name}: holds {ours} and {theirs}, which differ; keep one")
-    return given.get(ours, given.get(theirs))
+def _either(name: str, given: Mapping[str, Any], *keys: str) -> Any:
+    """What stands under one of several keys that mean the same."""
+    first, *others = [key for key in keys if key in given] or keys[:1]
+    for other in others:
+        if given[first] != given[other]:
+            raise BadRow(f"{name}: holds {first} and {other}, which differ; keep one")
+    return given.get(first)
 
 
 def _role(name: str, role: str, roles: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ _RESERVED = (
     "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "conversation", "messages",
     "strftime_now",
 )  # fmt: skip
+_SYSTEM_ROLES = (None, "system", "user")  # of Gemini's `systemInstruction`
 _ANSWERS = ("completion", "chosen", "rejected")
 
 
@@ -55,7 +56,8 @@ def _with_system(row: dict[str, Any]) -> dict[str, Any]:
         return row
     given = row["system"]
     system = content("system", given.get("parts") if isinstance(given, Mapping) else given)
-    if not isinstance(system, str) or (isinstance(given, Mapping) and set(given) - {"role", "parts"}):
+    odd = isinstance(given, Mapping) and (set(given) - {"role", "parts"} or given.get("role") not in _SYSTEM_ROLES)
+    if not isinstance(system, str) or odd:
         raise BadRow(f"system: is a {type(given).__name__}; write text")
     rest = {key: value for key, value in row.items() if key != "system"}
     name = next((n for n in ("prompt", "messages") if row.get(n) is not None), None)
