@@ -21,12 +21,12 @@ def saved_steps(run: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def finished_files(run: Path) -> dict[str, object]:
-    """SHA-256 of every file that a stage handed over, without the account of when and where."""
+    """SHA-256 of every file that a stage handed over, without the accounts of when and where."""
     files = [file for file in sorted(run.glob("*/*")) if (file.parent / "provenance.json").is_file()]
     return {
         f"{file.parent.name}/{file.name}": _sha256(file)
         for file in files
-        if file.is_file() and file.name != "provenance.json"
+        if file.is_file() and file.name not in ("provenance.json", "README.md", "figure.png")
     }
 
 

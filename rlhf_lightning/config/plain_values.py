@@ -24,6 +24,7 @@ def readable(words: Sequence[str]) -> list[str]:
 
     >>> readable(["data.prompts=a=b [1].jsonl", "data.columns={prompt: q}", "data.prompt_template=Q: {q}"])
     ["data.prompts='a=b [1].jsonl'", 'data.columns={prompt: q}', "data.prompt_template='Q: {q}'"]
+
     A logger as an object takes the place of the group's, and none may be called as Lightning calls it.
 
     >>> readable(["logger={_target_: my.Logger}", "logger=false"])

@@ -85,6 +85,8 @@ def log_end(logger: Logger, metrics: Mapping[str, float], curves: Collection[str
         curves: tags among them that the logger has seen, and so knows the last value of.
         chosen: by dotted key, what the command line has chosen; for TensorBoard's page of hyperparameters.
     """
+    if isinstance(logger, TensorBoardLogger):
+        event_writer(logger)  # which the fit has closed
     more = {name: value for name, value in metrics.items() if name not in curves}
     if more:
         logger.log_metrics(more, None)

@@ -187,7 +187,7 @@ def test_case_56_a_run_with_the_shipped_defaults_is_replaced(tmp_path):
         run(compose(words))
     run(compose([*words, "overwrite=true"]))
     assert sorted(path.name for path in tmp_path.glob("run*")) == ["run"]
-    assert len(list((tmp_path / "run" / "tensorboard" / "sft").glob("events*"))) == 1
+    assert len(list((tmp_path / "run" / "tensorboard" / "sft").glob("events*"))) == 2  # of the fit, and of its end
 
 
 def test_case_56_models_in_a_folder_that_no_run_made_are_not_those_of_a_run(place, tmp_path):

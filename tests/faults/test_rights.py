@@ -90,6 +90,8 @@ def place(tmp_path_factory):
     (inside / "runs").mkdir(parents=True)
     (inside / "runs" / "link").symlink_to(outside)
     (inside / "kept.txt").write_text("mine")
+    (top / "packages" / "wandb").mkdir(parents=True)
+    (top / "packages" / "wandb" / "__init__.py").touch()  # as if it were installed; nothing is logged here
     experiments = inside / "conf" / "experiment"
     experiments.mkdir(parents=True)
     (inside / "conf" / "small.yaml").write_text(SMALL)
@@ -118,7 +120,12 @@ def answers(place):
     commands["typed_for_reading"] = [*small, "experiment=history_over_the_data", f"model.path={outside / 'kept'}"]
     commands["long_line"] = ["stage=sft", f"+x={'[' * 3000}{']' * 3000}"]
     environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
-    environment |= {"PYTHONPATH": str(ROOT), "CANARY": CANARY, "SLURM_JWT": CANARY, "SLURM_JOB_ID": "17"}
+    environment |= {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{inside.parent / 'packages'}",
+        "CANARY": CANARY,
+        "SLURM_JWT": CANARY,
+        "SLURM_JOB_ID": "17",
+    }
     before = seen(inside), seen(outside)
     done = subprocess.run(
         [sys.executable, "-P", "-c", DRIVER, str(ROOT / "tests" / "support" / "commands.py")], cwd=inside,

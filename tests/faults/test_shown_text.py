@@ -13,9 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from rlhf_lightning.callbacks.tensorboard import sample_table
+from rlhf_lightning.callbacks.samples import by_score
 from rlhf_lightning.console.display import label, markdown, plain
 from rlhf_lightning.evaluation import print_table, write_report
+from rlhf_lightning.loggers.records import markdown_table
 
 RENDERER = MarkdownIt("gfm-like2", {"linkify": False})  # as the one that GitHub uses: tables, tasks, alerts
 EXTENSIONS = ["tables", "fenced_code", "footnotes", "attr_list", "def_list", "abbr"]  # TensorBoard: the first of them
@@ -123,15 +124,36 @@ def test_case_64_a_report_of_hostile_names_prompts_answers_and_config_holds_our_
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
     tokens = RENDERER.parse(text)
     children = [child for token in tokens for child in token.children or []]
-    assert not [child.type for child in children if child.type.startswith(("link", "html", "code"))]
+    assert not [child.type for child in children if child.type.startswith(("html", "code"))]
+    assert [child.attrs["href"] for child in children if child.type == "link_open"] == ["config.yaml"]
     images = [child.attrs["src"] for child in children if child.type == "image"]
     assert images and all(re.fullmatch(r"figures/\w+\.png", source) for source in images)
     headings = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
     assert [h.partition(":")[0] for h in headings] == [
-        "Report", "Before and after", "Samples", "Figures", "Training, at its end", "Configuration",
+        "Report", "Before and after", "Samples", "Figures", "Training, at its end", "Run",
     ]  # fmt: skip
-    (config,) = [token.content for token in tokens if token.type == "fence"]
-    assert "# heading" in config and config.endswith("````\n\\x1b[2J\n")
+    assert not [token.content for token in tokens if token.type == "fence"]
+    page = (tmp_path / "report.html").read_text()
+    tags = {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "h2",
+        "p",
+        "strong",
+        "em",
+        "table",
+        "thead",
+        "tbody",
+    }
+    tags |= {"tr", "th", "td", "ul", "li", "a", "img", "br", "hr", "code", "details", "summary"}
+    assert set(re.findall(r"<(\w+)", page)) <= tags
+    places = re.findall(r"(?:href|src)=\"([^\"]{1,40})", page)
+    assert places and all(place == "config.yaml" or place.startswith("data:image/png;base64,") for place in places)
     tables = [token for token in tokens if token.type == "table_open"]
     assert len(tables) == 2 and len([token for token in tokens if token.type == "tr_open"]) == 6
 
@@ -158,7 +180,7 @@ def test_case_64_the_sample_table_of_tensorboard_is_text(tmp_path):
             lengths=torch.ones(1),
         ),
     )  # fmt: skip
-    table = sample_table(experience, Tokenizer(), samples=1, max_characters=600)
+    table = markdown_table(*by_score(experience, Tokenizer(), samples=1, max_characters=600))
     html = python_markdown.markdown(table, extensions=["tables"])
     assert set(re.findall(r"<(\w+)", html)) == {"table", "thead", "tbody", "tr", "th", "td", "br"}
-    assert html.count("<td") == 5 and "\x1b" not in table and "http:" not in table
+    assert html.count("<td") == 6 and "\x1b" not in table and "http:" not in table

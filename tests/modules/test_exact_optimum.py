@@ -35,7 +35,7 @@ CASES = {
 }
 RUNS = {"bandit_beta1.0": (20, 0.1), "bandit_beta0.1": (50, 0.3), "two_token": (40, 0.1)}  # rollouts, learning rate
 BATCH = 256
-COMMON = {"max_approx_kl": None, "missing_eos_penalty": 0.0, "whiten_advantages": False}
+COMMON = {"ppo_epochs": 4, "max_approx_kl": None, "missing_eos_penalty": 0.0, "whiten_advantages": False}
 
 
 class Table(nn.Module):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_lightning.callbacks.tensorboard import sample_table
+from rlhf_lightning.callbacks.samples import by_score
 from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.errors import RewardFunctionError
 from rlhf_lightning.labelling import SamplingModule
+from rlhf_lightning.loggers.records import markdown_table
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer, RewardModelScorer, RewardSources, completion_texts
@@ -45,7 +46,7 @@ def test_scorers_and_readers_see_the_whole_text(rollout):
     experience = SimpleNamespace(
         rollout=rollout, mask=rollout.mask, logprobs=zeros, ref_logprobs=zeros, scores=torch.arange(6.0)
     )
-    table = sample_table(experience, tiny.tokenizer(), samples=6, max_characters=600).splitlines()[2:]
+    table = markdown_table(*by_score(experience, tiny.tokenizer(), samples=6, max_characters=600)).splitlines()[2:]
     for row, (line, text) in enumerate(zip(table, whole_texts(rollout), strict=True)):
         assert text in line and f"| {int(rollout.mask[row].sum())} |" in line
 
