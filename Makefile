@@ -26,13 +26,16 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 # Under three minutes: lint, the examples in docstrings, and all tests that neither inject faults, nor run whole commands or
-# the Python of the pages, nor try thirty families of models, nor train for long.
+# what the pages show, nor start ranks, nor try thirty families of models, nor train for long.
 LONG = tests/faults tests/end_to_end tests/benchmarks tests/models/test_families.py tests/modules/test_exact_optimum.py \
 	tests/modules/test_invariances.py \
 	$(wildcard tests/modules/test_bug_museum*.py)
+LONG_ONES = gates/test_docs.py::test_python_in_the_documentation_runs \
+	gates/test_docs.py::test_command_in_the_documentation_composes \
+	metrics/test_means.py::test_two_ranks_have_one_mean_though_one_of_them_has_padding_only \
+	scoring/test_sources_in_training.py::test_two_ranks_share_their_running_statistics
 check: lint
-	$(BIN)/python -m pytest -q -n 2 tests rlhf_lightning $(LONG:%=--ignore=%) \
-		--deselect=tests/gates/test_docs.py::test_python_in_the_documentation_runs
+	$(BIN)/python -m pytest -q -n 2 tests rlhf_lightning $(LONG:%=--ignore=%) $(LONG_ONES:%=--deselect=tests/%)
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2
