@@ -3,9 +3,9 @@
     python -m benchmarks.frontier --seeds 5
 
 All start from the same SFT policy, rankings and reward model per seed. An online run under a small fixed penalty passes
-through every KL on its way, so one run gives a curve: means over five rollouts. DPO and KTO are trained with several beta, best-of-n with
-several n, and evaluated on held-out prompts. Prints gold at 1, 2, 4 and 6 nats per seed, between neighbouring points,
-and draws a figure per seed; exit status 1 if PPO is below DPO or KTO on more than one seed.
+through every KL on its way, so one run gives a curve: means over five rollouts. DPO and KTO are trained with several
+beta, best-of-n with several n, and evaluated on held-out prompts. Prints gold at 1, 2, 4 and 6 nats per seed, between
+neighbouring points, and draws a figure per seed; exit status 1 if PPO is below DPO or KTO on more than one seed.
 """
 
 from __future__ import annotations
