@@ -165,7 +165,7 @@ class DurableCheckpoint(Checkpoint):
         if step == self._saved or stops_here(trainer):
             return
         if step == steps_planned(trainer):
-            if self.at_end and self._epoch_done:
+            if self.at_end and self._epoch_done and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._save_end(trainer)
             return
         due = self._asked or (self.every_n_steps is not None and step % self.every_n_steps == 0)

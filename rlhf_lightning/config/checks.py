@@ -56,7 +56,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         _check_node("model.lora", adapters)
     logger_nodes(config.get("logger"))
     trainer = config.get("trainer") or {}
-    check_trainer(trainer)
+    check_trainer(trainer, names(stages))
     for name in names(stages):
         check_stage(config, name, world_size(trainer))
 

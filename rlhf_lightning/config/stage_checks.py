@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,13 +37,18 @@ def _completed(node: Mapping[str, Any]) -> SimpleNamespace | None:
     return SimpleNamespace(**{name: p.default for name, p in takes.parameters.items()} | dict(node))
 
 
-def check_trainer(trainer: Mapping[str, Any]) -> None:
+def check_trainer(trainer: Mapping[str, Any], stages: Sequence[str]) -> None:
     """Refuse arguments that mean another thing here, and devices that cannot be."""
     for key, instead in _TRANSLATED.items():
         if key in trainer:
             raise ConfigError(
                 f"trainer.{key}: set {instead} instead, which keeps the loss exact for every split of the batch"
             )
+    if trainer.get("fast_dev_run") and len(stages) > 1:
+        raise ConfigError(
+            f"trainer.fast_dev_run: tries a step and exports no model, so that nothing after {stages[0]} could run; "
+            f"try one stage, stages=[{stages[0]}]"
+        )
     if str(trainer.get("strategy")).startswith("fsdp"):
         raise ConfigError(combinations.FSDP1_REFUSED)
     devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")

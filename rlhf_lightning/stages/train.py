@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
+from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.card import write_card
 from rlhf_lightning.stages.run import Run, scalars, verify_sources
@@ -72,6 +73,10 @@ def train(
         trainer = run.trainer(stage, callbacks, max_epochs=1, limit_val_batches=0)
     run.fit(stage, trainer, module, data)
     metrics = scalars(trainer) | dict(found(module))
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if run.is_first:
+            say(f"{stage}: fast_dev_run only tried a step; no model is exported")
+        return metrics
     module.export(section["output"], run.provenance(stage, metrics, parents))
     if run.is_first:
         write_card(Path(section["output"]))

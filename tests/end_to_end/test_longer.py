@@ -38,3 +38,10 @@ def test_a_stage_that_others_went_on_from_and_one_without_its_end_stay_as_they_a
     go([*alone, "stages=[sft,reward]"], tmp_path)
     with pytest.raises(ConfigError, match=r"sft \(1 -> 2 epochs\) cannot become longer, for reward went on"):
         go([*alone, "stages=[sft,reward]", "sft.max_epochs=2"], tmp_path)
+
+
+def test_a_fast_dev_run_exports_nothing(words, tmp_path, capsys):
+    with pytest.raises(FileNotFoundError):  # of the model, which is asked for its checksum
+        go([*words, "stages=[sft]", "+trainer.fast_dev_run=true"], tmp_path)
+    assert "sft: fast_dev_run only tried a step; no model is exported" in capsys.readouterr().out
+    assert not (tmp_path / "sft").exists() and not (tmp_path / "checkpoints" / "sft").exists()
