@@ -131,7 +131,8 @@ class Run:
                 line.title = self.title(stage)
             if isinstance(line, Samples) and stage != "ppo":  # which samples as it says, and has a monitor
                 line.sampling = self.build(self.config["sampling"])
-                line.judge = self.build(self.config.get("judge"))
+                judge = self.config.get("judge") or {}
+                line.judge = None if "model" in judge else self.build(judge or None)  # a model would need a place
         on_error = (self.config["checkpoint"] or {}).get("on_error", "raise")
         history = History(self.folder / HISTORY / f"{stage}.csv", on_error=on_error)
         # a guard sees what a monitor logs, the history what both log, and the saver knows of a signal

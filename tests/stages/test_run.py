@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import SimpleProfiler
 
+from rlhf_lightning.callbacks import Samples
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.config import compose as compose_module
 from rlhf_lightning.config import judging
@@ -194,3 +195,15 @@ def test_modules_with_steps_and_optimizers_of_their_own_are_trained(tmp_path):
     metrics = run(compose([*words, *more, f"run_dir={tmp_path / 'run'}"]))
     assert "train/mine" in metrics and "train/loss" not in metrics
     assert metrics["grad_norm/1"] > 0
+
+
+def test_a_judge_that_is_a_model_is_not_loaded_for_the_tables_of_samples(tmp_path):
+    words = [
+        "stage=sft",
+        "logger=none",
+        f"run_dir={tmp_path}",
+        "judge=reward_model",
+        "judge.model.path=/nowhere/at/all",
+    ]
+    trainer = Run(compose(words)).trainer("sft")
+    assert [part.judge for part in trainer.callbacks if isinstance(part, Samples)] == [None]
