@@ -9,7 +9,7 @@ ROOMS = (
     ("data", "rollout", "scoring"),
     ("metrics",),
     ("modules",),
-    ("callbacks", "evaluation", "labelling"),
+    ("callbacks", "evaluation", "labelling", "people"),
     ("tasks",),
     ("stages", "config", "cli"),
 )
