@@ -59,7 +59,7 @@ def try_cell(world: World, name: str) -> Cell:
             warnings.simplefilter("ignore")
             return Cell(OK, CELLS[name](world))
     except RLHFError as error:
-        return Cell(REFUSED, str(error).replace(str(world.folder), "FOLDER"))
+        return Cell(REFUSED, str(error).replace(str(world.folder), "FOLDER").replace(f"{world.folder.parent}/", ""))
     except Wrong as wrong:
         return Cell(WRONG, str(wrong))
     except Exception as error:
@@ -93,7 +93,8 @@ def in_child(kind: str, cells: list[str], limit: float) -> dict[str, Cell]:
 
 def table(results: Mapping[str, Mapping[str, Cell]], cells: list[str]) -> str:
     """Counts and the matrix in Markdown, then the reasons of all that is not ``ok``."""
-    lines = [f"transformers {transformers.__version__}, torch {torch.__version__}: {json.dumps(counts(results))}", ""]
+    lines = ["# All families", "", "Output of `make families`; what is compared: [models](models.md).", ""]
+    lines += [f"transformers {transformers.__version__}, torch {torch.__version__}: {json.dumps(counts(results))}", ""]
     lines += [f"| family | {' | '.join(cells)} |", f"|---|{'---|' * len(cells)}"]
     reasons: dict[str, dict[str, list[str]]] = {}
     for kind, row in results.items():

@@ -4,7 +4,8 @@ from rlhf_lightning.evaluation.compare import compare, summarise, win_rate
 from rlhf_lightning.evaluation.conclusion import conclusion
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import read_histories, read_history
-from rlhf_lightning.evaluation.report import before_and_after, print_table, read_evaluation, write_report
+from rlhf_lightning.evaluation.report import read_evaluation, write_report
+from rlhf_lightning.evaluation.table import before_and_after, print_table
 
 __all__ = [
     "before_and_after",

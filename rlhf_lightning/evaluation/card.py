@@ -20,8 +20,9 @@ from rlhf_lightning.checkpoint.provenance import (
 from rlhf_lightning.console.display import fence, markdown, plain
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.evaluation.conclusion import conclusion
-from rlhf_lightning.evaluation.report import CAPTIONS, before_and_after, read_evaluation
+from rlhf_lightning.evaluation.report import CAPTIONS, read_evaluation
 from rlhf_lightning.evaluation.runs import flattened
+from rlhf_lightning.evaluation.table import before_and_after
 from rlhf_lightning.evaluation.trust import accuracy_text
 from rlhf_lightning.models.folders import read_json
 from rlhf_lightning.models.kinds import LABEL

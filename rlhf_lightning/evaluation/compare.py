@@ -13,8 +13,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.functional.diagnostics import distinct_n, repetition_n, wilson_interval
+from rlhf_lightning.functional.length_control import length_controlled_win_rate
 
 Record = Mapping[str, Any]
 Estimate = dict[str, float | None]
@@ -61,17 +64,22 @@ def win_rate(records_a: Sequence[Record], records_b: Sequence[Record], judge: st
 
     Returns:
         ``judge, wins, ties, losses, unpaired, win_rate, low, high``; the bounds are a 95 percent Wilson interval,
-        narrower than the truth where several responses share a prompt.
+        narrower than the truth where several responses share a prompt. ``length_controlled``: ``win_rate, low, high``
+        at equal length, or None, see `rlhf_lightning.functional.length_control`.
 
     Raises:
         DataError: no prompt in common, or a record without a finite score of that name.
     """
     ours, theirs = _by_prompt(records_a, judge), _by_prompt(records_b, judge)
-    pairs = [pair for key in ours if key in theirs for pair in zip(ours[key], theirs[key], strict=False)]
-    if not pairs:
+    shared = [(n, pair) for n, key in enumerate(ours) for pair in zip(ours[key], theirs.get(key, ()), strict=False)]
+    if not shared:
         raise DataError("win_rate: the two policies answered no prompt in common; sample both from the same prompts")
-    wins = sum(a > b for a, b in pairs)
-    ties = sum(a == b for a, b in pairs)
+    prompts, pairs = zip(*shared, strict=True)
+    outcomes = [(1.0 if a > b else 0.0 if a < b else 0.5) for (a, _), (b, _) in pairs]
+    controlled = length_controlled_win_rate(
+        torch.tensor(outcomes), torch.tensor([float(a - b) for (_, a), (_, b) in pairs]), torch.tensor(prompts)
+    )
+    wins, ties = outcomes.count(1.0), outcomes.count(0.5)
     losses = len(pairs) - wins - ties
     rate = wilson_interval(wins, ties, losses)
     return {
@@ -83,6 +91,7 @@ def win_rate(records_a: Sequence[Record], records_b: Sequence[Record], judge: st
         "win_rate": rate.win_rate,
         "low": rate.low,
         "high": rate.high,
+        "length_controlled": controlled and controlled._asdict(),
     }
 
 
@@ -163,10 +172,11 @@ def _finite_score(record: Record, name: str, i: int) -> float:
     return float(score)
 
 
-def _by_prompt(records: Sequence[Record], judge: str) -> dict[str, list[float]]:
-    groups: dict[str, list[float]] = {}
+def _by_prompt(records: Sequence[Record], judge: str) -> dict[str, list[tuple[float, int]]]:
+    """Score and length of every response, by prompt."""
+    groups: dict[str, list[tuple[float, int]]] = {}
     for i, record in enumerate(records):
-        groups.setdefault(_key(record), []).append(_finite_score(record, judge, i))
+        groups.setdefault(_key(record), []).append((_finite_score(record, judge, i), record["length"]))
     return groups
 
 

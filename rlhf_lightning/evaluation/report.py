@@ -14,7 +14,8 @@ Read from a run folder (every part is optional but ``evaluation.json``):
         "base": {"summary": {...}, "samples": [{"prompt", "completion", "scores", "length", "finished", "kl"}, ...]},
         "sft": ..., "ppo": ...
       },
-      "win_rates": {"ppo vs sft": {"judge", "wins", "ties", "losses", "unpaired", "win_rate", "low", "high"}, ...},
+      "win_rates": {"ppo vs sft": {"judge", "wins", "ties", "losses", "unpaired", "win_rate", "low", "high",
+                                     "length_controlled": {"win_rate", "low", "high"} or null}, ...},
       "reliability": {"confidence": [...], "accuracy": [...], "count": [...]},     optional, of the reward model
       "doubts": ["the reward model is ...", ...]      optional, see `rlhf_lightning.evaluation.trust`
       "notes": ["...", ...]                  optional, sentences to read the numbers with
@@ -35,13 +36,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint.places import write_file
-from rlhf_lightning.console.display import markdown, plain
-from rlhf_lightning.console.streams import say
+from rlhf_lightning.console.display import markdown
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.evaluation.conclusion import conclusion, opponent, rate_text, winner
+from rlhf_lightning.evaluation.conclusion import conclusion, winner
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import HistoryRow, read_histories, series
 from rlhf_lightning.evaluation.page import page
+from rlhf_lightning.evaluation.table import before_and_after
 
 CAPTIONS = {
     "score_and_judge": "What is learned from and what nobody learned from. The second falling while the first rises is "
@@ -106,79 +107,6 @@ def write_report(run_dir: str | Path) -> Path:
     text = "\n\n".join(section for section in [*sections, _how_to_look(run_dir)] if section) + "\n"
     write_file(run_dir / "report.html", page(text, run_dir))
     return write_file(run_dir / "report.md", text)
-
-
-def print_table(evaluation: Mapping[str, Any]) -> None:
-    """The conclusion and the before/after table on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text  # a name in brackets is no markup
-
-    table = Table(title="before and after", title_justify="left", header_style="bold")
-    for i, cells in enumerate(zip(_headings(evaluation), *_table_rows(evaluation), strict=True)):
-        if i == 0:
-            for j, name in enumerate(cells):
-                table.add_column("" if j == 0 else Text(plain(name)), justify="left" if j == 0 else "right")
-        else:
-            table.add_row(*(Text(plain(cell)) for cell in cells))
-    console = Console(highlight=False, force_terminal=False)
-    with console.capture() as shown:
-        console.print(table)
-        for sentence in (conclusion(evaluation), *(f"warning: {doubt}." for doubt in evaluation.get("doubts", []))):
-            console.print(Text(plain(sentence)))
-    say(shown.get().rstrip())
-
-
-def before_and_after(evaluation: Mapping[str, Any]) -> str:
-    """Markdown table with a row for each policy; numbers are means and their standard errors."""
-    headings = _headings(evaluation)
-    rule = ["---"] + ["---:"] * (len(headings) - 1)
-    lines = [
-        list(map(markdown, headings)),
-        rule,
-        *([markdown(name), *numbers] for name, *numbers in _table_rows(evaluation)),
-    ]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    prompts = next(iter(evaluation["policies"].values()))["summary"]["prompts"]
-    judge, other = markdown(evaluation["judge"]), markdown(opponent(evaluation))
-    return (
-        f"{table}\n\nMeans over {markdown(str(prompts))} held-out prompts ± standard error. Win rate: share of pairs "
-        f"where *{judge}* prefers the policy to *{other}*, ties half, 95% Wilson interval."
-    )
-
-
-def _headings(evaluation: Mapping[str, Any]) -> list[str]:
-    judge, proxy = evaluation["judge"], evaluation.get("proxy")
-    names = ["policy", f"{judge} (judge)", *([f"{proxy} (proxy)"] if proxy else []), "KL (nats)"]
-    return [*names, "length (tokens)", "EOS rate", "distinct-2", f"win rate vs {opponent(evaluation)}"]
-
-
-def _table_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
-    judge, proxy = evaluation["judge"], evaluation.get("proxy")
-    rows = []
-    for name, policy in evaluation["policies"].items():
-        summary = policy["summary"]
-        scores = [_estimate(summary["scores"].get(score)) for score in (judge, *([proxy] if proxy else []))]
-        row = [name, *scores, _estimate(summary.get("kl"), 2), _estimate(summary.get("length"), 1)]
-        row += [f"{100 * summary['eos_rate']:.0f}%", f"{summary['distinct_2']:.3f}", _win_rate(evaluation, name)]
-        rows.append(row)
-    return rows
-
-
-def _estimate(estimate: Mapping[str, float | None] | None, digits: int = 3) -> str:
-    if estimate is None or estimate["mean"] is None:
-        return "-"
-    error = "" if estimate["stderr"] is None else f" ± {estimate['stderr']:.{digits}f}"
-    return f"{estimate['mean']:z.{digits}f}{error}"
-
-
-def _win_rate(evaluation: Mapping[str, Any], name: str) -> str:
-    other = opponent(evaluation)
-    result = evaluation["win_rates"].get(f"{name} vs {other}")
-    if result is not None:
-        return rate_text(result["win_rate"], result["low"], result["high"])
-    mirrored = evaluation["win_rates"].get(f"{other} vs {name}")
-    return "-" if mirrored is None else rate_text(*(1 - mirrored[key] for key in ("win_rate", "high", "low")))
 
 
 def _samples(evaluation: Mapping[str, Any]) -> str:

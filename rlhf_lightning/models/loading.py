@@ -27,6 +27,7 @@ from rlhf_lightning.models.kinds import causal_class, heads_of, scalar_class
 from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.probes import check_rows
 from rlhf_lightning.models.reading import leave_other_parts, nothing_there, read_weights
+from rlhf_lightning.models.tokenizer_file import as_file_says
 from rlhf_lightning.models.trunk import checkpoint_activations, freeze_layers
 from rlhf_lightning.rules.ranges import require
 
@@ -207,7 +208,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id, always with a pad token.
 
-    Where a tokenizer has none, EOS is used for padding: safe here, because masks never look at the pad id.
+    Where a tokenizer has none, EOS is used for padding: safe here, because masks never look at the pad id. A folder's
+    ``tokenizer.json`` is followed to the letter.
 
     Raises:
         CheckpointError: no tokenizer there, or it has no EOS, without which an answer cannot end.
@@ -216,9 +218,10 @@ def load_tokenizer(
     check_templates(Path(path))
     check_tokenizer(Path(path))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=trust_remote_code)
+        found = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise nothing_there(path, "tokenizer", error) from error
+    tokenizer = as_file_says(found, path)
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:

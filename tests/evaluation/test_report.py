@@ -42,6 +42,7 @@ def evaluation(gold=2.0, proxy=3.0):
         "win_rate": 0.8,
         "low": 0.71,
         "high": 0.87,
+        "length_controlled": {"win_rate": 0.7, "low": 0.6, "high": 0.78},
     }
     return {
         "judge": "gold",
@@ -102,8 +103,10 @@ def test_the_table_mirrors_the_win_rate_of_what_came_before_sft():
         "88%",
         "0.500",
         "25.0% [15.0, 40.0]",
+        "30.0% [22.0, 40.0]",
     ]
-    assert [row[-1] for row in cells] == ["25.0% [15.0, 40.0]", "-", "80.0% [71.0, 87.0]"]
+    assert [row[-2] for row in cells] == ["25.0% [15.0, 40.0]", "-", "80.0% [71.0, 87.0]"]
+    assert [row[-1] for row in cells] == ["30.0% [22.0, 40.0]", "-", "70.0% [60.0, 78.0]"]
     assert cells[2][3] == "5.00 ± 0.10"
 
 
