@@ -1,7 +1,8 @@
 // The page on which people rank answers: what is pressed, clicked and typed goes to `Page`.
 
 import { actionOf } from "./keys.js";
-import { get, Page } from "./page.js";
+import { Page } from "./page.js";
+import { get } from "./voice.js";
 
 const page = new Page();
 

@@ -4,9 +4,9 @@ import { Board } from "./board.js";
 import { Card, content, letterOf, nameOf } from "./cards.js";
 import { Clock, dropDraft, findDraft, keepDraft } from "./draft.js";
 import { Ranking } from "./ranking.js";
+import { complain, get, progress, say } from "./voice.js";
 import { newKey, Wire } from "./wire.js";
 
-export const get = (id) => document.getElementById(id);
 const strengths = () => document.querySelectorAll("#strength input");
 
 export class Page {
@@ -36,15 +36,15 @@ export class Page {
   }
 
   async #opened(session) {
-    this.complain("");
+    complain("");
     get("question").textContent = session.question;
     document.title = session.question;
     get("who").textContent = session.annotator ?? "";
-    this.#progress(session.progress);
+    progress(session.progress);
     get("name").hidden = !(session.named && session.annotator === null);
     if (session.annotator === null) {
       if (session.named) get("annotator").focus();
-      else this.complain("Open the link that you were given: it says who you are.");
+      else complain("Open the link that you were given: it says who you are.");
       return;
     }
     const pending = this.wire.pending();
@@ -52,9 +52,9 @@ export class Page {
     else this.show(await this.wire.next());
   }
 
-  show({ item, progress }) {
+  show({ item, progress: counts }) {
     this.item = item;
-    this.#progress(progress);
+    progress(counts);
     get("finished").hidden = Boolean(item);
     get("board").hidden = false; // where nothing is left, the last one can still be taken back
     for (const id of ["work", "skip", "send", "scale", "tray"]) get(id).hidden = !item;
@@ -79,7 +79,7 @@ export class Page {
     get("note-box").hidden = !session.note;
     this.ranking = new Ranking(item.answers.length);
     this.current = null;
-    const before = item.given ?? findDraft(session, item) ?? {};
+    const before = findDraft(session, item) ?? item.given ?? {};
     this.ranking.ranks = before.ranks ?? [];
     this.cards.forEach((card, place) => {
       card.rating = before.ratings?.[place] ?? null;
@@ -96,12 +96,14 @@ export class Page {
   // --- what a person does
 
   press(place, tie, byPointer = false) {
+    if (this.busy) return;
     this.ranking.press(place, tie);
     this.#changed(place);
     if (byPointer) this.#focus(place); // so that Enter sends, instead of pressing the button again
   }
 
   drop(place, target) {
+    if (this.busy) return;
     if (target.out) this.ranking.take(place);
     else if (target.before !== undefined) this.ranking.insert(place, target.before);
     else this.ranking.join(place, target.with);
@@ -135,9 +137,10 @@ export class Page {
   async send(skipped) {
     if (!skipped && !this.ranking.complete()) {
       const names = this.ranking.left.map(letterOf).join(", ");
-      this.complain(`Not ranked yet: ${names}. Rank them, or skip with the space bar.`);
+      complain(`Not ranked yet: ${names}. Rank them, or skip with the space bar.`);
       return;
     }
+    this.#ranked();
     const { session } = this.wire;
     const pair = this.item.answers.length === 2 && !skipped && this.ranking.levels.length === 2;
     const judgement = {
@@ -158,52 +161,37 @@ export class Page {
     await this.#alone(async () => {
       let answer;
       try {
-        answer = await this.wire.send(judgement, (why) => this.complain(`Not saved yet. ${why} Trying again …`));
+        answer = await this.wire.send(judgement, (why) => complain(`Not saved yet. ${why} Trying again …`));
       } catch (error) {
-        this.complain(`Not saved. ${error.message}`);
+        complain(`Not saved. ${error.message}`);
         if (item) return;
         this.show(await this.wire.next());
         return;
       }
       if (item) dropDraft(this.wire.session, item);
-      this.complain("");
+      complain("");
       this.show(answer);
-      this.say(done);
+      say(done);
     });
   }
 
   async undo() {
     await this.#alone(async () => {
-      this.complain("");
+      complain("");
       this.show(await this.wire.undo());
-      this.say("Taken back. It counts again when you send it.");
+      say("Taken back. It counts again when you send it.");
     });
   }
 
   // --- what a person sees and hears
 
-  say(text) {
-    get("status").textContent = text;
-  }
-
-  complain(text) {
-    get("message").textContent = text;
-    get("message").hidden = text === "";
-  }
-
-  #progress({ done, of }) {
-    get("count").textContent = `${done} of ${of}`;
-    get("progress").max = Math.max(of, 1);
-    get("progress").value = done;
-  }
-
   #changed(place) {
     this.current = place;
-    this.complain("");
+    complain("");
     this.#ranked();
     this.keep();
-    if (place === null) this.say("No answer is ranked.");
-    else this.say(`${nameOf(place)}: ${this.#rankOf(place)}.`);
+    if (place === null) say("No answer is ranked.");
+    else say(`${nameOf(place)}: ${this.#rankOf(place)}.`);
   }
 
   #ranked() {
@@ -253,7 +241,7 @@ export class Page {
   }
 
   #onCurrent(change) {
-    if (this.current === null) return this.say("Choose an answer first: arrow down, or its letter.");
+    if (this.current === null) return say("Choose an answer first: arrow down, or its letter.");
     change(this.current);
     this.#changed(this.current);
   }
@@ -275,7 +263,7 @@ export class Page {
     const card = this.cards[this.current];
     if (rating && card && digit >= rating.low && digit <= rating.high) {
       card.rating = card.rating === digit ? null : digit;
-      this.say(`${nameOf(this.current)}, ${rating.label}: ${card.rating ?? "no rating"}.`);
+      say(`${nameOf(this.current)}, ${rating.label}: ${card.rating ?? "no rating"}.`);
     } else if (!rating && this.ranking.levels.length === 2 && this.cards.length === 2 && digit <= 3) {
       this.strength = this.strength === digit ? null : digit;
       this.#checkStrength();
@@ -294,7 +282,7 @@ export class Page {
     try {
       await task();
     } catch (error) {
-      this.complain(error.message);
+      complain(error.message);
     } finally {
       this.busy = false;
       document.body.removeAttribute("aria-busy");
