@@ -45,6 +45,8 @@ export class Board {
     if (!chip || event.button !== 0 || this.drag) return;
     this.drag = { chip, id: event.pointerId, x: event.clientX, y: event.clientY, place: Number(chip.dataset.place) };
     chip.setPointerCapture(event.pointerId);
+    // Else a finger that leaves with speed counts as a fling, and the browser takes the next tap for its end.
+    chip.addEventListener("touchmove", stop, { passive: false });
   }
 
   #move(event) {
@@ -111,4 +113,5 @@ export class Board {
   }
 }
 
+const stop = (event) => event.preventDefault();
 const inside = (box, x, y) => x >= box.left && x <= box.right && y >= box.top && y <= box.bottom;

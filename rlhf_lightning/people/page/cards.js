@@ -92,7 +92,7 @@ export class Card {
   #flags(flags) {
     const node = element("fieldset", { class: "flags" }, element("legend", {}, "What is wrong with it?"));
     for (const flag of flags) {
-      const input = element("input", { type: "checkbox", value: flag });
+      const input = element("input", { type: "checkbox", value: flag, "aria-label": `${nameOf(this.place)}: ${flag}` });
       node.append(element("label", {}, input, ` ${flag}`));
     }
     return node;

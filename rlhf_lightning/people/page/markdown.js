@@ -3,7 +3,7 @@
 
 const DEPTH = 8; // of lists, quotes and emphasis in each other; deeper marks are shown as they are
 // None of these patterns can match one text in many ways, so that a hostile text takes no longer than another.
-const FENCE = /^ {0,3}(`{3,}|~{3,})[^`]*$/;
+const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const BULLET = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
@@ -52,11 +52,14 @@ const rule = (lines, at) => [element("hr"), at + 1];
 
 // Without an end, as in an answer that was cut, the code goes on to the last line.
 function fence(lines, at) {
-  const [, mark] = FENCE.exec(lines[at]);
+  const [, mark, language] = FENCE.exec(lines[at]);
   let end = at + 1;
   while (end < lines.length && !(lines[end].trim().startsWith(mark) && /^\s*[`~]+\s*$/.test(lines[end]))) end += 1;
   const code = element("code", {}, lines.slice(at + 1, end).join("\n"));
-  return [element("pre", { tabindex: "0", role: "region", "aria-label": "Code" }, code), end + 1];
+  const node = element("pre", { tabindex: "0", role: "region", "aria-label": "Code" });
+  if (language.trim()) node.append(element("span", { class: "language" }, language.trim()));
+  node.append(code);
+  return [node, end + 1];
 }
 
 // Below the headings of the page itself.

@@ -123,7 +123,10 @@ export class Page {
       },
       focus: (step) => this.#step(step),
       move: (step) => this.#onCurrent((place) => this.ranking.move(place, step)),
-      tie: () => this.#onCurrent((place) => this.ranking.tie(place)),
+      tie: () => {
+        if (this.cards.length === 2) this.current ??= 0; // both, whichever it is
+        this.#onCurrent((place) => this.ranking.tie(place));
+      },
       takeLast: () => this.#changed(this.ranking.takeLast() ?? null),
       clear: () => {
         this.ranking.levels = [];
