@@ -17,8 +17,7 @@ const words = (value) => (value === null || value === undefined || value === "" 
 // A mean with its standard error, or a number alone.
 function share(value) {
   const { mean, stderr } = typeof value === "object" && value !== null ? value : { mean: value };
-  const error = percent(stderr);
-  return percent(mean) + (error === NONE ? "" : ` ± ${error}`);
+  return percent(mean) + (typeof stderr === "number" ? ` ± ${(100 * stderr).toFixed(1)}` : "");
 }
 
 const bias = (value) => ((value?.mean ?? value) > 0 ? "+" : "") + share(value);
