@@ -89,6 +89,12 @@ def test_who_ranks_alone_is_heard_alone():
     assert merged.accuracies == {"ann": merging.PRIOR_ACCURACY}
 
 
+def test_what_one_person_ranks_alone_says_nothing_of_how_reliable_they_are():
+    shared = list(pairs_by_skill({"ann": 0.9, "ben": 0.8, "cat": 0.7}, 200, seed=5))
+    alone = [judgement(n, "cat", (1, 2)) for n in range(201, 1201)]
+    assert accuracies(of([*shared, *alone])) == pytest.approx(accuracies(of(shared)), abs=1e-6)
+
+
 def test_the_reliable_one_outvotes_two_who_guess_and_a_majority_does_not_let_them():
     skills = {"ann": 0.97, "ben": 0.55, "cat": 0.55}
     said = list(pairs_by_skill(skills, 2000, seed=3))
