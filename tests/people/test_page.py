@@ -181,6 +181,19 @@ def test_a_server_that_is_away_loses_nothing_and_the_page_says_so(desk, server):
     assert said(kept) == dict(zip([FOUR[kept.item - 1][1][at] for at in kept.order], [4, 3, 2, 1], strict=True))
 
 
+def test_a_server_that_starts_again_takes_what_it_missed(desk, server):
+    desk.press("a", "s")
+    server.stop()
+    try:
+        desk.press("d", "Enter")
+        desk.page.wait_for_selector("#message:text('Not saved yet')")
+    finally:
+        server.start()
+    desk.wait(1)
+    assert desk.page.is_hidden("#message")
+    assert len(server.judgements()) == 1
+
+
 def test_an_acknowledgement_that_is_lost_makes_no_second_record(desk, server):
     lost = []
 
