@@ -48,33 +48,68 @@ CONTRAST = """() => {
 
 @contextmanager
 def a_browser():
-    """The machine's Chromium. Skips the test where it or Playwright is missing."""
+    """The machine's Chromium, as a `Chromium`. Skips the test where it or Playwright is missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
     if CHROMIUM is None:
         pytest.skip(f"needs one of {', '.join(NAMES)}")
     with playwright.sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        started = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield Chromium(started)
+        started.close()
+
+
+class Chromium:
+    """A browser that keeps one page of each kind open, since a new one takes longer than most tests."""
+
+    def __init__(self, started):
+        self.started = started
+        self.pages = {}
+        self.wrong = []  # what went wrong in the test at hand
+        self.origin = None  # of the test at hand
+
+    def page(self, settings):
+        key = repr(sorted(settings.items()))
+        if key not in self.pages:
+            self.pages[key] = self._open(**{"viewport": {"width": 1280, "height": 900}, **settings})
+        return self.pages[key]
+
+    def drop(self, page):
+        """After a test that failed, the next one gets a new page."""
+        self.pages = {key: each for key, each in self.pages.items() if each is not page}
+        page.context.close()
+
+    def _open(self, **settings):
+        context = self.started.new_context(**settings)
+        context.set_default_timeout(5000)
+        context.add_init_script(COUNT_KEYS)
+        page = context.new_page()
+        page.on("pageerror", lambda error: self.wrong.append(f"script: {error}"))
+        page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        context.on("request", self._asked)
+        return page
+
+    def _asked(self, request):
+        if not request.url.startswith((f"{self.origin}/", "data:")):
+            self.wrong.append(f"request: {request.url}")
 
 
 @contextmanager
 def a_page(browser, url, path="/", **settings):
-    """A new page at an address. Fails where a script fails, a dialog opens or another host is asked."""
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
-    context.set_default_timeout(5000)
-    context.add_init_script(COUNT_KEYS)
-    wrong = []
-    page = context.new_page()
-    page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
-    page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    context.on("request", lambda r: r.url.startswith((url, "data:")) or wrong.append(f"request: {r.url}"))
-    page.goto(url + path)
+    """A page at an address. Fails where a script fails, a dialog opens or another host is asked."""
+    page = browser.page(settings)
+    browser.wrong, browser.origin = [], url
     try:
+        page.context.clear_cookies()
+        page.goto(url + path)
         yield page
-        assert wrong == []
-    finally:
-        context.close()
+        assert browser.wrong == []
+        page.unroute_all()
+        page.context.set_offline(False)
+        page.emulate_media(color_scheme="light", reduced_motion="no-preference")
+        page.goto("about:blank")
+    except BaseException:
+        browser.drop(page)
+        raise
 
 
 class Served:

@@ -36,7 +36,7 @@ def browser():
 @pytest.fixture(scope="module")
 def sheet(browser, tmp_path_factory):
     """A page that can render any text."""
-    with a_server(tmp_path_factory.mktemp("sheet"), SPOILT) as server, a_page(browser, server.url) as page:
+    with a_server(tmp_path_factory.mktemp("sheet"), SPOILT) as server, a_page(browser, server.url, locale="en") as page:
         yield page
 
 
