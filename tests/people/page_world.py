@@ -118,11 +118,13 @@ class Served:
     Args:
         path: of the record.
         items: prompts, each with its answers.
+        people: who gets a secret link; without any, people say who they are.
         form: keywords of `Form`.
     """
 
-    def __init__(self, path, items, **form):
+    def __init__(self, path, items, people=(), **form):
         self.path = path
+        self.people = people
         self.items = [Item(number, prompt, tuple(answers)) for number, (prompt, answers) in enumerate(items, 1)]
         self.form = form
         self.port = 0
@@ -146,7 +148,9 @@ class Served:
         service = Service(self.record, Form(**self.form), Plan(overlap=1))
         self.socket = server.listen("127.0.0.1", self.port)
         self.port = self.socket.getsockname()[1]
-        self.web = server.web_server(server.App(service, Access(self.record, links=False)))
+        access = Access(self.record, links=bool(self.people))
+        self.tokens = access.new_links(self.people) if self.people else {}
+        self.web = server.web_server(server.App(service, access))
         self.web.config.timeout_graceful_shutdown = 0  # browsers keep connections open
         self.thread = threading.Thread(target=self.web.run, args=([self.socket],))
         self.thread.start()
@@ -159,11 +163,11 @@ class Served:
 
 
 @contextmanager
-def a_server(folder, items, **form):
-    """A server with these items. Skips the test where the extra `label` is missing."""
+def a_server(folder, items, **settings):
+    """A server with these items and settings of `Served`. Skips the test where the extra `label` is missing."""
     pytest.importorskip("starlette", reason="needs the extra `label`")
     pytest.importorskip("uvicorn", reason="needs the extra `label`")
-    served = Served(Path(folder) / "labels.db", items, **form)
+    served = Served(Path(folder) / "labels.db", items, **settings)
     served.start()
     try:
         yield served

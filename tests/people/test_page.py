@@ -233,5 +233,22 @@ def test_a_key_that_is_held_down_skips_one_item_only(desk, server):
     assert [each.ranks is None for each in server.judgements()] == [True, False]
 
 
+def test_a_secret_link_says_who_somebody_is(browser, tmp_path):
+    with a_server(tmp_path, FOUR, people=("ann", "bob")) as server:
+        with a_page(browser, server.url) as page:
+            page.wait_for_selector("#message:text('Open the link that you were given')")
+            assert page.is_hidden("#name")
+        with a_page(browser, server.url, f"/enter/{server.tokens['bob']}") as page:
+            page.wait_for_selector("#work[data-item]:not([hidden])")
+            assert page.url == f"{server.url}/"
+            assert page.inner_text("#who") == "bob"
+            page.keyboard.type("asd")
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#status:text('Saved')")
+        with a_page(browser, server.url, f"/enter/{server.tokens['']}") as page:
+            page.wait_for_selector("#people:has-text('bob')")
+    assert [each.annotator for each in server.judgements()] == ["bob"]
+
+
 def test_nothing_on_the_page_tells_the_models(desk):
     assert re.search(r"model|policy|score", desk.page.content(), re.IGNORECASE) is None
