@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from rlhf_lightning.people.form import name_of
 from rlhf_lightning.people.record import Record
@@ -105,12 +105,19 @@ def from_here(host: str, origin: str | None, site: str | None) -> bool:
     """Whether a browser sent a request from a page of this very server, as far as it tells."""
     if site not in (None, "same-origin", "none"):
         return False
-    return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+    return origin is None or _parts(origin).netloc.lower() == host.lower()
 
 
 def is_loopback(host: str) -> bool:
     """Whether a Host header names this machine. Any other name may be one that an attacker made point here."""
-    return (urlsplit(f"//{host}").hostname or "") in LOOPBACK
+    return _parts(f"//{host}").hostname in LOOPBACK
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # brackets that hold no address
+        return urlsplit("")
 
 
 def _hash(secret: str) -> str:

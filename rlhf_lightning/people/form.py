@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.people.entries import Entry
 from rlhf_lightning.people.judgements import Item
 
 LONGEST_NAME, LONGEST_NOTE = 100, 10_000  # characters
+LONGEST_TIME = 10**9  # seconds
 _KEY = re.compile(r"[0-9A-Za-z_-]{8,64}")
 _FIELDS = frozenset(("key", "item", "order", "ranks", "seconds", "ratings", "flags", "note", "strength"))
 
@@ -54,11 +54,11 @@ class Form:
             DataError: a field is missing, unknown, or not what was asked for; names it.
         """
         if unknown := set(body) - _FIELDS:
-            raise DataError(f"{min(unknown)}: there is no such field")
+            raise DataError(f"{ascii(min(unknown))[1:-1][:LONGEST_NAME]}: there is no such field")
         if missing := {"key", "order", "ranks", "seconds"} - set(body):
             raise DataError(f"{min(missing)}: is missing")
         count = len(item.completions)
-        key = _kept("key", body["key"], lambda v: isinstance(v, str) and _KEY.fullmatch(v), "8 to 64 letters or digits")
+        key = _kept("key", body["key"], is_key, "8 to 64 letters or digits")
         if body["order"] != list(order):
             raise DataError("order: is not the order in which the answers were shown; load the page again")
         ranks = body["ranks"]
@@ -67,8 +67,8 @@ class Form:
             if list(ranks) != _competition(ranks):
                 raise DataError("ranks: 1 is the best; where n answers share a rank, the next one is n higher")
         seconds = body["seconds"]
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-            raise DataError("seconds: is no time")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_TIME:
+            raise DataError(f"seconds: is not a number from 0 to {LONGEST_TIME}")
         ratings, flags = self._ratings(body.get("ratings"), count), self._flags(body.get("flags"), count)
         note = _kept("note", body.get("note") or "", _is_note, f"a text of at most {LONGEST_NOTE} characters")
         if note and not self.note:
@@ -101,6 +101,11 @@ class Form:
         fits = lambda v: isinstance(v, list) and all(isinstance(f, str) for f in v) and set(v) <= known  # noqa: E731
         _each("flags", given, count, fits, f"a list of {', '.join(self.flags) or 'nothing'}")
         return [tuple(dict.fromkeys(one)) for one in given] if any(given) else []
+
+
+def is_key(given: Any) -> TypeGuard[str]:
+    """Whether it can be the key of a judgement: 8 to 64 letters or digits, ``-`` and ``_`` as well."""
+    return isinstance(given, str) and _KEY.fullmatch(given) is not None
 
 
 def name_of(given: Any) -> str:

@@ -80,21 +80,26 @@ class Queue:
         self._disputed: dict[int, float] = {}
         self._held: dict[int, tuple[str, float]] = {}
         self._at: dict[str, Turn] = {}
+        self._begin: dict[str, int] = {}  # by person: what stands before in the sequence is not for them any more
 
     def fill(self, entries: Iterable[Entry]) -> None:
-        """Begin again from what is in the record and counts."""
-        for kept in (self._seen, self._ranks, self._closed, self._disputed, self._at):
+        """Begin again from what is in the record and counts. What people are shown at the moment stays theirs."""
+        for kept in (self._seen, self._ranks, self._closed, self._disputed, self._begin):
             kept.clear()
         for entry in entries:
-            self.judged(entry)
+            self._count(entry)
 
     def judged(self, entry: Entry) -> None:
-        """Somebody ranked or skipped an item."""
+        """Somebody ranked or skipped the item that they were shown."""
+        self._at.pop(entry.annotator, None)
+        if entry.item in self._held and self._held[entry.item][0] == entry.annotator:
+            del self._held[entry.item]
+        self._count(entry)
+
+    def _count(self, entry: Entry) -> None:
         item, annotator = entry.item, entry.annotator
         seen = self._seen[annotator]
         seen[item] = max(seen.get(item, 0), entry.showing + 1)
-        self._at.pop(annotator, None)
-        self._held.pop(item, None)
         if entry.ranks is not None:
             self._ranks[item][annotator] = entry.ranks
             if item not in self._shared:
@@ -107,14 +112,30 @@ class Queue:
             turn = self._repeat(annotator) or self._fresh(annotator) or self._repeat(annotator, last=True)
             if turn is None:
                 return None
-            self._at[annotator] = turn
-        self._held[turn.item] = (annotator, self._clock() + self.plan.hold)
-        return turn
+        return self._give(annotator, turn)
 
     def again(self, annotator: str, item: int, showing: int) -> Turn:
         """The person gets this item now: they took back what they said of it."""
-        self._at[annotator] = self._turn(annotator, item, showing)
-        return self._at[annotator]
+        return self._give(annotator, self._turn(annotator, item, showing))
+
+    def shown(self, annotator: str, item: int) -> Turn | None:
+        """How a person was shown an item that they now judge; None where it is not theirs to judge.
+
+        Who was shown an item by a server that ended may still judge it: what is drawn for them is the same.
+        """
+        turn = self._at.get(annotator)
+        if turn is None or turn.item != item:
+            new = item in self._answers and item not in self._seen[annotator]
+            turn = self._turn(annotator, item, 0) if new else self.next(annotator)
+        return turn if turn is not None and turn.item == item else None
+
+    def _give(self, annotator: str, turn: Turn) -> Turn:
+        now = self._clock()
+        who, until = self._held.get(turn.item, (annotator, now))
+        if who == annotator or until <= now:
+            self._held[turn.item] = (annotator, now + self.plan.hold)
+        self._at[annotator] = turn
+        return turn
 
     def progress(self, annotator: str) -> dict[str, int]:
         """``done`` and ``of``: how many items the person judged, and how many they could."""
@@ -128,8 +149,12 @@ class Queue:
             disputed = [i for i, d in self._disputed.items() if d > 0 and i not in seen]
             if disputed:
                 return self._turn(annotator, max(disputed, key=lambda i: (self._disputed[i], -i)), 0)
-        for item in self._sequence:
+        begin = self._begin.get(annotator, 0)
+        for at in range(begin, len(self._sequence)):
+            item = self._sequence[at]
             if item in seen or item in self._closed:
+                if at == begin:
+                    begin = self._begin[annotator] = at + 1
                 continue
             if item not in self._shared and item in self._held:
                 who, until = self._held[item]

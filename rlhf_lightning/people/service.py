@@ -11,7 +11,7 @@ from typing import Any
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.people.agreement import agreement_of, text_of
 from rlhf_lightning.people.entries import Entry, data_of, live
-from rlhf_lightning.people.form import Form
+from rlhf_lightning.people.form import Form, is_key
 from rlhf_lightning.people.judgements import Item
 from rlhf_lightning.people.queue import Plan, Queue, Turn
 from rlhf_lightning.people.record import Record
@@ -60,8 +60,9 @@ class Service:
         """
         with self._turn:
             if (entry := self._known(annotator, body)) is None:
-                turn = self._queue.next(annotator)
-                if turn is None or body.get("item") != turn.item:
+                number = body.get("item")
+                turn = self._queue.shown(annotator, number) if type(number) is int else None
+                if turn is None:
                     raise DataError("item: is not the one that was shown; load the page again")
                 made = self.form.entry(body, self._items[turn.item], turn.order, annotator, turn.showing)
                 entry, _ = self.record.add(made)
@@ -117,7 +118,7 @@ class Service:
     def _known(self, annotator: str, body: Mapping[str, Any]) -> Entry | None:
         """The line that an earlier try of the same judgement wrote."""
         key = body.get("key")
-        found = self.record.by_key(key) if isinstance(key, str) else None
+        found = self.record.by_key(key) if is_key(key) else None
         if found is not None and (found.annotator != annotator or found.item != body.get("item")):
             raise DataError("key: stands for another judgement; load the page again")
         return found

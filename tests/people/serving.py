@@ -31,6 +31,12 @@ class Running:
     def __init__(self, url, record, links):
         self.url, self.record, self.links = url, record, links
         self.host = url.removeprefix("http://")
+        self.people = []
+
+    def person(self, name=None, token=None):
+        """A `Person` whose connection ends with the server."""
+        self.people.append(Person(self.host, name, token))
+        return self.people[-1]
 
     def judgements(self):
         return [entry.judgement() for entry in live(self.record.entries())]
@@ -51,9 +57,12 @@ def a_server(tmp_path, rows, plan=None, annotators=(), **form):
         thread.start()
         while not server.started:
             time.sleep(0.005)
+        running = Running(f"http://127.0.0.1:{heard.getsockname()[1]}", record, links)
         try:
-            yield Running(f"http://127.0.0.1:{heard.getsockname()[1]}", record, links)
+            yield running
         finally:
+            for person in running.people:
+                person.wire.close()
             server.should_exit = True
             thread.join(10)
 
