@@ -96,8 +96,16 @@ def test_arrows_and_equals_change_a_ranking(desk, server):
     assert desk.ranks == [1, 2, 3, 4]
     desk.press("ArrowLeft")
     assert desk.ranks == [1, 2, 4, 3]
-    desk.press("=")
-    assert desk.ranks == [1, 2, 4, 2]
+    for key, ranks in (
+        ("=", [1, 2, 4, 2]),
+        ("ArrowLeft", [1, 3, 4, 2]),  # out of the tie
+        ("=", [1, 3, 4, 1]),
+        ("=", [1, 3, 4, 2]),  # the same key again
+        ("ArrowRight", [1, 2, 4, 3]),
+        ("=", [1, 2, 4, 2]),
+    ):
+        desk.press(key)
+        assert desk.ranks == ranks
     desk.press("ArrowUp", "ArrowUp", "ArrowUp", "ArrowRight")
     assert desk.ranks == [3, 1, 4, 1]
     desk.press("s")
