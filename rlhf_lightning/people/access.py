@@ -13,7 +13,6 @@ from urllib.parse import SplitResult, urlsplit
 from rlhf_lightning.people.form import name_of
 from rlhf_lightning.people.record import Record
 
-COOKIE = "rlhf_label"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LEAD = "lead_token"
 
@@ -40,6 +39,8 @@ class Access:
     def __init__(self, record: Record, links: bool) -> None:
         self.record, self.links = record, links
         self._secret = secrets.token_bytes(32)  # of this process
+        # Browsers keep cookies by host and not by port: each record that is served on this machine needs its own.
+        self.cookie = f"rlhf_label_{_hash(str(record.path))[:12]}"
 
     def new_links(self, annotators: Sequence[str], renew: bool = False) -> dict[str, str]:
         """Tokens of people who have none yet, and of who leads (under ""); ``renew``: of all, old links then end."""

@@ -134,7 +134,7 @@ def _each(field: str, values: Any, count: int, fits: Callable[[Any], bool], what
 def _is_note(value: Any) -> bool:
     if not isinstance(value, str) or len(value) > LONGEST_NOTE:
         return False
-    return not any("\ud800" <= sign <= "\udfff" for sign in value)  # halves of signs, which no file can hold
+    return not any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in value)  # which no data file may hold
 
 
 def _whole(value: Any) -> bool:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlhf_lightning.errors import ConfigError, DataError
-from rlhf_lightning.people.access import COOKIE, Access, Visitor, from_here, is_loopback
+from rlhf_lightning.people.access import Access, Visitor, from_here, is_loopback
 from rlhf_lightning.people.service import NothingToUndo, Service
 
 PAGE = Path(__file__).parent / "page"
@@ -88,7 +88,7 @@ class App:
         if self.access.links:
             raise Refused(403, "open the link that you were given")
         cookie = self.access.name(body.get("name"))
-        return _with_cookie(JSONResponse(self._session(self.access.visitor(cookie))), cookie)
+        return self._with_cookie(JSONResponse(self._session(self.access.visitor(cookie))), cookie)
 
     def _judge(self, visitor: Visitor, body: Mapping[str, Any]) -> dict[str, Any]:
         return self.service.judge(_person(visitor), body)
@@ -99,7 +99,7 @@ class App:
         return self.service.lead()
 
     async def _lead_page(self, request: Request) -> Response:
-        if not self.access.visitor(request.cookies.get(COOKIE, "")).leads:
+        if not self.access.visitor(request.cookies.get(self.access.cookie, "")).leads:
             return _error(403, "this page is for who leads; open the link that was printed for them")
         return await self._file("lead.html")(request)
 
@@ -108,7 +108,7 @@ class App:
         if cookie is None:
             return _error(403, "this link is nobody's; ask for a new one")
         leads = self.access.visitor(cookie).annotator is None
-        return _with_cookie(RedirectResponse("/lead" if leads else "/", status_code=303), cookie)
+        return self._with_cookie(RedirectResponse("/lead" if leads else "/", status_code=303), cookie)
 
     async def _static(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -121,6 +121,10 @@ class App:
             return Response(content, media_type=TYPES[path.suffix])
 
         return answer
+
+    def _with_cookie(self, response: Response, value: str) -> Response:
+        response.set_cookie(self.access.cookie, value, max_age=YEAR, httponly=True, samesite="strict")
+        return response
 
     def _get(self, work: Callable[[Visitor], Any]) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
@@ -151,7 +155,7 @@ class App:
     def _answer(self, request: Request, work: Callable[[Visitor], Any]) -> Response:
         """What the work gives, or the sentence of what went wrong."""
         try:
-            found = work(self.access.visitor(request.cookies.get(COOKIE, "")))
+            found = work(self.access.visitor(request.cookies.get(self.access.cookie, "")))
         except Refused as refused:
             return _error(refused.status, str(refused))
         except NothingToUndo as error:
@@ -232,11 +236,6 @@ def _person(visitor: Visitor) -> str:
     if visitor.annotator is None:
         raise Refused(401, "say who you are first: load the page again")
     return visitor.annotator
-
-
-def _with_cookie(response: Response, cookie: str) -> Response:
-    response.set_cookie(COOKIE, cookie, max_age=YEAR, httponly=True, samesite="strict")
-    return response
 
 
 def _error(status: int, sentence: str) -> JSONResponse:

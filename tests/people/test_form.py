@@ -73,7 +73,7 @@ WRONG = {
         [[]], [["other"], [], [], []], [["rude"]], "rude", ["rude", [], [], []], [[1], [], [], []], {}, 1,
         [[["rude"]], [], [], []], [["\ud800"], [], [], []], [None, [], [], []],
     ],
-    "note": [1, ["a"], {"a": 1}, True, "x" * (LONGEST_NOTE + 1), "half \ud83d"],
+    "note": [1, ["a"], {"a": 1}, True, "x" * (LONGEST_NOTE + 1), "half \ud83d", "a\0b"],
     "strength": [1, "1", True],
     "other": [1, None],
     "\ud800": [1],
