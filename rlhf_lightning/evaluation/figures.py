@@ -47,14 +47,21 @@ def sft_loss(rows: Rows) -> Figure | None:
     return figure
 
 
-def reward_model_accuracy(rows: Rows) -> Figure | None:
-    """Pairwise accuracy and margin of the reward model."""
+def reward_model_accuracy(rows: Rows, people: float | None = None) -> Figure | None:
+    """Pairwise accuracy and margin of the reward model.
+
+    Args:
+        rows: of its history.
+        people: share of the pairs on which the people who ranked agree with each other, if that is known.
+    """
     if not series(rows, "train/accuracy")[0]:
         return None
     figure, (left, right) = panels(2, "Reward model")
     curve(left, rows, "train/accuracy", BLUE, "training")
     points(left, rows, "val/accuracy", RED, "validation")
     left.axhline(0.5, color=GREY, linewidth=1, linestyle="--", label="chance")
+    if people is not None:
+        left.axhline(people, color=GREEN, linewidth=1, linestyle=":", label=f"people agree on {100 * people:.0f} %")
     left.set_ylim(top=1.0)
     label(left, STEP, "share of pairs ranked right", "Accuracy")
     curve(right, rows, "train/margin", BLUE, "training")
@@ -192,6 +199,7 @@ def save_figures(
         "critic": critic(ppo),
     }
     exported = (evaluation or {}).get("exported")
+    people = ((evaluation or {}).get("reward_model") or {}).get("people_agree")
     for figure in over_rollouts.values():
         if figure is not None and exported is not None:
             mark_exported(figure, int(exported))
@@ -200,7 +208,7 @@ def save_figures(
         "reward_kl_frontier": reward_kl_frontier(ppo, evaluation),
         "score_distributions": score_distributions(evaluation or {}),
         "length_against_score": length_against_score(evaluation or {}),
-        "reward_model_accuracy": reward_model_accuracy(histories.get("reward", [])),
+        "reward_model_accuracy": reward_model_accuracy(histories.get("reward", []), people),
         "reward_model_reliability": reliability(bins) if bins else None,
         "sft_loss": sft_loss(histories.get("sft", [])),
     }

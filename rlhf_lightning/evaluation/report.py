@@ -188,6 +188,7 @@ def _reward_model(evaluation: Mapping[str, Any]) -> str:
     sentence, metrics = evaluation.get("reward_model_conclusion"), evaluation.get("reward_model") or {}
     shown = (
         ("accuracy", "val/accuracy"),
+        ("agreement of people with each other", "people_agree"),
         ("where the better answer is the longer one", "val/accuracy_longer_is_better"),
         ("where the better answer is the shorter one", "val/accuracy_longer_is_worse"),
         ("correlation of score and length", "val/length_spearman_in_prompt"),

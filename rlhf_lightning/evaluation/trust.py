@@ -40,13 +40,18 @@ def conclusion(metrics: Mapping[str, Any]) -> str:
 
 
 def accuracy_text(metrics: Mapping[str, Any]) -> str:
-    """Held-out accuracy with its interval and the number of pairs."""
+    """Held-out accuracy with its interval and the number of pairs, and how far people agree where that is known."""
     right, low, high, pairs = (
         metrics[f"val/{name}"] for name in ("accuracy", "accuracy_low", "accuracy_high", "num_pairs")
     )
-    return (
-        f"accuracy {right:.3f} on {pairs:.0f} held-out pairs (95% interval {low:.3f} to {high:.3f}; guessing gives 0.5)"
-    )
+    shown = f"accuracy {right:.3f} on {pairs:.0f} held-out pairs (95% interval {low:.3f} to {high:.3f}; guessing gives "
+    return f"{shown}0.5{people_text(metrics)})"
+
+
+def people_text(metrics: Mapping[str, Any]) -> str:
+    """``, people agree on 74 %`` where the rankings were made by several people; else nothing."""
+    agree = metrics.get("people_agree")
+    return "" if agree is None else f", people agree on {100 * agree:.0f} %"
 
 
 def _skill(metrics: Mapping[str, Any]) -> list[str]:

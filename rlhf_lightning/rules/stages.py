@@ -46,7 +46,7 @@ _KTO = "add data.feedback=FILE with rows of prompt+completion+label, or data.com
 _AT = "rlhf_lightning.stages"
 _RECORDS = (
     Stage("sft", f"{_AT}.sft.run_sft", rows="demonstrations", needs=_SFT),
-    Stage("rank", f"{_AT}.rank.run_rank", needs=f"{_PROMPTS}, or rank.human_ranks=FILE",
+    Stage("rank", f"{_AT}.rank.run_rank", f"{_AT}.rank.check_rank", needs=f"{_PROMPTS}, or rank.human_ranks=FILE",
           makes={"comparisons": "output"}, asks=("judge",), trains=False),
     Stage("reward", f"{_AT}.reward.run_reward", f"{_AT}.reward.check_reward", "comparisons", _COMPARISONS,
           makes={"reward_model": "output"}),

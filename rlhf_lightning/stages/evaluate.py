@@ -82,7 +82,7 @@ def _of_reward_model(proxy: str | None) -> dict[str, Any]:
         return {}
     metrics = (read_provenance(proxy) or {}).get("metrics", {})
     found = {"reliability": metrics.get("reliability"), "doubts": stored_doubts(proxy)}
-    found |= {"reward_model": {name: value for name, value in metrics.items() if name.startswith("val/")}}
+    found |= {"reward_model": {name: value for name, value in metrics.items() if name.startswith(("val/", "people_"))}}
     return {name: value for name, value in (found | {"reward_model_conclusion": conclusion(metrics)}).items() if value}
 
 

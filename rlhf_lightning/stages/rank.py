@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint import write_folder
-from rlhf_lightning.data.readers.files import read_rows
+from rlhf_lightning.data.readers.files import LocatedRow, read_rows
 from rlhf_lightning.data.rows.shape import AS_IT_IS
 from rlhf_lightning.data.rows.validate import validate_rows
+from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.labelling.ranking import answers_table, candidate_rows, ranking_rows, write_rows
+from rlhf_lightning.people.merging import METHODS
+from rlhf_lightning.people.training import PEOPLE, FromPeople, is_record, read_record
 from rlhf_lightning.rules.stages import RANKINGS
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.run import Run
 
 CANDIDATES = "candidates.jsonl"
+log = logging.getLogger(__name__)
 
 
 def run_rank(run: Run) -> dict[str, float]:
-    """Write `rankings.jsonl`, or `candidates.jsonl` where there is no judge and people are to rank; returns counts."""
+    """Write `rankings.jsonl`, or `candidates.jsonl` where there is no judge and people are to rank; returns counts.
+
+    Raises:
+        DataError: ``human_ranks`` cannot be read, has rows that cannot be learned from, or no ranking.
+    """
     section = run.section("rank")
     parents = run.parents({"policy": section["policy"], "human_ranks": section["human_ranks"]})
     if section["human_ranks"]:
-        shape = run.build(section["data"].get("shape")) or AS_IT_IS
-        found = validate_rows(read_rows(section["human_ranks"]), "comparisons", shape=shape)
-        rows: list[Any] = [dict(located.row) for located in found]
-        return _write(run, RANKINGS, rows, parents)
+        return _of_people(run, section, parents)
     scorers = [run.build(run.config["judge"])] if run.config["judge"] else []
     records = run.sample(section, section["policy"], scorers, section["samples_per_prompt"], title=run.title("rank"))
     if not scorers:
@@ -35,11 +42,39 @@ def run_rank(run: Run) -> dict[str, float]:
     return _write(run, RANKINGS, ranked, parents)
 
 
-def _write(run: Run, name: str, rows: list[Any], parents: Parents) -> dict[str, float]:
+def check_rank(run: Run) -> None:
+    """Look at how people are to be merged."""
+    if (merge := run.section("rank")["merge"]) not in METHODS:
+        raise ConfigError(f"rank.merge={merge}: must be one of {', '.join(METHODS)}")
+
+
+def _of_people(run: Run, section: Mapping[str, Any], parents: Parents) -> dict[str, float]:
+    """Rows that people ranked: of a record of judgements, or as they stand in a file of rankings."""
+    file = section["human_ranks"]
+    if not is_record(file):
+        shape = run.build(section["data"].get("shape")) or AS_IT_IS
+        found = validate_rows(read_rows(file), "comparisons", shape=shape)
+        return _write(run, RANKINGS, [dict(located.row) for located in found], parents)
+    people = read_record(file, section["merge"])
+    if not people.merged.rows:
+        raise DataError(f"{file}: nobody has ranked an item yet; go on with `rlhf-lightning label`")
+    validate_rows([LocatedRow(row, file, 0) for row in people.merged.rows], "comparisons")
+    if run.is_first:
+        log.info(people.sentence())
+    return _write(run, RANKINGS, people.merged.rows, parents, people)
+
+
+def _write(
+    run: Run, name: str, rows: list[Any], parents: Parents, people: FromPeople | None = None
+) -> dict[str, float]:
     section = run.section("rank")
     counts = {"rank/prompts": float(len(rows)), "rank/answers": float(sum(len(row["completions"]) for row in rows))}
+    if people is not None:
+        measured = {"people_agree": people.agreement.ceiling.mean, "alpha": people.agreement.alpha}
+        counts |= {f"rank/{name}": value for name, value in measured.items() if value is not None}
     if run.is_first:
         provenance = run.provenance("rank", counts, parents)
+        provenance |= {PEOPLE: people.summary()} if people is not None else {}
         write_folder(Path(section["output"]), lambda folder: write_rows(folder / name, rows), provenance)
     run.wait()
     return counts

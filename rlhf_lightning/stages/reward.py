@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.errors import ConfigError, NumericalError
 from rlhf_lightning.evaluation.trust import accuracy_text, conclusion, doubts
 from rlhf_lightning.metrics.preference_baselines import baselines
 from rlhf_lightning.modules.formulas import check_ranking_loss
+from rlhf_lightning.people.training import PEOPLE, ceiling_of
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.stages.run import Run, scalars
 from rlhf_lightning.stages.train import Metrics, train
@@ -49,7 +53,8 @@ def _judged(run: Run, module: Any) -> dict[str, Any]:
     found = dict(module.held_out)
     if isinstance(data, ComparisonData):
         found |= baselines(data.train_items, data.val_items)
-    if run.is_first and (sentence := conclusion(logged)):
+    found |= _people(run.section("reward")["data"])
+    if run.is_first and (sentence := conclusion(logged | found)):
         log.info(sentence)
     if reasons := doubts(logged | found):
         found["doubts"] = reasons
@@ -58,13 +63,24 @@ def _judged(run: Run, module: Any) -> dict[str, Any]:
                 log.warning(reason)
     least = run.section("reward")["min_accuracy"]
     if least is not None and not logged.get("val/accuracy", -1.0) >= least:
-        known = accuracy_text(logged) if "val/accuracy_low" in logged else "no held-out pair was seen"
+        known = accuracy_text(logged | found) if "val/accuracy_low" in logged else "no held-out pair was seen"
         raise NumericalError(
             f"reward.min_accuracy={least}: the reward model is not good enough to go on with: {known}. Nothing is "
             "exported. Check the labels in data.comparisons, get more rankings, change reward.optimizer.lr or "
             "reward.max_epochs, or lower reward.min_accuracy"
         )
     return found
+
+
+def _people(data: Mapping[str, Any]) -> dict[str, float]:
+    """How far the people agree who made the rankings, as the folders that hold them say."""
+    files = [file for key in ("train", "validation") for file in _listed(data.get(key))]
+    records = [read_provenance(folder) or {} for folder in dict.fromkeys(Path(file).parent for file in files)]
+    return ceiling_of(record[PEOPLE] for record in records if PEOPLE in record)
+
+
+def _listed(files: Any) -> list[str]:
+    return [files] if isinstance(files, str) else [str(file) for file in files or ()]
 
 
 def _loss(run: Run) -> dict[str, Any]:

@@ -74,7 +74,7 @@ ROW_KEYS: dict[str, Use] = {
     **_all(PASSED, "for reward functions", "data_source", "ability", "reward_model", "extra_info", "index", "answer",
            "solution", "reference", "ground_truth", "reference_answer", "id", "prompt_id", "source", "dataset",
            "datasource", "category", "metadata", "score_chosen", "score_rejected", "chosen_score", "rejected_score",
-           "chosen_rating", "rejected_rating", "chosen_model", "rejected_model"),
+           "chosen_rating", "rejected_rating", "chosen_model", "rejected_model", "judgements", "annotators"),
 }  # fmt: skip
 
 _PART = "what is learned from is decided by whole turns: `weight` or `train`"
