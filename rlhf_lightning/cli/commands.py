@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-COMMANDS = ("chat", "generate", "score", "compare", "runs", "card", "serve", "new", "data", "prepare")
+COMMANDS = ("chat", "generate", "score", "compare", "label", "runs", "card", "serve", "new", "data", "prepare")
 Command = Callable[[Sequence[str]], Sequence[str] | None]
 """Called with the words behind its name; what it returns are the words of a run that is to follow."""
 
@@ -28,6 +28,10 @@ def command(name: str) -> Command:
             from rlhf_lightning.cli import compare
 
             return compare.run
+        case "label":
+            from rlhf_lightning.cli import label
+
+            return label.run
         case "runs":
             from rlhf_lightning.cli import runs
 

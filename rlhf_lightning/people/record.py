@@ -83,8 +83,13 @@ class Record:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction at a time: what is written inside is on the disk afterwards, or none of it is."""
-        with self._turn, schema.transaction(self._connection):
+        """One transaction at a time: what is written inside is on the disk afterwards, or none of it is.
+
+        Inside of another one of the same thread it is a part of that.
+        """
+        with self._turn, ExitStack() as stack:
+            if not self._connection.in_transaction:
+                stack.enter_context(schema.transaction(self._connection))
             yield self._connection
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -114,6 +119,11 @@ class Record:
             marks = ", ".join("?" * (VALUES.count(",") + 1))
             cursor = connection.execute(f"INSERT INTO judgements ({VALUES}) VALUES ({marks})", values_of(entry))
             return replace(entry, number=int(cursor.lastrowid or 0)), True
+
+    def by_key(self, key: str) -> Entry | None:
+        """The line that has a key, None if there is none."""
+        found = self.rows(f"SELECT {VALUES} FROM judgements WHERE key = ?", (key,))
+        return entry_of(found[0]) if found else None
 
     def entries(self) -> list[Entry]:
         """All lines, in the order in which they were written."""

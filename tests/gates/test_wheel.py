@@ -20,7 +20,8 @@ def test_wheel_holds_configs_plugin_and_types(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"rlhf_lightning/conf/{p.relative_to(CONF)}" for p in CONF.rglob("*.yaml")}
     sources = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*.py")}
-    assert configs | sources <= names
+    pages = {str(p.relative_to(ROOT)) for p in (PACKAGE / "people" / "page").iterdir()}
+    assert configs | sources | pages <= names
     assert "hydra_plugins/rlhf_lightning_search_path/__init__.py" in names
     assert "hydra_plugins/__init__.py" not in names  # a namespace that other plugins share
     assert "rlhf_lightning/py.typed" in names

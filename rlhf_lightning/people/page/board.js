@@ -27,8 +27,9 @@ export class Board {
     const focused = document.activeElement?.closest("#board .chip")?.dataset.place;
     const { ranks } = ranking;
     const chip = (place) => {
-      const says = ranks[place] ? `${nameOf(place)}, rank ${ranks[place]}: take it out` : `${nameOf(place)}: rank it next`;
-      return element("button", { type: "button", class: "chip", "data-place": place, "aria-label": says }, letterOf(place));
+      const says = ranks[place] ? `, rank ${ranks[place]}: take it out` : ": rank it next";
+      const attributes = { type: "button", class: "chip", "data-place": place, "aria-label": nameOf(place) + says };
+      return element("button", attributes, letterOf(place));
     };
     const level = (places) => {
       const rank = ranks[places[0]];

@@ -64,12 +64,11 @@ export class Card {
   }
 
   #moves() {
-    const move = (name, sign, says) =>
-      element(
-        "button",
-        { type: "button", "data-move": name, "data-place": this.place, "aria-label": `${nameOf(this.place)}: ${says}`, title: says },
-        sign,
-      );
+    const move = (name, sign, says) => {
+      const label = `${nameOf(this.place)}: ${says}`;
+      const where = { "data-move": name, "data-place": this.place };
+      return element("button", { type: "button", ...where, "aria-label": label, title: says }, sign);
+    };
     return element(
       "div",
       { class: "moves" },
@@ -92,7 +91,8 @@ export class Card {
   #flags(flags) {
     const node = element("fieldset", { class: "flags" }, element("legend", {}, "What is wrong with it?"));
     for (const flag of flags) {
-      const input = element("input", { type: "checkbox", value: flag, "aria-label": `${nameOf(this.place)}: ${flag}` });
+      const says = `${nameOf(this.place)}: ${flag}`;
+      const input = element("input", { type: "checkbox", value: flag, "aria-label": says });
       node.append(element("label", {}, input, ` ${flag}`));
     }
     return node;

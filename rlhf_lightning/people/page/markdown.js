@@ -56,7 +56,7 @@ function fence(lines, at) {
   let end = at + 1;
   while (end < lines.length && !(lines[end].trim().startsWith(mark) && /^\s*[`~]+\s*$/.test(lines[end]))) end += 1;
   const code = element("code", {}, lines.slice(at + 1, end).join("\n"));
-  const node = element("pre", { tabindex: "0", role: "region", "aria-label": "Code" });
+  const node = element("pre", { tabindex: "0", role: "group", "aria-label": "Code" });
   if (language.trim()) node.append(element("span", { class: "language" }, language.trim()));
   node.append(code);
   return [node, end + 1];
