@@ -21,6 +21,7 @@ def chat_server(says=longer, faults=()):
     """Yields the address and the list of requests; the first requests meet the ``faults``, one each.
 
     A fault is an HTTP state, a pair of one and its headers, ``garbage`` (no JSON), ``closed`` (no answer), or a text.
+    What a server says beside a state repeats the headers of the request, as some do.
     """
     seen, left, guard = [], list(faults), threading.Lock()
 
@@ -33,8 +34,10 @@ def chat_server(says=longer, faults=()):
             if fault == "closed":
                 self.close_connection = True
                 return
-            state, headers = fault if isinstance(fault, tuple) else (fault, {}) if isinstance(fault, int) else (200, {})
-            text = says(body["messages"][0]["content"]) if fault is None else str(fault)
+            fault = (fault, {}) if isinstance(fault, int) else fault
+            state, headers = fault if isinstance(fault, tuple) else (200, {})
+            text = says(body["messages"][0]["content"]) if fault is None else f"{fault} {self.headers}"
+            text = fault if isinstance(fault, str) else text
             content = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
             told = b"<html>" if fault == "garbage" else content.encode()
             self.send_response(state)
