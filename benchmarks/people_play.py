@@ -131,7 +131,7 @@ def _server(labels: Path, candidates: Path, overlap: int) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["label", candidates, "--record", labels, "--port", port, "--overlap", overlap, "--no-browser"]
-    command = [sys.executable, "-m", "rlhf_lightning.cli.main", *map(str, words)]
+    command = [sys.executable, "train.py", *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield _answers(f"http://127.0.0.1:{port}", process)

@@ -14,8 +14,9 @@ from rlhf_lightning.data.rows.validate import validate_rows
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.labelling.ranking import answers_table, candidate_rows, ranking_rows, write_rows
 from rlhf_lightning.people.agreement import text_of
+from rlhf_lightning.people.exports import is_export, read_export
 from rlhf_lightning.people.merging import METHODS
-from rlhf_lightning.people.training import PEOPLE, FromPeople, is_record, read_record
+from rlhf_lightning.people.training import PEOPLE, FromPeople, from_people, is_record, read_record
 from rlhf_lightning.rules.stages import RANKINGS
 from rlhf_lightning.scoring.llm_judge import LLMJudge
 from rlhf_lightning.stages.parents import Parents
@@ -54,13 +55,14 @@ def check_rank(run: Run) -> None:
 
 
 def _of_people(run: Run, section: Mapping[str, Any], parents: Parents) -> dict[str, float]:
-    """Rows that people ranked: of a record of judgements, or as they stand in a file of rankings."""
+    """Rows that people ranked: of a record of judgements or its export, or as they stand in a file of rankings."""
     file = section["human_ranks"]
-    if not is_record(file):
+    rows = [] if is_record(file) else read_rows(file)
+    if rows and not is_export(rows[0].row):
         shape = run.build(section["data"].get("shape")) or AS_IT_IS
-        found = validate_rows(read_rows(file), "comparisons", shape=shape)
+        found = validate_rows(rows, "comparisons", shape=shape)
         return _write(run, RANKINGS, [dict(located.row) for located in found], parents)
-    people = read_record(file, section["merge"])
+    people = from_people(*read_export(file), section["merge"]) if rows else read_record(file, section["merge"])
     if not people.merged.rows:
         raise DataError(f"{file}: nobody has ranked an item yet; go on with `rlhf-lightning label`")
     validate_rows([LocatedRow(row, file, 0) for row in people.merged.rows], "comparisons")
