@@ -15,6 +15,7 @@ from omegaconf import ListConfig, OmegaConf
 
 from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.config.locations import in_file
+from rlhf_lightning.config.rounds import check_round
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
 from rlhf_lightning.rules import combinations
@@ -80,6 +81,7 @@ def check_complete(config: Mapping[str, Any]) -> None:
         ConfigError: says what to add to the command.
     """
     if "stages" in config:
+        check_round(config)
         check_present("", config, ("model", "task", "trainer", *in_file("base")))
     for entry in config.get("stages", ()):
         stage = stage_of(entry)
@@ -163,10 +165,12 @@ def _check_evaluate(config: Mapping[str, Any], section: Mapping[str, Any]) -> No
 
 def _reader(config: Mapping[str, Any], file: str) -> str | None:
     """The first stage of the run that learns from a file."""
-    found = (
-        name for name in names(config["stages"]) if ((config.get(name) or {}).get("data") or {}).get("train") == file
-    )
-    return next(found, None)
+
+    def train(name: str) -> list[Any]:
+        files = ((config.get(name) or {}).get("data") or {}).get("train")
+        return files if isinstance(files, list) else [files]
+
+    return next((name for name in names(config["stages"]) if file in train(name)), None)
 
 
 def _is_given(folder: str, run_dir: str) -> bool:

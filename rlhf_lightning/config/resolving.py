@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import Container, OmegaConf
 from omegaconf.resolvers import oc
 
-from rlhf_lightning.config import chain
+from rlhf_lightning.config import chain, rounds
 from rlhf_lightning.config.bounds import LONGEST, Budget, check_expression, check_text
 from rlhf_lightning.config.rights import HARMLESS, PLACES, check_variable
 from rlhf_lightning.config.typed import Typed
@@ -33,6 +33,8 @@ def begin(overrides: Sequence[str]) -> Typed:
         "oc.create": _create,
         "made": chain.made,
         "first": chain.first,
+        "earlier": rounds.earlier,
+        "with_earlier": rounds.with_earlier,
     }
     for name, resolver in ours.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

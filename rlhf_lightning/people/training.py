@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.people.agreement import Agreement, agreement_of
+from rlhf_lightning.people.agreement import Agreement, agreement_of, last_ranks
 from rlhf_lightning.people.judgements import Item, Judgement
 from rlhf_lightning.people.merging import Merged, Method, merge
+from rlhf_lightning.people.rankings import said_alike
 from rlhf_lightning.people.record import items, judgements
+from rlhf_lightning.people.shares import Share, share_of
 
 PEOPLE = "people"  # where the provenance of rankings keeps `FromPeople.summary`
 _SQLITE = b"SQLite format 3\0"
@@ -23,10 +25,12 @@ class FromPeople:
     method: Method
     merged: Merged
     agreement: Agreement
+    with_judge: Share  # `agreement_with_judge`
 
     def summary(self) -> dict[str, Any]:
         """What `provenance.json` keeps of them: agreement, ceiling, alpha, tau, weights of the annotators, counts."""
         found = {"merge": self.method, **self.agreement.summary(), **self.merged.summary()}
+        found |= {"with_judge": asdict(self.with_judge)} if self.with_judge.mean is not None else {}
         for person in self.agreement.people:
             known = found["annotators"].setdefault(person.annotator, {})
             known |= {"ranked": person.ranked, "skipped": person.skipped, "with_others": asdict(person.with_others)}
@@ -41,6 +45,8 @@ class FromPeople:
             measures = [f"{name} {value:.2f}" for name, value in (("alpha", found.alpha), ("tau", found.tau))
                         if value is not None]  # fmt: skip
             parts.append(f"they agree on {found.ceiling} of the pairs that one of them orders ({', '.join(measures)})")
+        if self.with_judge.mean is not None:
+            parts.append(f"the judge of the candidates agrees with them on {self.with_judge}")
         if len(merged.weights) > 1:
             parts.append(f"weights: {', '.join(f'{name} {weight:.2f}' for name, weight in merged.weights.items())}")
         return "; ".join(parts)
@@ -67,7 +73,26 @@ def read_record(path: str | Path, method: Method = "weighted") -> FromPeople:
 def from_people(shown: Iterable[Item], said: Sequence[Judgement], method: Method = "weighted") -> FromPeople:
     """Merge judgements and measure how far they agree."""
     shown = list(shown)
-    return FromPeople(method, merge(shown, said, method), agreement_of(shown, said))
+    found = agreement_of(shown, said)
+    return FromPeople(method, merge(shown, said, method), found, agreement_with_judge(shown, said))
+
+
+def agreement_with_judge(shown: Iterable[Item], said: Iterable[Judgement]) -> Share:
+    """How often a judge orders two answers as a person does; a tie of the judge counts half.
+
+    Args:
+        shown: candidates with a column ``scores`` of the judge, the highest for the best; others do not count.
+        said: of any number of people; each counts by itself, with their last ranking of an item.
+    """
+    last, counted = last_ranks(said), []
+    for item in shown:
+        scores = item.row.get("scores")
+        if scores is None or any(score is None for score in scores):
+            continue
+        ranks = tuple(1 + sum(other > score for other in scores) for score in scores)
+        cases = [said_alike(theirs, ranks) for theirs in last.get(item.number, {}).values()]
+        counted.append((sum(alike for alike, _ in cases), sum(pairs for _, pairs in cases)))
+    return share_of(counted)
 
 
 def ceiling_of(summaries: Iterable[Mapping[str, Any]]) -> dict[str, float]:

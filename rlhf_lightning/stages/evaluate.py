@@ -73,6 +73,11 @@ def _scorers(run: Run) -> list[Scorer]:
     scorers += [run.build(node) for node in section["judges"]]
     if not scorers:
         raise ConfigError(NO_JUDGE)
+    if alone := [scorer.name for scorer in scorers if getattr(scorer, "relative", False)]:
+        raise ConfigError(
+            f"{alone[0]}: compares a policy's answers to a prompt with each other, which does not tell policies apart; "
+            "leave evaluate out of stages, or name another judge"
+        )
     return scorers
 
 

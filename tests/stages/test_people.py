@@ -12,7 +12,9 @@ from rlhf_lightning.data.check import check
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.evaluation.figures import reward_model_accuracy
 from rlhf_lightning.evaluation.trust import accuracy_text, conclusion
+from rlhf_lightning.labelling.ranking import write_rows
 from rlhf_lightning.people.entries import Entry
+from rlhf_lightning.people.exchange import exported
 from rlhf_lightning.people.judgements import Item
 from rlhf_lightning.people.record import Record
 from rlhf_lightning.people.training import ceiling_of
@@ -75,6 +77,25 @@ def test_the_rankings_pass_the_check_of_data(tmp_path, words):
     told = json.loads(check([str(tmp_path / "run/rankings/rankings.jsonl"), "--stage", "reward", "--json"]))
     assert (told["rows"], told["bad_rows"], told["problems"], told["notes"]) == (4, 0, [], [])
     assert read_provenance(tmp_path / "run/rankings")["people"]["merge"] == "majority"
+
+
+def test_an_export_gives_what_its_record_gives_without_what_was_taken_back(tmp_path, words):
+    labels = record(tmp_path / "labels.db", {"ann": right, "ben": right, "cat": wrong})
+    with Record(labels) as file:
+        first = file.entries()[0]
+        undo = Entry("undo", "undo", first.item, "ann", None, first.order, 0.0, takes_back=first.number)
+        file.add(undo)
+    rows = list(exported(labels))
+    write_rows(tmp_path / "export.jsonl", rows)
+    for name in ("labels.db", "export.jsonl"):
+        own = [*words, f"run_dir={tmp_path / name}-run", "stages=[rank]", f"rank.human_ranks={tmp_path / name}"]
+        run(compose(own))
+    files = [tmp_path / f"{name}-run/rankings/rankings.jsonl" for name in ("labels.db", "export.jsonl")]
+    assert files[0].read_text() == files[1].read_text()
+    assert json.loads(files[0].read_text().splitlines()[0])["judgements"] == 2
+    write_rows(tmp_path / "export.jsonl", [*rows[:1], {**rows[1], "ranks": [1]}])
+    with pytest.raises(DataError, match=r"export.jsonl:2: ranks: are 1 for 3 completions"):
+        run(compose([*words, "stages=[rank]", f"rank.human_ranks={tmp_path / 'export.jsonl'}"]))
 
 
 def test_a_file_of_rankings_is_taken_as_it_is_and_says_nothing_of_people(tmp_path, words):
