@@ -1,9 +1,12 @@
 """What the server refuses, and how it says so; its files and its headers."""
 
+import socket
+
 import pytest
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.people.queue import Plan
-from rlhf_lightning.people.server import FILES, HEADERS, LARGEST, TYPES
+from rlhf_lightning.people.server import FILES, HEADERS, LARGEST, TYPES, listen
 from tests.people.serving import a_server
 
 ROWS = [(f"prompt {n}", [f"answer {n}.{a}" for a in range(3)]) for n in range(8)]
@@ -117,3 +120,18 @@ def test_an_error_of_the_server_itself_is_said_as_one(standing, monkeypatch):
     monkeypatch.setattr(standing.service, "next", broken)
     status, answer = ann.ask("GET", "/api/next")
     assert (status, answer) == (500, {"error": "the server failed; see its messages"})
+
+
+def test_the_end_of_an_answer_does_not_wait_for_its_beginning_to_be_acknowledged():
+    with listen("127.0.0.1", 0) as heard, socket.create_connection(heard.getsockname()):
+        accepted, _ = heard.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", None), ("192.0.2.1", 0), ("127.0.0.1", 70_000)])
+def test_an_address_that_cannot_be_had_is_said(host, port):
+    with listen("127.0.0.1", 0) as other:
+        port = other.getsockname()[1] if port is None else port
+        with pytest.raises(ConfigError, match=f"--host {host} --port {port}: .*choose another, or --port 0"):
+            listen(host, port)
