@@ -16,6 +16,7 @@ from rlhf_lightning.cli.arguments import check_new, parser, rows_to
 from rlhf_lightning.console.display import plain
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.people.access import LOOPBACK, Access
 from rlhf_lightning.people.candidates import candidates_file, read_candidates
 from rlhf_lightning.people.exchange import exported, import_into
 from rlhf_lightning.people.form import Form
@@ -75,6 +76,11 @@ def run(words: Sequence[str]) -> None:
     form = Form(given.question, _rating(given.rating), flags=tuple(dict.fromkeys(given.flag)))
     plan = Plan(given.order, given.overlap, given.repeats)
     names = [name.strip() for name in given.annotators.split(",") if name.strip()]
+    if given.host not in LOOPBACK and not names:
+        raise ConfigError(
+            f"--host {given.host}: others could write as anybody; name who may with --annotators ann,bob, and each "
+            "gets a secret link"
+        )
     items, place = _candidates(given)
     _serve(given, Record(place, items, given.seed), form, plan, names)
     return None
@@ -85,15 +91,10 @@ def _serve(given: argparse.Namespace, record: Record, form: Form, plan: Plan, na
         try:
             from rlhf_lightning.people.server import App, listen, web_server
         except ModuleNotFoundError as error:
-            raise ConfigError(f"rlhf-lightning label needs {error.name}: {_INSTALL}") from error
-        from rlhf_lightning.people.access import LOOPBACK, Access
+            package = (error.name or "").partition(".")[0]
+            raise ConfigError(f"rlhf-lightning label needs {package}: {_INSTALL}") from error
         from rlhf_lightning.people.service import Service
 
-        if given.host not in LOOPBACK and not names:
-            raise ConfigError(
-                f"--host {given.host}: others could write as anybody; name who may with --annotators ann,bob, and each "
-                "gets a secret link"
-            )
         access = Access(record, links=bool(names))
         app = App(Service(record, form, plan), access)
         with listen(given.host, given.port) as heard:

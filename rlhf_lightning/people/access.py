@@ -15,6 +15,10 @@ from rlhf_lightning.people.record import Record
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LEAD = "lead_token"
+_SESSION = (
+    "SELECT annotator, annotator IS NULL OR token IS NOT NULL FROM sessions"
+    " LEFT JOIN annotators ON name = annotator WHERE cookie = ?"
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Access:
 
     def visitor(self, cookie: str) -> Visitor:
         """Who has a cookie. Without secret links anybody on this machine leads."""
-        found = self.record.rows("SELECT annotator FROM sessions WHERE cookie = ?", (_hash(cookie),)) if cookie else []
-        if not found:
+        found = self.record.rows(_SESSION, (_hash(cookie),)) if cookie else []
+        if not found or (self.links and not found[0][1]):  # nobody, or somebody who only said a name
             return Visitor(leads=not self.links)
         return Visitor(cookie, found[0][0], not self.links or found[0][0] is None)
 

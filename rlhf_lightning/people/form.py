@@ -63,18 +63,18 @@ class Form:
             raise DataError("order: is not the order in which the answers were shown; load the page again")
         ranks = body["ranks"]
         if ranks is not None:
-            _each("ranks", ranks, count, lambda v: _whole(v) and 1 <= v <= count, f"whole numbers from 1 to {count}")
-            if list(ranks) != _competition(ranks):
+            _each("ranks", ranks, count, lambda v: whole(v) and 1 <= v <= count, f"whole numbers from 1 to {count}")
+            if list(ranks) != competition(ranks):
                 raise DataError("ranks: 1 is the best; where n answers share a rank, the next one is n higher")
         seconds = body["seconds"]
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_TIME:
             raise DataError(f"seconds: is not a number from 0 to {LONGEST_TIME}")
         ratings, flags = self._ratings(body.get("ratings"), count), self._flags(body.get("flags"), count)
-        note = _kept("note", body.get("note") or "", _is_note, f"a text of at most {LONGEST_NOTE} characters")
+        note = _kept("note", body.get("note") or "", is_note, f"a text of at most {LONGEST_NOTE} characters")
         if note and not self.note:
             raise DataError("note: is not asked for")
         strength = body.get("strength")
-        if strength is not None and (count != 2 or ranks is None or not _whole(strength) or not 1 <= strength <= 3):
+        if strength is not None and (count != 2 or ranks is None or not whole(strength) or not 1 <= strength <= 3):
             raise DataError("strength: is 1, 2 or 3, for two answers that are ranked")
         back = [order.index(i) for i in range(count)]  # the place of each completion
         return Entry(
@@ -90,7 +90,7 @@ class Form:
         if self.rating is None:
             raise DataError("ratings: are not asked for")
         low, high = self.rating
-        fits = lambda v: v is None or (_whole(v) and low <= v <= high)  # noqa: E731
+        fits = lambda v: v is None or (whole(v) and low <= v <= high)  # noqa: E731
         _each("ratings", given, count, fits, f"null or a whole number from {low} to {high}")
         return [] if all(value is None for value in given) else list(given)
 
@@ -131,15 +131,22 @@ def _each(field: str, values: Any, count: int, fits: Callable[[Any], bool], what
         raise DataError(f"{field}: is not {what} for each of the {count} answers")
 
 
-def _is_note(value: Any) -> bool:
+def is_note(value: Any) -> bool:
+    """Whether it is a text that a file of rows can hold, and not too long."""
     if not isinstance(value, str) or len(value) > LONGEST_NOTE:
         return False
     return not any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in value)  # which no data file may hold
 
 
-def _whole(value: Any) -> bool:
+def whole(value: Any) -> TypeGuard[int]:
+    """Whether it is a whole number, and not a truth value."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _competition(ranks: Sequence[int]) -> list[int]:
+def competition(ranks: Sequence[int]) -> list[int]:
+    """Ranks of the same order that start at 1 and leave out as many as are shared.
+
+    >>> competition([3, 1, 3])
+    [2, 1, 2]
+    """
     return [1 + sum(other < rank for other in ranks) for rank in ranks]

@@ -28,8 +28,8 @@ def items_of(rows):
 class Running:
     """A server, and what it has written."""
 
-    def __init__(self, url, record, links):
-        self.url, self.record, self.links = url, record, links
+    def __init__(self, url, service, links):
+        self.url, self.service, self.record, self.links = url, service, service.record, links
         self.host = url.removeprefix("http://")
         self.people = []
 
@@ -52,12 +52,13 @@ def a_server(tmp_path, rows, plan=None, annotators=(), **form):
     with Record(tmp_path / "labels.db", items_of(rows)) as record, listen("127.0.0.1", 0) as heard:
         access = Access(record, links=bool(annotators))
         links = access.new_links(annotators) if annotators else {}
-        server = web_server(App(Service(record, Form(**form), plan or Plan()), access))
+        service = Service(record, Form(**form), plan or Plan())
+        server = web_server(App(service, access))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [heard]}, daemon=True)
         thread.start()
         while not server.started:
             time.sleep(0.005)
-        running = Running(f"http://127.0.0.1:{heard.getsockname()[1]}", record, links)
+        running = Running(f"http://127.0.0.1:{heard.getsockname()[1]}", service, links)
         try:
             yield running
         finally:
