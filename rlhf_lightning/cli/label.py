@@ -156,14 +156,28 @@ def _rating(text: str | None) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
-def _export(words: Sequence[str]) -> None:
+def export_arguments() -> argparse.ArgumentParser:
+    """What ``label export`` takes."""
     take = parser("label export", "Write a record as JSON lines: each judgement with its item, or merged rankings for "
                   "training.", "rlhf-lightning label export labels.db --out labels.jsonl")  # fmt: skip
     take.add_argument("record", metavar="RECORD")
     take.add_argument("--rankings", choices=("weighted", "majority"), help="one ranking per item instead, people by "
                       "weight, or by majority")  # fmt: skip
     take.add_argument("--out", metavar="FILE", help="a new file; without it rows go to standard output")
-    given = take.parse_args(words)
+    return take
+
+
+def import_arguments() -> argparse.ArgumentParser:
+    """What ``label import`` takes."""
+    take = parser("label import", "Add what `label export` wrote to a record of the same candidates. What is there "
+                  "already is left as it is.", "rlhf-lightning label import labels.db bobs_labels.jsonl")  # fmt: skip
+    take.add_argument("record", metavar="RECORD")
+    take.add_argument("rows", metavar="FILE")
+    return take
+
+
+def _export(words: Sequence[str]) -> None:
+    given = export_arguments().parse_args(words)
     check_new("--out", given.out)
     rows = read_record(given.record, given.rankings).merged.rows if given.rankings else exported(given.record)
     with rows_to(given.out) as write:
@@ -172,11 +186,7 @@ def _export(words: Sequence[str]) -> None:
 
 
 def _import(words: Sequence[str]) -> None:
-    take = parser("label import", "Add what `label export` wrote to a record of the same candidates. What is there "
-                  "already is left as it is.", "rlhf-lightning label import labels.db bobs_labels.jsonl")  # fmt: skip
-    take.add_argument("record", metavar="RECORD")
-    take.add_argument("rows", metavar="FILE")
-    given = take.parse_args(words)
+    given = import_arguments().parse_args(words)
     if not Path(given.record).exists():
         raise DataError(f"{given.record}: no such record; `rlhf-lightning label CANDIDATES --record FILE` makes one")
     with Record(given.record) as record:

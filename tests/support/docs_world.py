@@ -3,6 +3,10 @@
 import ast
 import io
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,6 +17,8 @@ from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.tasks.miniature.prepare import prepare_miniature
 from tests.gates.gate_docs import Block, blocks, overrides
 from tests.gates.gate_docs import commands as commands_of
+from tests.gates.gate_sources import ROOT
+from tests.people.serving import Person
 from tests.support import commands, phases, tiny
 
 TASK = {"demonstrations": 64, "texts": 40, "prompts": 48, "heldout_prompts": 16}
@@ -84,12 +90,35 @@ def lines_of(page: Path) -> list[tuple[int, list[str]]]:
 
 def follow(words: list[str]) -> dict[str, float]:
     """Run a command in this process, as it stands but for the sizes; what is typed into one is a line of text."""
+    if words[:1] == ["label"] and words[1] not in ("export", "import"):
+        rank_all(words)
+        return {}
     if words[:1] and words[0] in COMMANDS:
         with patch("sys.stdin", io.StringIO("the food was\n")):
             done = commands.answer(words)
         assert not done["code"], done["err"]
         return {}
     return run(shrunk(compose(overrides(words))))
+
+
+def rank_all(words: list[str]) -> None:
+    """Open the labelling page as the words say, rank all that it shows, and close it as Ctrl-C does."""
+    command = [sys.executable, str(ROOT / "train.py"), *words, "--no-browser", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        assert served.stdout is not None
+        host = re.match(r"http://([^/]+)/", served.stdout.readline())[1]
+        links = [served.stdout.readline().rpartition("/enter/")[2].strip() for _ in _annotators(words)]
+        for person in [Person(host, token=token) for token in links] or [Person(host, name="ann")]:
+            while (item := person.next()) is not None:
+                status, _ = person.send(item, list(range(1, len(item["order"]) + 1)))
+                assert status == 200
+            person.wire.close()
+        served.send_signal(signal.SIGINT)
+    assert served.returncode == 0
+
+
+def _annotators(words: list[str]) -> list[str]:
+    return words[words.index("--annotators") + 1].split(",") if "--annotators" in words else []
 
 
 def shrunk(config: dict) -> dict:
