@@ -23,8 +23,8 @@ from benchmarks.label_play import AWAY, Annotator, Server, write_candidates
 from rlhf_lightning.people import record
 
 
-def work(people: Sequence[Annotator], host: str, over: threading.Event) -> list[threading.Thread]:
-    """All people rank until the server is gone; a thread for each."""
+def work(people: Sequence[Annotator], host: str, over: threading.Event, wrong: list[str]) -> list[threading.Thread]:
+    """All people rank until the server is gone; a thread for each. What it refused is added to ``wrong``."""
 
     def rank(person: Annotator) -> None:
         try:
@@ -33,6 +33,8 @@ def work(people: Sequence[Annotator], host: str, over: threading.Event) -> list[
                 pass
         except AWAY:
             pass  # killed in the middle of a request: sent again to the next server
+        except RuntimeError as refused:
+            wrong.append(f"{person.name}: {refused}")
 
     threads = [threading.Thread(target=rank, args=(person,)) for person in people]
     for thread in threads:
@@ -65,10 +67,10 @@ def main() -> None:
     people = [Annotator(f"person {number}", options.seed) for number in range(options.people)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "labels.db"
-        rows = write_candidates(Path(folder) / "candidates.jsonl", 200 * options.kills, words=8)
+        rows = write_candidates(Path(folder) / "candidates.jsonl", 40 * options.kills, words=8)
         for kill in range(options.kills):
             server, over = Server(rows, path, "--overlap", "2"), threading.Event()
-            threads = work(people, server.host, over)
+            threads = work(people, server.host, over, wrong)
             time.sleep(draw.uniform(0, options.longest))
             server.end(signal.SIGKILL)
             over.set()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.cli.arguments import check_new, parser, rows_to
 from rlhf_lightning.console.display import plain
 from rlhf_lightning.console.streams import say
@@ -81,8 +82,7 @@ def run(words: Sequence[str]) -> None:
             f"--host {given.host}: others could write as anybody; name who may with --annotators ann,bob, and each "
             "gets a secret link"
         )
-    items, place = _candidates(given)
-    _serve(given, Record(place, items, given.seed), form, plan, names)
+    _serve(given, _record(given), form, plan, names)
     return None
 
 
@@ -123,15 +123,15 @@ def _tell_links(address: str, tokens: dict[str, str], names: Sequence[str]) -> N
         say(f"links of before: {plain(', '.join(old))} (--new-links makes new ones)")
 
 
-def _candidates(given: argparse.Namespace) -> tuple[list[Item], Path]:
-    """Items, and where the record lies."""
+def _record(given: argparse.Namespace) -> Record:
     if given.demo == (given.candidates is not None):
         raise ConfigError("rlhf-lightning label: name candidates (a file or a folder), or write --demo")
     if given.demo:
-        return demo_items(), Path(given.record or f"runs/label_demo/{RECORD}")
-    items, file = read_candidates(given.candidates), candidates_file(given.candidates).absolute()
+        return Record(given.record or f"runs/label_demo/{RECORD}", demo_items, given.seed)
+    file = candidates_file(given.candidates).absolute()
     folder = file.parent.parent if (file.parent / "provenance.json").exists() else file.parent  # which is verified
-    return items, Path(given.record) if given.record else folder / RECORD
+    source = sha256(file) if file.is_file() else ""
+    return Record(given.record or folder / RECORD, lambda: read_candidates(file), given.seed, source)
 
 
 def demo_items() -> list[Item]:

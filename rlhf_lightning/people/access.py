@@ -47,10 +47,16 @@ class Access:
         self.cookie = f"rlhf_label_{_hash(str(record.path))[:12]}"
 
     def new_links(self, annotators: Sequence[str], renew: bool = False) -> dict[str, str]:
-        """Tokens of people who have none yet, and of who leads (under ""); ``renew``: of all, old links then end."""
+        """Tokens of people who have none yet, and of who leads (under ""); ``renew``: of all, old links then end.
+
+        The link of who is not among ``annotators`` any more ends.
+        """
         made = {}
         with self.record.writing() as connection:
             has = dict(connection.execute("SELECT name, token FROM annotators"))
+            for name in set(has) - set(map(name_of, annotators)):
+                connection.execute("UPDATE annotators SET token = NULL WHERE name = ?", (name,))
+                connection.execute("DELETE FROM sessions WHERE annotator = ?", (name,))
             lead = connection.execute("SELECT value FROM meta WHERE name = ?", (_LEAD,)).fetchone()
             for name in map(name_of, annotators):
                 if has.get(name) and not renew:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,13 +29,16 @@ from rlhf_lightning.people.entries import (
 )  # fmt: skip
 from rlhf_lightning.people.judgements import Item, Judgement
 
+_SOURCE = "candidates"  # in the table of single values: the digest of their file
+
 
 class Record:
     """A record that this process writes, and nobody else. Threads may share it.
 
     Args:
         path: the file, which is made if it is not there.
-        candidates: the items that people are to rank; None takes those that are in the file.
+        candidates: the items that people are to rank, or what reads them; None takes those that are in the file.
+        source: SHA-256 of the file of the candidates. Where the record was last opened with it, they are not read.
         seed: of all that is drawn for this record; None takes that of the file, 0 for a new one.
 
     Raises:
@@ -43,13 +47,21 @@ class Record:
         DiskError: the disk does not take it.
     """
 
-    def __init__(self, path: str | Path, candidates: Sequence[Item] | None = None, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        candidates: Sequence[Item] | Callable[[], Sequence[Item]] | None = None,
+        seed: int | None = None,
+        source: str = "",
+    ) -> None:
         self.path = Path(path).resolve()
         self._turn = threading.RLock()
         with ExitStack() as stack:
             if not self.path.exists():
                 if candidates is None:
                     schema.check_ours(self.path)  # says how one is made
+                if callable(candidates):
+                    candidates = candidates()  # before anything is made
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             else:
                 schema.check_ours(self.path)
@@ -62,8 +74,9 @@ class Record:
                 schema.migrate(self._connection, self.path)
                 with self.writing():
                     self.seed = self._keep_seed(seed)
-                    if candidates is not None:
-                        self._keep_items(candidates)
+                    if candidates is not None and not self._is_from(source):
+                        self._keep_items(candidates() if callable(candidates) else candidates)
+                        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_SOURCE, source))
             except sqlite3.OperationalError as error:
                 raise DiskError(f"{self.path}: cannot be written ({error}); free the disk") from error
             except sqlite3.DatabaseError as error:
@@ -125,6 +138,21 @@ class Record:
         found = self.rows(f"SELECT {VALUES} FROM judgements WHERE key = ?", (key,))
         return entry_of(found[0]) if found else None
 
+    def line(self, number: int) -> Entry | None:
+        """One line by its number, None if there is none."""
+        found = self.rows(f"SELECT {VALUES} FROM judgements WHERE number = ?", (number,))
+        return entry_of(found[0]) if found else None
+
+    def last(self, annotator: str) -> Entry | None:
+        """What a person wrote last, None if they wrote nothing."""
+        query = f"SELECT {VALUES} FROM judgements WHERE annotator = ? ORDER BY number DESC LIMIT 1"
+        found = self.rows(query, (annotator,))
+        return entry_of(found[0]) if found else None
+
+    def written(self) -> int:
+        """The number of the last line, 0 if there is none."""
+        return int(self.rows("SELECT coalesce(max(number), 0) FROM judgements")[0][0])
+
     def entries(self) -> list[Entry]:
         """All lines, in the order in which they were written."""
         with self._turn:
@@ -134,6 +162,11 @@ class Record:
         """All items, by number."""
         with self._turn:
             return read_items(self._connection)
+
+    def data(self) -> str:
+        """SHA-256 of what people are shown of all items."""
+        shown = self.rows("SELECT data FROM items ORDER BY number")
+        return hashlib.sha256("".join(data for (data,) in shown).encode()).hexdigest()
 
     def item(self, number: int) -> Item | None:
         """One item, None if there is none of this number."""
@@ -148,6 +181,10 @@ class Record:
         if seed is not None and seed != int(found[0]):
             raise DataError(f"{self.path}: was begun with seed {found[0]}; leave --seed out, or name another record")
         return int(found[0])
+
+    def _is_from(self, source: str) -> bool:
+        found = self._connection.execute("SELECT value FROM meta WHERE name = ?", (_SOURCE,)).fetchone()
+        return bool(source) and found == (source,)
 
     def _keep_items(self, candidates: Sequence[Item]) -> None:
         """Add the items that are new; other columns of those that are there may have changed."""

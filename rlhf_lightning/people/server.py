@@ -63,18 +63,33 @@ class App:
         """As a web server runs it."""
         routes = [
             Route("/", self._file("label.html")),
-            Route("/lead", self._lead_page),
+            Route("/lead", self._file("lead.html")),
             Route("/static/{name}", self._static),
             Route("/enter/{token}", self._enter),
             Route("/api/session", self._get(self._session), methods=["GET"]),
             Route("/api/session", self._post(self._name), methods=["POST"]),
             Route("/api/next", self._get(lambda visitor: self.service.next(_person(visitor))), methods=["GET"]),
             Route("/api/judgements", self._post(self._judge), methods=["POST"]),
-            Route("/api/undo", self._post(lambda who, _: self.service.undo(_person(who))), methods=["POST"]),
+            Route("/api/undo", self._post(self._undo), methods=["POST"]),
             Route("/api/lead", self._get(self._lead), methods=["GET"]),
         ]
-        app = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_found, 500: _failed})
+        app = Starlette(routes=routes, exception_handlers=self._handlers())
         return _Guard(app, loopback=not self.access.links)
+
+    def _handlers(self) -> dict[Any, Callable[[Request, Any], Any]]:
+        """What is answered in the place of an error: a status and a sentence."""
+
+        async def unwritten(request: Request, error: sqlite3.Error) -> Response:
+            log.error("%s: %s", self.service.record.path, error)
+            return _error(503, f"not saved: the record cannot be read or written ({error})")
+
+        async def refused(request: Request, error: Refused) -> Response:
+            return _error(error.status, str(error))
+
+        return {
+            404: _not_found, 405: _not_found, 500: _failed, Refused: refused, sqlite3.Error: unwritten,
+            NothingToUndo: _says(409), DataError: _says(400),
+        }  # fmt: skip
 
     def _session(self, visitor: Visitor) -> dict[str, Any]:
         who = visitor.annotator
@@ -93,21 +108,19 @@ class App:
     def _judge(self, visitor: Visitor, body: Mapping[str, Any]) -> dict[str, Any]:
         return self.service.judge(_person(visitor), body)
 
+    def _undo(self, visitor: Visitor, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self.service.undo(_person(visitor), body)
+
     def _lead(self, visitor: Visitor) -> dict[str, Any]:
         if not visitor.leads:
             raise Refused(403, "this page is for who leads; open the link that was printed for them")
         return self.service.lead()
 
-    async def _lead_page(self, request: Request) -> Response:
-        if not self.access.visitor(request.cookies.get(self.access.cookie, "")).leads:
-            return _error(403, "this page is for who leads; open the link that was printed for them")
-        return await self._file("lead.html")(request)
-
     async def _enter(self, request: Request) -> Response:
         cookie = await run_in_threadpool(self.access.enter, request.path_params["token"])
         if cookie is None:
             return _error(403, "this link is nobody's; ask for a new one")
-        leads = self.access.visitor(cookie).annotator is None
+        leads = (await run_in_threadpool(self.access.visitor, cookie)).annotator is None
         return self._with_cookie(RedirectResponse("/lead" if leads else "/", status_code=303), cookie)
 
     async def _static(self, request: Request) -> Response:
@@ -128,16 +141,13 @@ class App:
 
     def _get(self, work: Callable[[Visitor], Any]) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
-            return await run_in_threadpool(self._answer, request, lambda visitor: work(visitor))
+            return await run_in_threadpool(self._answer, request, work)
 
         return answer
 
     def _post(self, work: Callable[[Visitor, Mapping[str, Any]], Any]) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
-            try:
-                body = await _body(request)
-            except Refused as refused:
-                return _error(refused.status, str(refused))
+            body = await _body(request)
 
             def written(visitor: Visitor) -> Any:
                 here = from_here(
@@ -153,18 +163,7 @@ class App:
         return answer
 
     def _answer(self, request: Request, work: Callable[[Visitor], Any]) -> Response:
-        """What the work gives, or the sentence of what went wrong."""
-        try:
-            found = work(self.access.visitor(request.cookies.get(self.access.cookie, "")))
-        except Refused as refused:
-            return _error(refused.status, str(refused))
-        except NothingToUndo as error:
-            return _error(409, str(error))
-        except DataError as error:
-            return _error(400, str(error))
-        except sqlite3.Error as error:
-            log.error("%s: %s", self.service.record.path, error)
-            return _error(503, f"not saved: the record cannot be written ({error})")
+        found = work(self.access.visitor(request.cookies.get(self.access.cookie, "")))
         return found if isinstance(found, Response) else JSONResponse(found)
 
 
@@ -246,6 +245,13 @@ def _person(visitor: Visitor) -> str:
 
 def _error(status: int, sentence: str) -> JSONResponse:
     return JSONResponse({"error": sentence}, status_code=status)
+
+
+def _says(status: int) -> Callable[[Request, Exception], Any]:
+    async def answer(request: Request, error: Exception) -> Response:
+        return _error(status, str(error))
+
+    return answer
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.people.agreement import agreement_of, text_of
-from rlhf_lightning.people.entries import Entry, data_of, live
+from rlhf_lightning.people.entries import Entry, live
 from rlhf_lightning.people.form import Form, is_key
 from rlhf_lightning.people.judgements import Item
 from rlhf_lightning.people.queue import Plan, Queue, Turn
@@ -35,16 +33,20 @@ class Service:
     def __init__(self, record: Record, form: Form | None = None, plan: Plan | None = None) -> None:
         self.record, self.form = record, form or Form()
         self._items = {item.number: item for item in record.items()}
-        shown = "".join(map(data_of, self._items.values()))
-        self.data = hashlib.sha256(shown.encode()).hexdigest()[:16]  # tells a page whether it looks at the same rows
+        self.data = record.data()[:16]  # tells a page whether it looks at the same rows
         self._queue = Queue(list(self._items.values()), plan or Plan(), record.seed)
         self._queue.fill(live(record.entries()))
-        self._turn = threading.RLock()
+        self._turn, self._looking = threading.RLock(), threading.Lock()
+        self._looked: tuple[int, dict[str, Any]] | None = None  # lines of the record, and what they came to
 
     def next(self, annotator: str) -> dict[str, Any]:
-        """The item at hand and how far the person is."""
+        """The item at hand and how far the person is; ``given`` is what they said of it and have just taken back."""
         with self._turn:
-            return self._answer(annotator, self._queue.next(annotator))
+            turn = self._queue.next(annotator)
+            last = self.record.last(annotator)
+            back = self.record.line(last.takes_back) if last is not None and last.takes_back is not None else None
+            same = turn is not None and back is not None and (turn.item, turn.showing) == (back.item, back.showing)
+            return self._answer(annotator, turn, back if same else None)
 
     def progress(self, annotator: str) -> dict[str, int]:
         """How far the person is."""
@@ -69,29 +71,48 @@ class Service:
                 self._queue.judged(entry)
             return {"judgement": entry.number} | self._answer(annotator, self._queue.next(annotator))
 
-    def undo(self, annotator: str) -> dict[str, Any]:
+    def undo(self, annotator: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Take back the last judgement of a person, and show it again as they gave it.
+
+        The same ``key`` again takes back nothing more, and gives what is at hand.
 
         Raises:
             NothingToUndo: there is none.
+            DataError: the key is none, or stands for a judgement.
         """
+        if set(body) != {"key"} or not is_key(body["key"]):
+            raise DataError("key: send one of 8 to 64 letters or digits, and nothing else")
         with self._turn:
+            if (known := self.record.by_key(body["key"])) is not None:
+                if known.kind != "undo" or known.annotator != annotator:
+                    raise DataError("key: stands for another judgement; load the page again")
+                return self.next(annotator)
             lines = live(self.record.entries())
             theirs = [entry for entry in lines if entry.annotator == annotator]
             if not theirs:
                 raise NothingToUndo("nothing is left to take back")
             last = theirs[-1]
-            self.record.add(
-                Entry(uuid.uuid4().hex, "undo", last.item, annotator, None, last.order, 0.0, takes_back=last.number)
-            )
+            key, order, number = body["key"], last.order, last.number
+            undo = Entry(key, "undo", last.item, annotator, None, order, 0.0, takes_back=number, showing=last.showing)
+            self.record.add(undo)
             self._queue.fill(live(self.record.entries()))
-            turn = self._queue.again(annotator, last.item, last.showing)
-            return self._answer(annotator, turn, last)
+            self._queue.again(annotator, last.item, last.showing)
+            return self.next(annotator)
 
     def lead(self) -> dict[str, Any]:
-        """How far all are, how far they agree, and what to talk about; see `agreement.Agreement` for the figures."""
+        """How far all are, how far they agree, and what to talk about; see `agreement.Agreement` for the figures.
+
+        Counted again only where something was written since, and one look at a time: who ranks does not wait for it.
+        """
+        with self._looking:
+            written = self.record.written()
+            if self._looked is None or self._looked[0] != written:
+                self._looked = written, self._figures()
+            return self._looked[1]
+
+    def _figures(self) -> dict[str, Any]:
+        said = [entry.judgement() for entry in live(self.record.entries())]
         with self._turn:
-            said = [entry.judgement() for entry in live(self.record.entries())]
             progress = {one.annotator: self._queue.progress(one.annotator) for one in said}
         found = agreement_of(self._items.values(), said)
         people = [
@@ -119,9 +140,13 @@ class Service:
         """The line that an earlier try of the same judgement wrote."""
         key = body.get("key")
         found = self.record.by_key(key) if is_key(key) else None
-        if found is not None and (found.annotator != annotator or found.item != body.get("item")):
-            raise DataError("key: stands for another judgement; load the page again")
-        return found
+        if found is None:
+            return None
+        if (found.annotator, found.item) == (annotator, body.get("item")) and found.kind != "undo":
+            sent = self.form.entry(body, self._items[found.item], found.order, annotator, found.showing)
+            if sent.same_as(found):
+                return found
+        raise DataError("key: stands for another judgement; load the page again")
 
     def _answer(self, annotator: str, turn: Turn | None, given: Entry | None = None) -> dict[str, Any]:
         shown = turn and _as_shown(self._items[turn.item], turn, given)

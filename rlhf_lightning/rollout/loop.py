@@ -20,16 +20,20 @@ from rlhf_lightning import signals
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.models.memory import halved
+from rlhf_lightning.private_api.transformers import attention_of
+from rlhf_lightning.rollout.answers import Answers
 from rlhf_lightning.rollout.broken_logits import broken_logits
 from rlhf_lightning.rollout.cache import Pack, empty_cache, is_plain, joined
 from rlhf_lightning.rollout.decoding import cache_argument, check_decoding
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
+from rlhf_lightning.rollout.prefill import alike, consecutive, first_column, longest_first
 from rlhf_lightning.rollout.sample import sample
 from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Rollout
 
 DType = Literal["float32", "bfloat16", "float16"]
+LOOK_EVERY = 16  # tokens between two looks, on devices that compute while Python goes on
 
 
 class LoopEngine:
@@ -48,6 +52,8 @@ class LoopEngine:
             length together, longest first, so that little padding is computed. False reads all rows as they come.
             Where a model keeps more than the keys and values of all tokens (sliding windows, recurrent states), rows
             are read as they come in any case.
+        look_every: tokens between two looks at which rows have ended. Each look waits for the device; until the next
+            one rows that have ended are decoded in vain. None: 1 on a CPU, 16 elsewhere.
 
     Raises:
         ConfigError: an unknown ``dtype``.
@@ -59,6 +65,7 @@ class LoopEngine:
         micro_batch_size: int | None = None,
         dtype: DType | None = None,
         share_prefill: bool = True,
+        look_every: int | None = None,
     ) -> None:
         if dtype is not None and dtype not in get_args(DType):
             raise ConfigError(
@@ -66,10 +73,12 @@ class LoopEngine:
             )
         require("rollout.compact_below", compact_below, at_least=0, at_most=1)
         require("rollout.micro_batch_size", micro_batch_size, at_least=1)
+        require("rollout.look_every", look_every, at_least=1)
         self.compact_below = compact_below
         self.micro_batch_size = micro_batch_size
         self.dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
         self.share_prefill = share_prefill
+        self.look_every = look_every
         self._copy: PreTrainedModel | None = None
         self._generator = torch.Generator()
         self._policy: PreTrainedModel | None = None
@@ -78,6 +87,7 @@ class LoopEngine:
         self._version = 0
         self._most_rows: int | None = None  # decoded at once, since memory ran out
         self._tried: PreTrainedModel | None = None
+        self._ready_masks = False  # given to the model, which waits for the device where it makes them itself
 
     @property
     def is_exact(self) -> bool:
@@ -172,49 +182,56 @@ class LoopEngine:
                     row.append(new)
             return [torch.stack(row) for row in rows]
 
-        check_decoding(self._policy, decode, "loop")
+        plain = is_plain(empty_cache(self._policy.config)) and attention_of(self._policy.config) == "sdpa"
+        self._ready_masks = plain and self._looks(self._policy.device) > 1
+        try:
+            check_decoding(self._policy, decode, "loop")
+        except ConfigError:
+            if not self._ready_masks:
+                raise
+            self._ready_masks = False  # not for this kind of model
+            check_decoding(self._policy, decode, "loop")
         self._tried = self._policy
+
+    def _looks(self, device: torch.device) -> int:
+        return self.look_every or (1 if device.type == "cpu" else LOOK_EVERY)
 
     def _decode(
         self, input_ids: Tensor, attention: Tensor, uniforms: Tensor, sampling: Sampling, stop: StopStrings
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Response ids, log-probabilities and mask, each [B, max_new_tokens], and which answers ended, [B]."""
-        rows, steps, device = len(input_ids), sampling.max_new_tokens, input_ids.device
-        prompt_attention = attention
-        ids = torch.full((rows, steps), self._pad, dtype=torch.long, device=device)
-        logprobs = torch.zeros(rows, steps, device=device)
-        mask = torch.zeros(rows, steps, dtype=torch.bool, device=device)
-        finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        eos = torch.tensor(self._eos, device=device)
+        rows, steps, device, prompt_mask = len(input_ids), sampling.max_new_tokens, input_ids.device, attention
+        answers = Answers(rows, steps, self._pad, self._eos, stop, device)
+        eos, look_every = torch.tensor(self._eos, device=device), self._looks(device)
         uniforms = uniforms.to(device)
         running = torch.arange(rows, device=device)  # rows in the cache
-        live = torch.ones_like(finished)  # which of them have not ended
         logits, cache = self._prefill(input_ids, attention)
         positions = attention.sum(1, keepdim=True)  # of the next token
         for step in range(steps):
             signals.poll()
-            token, logprob = sample(
-                logits, uniforms[running, step], sampling, eos if step < sampling.min_new_tokens else None
-            )
-            here = running[live]
-            ids[here, step], logprobs[here, step], mask[here, step] = token[live], logprob[live], True
-            finished[here] = torch.isin(token[live], eos) | stop(ids[here, : step + 1])
-            live = ~finished[running]
-            if step == steps - 1 or not live.any():
+            forbidden = eos if step < sampling.min_new_tokens else None
+            token, logprob = sample(logits, uniforms[running, step], sampling, forbidden)
+            answers.add(step, running, token, logprob)
+            if step == steps - 1:
                 break
-            if live.float().mean() <= self.compact_below:
-                keep = live.nonzero().squeeze(1)
-                cache.reorder_cache(keep)  # type: ignore[arg-type]
-                running, token, attention, positions, live = (
-                    state[keep] for state in (running, token, attention, positions, live)
-                )
+            if (step + 1) % look_every == 0:
+                live = answers.unfinished(running, step + 1)
+                if not live.any():
+                    break
+                if live.float().mean() <= self.compact_below:
+                    keep = live.nonzero().squeeze(1)
+                    cache.reorder_cache(keep)  # type: ignore[arg-type]
+                    running, token, attention, positions = (
+                        state[keep] for state in (running, token, attention, positions)
+                    )
             attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
             logits = self._forward(token[:, None], attention, positions, cache)
             positions = positions + 1
-        if (bad := logprobs.isnan()).any():  # looked for once, since each look waits for the device
+        answers.unfinished(running, step + 1)
+        if (bad := answers.logprobs.isnan()).any():  # looked for once, since each look waits for the device
             assert self._policy is not None
-            raise broken_logits(self._policy, input_ids, prompt_attention, bad)
-        return ids, logprobs, mask, finished
+            raise broken_logits(self._policy, input_ids, prompt_mask, bad)
+        return answers.ids, answers.logprobs, answers.mask, answers.finished
 
     def _prefill(self, input_ids: Tensor, attention: Tensor) -> tuple[Tensor, DynamicCache]:
         """Logits [B, V] after the prompts, and their keys and values."""
@@ -237,49 +254,11 @@ class LoopEngine:
     def _forward(self, token: Tensor, attention: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         assert self._policy is not None
         name, mask = cache_argument(self._policy), attention.long()
+        if self._ready_masks and token.shape[1] == 1:
+            mask = attention[:, None, None].bool()
         given: Any = {name: cache, "attention_mask": None if name == "cache_params" and token.shape[1] == 1 else mask}
         out = self._policy(input_ids=token, position_ids=positions, use_cache=True, logits_to_keep=1, **given)
         return out.logits[:, -1].float()
-
-
-def first_column(attention: Tensor) -> Tensor:
-    """Column of the first token of each row, long [B]; attention [B, P]."""
-    return attention.long().argmax(1)
-
-
-def longest_first(attention: Tensor) -> Tensor:
-    """Rows by number of columns from their first token on, rows of a group together, long [B]; attention [B, P].
-
-    >>> longest_first(torch.tensor([[False, True], [True, True], [False, True]]))
-    tensor([1, 0, 2])
-    """
-    return first_column(attention).argsort(stable=True).cpu()
-
-
-def consecutive(input_ids: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the distinct prompt of each row, long [B], and the first row of each distinct prompt, long [U].
-
-    Only neighbours are compared; both arguments [B, P].
-
-    >>> consecutive(torch.tensor([[5], [5], [7]]), torch.ones(3, 1, dtype=torch.bool))
-    (tensor([0, 0, 1]), tensor([0, 2]))
-    """
-    new = torch.ones_like(attention[:, 0])
-    new[1:] = ((input_ids[1:] != input_ids[:-1]) | (attention[1:] != attention[:-1])).any(1)
-    return new.cumsum(0) - 1, new.nonzero().squeeze(1)
-
-
-def alike(lengths: Sequence[int]) -> list[slice]:
-    """Runs of descending lengths within each of which the shortest is at least 3/4 of the longest.
-
-    >>> alike([8, 7, 5, 4, 1])
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
-    starts = [0]
-    for index, length in enumerate(lengths):
-        if 4 * length < 3 * lengths[starts[-1]]:
-            starts.append(index)
-    return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(lengths)], strict=True)]
 
 
 @torch.no_grad()

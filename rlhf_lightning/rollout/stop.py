@@ -32,6 +32,9 @@ class StopStrings:
         self.stop, self.tokenizer = tuple(stop), tokenizer
         self.tail = 1 + max((len(string.encode()) for string in stop), default=0)
 
+    def __bool__(self) -> bool:
+        return bool(self.stop)
+
     def __call__(self, response_ids: Tensor) -> Tensor:
         """Rows whose text now contains a stop string, bool [B]; response_ids long [B, T], without padding."""
         if self.tokenizer is None or not self.stop:

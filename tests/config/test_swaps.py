@@ -75,7 +75,14 @@ def test_keys_that_the_new_part_takes_stay():
 
 def test_what_takes_any_key_keeps_all_of_them():
     config = compose(["stage=ppo", f"rollout._target_={__name__}.Anything"])
-    assert set(config["rollout"]) == {"_target_", "compact_below", "micro_batch_size", "dtype", "share_prefill"}
+    assert set(config["rollout"]) == {
+        "_target_",
+        "compact_below",
+        "micro_batch_size",
+        "dtype",
+        "share_prefill",
+        "look_every",
+    }
 
 
 def test_a_subclass_keeps_the_keys_of_its_base():

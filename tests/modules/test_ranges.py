@@ -41,7 +41,7 @@ MADE = {
         "max_new_tokens": COUNT, "temperature": ABOVE_ZERO, "top_k": FROM_ZERO, "top_p": NONZERO_SHARE,
         "min_new_tokens": FROM_ZERO,
     },
-    LoopEngine: {"compact_below": SHARE, "micro_batch_size": COUNT},
+    LoopEngine: {"compact_below": SHARE, "micro_batch_size": COUNT, "look_every": COUNT},
     partial(EnvironmentEngine, LoopEngine(), dict): {"max_turns": COUNT, "max_tokens": COUNT},
     partial(FunctionScorer, len): {"timeout": ([0.5, 1e9], [0, 1.5e9]), "retries": FROM_ZERO},
     FixedKL: {"coef": UP_TO_A_BILLION},

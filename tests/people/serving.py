@@ -101,3 +101,7 @@ class Person:
         """A judgement; ranks in the order shown, or None to skip."""
         body = {"key": uuid.uuid4().hex, "item": item["id"], "order": item["order"], "ranks": ranks, "seconds": 1.5}
         return self.ask("POST", "/api/judgements", body | more)
+
+    def undo(self, key=None, **headers):
+        """Take back the last judgement."""
+        return self.ask("POST", "/api/undo", {"key": key or uuid.uuid4().hex}, **headers)

@@ -44,7 +44,9 @@ def record(path):
         "UPDATE judgements SET note = 'other'",
         "INSERT OR REPLACE INTO judgements SELECT * FROM judgements",
         "INSERT OR REPLACE INTO judgements SELECT 9, key, kind, item, annotator, '[3,2,1]', places, seconds, ratings, "
-        "flags, strength, note, at, takes_back, schema, data, showing FROM judgements",
+        "flags, strength, note, at, takes_back, schema, data, showing FROM judgements WHERE kind = 'ranking'",
+        "INSERT OR REPLACE INTO judgements SELECT 9, 'key-0009', kind, item, annotator, ranks, places, seconds, "
+        "ratings, flags, strength, 'other', at, takes_back, schema, data, showing FROM judgements WHERE kind = 'undo'",
         "DELETE FROM items",
         "UPDATE items SET completions = '[]'",
         "UPDATE items SET prompt = '\"other\"'",
@@ -53,6 +55,7 @@ def record(path):
 )
 def test_nothing_that_was_said_can_be_changed_or_deleted(record, statement):
     record.add(ranking("key-0001"))
+    record.add(undo("key-0002", 1))
     before = record.entries(), record.items()
     with pytest.raises(sqlite3.IntegrityError, match="are only added"), record.writing() as connection:
         connection.execute(statement)
@@ -270,3 +273,24 @@ def test_a_line_that_does_not_fit_its_item_is_found(record, path):
     record.add(ranking("key-0001", item=2, ranks=(1, 2, 3)))
     with pytest.raises(DataError, match="line 1 does not fit item 2"):
         records.check(path)
+
+
+def test_candidates_are_read_again_only_where_their_file_has_changed(path):
+    read = []
+
+    def candidates():
+        read.append(1)
+        return ITEMS
+
+    for source, times in (("a", 1), ("a", 1), ("b", 2), ("b", 2), ("", 3), ("b", 4)):
+        with Record(path, candidates, source=source) as made:
+            assert (len(read), made.items()) == (times, ITEMS)
+
+
+def test_candidates_that_cannot_be_read_leave_no_record(path):
+    def candidates():
+        raise DataError("row 3: is none")
+
+    with pytest.raises(DataError, match="row 3"):
+        Record(path, candidates, source="a")
+    assert not path.exists()

@@ -76,9 +76,11 @@ def test_the_same_key_from_many_threads_at_once_is_written_once(server):
 
 def test_a_key_that_stands_for_something_else_is_refused(server):
     ann, bob = server.person("ann"), server.person("bob")
-    _, answer = ann.send(ann.next(), [1, 2, 3], key="the-same-key")
-    for person, item in ((ann, answer["item"]), (bob, bob.next())):
-        status, said = person.send(item, [1, 2, 3], key="the-same-key")
+    item = ann.next()
+    _, answer = ann.send(item, [1, 2, 3], key="the-same-key")
+    sent = [(ann, answer["item"], [1, 2, 3]), (bob, bob.next(), [1, 2, 3]), (ann, item, [3, 2, 1])]
+    for person, shown, ranks in sent:
+        status, said = person.send(shown, ranks, key="the-same-key")
         assert status == 400 and said["error"].startswith("key: stands for another judgement")
     assert len(server.record.entries()) == 1
 
@@ -105,11 +107,11 @@ def test_undo_shows_what_was_said_as_it_was_sent(server):
     item = ann.next()
     said = {"ratings": [4, 7, None], "flags": [[], ["wrong", "rude"], []], "note": "so"}
     ann.send(item, [2, 1, 3], **said)
-    status, back = ann.ask("POST", "/api/undo", {})
+    status, back = ann.undo()
     assert (status, back["progress"]) == (200, {"done": 0, "of": 8})
     assert back["item"] == item | {"given": said | {"ranks": [2, 1, 3], "strength": None}}
     assert server.judgements() == []
-    assert ann.next() == item
+    assert ann.next() == back["item"]  # as after a reload
     status, answer = ann.send(item, [1, 1, 1])
     assert (status, answer["item"]["id"]) == (200, 2)
     assert [one.ranks for one in server.judgements()] == [(1, 1, 1)]
@@ -122,13 +124,38 @@ def test_undo_goes_back_step_by_step_and_touches_nobody_else(server):
     ann.send(ann.next(), None)
     bob.send(bob.next(), [3, 2, 1])
     his = bob.next()
-    backs = [ann.ask("POST", "/api/undo", {})[1]["item"] for _ in range(2)]
+    backs = [ann.undo()[1]["item"] for _ in range(2)]
     assert [(item["id"], item["given"]["ranks"]) for item in backs] == [(2, None), (1, [1, 2, 3])]
-    status, answer = ann.ask("POST", "/api/undo", {})
+    status, answer = ann.undo()
     assert (status, answer) == (409, {"error": "nothing is left to take back"})
     assert [one.annotator for one in server.judgements()] == ["bob"]
     assert bob.send(his, [1, 2, 3])[0] == 200
     assert [ann.send(ann.next(), [1, 2, 3])[0] for _ in range(3)] == [200] * 3
+
+
+def test_undo_sent_again_takes_back_nothing_more(server):
+    ann, bob = server.person("ann"), server.person("bob")
+    for _ in range(2):
+        ann.send(ann.next(), [1, 2, 3], key=f"the-key-{len(server.record.entries())}")
+    first = ann.undo("the-undo-key")
+    assert ann.undo("the-undo-key") == first
+    assert [one.item for one in server.judgements()] == [1]
+    for person, key in ((bob, "the-undo-key"), (ann, "the-key-0"), (ann, "short")):
+        status, answer = person.undo(key)
+        assert status == 400 and answer["error"].startswith("key: ")
+    status, answer = ann.send(first[1]["item"], [1, 2, 3], key="the-undo-key")
+    assert status == 400 and answer["error"].startswith("key: stands for another")
+    assert len(server.record.entries()) == 3
+
+
+def test_the_lead_is_told_of_what_was_written_since(server):
+    ann, bob = server.person("ann"), server.person("bob")
+    assert ann.ask("GET", "/api/lead")[1]["judgements"] == 0
+    ann.send(ann.next(), [1, 2, 3])
+    first = ann.ask("GET", "/api/lead")[1]
+    assert (first["judgements"], first) == (1, ann.ask("GET", "/api/lead")[1])
+    bob.send(bob.next(), [1, 2, 3])
+    assert ann.ask("GET", "/api/lead")[1]["judgements"] == 2
 
 
 def test_an_item_that_was_judged_is_refused_under_another_key(server):
@@ -156,7 +183,7 @@ def test_a_disk_that_fails_is_said_and_the_same_judgement_can_be_sent_again(serv
     status, answer = ann.send(item, [1, 2, 3], key="the-same-key")
     assert (status, answer["judgement"], answer["item"]["id"]) == (200, 1, 2)
     monkeypatch.setattr(server.record, "add", full)
-    assert ann.ask("POST", "/api/undo", {})[0] == 503
+    assert ann.undo()[0] == 503
     monkeypatch.undo()
     assert ann.next() == answer["item"]
     assert len(server.judgements()) == 1

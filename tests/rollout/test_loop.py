@@ -37,13 +37,18 @@ def test_captured_logprobs_are_those_of_the_teacher_forced_forward():
     torch.testing.assert_close(rollout.rollout_logprobs[rollout.mask], expected[rollout.mask], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"compact_below": 0.0}, {"compact_below": 1.0}, {"micro_batch_size": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{"compact_below": 0.0}, {"compact_below": 1.0}, {"micro_batch_size": 3}, {"look_every": 7}, {"look_every": 64}],
+)
 def test_leaving_rows_and_micro_batches_change_nobodys_sample(options):
     model, batch, sampling = tiny.policy(scale=0.3), tiny.prompts(*PROMPTS, repeats=3), Sampling(max_new_tokens=20)
     plain = engine(model, compact_below=0.5).generate(batch, sampling)
     other = engine(model, **options).generate(batch, sampling)
     assert torch.equal(plain.mask, other.mask)
-    assert torch.equal(plain.response_ids[plain.mask], other.response_ids[other.mask])
+    assert torch.equal(plain.response_ids, other.response_ids)
+    assert torch.equal(plain.finished, other.finished)
+    torch.testing.assert_close(plain.rollout_logprobs, other.rollout_logprobs, atol=1e-5, rtol=1e-5)
     assert plain.lengths.unique().numel() > 2  # the batch was ragged
 
 
@@ -248,3 +253,32 @@ def test_a_static_cache_draws_the_same_answers():
     assert {DynamicCache, StaticCache} <= set(used)
     with pytest.raises(ConfigError, match="choose dynamic or static"):
         HFGenerateEngine("offloaded")
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes Python wait for a device: reading a value, and shapes that depend on values."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        picked = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in picked)
+        self.count += name in self.NAMES or by_mask
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("look_every", "waits"), [(64, 0), (1, 12)])
+def test_between_two_looks_no_token_waits_for_the_device(look_every, waits):
+    counts = []
+    for steps in (8, 20):
+        made = LoopEngine(look_every=look_every)
+        made.sync(tiny.policy(), (), 0, version=0)  # nothing ends an answer
+        with Waits() as seen:
+            made.generate(tiny.prompts(*PROMPTS), Sampling(max_new_tokens=steps))
+        counts.append(seen.count)
+    assert counts[1] - counts[0] == waits if waits == 0 else counts[1] - counts[0] >= waits

@@ -13,6 +13,7 @@ export class Refused extends Error {
 export class Wire {
   constructor() {
     this.session = null;
+    this.undoKey = null;
   }
 
   async open() {
@@ -26,7 +27,14 @@ export class Wire {
   }
 
   next = () => this.#ask("GET", "/api/next");
-  undo = () => this.#again("POST", "/api/undo", {});
+
+  // The same key until the server has answered: a try that was heard and not answered takes back no second one.
+  async undo() {
+    this.undoKey ??= newKey();
+    const answer = await this.#again("POST", "/api/undo", { key: this.undoKey });
+    this.undoKey = null;
+    return answer;
+  }
 
   // Until the server has it. `waits(message)` is told of each try that failed.
   async send(judgement, waits) {
@@ -35,6 +43,7 @@ export class Wire {
       try {
         const answer = await this.#again("POST", "/api/judgements", judgement);
         this.#keep(null);
+        this.undoKey = null;
         return answer;
       } catch (error) {
         if (error instanceof Refused && !passing(error.status)) {
