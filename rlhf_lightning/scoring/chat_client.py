@@ -1,33 +1,15 @@
-"""Questions to a language model behind an OpenAI-compatible ``/v1/chat/completions``; its answers are kept on disk."""
+"""Questions to a language model behind an OpenAI-compatible ``/v1/chat/completions``."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
-import random
-import time
-import urllib.error
-import urllib.request
-from http.client import HTTPException
-from pathlib import Path
+from threading import Event
 from typing import Any
 
-from rlhf_lightning.checkpoint.places import write_file
-from rlhf_lightning.console.redaction import redact_text
-from rlhf_lightning.errors import ConfigError, RewardFunctionError
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.scoring.json_client import JsonClient, Unreadable
+from rlhf_lightning.scoring.kept_answers import KeptAnswers
 
-KEY = "RLHF_LIGHTNING_JUDGE_KEY"  # environment variable; not a knob, so that no file chooses which secret is sent
-LONGEST_WAIT = 60.0  # seconds between two tries
-_MOST = 1 << 20  # bytes of an answer that are read
-_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP states after which another try may help
-log = logging.getLogger(__name__)
-
-
-class Unreadable(Exception):
-    """The model's answer is not one of those it was asked for."""
+KEY = "RLHF_LIGHTNING_JUDGE_KEY"
 
 
 class ChatClient:
@@ -38,9 +20,8 @@ class ChatClient:
         model: as the server calls it.
         temperature: of its sampling.
         max_tokens: of its answer.
-        timeout: seconds that one try may take.
-        retries: tries after the first, each after a longer wait: 1, 2, 4, ... seconds, or what the server asks for.
-        cache_dir: folder in which answers are kept, so that the same question is asked once; None keeps none.
+        timeout: see `JsonClient`, as ``retries``.
+        cache_dir: folder in which answers are kept, see `KeptAnswers`.
 
     Raises:
         ConfigError: an argument out of range, or an address that is not http or https.
@@ -56,22 +37,14 @@ class ChatClient:
         retries: int = 4,
         cache_dir: str | None = None,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"judge.base_url={base_url}: must begin with http:// or https://, up to and with /v1")
         require("temperature", temperature, at_least=0)
         require("max_tokens", max_tokens, at_least=1)
-        require("timeout", timeout, above=0, at_most=1e9, why="seconds")
-        require("retries", retries, at_least=0)
-        self.url, self.model = f"{base_url.rstrip('/')}/chat/completions", model
-        self.temperature, self.max_tokens = temperature, max_tokens
-        self.timeout, self.retries = timeout, retries
-        self.cache = None if cache_dir is None else Path(cache_dir)
-        self.pause = 1.0  # seconds before the second try
-        self.asked = 0  # requests sent
-        self._opener = urllib.request.build_opener(_NoRedirect())
+        self.http = JsonClient(f"{base_url.rstrip('/')}/chat/completions", "judge", KEY, timeout, retries)
+        self.model, self.temperature, self.max_tokens = model, temperature, max_tokens
+        self.kept = KeptAnswers(cache_dir)
 
-    def answer(self, question: str, known: frozenset[str]) -> str:
-        """What the model says to a question, in lower case: one of ``known``.
+    def answer(self, question: str, known: frozenset[str], over: Event | None = None) -> str:
+        """What the model says to a question, in lower case: one of ``known``; not tried again once ``over`` is set.
 
         Raises:
             Unreadable: no try brought one of them.
@@ -83,83 +56,20 @@ class ChatClient:
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
         }
-        place = self._place(body)
-        if place is not None and (kept := _kept(place)) in known:
-            return kept
-        for tried in range(self.retries + 1):
-            try:
-                said = self._ask(body)
-            except _Failed as failure:
-                if tried == self.retries:
-                    raise RewardFunctionError(
-                        f"judge: {self.url} gave no answer after {tried + 1} tries: {failure}. See whether the server "
-                        "is well, raise judge.retries or judge.timeout, or lower judge.concurrency"
-                    ) from failure
-                self._wait(tried, failure.seconds)
-                continue
-            word = said.strip().rstrip(".").strip("*\"' ").lower()
-            if word in known:
-                if place is not None:
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    write_file(place, json.dumps({"request": body, "answer": word}, ensure_ascii=False) + "\n")
-                return word
-        raise Unreadable(said[:200])
-
-    def _ask(self, body: dict[str, Any]) -> str:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY, ""):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-        self.asked += 1
-        try:
-            with self._opener.open(request, timeout=self.timeout) as answer:
-                said = json.loads(answer.read(_MOST))["choices"][0]["message"]["content"]
-        except urllib.error.HTTPError as error:
-            told = redact_text(error.read(_MOST).decode(errors="replace"))[:300]
-            if error.code in _AGAIN:
-                raise _Failed(f"HTTP {error.code} {told}", error.headers.get("Retry-After")) from error
-            hint = f"; the key is that of {KEY}" if error.code in (401, 403) else ""
-            raise RewardFunctionError(
-                f"judge: {self.url} refuses the request: HTTP {error.code} {told}{hint}"
-            ) from error
-        except (OSError, HTTPException) as error:
-            raise _Failed(str(error) or type(error).__name__) from error
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise _Failed(f"an answer without choices[0].message.content ({error})") from error
-        return said if isinstance(said, str) else ""
-
-    def _wait(self, tried: int, seconds: float | None) -> None:
-        longest = min(self.pause * 2**tried, LONGEST_WAIT)
-        time.sleep(min(seconds, LONGEST_WAIT) if seconds is not None else longest * random.uniform(0.5, 1))
-
-    def _place(self, body: dict[str, Any]) -> Path | None:
-        if self.cache is None:
-            return None
-        digest = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
-        return self.cache / digest[:2] / f"{digest}.json"
+        asked = [self.http.url, body]
+        if (kept := self.kept.get(asked)) in known:
+            return str(kept)
+        word = self.http.ask(body, lambda answer: _word(answer, known), over=over)
+        self.kept.put(asked, word)
+        return word
 
 
-class _Failed(Exception):
-    """One try without an answer; ``seconds`` that the server asks to wait, if it says so."""
-
-    def __init__(self, says: str, wait: str | None = None) -> None:
-        super().__init__(says)
-        self.seconds = float(wait) if wait and wait.isdigit() else None
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The key goes to the address that was typed, and nowhere else."""
-
-    def redirect_request(self, *given: Any) -> None:
-        """Follow none: the answer then is an HTTP error."""
-
-
-def _kept(place: Path) -> str:
-    """The answer in a file of the cache; nothing where there is none or it cannot be read."""
+def _word(answer: Any, known: frozenset[str]) -> str:
     try:
-        return str(json.loads(place.read_text(encoding="utf-8"))["answer"])
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError, KeyError, TypeError):
-        log.warning("%s: is damaged, so the question is asked again", place)
-        return ""
+        said = answer["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"an answer without choices[0].message.content ({error})") from error
+    word = said.strip().rstrip(".").strip("*\"' ").lower() if isinstance(said, str) else ""
+    if word not in known:
+        raise Unreadable(str(said)[:200])
+    return word

@@ -55,7 +55,8 @@ class FunctionScorer(Remembers):
         isolate: call the function in a worker process, one per rank, see `IsolatedFunction`. A call there can be ended
             and cannot end the run. Without it breakpoints in the function work, and a call that hangs is never ended.
         timeout: seconds that one call of an isolated function may take.
-        retries: how often a call that failed is tried again with the same arguments.
+        retries: how often a call that failed is tried again with the same arguments. With 0 the sample at fault is
+            looked for by one call each, which a function that asks a server should be spared.
         on_error: what happens when the last try failed. ``raise`` ends the run; ``abstain`` leaves the answers without
             a score unjudged (NaN), all of them if the call failed as a whole; a number is their score.
 
@@ -180,7 +181,7 @@ class FunctionScorer(Remembers):
         self, arguments: Mapping[str, Any], faults: Mapping[int, str], failure: CallFailed | None, tries: int
     ) -> NoReturn:
         count, sample, alone = len(arguments["prompts"]), min(faults), ""
-        if failure is not None and self._isolated is not None and count > 1:
+        if failure is not None and self._isolated is not None and count > 1 and not self.retries:
             found = self._culprit(self._isolated, arguments)
             sample, alone = (sample, "") if found is None else (found, ", which fails alone too")
         prompt, completion = (_shortened(arguments[key][sample]) for key in ("prompts", "completions"))

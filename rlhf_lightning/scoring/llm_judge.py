@@ -6,7 +6,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from threading import Event
 from typing import Any, NamedTuple
@@ -17,7 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.scoring.chat_client import ChatClient, Unreadable
+from rlhf_lightning.scoring.chat_client import ChatClient
+from rlhf_lightning.scoring.in_threads import in_threads
+from rlhf_lightning.scoring.json_client import Unreadable
 from rlhf_lightning.scoring.scorer import Remembers, completion_texts
 from rlhf_lightning.types import Rollout
 
@@ -127,9 +128,8 @@ class LLMJudge(Remembers):
             if (_key(prompt), first, second) not in self._verdicts
         ]
         shown = [(p, *pair) for p, one, two in pairs for pair in ((one, two), (two, one))]
-        over = Event()  # once a request has failed for good, no other one is begun
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            replies = list(pool.map(lambda pair: self._reply(pair, over), shown))
+        over = Event()
+        replies = in_threads(lambda pair: self._reply(pair, over), shown, self.concurrency, over)
         for (prompt, first, second), one, other in zip(pairs, replies[::2], replies[1::2], strict=True):
             self._verdicts[_key(prompt), first, second] = _Verdict(one, None if other is None else 1 - other)
 
@@ -161,7 +161,7 @@ class LLMJudge(Remembers):
         as_first = [s for v in verdicts for s in (v.shown_first, _opposite(v.shown_second)) if s is not None]
         return {
             "pairs": float(len(verdicts)),
-            "requests": float(self.client.asked),
+            "requests": float(self.client.http.asked),
             "unreadable": float(sum(share is None for verdict in verdicts for share in verdict)),
             "position_bias": sum(as_first) / len(as_first) - 0.5 if as_first else math.nan,
             "unsure": sum(not v.sure for v in verdicts) / len(verdicts) if verdicts else math.nan,
@@ -180,17 +180,12 @@ class LLMJudge(Remembers):
         return self._verdicts.get((_key(prompt), *sorted((one, other))), _Verdict(None, None))  # type: ignore[arg-type]
 
     def _reply(self, shown: tuple[Any, str, str], over: Event) -> float | None:
-        if over.is_set():
-            return None
         prompt, first, second = shown
         parts = dict(zip(_PARTS, (_text(prompt), first, second), strict=True))
         try:
-            return WORDS[self.client.answer(_filled(self.template, parts), frozenset(WORDS))]
+            return WORDS[self.client.answer(_filled(self.template, parts), frozenset(WORDS), over)]
         except Unreadable:
             return None
-        except BaseException:
-            over.set()
-            raise
 
 
 def _filled(template: str, parts: Mapping[str, str]) -> str:

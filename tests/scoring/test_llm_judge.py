@@ -25,7 +25,7 @@ def alone(monkeypatch):
 
 def judge(address, template=TEMPLATE, **settings):
     found = LLMJudge(address, "m", template, **settings)
-    found.client.pause = 0.001
+    found.client.http.pause = 0.001
     return found
 
 
@@ -125,9 +125,10 @@ def test_a_second_run_asks_nothing_and_another_model_does(tmp_path):
 def test_a_damaged_file_of_the_cache_is_asked_again(tmp_path, caplog):
     with chat_server() as (address, seen):
         judge(address, cache_dir=str(tmp_path)).compare([("Why?", ["xx", "x"])])
-        next(tmp_path.rglob("*.json")).write_text("{")
+        file = next(tmp_path.rglob("*.jsonl"))
+        file.write_bytes(file.read_bytes()[:-9])
         judge(address, cache_dir=str(tmp_path)).compare([("Why?", ["xx", "x"])])
-    assert len(seen) == 3 and "is damaged, so the question is asked again" in caplog.text
+    assert len(seen) == 3 and "1 lines are damaged, so their questions are asked again" in caplog.text
 
 
 def test_the_key_comes_from_the_environment_and_stands_in_no_message(monkeypatch, tmp_path):
@@ -139,7 +140,7 @@ def test_the_key_comes_from_the_environment_and_stands_in_no_message(monkeypatch
         assert client.answer("?", KNOWN) == "a"
     assert [headers["Authorization"] for headers, _ in seen] == ["Bearer sesame-1234"] * 2
     assert "sesame" not in str(error.value)
-    assert all("sesame" not in file.read_text() for file in tmp_path.rglob("*.json"))
+    assert all("sesame" not in file.read_text() for file in tmp_path.rglob("*.jsonl"))
 
 
 def test_no_more_requests_are_under_way_than_allowed():

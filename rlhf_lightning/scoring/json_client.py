@@ -1,0 +1,158 @@
+"""JSON over HTTP to a service that may be busy, slow or away for a while."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
+from typing import Any, TypeVar
+
+from rlhf_lightning.console.redaction import redact_text
+from rlhf_lightning.errors import ConfigError, RewardFunctionError
+from rlhf_lightning.rules.ranges import require
+
+T = TypeVar("T")
+LONGEST_WAIT = 60.0  # seconds between two tries
+_MOST = 1 << 24  # bytes of an answer that are read
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP states after which another try may help
+
+
+class Unreadable(Exception):
+    """An answer of the form asked for that says nothing; for the caller to decide what follows from it."""
+
+
+class JsonClient:
+    """Posts JSON to one address and tries again where that may help; safe to be called from several threads.
+
+    Where the service asks all to wait (``Retry-After``), all threads do.
+
+    Args:
+        url: http or https; a redirection is not followed.
+        owner: the config node it works for, ``judge`` or ``scorer``, for messages.
+        key: environment variable whose value is sent as a bearer token, if it is set; not a knob, so that no file
+            chooses which secret is sent.
+        timeout: seconds that one try may take.
+        retries: tries after the first, each after a longer wait: 1, 2, 4, ... seconds, or what the service asks for.
+        per_second: requests that may begin in a second; None for any number.
+
+    Raises:
+        ConfigError: an argument out of range, or an address that is not http or https.
+    """
+
+    def __init__(
+        self, url: str, owner: str, key: str, timeout: float = 60.0, retries: int = 4, per_second: float | None = None
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"{owner}: the address {url} must begin with http:// or https://")
+        require("timeout", timeout, above=0, at_most=1e9, why="seconds")
+        require("retries", retries, at_least=0)
+        require("per_second", per_second, above=0)
+        self.url, self.owner, self.key, self.timeout, self.retries = url, owner, key, timeout, retries
+        self.pause = 1.0  # seconds before the second try
+        self.asked = 0  # requests sent
+        self._apart = 0.0 if per_second is None else 1 / per_second
+        self._turn, self._free = threading.Lock(), 0.0  # when the next request may begin
+        self._opener = urllib.request.build_opener(_NoRedirect())
+
+    def ask(
+        self,
+        body: Mapping[str, Any],
+        read: Callable[[Any], T],
+        until: float | None = None,
+        over: threading.Event | None = None,
+    ) -> T:
+        """What ``read`` makes of the answer to ``body``.
+
+        Args:
+            body: plain data.
+            read: raises ValueError where the answer has not the form asked for, or `Unreadable`; it is asked again.
+            until: time on `time.monotonic` after which nothing is tried again.
+            over: nothing is tried again once it is set.
+
+        Raises:
+            Unreadable: no try brought an answer that can be read.
+            RewardFunctionError: no try brought an answer at all, or the service refuses the request.
+        """
+        over = over or threading.Event()
+        for tried in range(self.retries + 1):
+            try:
+                over.wait(self._begin())
+                answer = self._ask(body, until)
+                try:
+                    return read(answer)
+                except ValueError as error:
+                    raise _Failed(str(error)) from error
+            except (_Failed, Unreadable) as failure:
+                wait = self._wait(tried, failure.seconds) if isinstance(failure, _Failed) else 0.0
+                late = until is not None and time.monotonic() + wait >= until
+                if tried < self.retries and not late and not over.wait(wait):
+                    continue
+                if isinstance(failure, Unreadable):
+                    raise
+                advice = "raise {0}.deadline" if late else "raise {0}.retries or {0}.timeout"
+                raise RewardFunctionError(
+                    f"{self.owner}: {self.url} gave no answer after {tried + 1} tries: {failure}. See whether the "
+                    f"server is well, {advice.format(self.owner)}, or lower {self.owner}.concurrency"
+                ) from failure
+        raise AssertionError("unreachable")
+
+    def _ask(self, body: Mapping[str, Any], until: float | None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(self.key, ""):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        left = self.timeout if until is None else min(self.timeout, max(until - time.monotonic(), 0.01))
+        try:
+            with self._opener.open(request, timeout=left) as answer:
+                return json.loads(answer.read(_MOST))
+        except urllib.error.HTTPError as error:
+            told = redact_text(error.read(_MOST).decode(errors="replace"))[:300]
+            if error.code in _AGAIN:
+                raise _Failed(f"HTTP {error.code} {told}", error.headers.get("Retry-After")) from error
+            hint = f"; the key is that of {self.key}" if error.code in (401, 403) else ""
+            raise RewardFunctionError(
+                f"{self.owner}: {self.url} refuses the request: HTTP {error.code} {told}{hint}"
+            ) from error
+        except (OSError, HTTPException) as error:
+            raise _Failed(str(error) or type(error).__name__) from error
+        except (ValueError, RecursionError) as error:
+            raise _Failed(f"an answer that is not JSON ({error})") from error
+
+    def _begin(self) -> float:
+        """Take a place in the row of requests; returns the seconds until it is there."""
+        with self._turn:
+            now = time.monotonic()
+            begin = max(self._free, now)
+            self._free = begin + self._apart
+            self.asked += 1
+        return begin - now
+
+    def _wait(self, tried: int, seconds: float | None) -> float:
+        """Seconds until the next try; what the service asks for holds for everybody."""
+        if seconds is None:
+            return min(self.pause * 2**tried, LONGEST_WAIT) * random.uniform(0.5, 1)
+        wait = min(seconds, LONGEST_WAIT)
+        with self._turn:
+            self._free = max(self._free, time.monotonic() + wait)
+        return wait
+
+
+class _Failed(Exception):
+    """One try without an answer; ``seconds`` that the service asks to wait, if it says so."""
+
+    def __init__(self, says: str, wait: str | None = None) -> None:
+        super().__init__(says)
+        self.seconds = float(wait) if wait and wait.isdigit() else None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The key goes to the address that was typed, and nowhere else."""
+
+    def redirect_request(self, *given: Any) -> None:
+        """Follow none: the answer then is an HTTP error."""
