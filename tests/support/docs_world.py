@@ -20,8 +20,10 @@ from tests.gates.gate_docs import commands as commands_of
 from tests.gates.gate_sources import ROOT
 from tests.people.serving import Person
 from tests.support import commands, phases, tiny
+from tests.support.reward_service import reward_service
 
 TASK = {"demonstrations": 64, "texts": 40, "prompts": 48, "heldout_prompts": 16}
+SERVICE = "http://localhost:9000/score"  # of the reader
 SHELL = {"bash", "sh", "console", "shell"}
 MINE = """
 from pathlib import Path
@@ -98,7 +100,8 @@ def follow(words: list[str]) -> dict[str, float]:
             done = commands.answer(words)
         assert not done["code"], done["err"]
         return {}
-    return run(shrunk(compose(overrides(words))))
+    with reward_service() as service:
+        return run(shrunk(compose(overrides([word.replace(SERVICE, service.address) for word in words]))))
 
 
 def rank_all(words: list[str]) -> None:
