@@ -26,7 +26,7 @@ from rlhf_lightning.models.folders import check_files, check_folder, check_kind,
 from rlhf_lightning.models.kinds import causal_class, heads_of, scalar_class
 from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.probes import check_rows
-from rlhf_lightning.models.reading import leave_other_parts, nothing_there, read_weights
+from rlhf_lightning.models.reading import leave_other_parts, nothing_there, read_weights, tell
 from rlhf_lightning.models.tokenizer_file import as_file_says
 from rlhf_lightning.models.trunk import checkpoint_activations, freeze_layers
 from rlhf_lightning.rules.ranges import require
@@ -198,6 +198,8 @@ class Pretrained:
         if self.freeze_below:
             freeze_layers(model, self.freeze_below)
         model.pack_rows = self.pack_rows and can_pack(model)  # type: ignore[assignment]
+        if self.pack_rows and not model.pack_rows:
+            tell(f"sequences of {model.config.model_type} models cannot share a row: each gets a row of its own")
         if self.activation_checkpointing:
             checkpoint_activations(model)
         return model.train()
@@ -241,7 +243,7 @@ def _keep_lowest(config: PretrainedConfig, num_layers: int) -> None:
     there = config.num_hidden_layers
     if not 0 < num_layers <= there:
         raise ConfigError(f"reward.module.num_layers={num_layers}: the model has {there} layers; choose 1 to {there}")
-    vars(config).update(vars(cut_to_layers(config, slice(num_layers))))
+    vars(config).update(vars(cut_to_layers(config, range(num_layers))))
 
 
 def _head(model: PreTrainedModel, path: str) -> nn.Linear:

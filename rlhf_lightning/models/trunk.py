@@ -144,7 +144,7 @@ def _view(model: PreTrainedModel, part: slice) -> PreTrainedModel:
     stack = decoder(model)
     view = view_of(stack)
     view.layers = layers(model)[part]
-    view.config = cut_to_layers(stack.config, part)
+    view.config = cut_to_layers(stack.config, range(stack.config.num_hidden_layers)[part])
     return view
 
 
