@@ -89,11 +89,14 @@ def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     if stage == "ppo":
         _check_online(section, world_size)
     loss = str((section.get("loss") or {}).get("_target_"))
-    if stage == "dpo" and section.get("reference") and loss.startswith(_REFERENCE_FREE):
-        raise ConfigError(
-            f"dpo.reference={section['reference']}: {loss.rpartition('.')[2]} compares answers "
-            "without a reference; set it to null"
-        )
+    if stage == "dpo" and loss.startswith(_REFERENCE_FREE):
+        if section.get("reference"):
+            raise ConfigError(
+                f"dpo.reference={section['reference']}: {loss.rpartition('.')[2]} compares answers "
+                "without a reference; set it to null"
+            )
+        if section.get("cache_reference"):
+            raise ConfigError(combinations.NOTHING_TO_CACHE.format(stage))
 
 
 def _check_online(section: Mapping[str, Any], world_size: int) -> None:

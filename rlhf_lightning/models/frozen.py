@@ -31,6 +31,10 @@ class FrozenModels:
         self._models[name] = model.eval().requires_grad_(False)
         self.fingerprints[name] = fingerprint(model)
 
+    def drop(self, name: str) -> None:
+        """Let a model go; its fingerprint stays."""
+        del self._models[name]
+
     def __getitem__(self, name: str) -> nn.Module:
         return self._models[name]
 

@@ -28,6 +28,7 @@ NO_RANKING = (
     "rank: no judge is configured, so it writes candidates for people to rank, but {} learns from {}; add "
     "judge=function judge.function=my_project.fn, or stop after rank and go on with rank.human_ranks=FILE"
 )
+NOTHING_TO_CACHE = "{}.cache_reference=true: the loss compares answers without a reference; set it to false"
 WARM_HEAD = (
     "ppo.settings.critic_warmup={}: a head on the policy would move the policy with it; set ppo.critic=policy, a copy "
     "of its own"
