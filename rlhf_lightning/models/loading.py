@@ -55,8 +55,9 @@ class Pretrained:
             the architecture allows it, see `rlhf_lightning.models.packing`. Changes results by rounding at most.
         lora: adapters that learn in place of the weights where the model is trained, a `Lora` or a mapping of its
             arguments; None trains the weights.
-        activation_checkpointing: keep the inputs of the decoder layers only, and compute the rest again in the backward
-            pass: less memory for about a third more time. The numbers stay.
+        activation_checkpointing: True keeps the inputs of the decoder layers only, and computes the rest again in the
+            backward pass: less memory for about a third more time, the same numbers. A number n does so for every n-th
+            layer.
     """
 
     path: str
@@ -68,11 +69,12 @@ class Pretrained:
     head_chunk: int | None = CHUNK
     pack_rows: bool = True
     lora: Lora | None = None
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | int = False
 
     def __post_init__(self) -> None:
         require("model.freeze_below", self.freeze_below, at_least=0)
         require("model.head_chunk", self.head_chunk, at_least=0, why="tokens; null computes all at once")
+        require("model.activation_checkpointing", self.activation_checkpointing, at_least=0)
         object.__setattr__(self, "lora", lora(self.lora))  # a config gives a mapping
         if self.dtype not in _DTYPES:
             raise ConfigError(f"model.dtype={self.dtype!r}: choose one of {', '.join(_DTYPES)}")
@@ -201,7 +203,7 @@ class Pretrained:
         if self.pack_rows and not model.pack_rows:
             tell(f"sequences of {model.config.model_type} models cannot share a row: each gets a row of its own")
         if self.activation_checkpointing:
-            checkpoint_activations(model)
+            checkpoint_activations(model, int(self.activation_checkpointing))
         return model.train()
 
 

@@ -126,7 +126,7 @@ def test_adapters_get_the_same_gradient_on_one_and_on_two_ranks(folder, ranks):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_value_head_on_the_policy_gets_the_same_gradient_on_one_and_on_two_ranks(folder, ranks, strategy):
     first, second = ranks(f"shared_{strategy}")
-    alone, _ = phases.replay(folder, critic="shared_trunk")
+    alone, _ = phases.replay(folder, critic="shared_trunk")  # the ranks compute their activations again
     start = phases.ppo_module()
     start.configure_model()
     assert torch.equal(first["weights"], second["weights"]) and torch.equal(first["critic"], second["critic"])

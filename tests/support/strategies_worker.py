@@ -41,9 +41,9 @@ def supervised(phase, where):
     return run
 
 
-def replay(where, grouped=False, lora=False, critic="policy"):
+def replay(where, grouped=False, lora=False, critic="policy", checkpoint_every=0):
     def run(folder):
-        module, _ = phases.replay(folder, grouped, lora, critic, **where())
+        module, _ = phases.replay(folder, grouped, lora, critic, checkpoint_every, **where())
         return {"weights": phases.flat(module.policy)} | ({} if grouped else {"critic": phases.flat(module.critic)})
 
     return run
@@ -157,8 +157,8 @@ CASES = {
     "reward_fsdp2": supervised(phases.reward, fsdp2),
     "ppo_fsdp2": ppo(fsdp2, "ppo_fsdp2"),
     "replay_fsdp2": replay(fsdp2),
-    "shared_ddp": replay(ddp, critic="shared_trunk"),
-    "shared_fsdp2": replay(fsdp2, critic="shared_trunk"),
+    "shared_ddp": replay(ddp, critic="shared_trunk", checkpoint_every=1),
+    "shared_fsdp2": replay(fsdp2, critic="shared_trunk", checkpoint_every=2),
     "resume_fsdp2": resume(fsdp2, "resume_fsdp2"),
     **{
         f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
