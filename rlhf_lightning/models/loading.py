@@ -58,6 +58,8 @@ class Pretrained:
         activation_checkpointing: True keeps the inputs of the decoder layers only, and computes the rest again in the
             backward pass: less memory for about a third more time, the same numbers. A number n does so for every n-th
             layer.
+        offload: keep frozen models (the reference of PPO, a reward model) in the memory of the host, and bring them to
+            the device for the part of an iteration that asks them.
     """
 
     path: str
@@ -70,6 +72,7 @@ class Pretrained:
     pack_rows: bool = True
     lora: Lora | None = None
     activation_checkpointing: bool | int = False
+    offload: bool = False
 
     def __post_init__(self) -> None:
         require("model.freeze_below", self.freeze_below, at_least=0)

@@ -18,11 +18,11 @@ from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.metrics.shown import PREFERENCE
 from rlhf_lightning.models import FrozenModels, Pretrained
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained
+from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained, offloads
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.automatic import AutomaticModule
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
-from rlhf_lightning.rules.combinations import FSDP2_LAYOUT, NOTHING_TO_CACHE
+from rlhf_lightning.rules.combinations import FSDP2_LAYOUT, NOTHING_TO_CACHE, OFFLOAD_OFFLINE
 from rlhf_lightning.training.reference_logprobs import ReferenceLogprobs, answer_keys
 from rlhf_lightning.types import AnswerBatch, ComparisonBatch
 
@@ -70,6 +70,8 @@ class OfflineModule(AutomaticModule):
         super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
         if cache_reference and not has_reference:
             raise ConfigError(NOTHING_TO_CACHE.format(self.stage))
+        if has_reference and offloads(policy) and not cache_reference:
+            raise ConfigError(OFFLOAD_OFFLINE.format(self.stage))
         self.cache_reference = cache_reference
         self._cached: ReferenceLogprobs | None = None
         self._sources = (policy, reference)  # a tuple: Lightning would register bare models
