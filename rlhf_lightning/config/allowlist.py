@@ -46,6 +46,8 @@ def _rule(name: str, *defined_in: str, functions: bool = False) -> _Rule:
 RULES = (
     _rule(rf"rlhf_lightning\.(?!({'|'.join(_NOT_COMPONENTS)})\.).+", "rlhf_lightning", functions=True),
     _rule(r"torch\.optim\..+", "torch.optim"),
+    _rule(r"torchao\.optim\.\w+", "torchao.optim"),
+    _rule(r"bitsandbytes\.optim\.\w+", "bitsandbytes.optim"),
     _rule(r"lightning\.pytorch\.callbacks\..+", "lightning.pytorch.callbacks"),
     _rule(r"lightning\.pytorch\.loggers\..+", "lightning.pytorch.loggers"),
     _rule(r"lightning\.pytorch\.strategies\.(?!launchers\.).+", "lightning.pytorch.strategies"),

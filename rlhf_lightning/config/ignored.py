@@ -9,6 +9,7 @@ from rlhf_lightning.config.messages import shown
 from rlhf_lightning.config.tree import at, dotted
 from rlhf_lightning.config.typed import Typed
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.rules.stages import STAGES, stage_of
 
 _OF_THE_CRITIC = ("value_coef", "value_clip_range", "critic_lr")
 _FIXED = "rlhf_lightning.optim.kl_controllers.FixedKL"
@@ -30,6 +31,9 @@ def check_ignored(config: Mapping[str, Any], typed: Typed) -> None:
 
 
 def _without_effect(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    stages = [stage_of(str(entry)) for entry in config.get("stages", [])]
+    if all(stage.name in STAGES and not (stage.reference or stage.asks) for stage in stages):
+        yield ("model", "offload"), "no stage of this run holds a frozen model. Leave it out"
     ppo = config.get("ppo") if "ppo" in config.get("stages", []) else None
     if not isinstance(ppo, Mapping) or not isinstance(settings := ppo.get("settings"), Mapping):
         return

@@ -70,6 +70,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "loss_type": ("loss=NAME",),
     "ref_model": ("reference",),
     "reference_model": ("reference",),
+    "precompute_ref_log_probs": ("cache_reference",),
     # models, files, machine
     "model_name_or_path": ("model.path",),
     "model_name": ("model.path",),

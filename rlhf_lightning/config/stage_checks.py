@@ -81,6 +81,9 @@ def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     record = STAGES.get(stage, stage_of(stage))
     if shards and record.reference and frozen:
         raise ConfigError(combinations.FSDP2_LAYOUT)
+    offload = (config.get("model") or {}).get("offload")
+    if offload and shards:
+        raise ConfigError(combinations.FSDP2_OFFLOAD)
     adapters = lora(config)
     if adapters is not None and shards and record.trains:
         raise ConfigError(combinations.FSDP2_ADAPTERS)
@@ -89,11 +92,16 @@ def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     if stage == "ppo":
         _check_online(section, world_size)
     loss = str((section.get("loss") or {}).get("_target_"))
-    if stage == "dpo" and section.get("reference") and loss.startswith(_REFERENCE_FREE):
-        raise ConfigError(
-            f"dpo.reference={section['reference']}: {loss.rpartition('.')[2]} compares answers "
-            "without a reference; set it to null"
-        )
+    if offload and not (section.get("cache_reference", True) or loss.startswith(_REFERENCE_FREE)):
+        raise ConfigError(combinations.OFFLOAD_OFFLINE.format(stage))
+    if stage == "dpo" and loss.startswith(_REFERENCE_FREE):
+        if section.get("reference"):
+            raise ConfigError(
+                f"dpo.reference={section['reference']}: {loss.rpartition('.')[2]} compares answers "
+                "without a reference; set it to null"
+            )
+        if section.get("cache_reference"):
+            raise ConfigError(combinations.NOTHING_TO_CACHE.format(stage))
 
 
 def _check_online(section: Mapping[str, Any], world_size: int) -> None:

@@ -167,6 +167,12 @@ class ShardedLoader(Generic[T]):
         self.position += 1
         return batch
 
+    def look_through(self, epoch: int, at_most: int | None = None) -> Iterator[Any]:
+        """The micro-batches of one pass of training, or the first of them, without moving the stream."""
+        start = epoch * self._pass_length
+        for step in range(self._pass_length)[:at_most]:
+            yield self._training_batch(start + step)
+
     def state_dict(self) -> dict[str, int]:
         """The position; the same on every rank."""
         return {"position": self.position}

@@ -62,7 +62,7 @@ class SamplingModule(lightning.LightningModule):
         self.frozen = FrozenModels()
         self.frozen.add("policy", policy.causal_lm())
         if reference is not None:
-            self.frozen.add("reference", reference.causal_lm())
+            self.frozen.add("reference", reference.causal_lm(), offload=reference.offload)
 
     def configure_model(self) -> None:
         """Shard nothing: every rank holds the models whole, as PPO does while it samples. FSDP2 asks for this hook."""
@@ -116,7 +116,9 @@ class SamplingModule(lightning.LightningModule):
 
     def _gaps(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """KL of each answer and mean reference NLL of its tokens, [B] each."""
-        own, reference = self._logprobs("policy", rollout), self._logprobs("reference", rollout)
+        own = self._logprobs("policy", rollout)
+        with self.frozen.awake("reference"):
+            reference = self._logprobs("reference", rollout)
         kl = torch.where(rollout.mask, own - reference, 0).sum(1)
         nll = -torch.where(rollout.mask, reference, 0).sum(1) / rollout.lengths
         return kl, nll

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from transformers import PretrainedConfig
@@ -50,18 +50,18 @@ def is_windowed(config: PretrainedConfig) -> bool:
     return bool(_windows(text))
 
 
-def cut_to_layers(config: PretrainedConfig, part: slice) -> PretrainedConfig:
+def cut_to_layers(config: PretrainedConfig, kept: Sequence[int]) -> PretrainedConfig:
     """A copy of a text config that speaks of some of its layers: the count, and whatever is listed for each layer.
 
     Args:
         config: of the text model alone.
-        part: which layers.
+        kept: numbers of the layers that stay.
     """
     shorter, count = copy.copy(config), config.num_hidden_layers
     for name, value in vars(config).items():
         if isinstance(value, (list, tuple)) and len(value) == count:
-            vars(shorter)[name] = value[part]
-    vars(shorter)["num_hidden_layers"] = len(range(count)[part])
+            vars(shorter)[name] = type(value)(value[number] for number in kept)
+    vars(shorter)["num_hidden_layers"] = len(kept)
     return shorter
 
 

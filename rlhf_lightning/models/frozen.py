@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from rlhf_lightning.models.adapters import adapted_layers
+from rlhf_lightning.models.resting import Resting
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _LOOKED_AT = 64  # numbers of each tensor
@@ -24,12 +26,23 @@ class FrozenModels:
 
     def __init__(self) -> None:
         self._models: dict[str, nn.Module] = {}
+        self._resting: dict[str, Resting] = {}
         self.fingerprints: dict[str, str] = {}
 
-    def add(self, name: str, model: nn.Module) -> None:
-        """Freeze ``model`` and keep it under ``name``."""
+    def add(self, name: str, model: nn.Module, *, offload: bool = False, beside: nn.Module | None = None) -> None:
+        """Freeze ``model`` and keep it under ``name``; with ``offload`` as a `Resting` model ``beside`` another."""
         self._models[name] = model.eval().requires_grad_(False)
         self.fingerprints[name] = fingerprint(model)
+        if offload:
+            self._resting[name] = Resting(model, beside)
+
+    def awake(self, name: str) -> AbstractContextManager[None]:
+        """Have a model on the device, see `Resting`; any other is there all the time."""
+        return self._resting[name].awake() if name in self._resting else nullcontext()
+
+    def drop(self, name: str) -> None:
+        """Let a model go; its fingerprint stays."""
+        del self._models[name]
 
     def __getitem__(self, name: str) -> nn.Module:
         return self._models[name]
@@ -39,8 +52,11 @@ class FrozenModels:
 
     def to(self, where: torch.device | torch.dtype | str) -> FrozenModels:
         """Move every model to a device or dtype; returns self."""
-        for model in self._models.values():
-            model.to(where)
+        for name, model in self._models.items():
+            if name in self._resting and not isinstance(where, torch.dtype):
+                self._resting[name].to(where)
+            else:
+                model.to(where)
         return self
 
 

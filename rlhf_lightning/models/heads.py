@@ -45,8 +45,8 @@ class ScalarModel(nn.Module):
             setattr(model, body_of(model)[0], body_of(frozen_copy(policy))[1])
             lora.put_into(model, freeze_below)
         model.pack_rows = getattr(policy, "pack_rows", False) and can_pack(model)
-        if any(getattr(part, "gradient_checkpointing", False) for part in policy.modules()):
-            checkpoint_activations(model)
+        if every := getattr(policy, "checkpoint_every", 0):
+            checkpoint_activations(model, every)
         nn.init.zeros_(model.score.weight)
         critic = cls(model.to(policy.device).train(), freeze_below)
         if freeze_below:

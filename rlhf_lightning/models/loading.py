@@ -26,7 +26,7 @@ from rlhf_lightning.models.folders import check_files, check_folder, check_kind,
 from rlhf_lightning.models.kinds import causal_class, heads_of, scalar_class
 from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.probes import check_rows
-from rlhf_lightning.models.reading import leave_other_parts, nothing_there, read_weights
+from rlhf_lightning.models.reading import leave_other_parts, nothing_there, read_weights, tell
 from rlhf_lightning.models.tokenizer_file import as_file_says
 from rlhf_lightning.models.trunk import checkpoint_activations, freeze_layers
 from rlhf_lightning.rules.ranges import require
@@ -55,8 +55,11 @@ class Pretrained:
             the architecture allows it, see `rlhf_lightning.models.packing`. Changes results by rounding at most.
         lora: adapters that learn in place of the weights where the model is trained, a `Lora` or a mapping of its
             arguments; None trains the weights.
-        activation_checkpointing: keep the inputs of the decoder layers only, and compute the rest again in the backward
-            pass: less memory for about a third more time. The numbers stay.
+        activation_checkpointing: True keeps the inputs of the decoder layers only, and computes the rest again in the
+            backward pass: less memory for about a third more time, the same numbers. A number n does so for every n-th
+            layer.
+        offload: keep frozen models (the reference of PPO, a reward model) in the memory of the host, and bring them to
+            the device for the part of an iteration that asks them.
     """
 
     path: str
@@ -68,11 +71,13 @@ class Pretrained:
     head_chunk: int | None = CHUNK
     pack_rows: bool = True
     lora: Lora | None = None
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | int = False
+    offload: bool = False
 
     def __post_init__(self) -> None:
         require("model.freeze_below", self.freeze_below, at_least=0)
         require("model.head_chunk", self.head_chunk, at_least=0, why="tokens; null computes all at once")
+        require("model.activation_checkpointing", self.activation_checkpointing, at_least=0)
         object.__setattr__(self, "lora", lora(self.lora))  # a config gives a mapping
         if self.dtype not in _DTYPES:
             raise ConfigError(f"model.dtype={self.dtype!r}: choose one of {', '.join(_DTYPES)}")
@@ -198,8 +203,10 @@ class Pretrained:
         if self.freeze_below:
             freeze_layers(model, self.freeze_below)
         model.pack_rows = self.pack_rows and can_pack(model)  # type: ignore[assignment]
+        if self.pack_rows and not model.pack_rows:
+            tell(f"sequences of {model.config.model_type} models cannot share a row: each gets a row of its own")
         if self.activation_checkpointing:
-            checkpoint_activations(model)
+            checkpoint_activations(model, int(self.activation_checkpointing))
         return model.train()
 
 
@@ -241,7 +248,7 @@ def _keep_lowest(config: PretrainedConfig, num_layers: int) -> None:
     there = config.num_hidden_layers
     if not 0 < num_layers <= there:
         raise ConfigError(f"reward.module.num_layers={num_layers}: the model has {there} layers; choose 1 to {there}")
-    vars(config).update(vars(cut_to_layers(config, slice(num_layers))))
+    vars(config).update(vars(cut_to_layers(config, range(num_layers))))
 
 
 def _head(model: PreTrainedModel, path: str) -> nn.Linear:

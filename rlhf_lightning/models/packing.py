@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.models.configs import is_windowed
+from rlhf_lightning.models.excerpt import excerpt
 from rlhf_lightning.models.trunk import agree, decoder, plain_inputs, probe_ids, states_of
 from rlhf_lightning.private_api.transformers import attention_of
 
@@ -224,7 +225,8 @@ def packed_states(model: PreTrainedModel, packed: PackedRows) -> Tensor:
 def can_pack(model: PreTrainedModel) -> bool:
     """Whether a model takes positions and attention as given: tried on a few tokens, before it is sharded.
 
-    Windows, states and attention kernels without masks say no, and so does whatever gives other numbers.
+    Windows, states and attention kernels without masks say no, and so does whatever gives other numbers. A float32
+    `excerpt` is tried, since in half precision rounding is as large as what a model makes of a position.
     """
     if attention_of(model.config) not in ("sdpa", "eager") or is_windowed(model.config):
         return False
@@ -233,13 +235,10 @@ def can_pack(model: PreTrainedModel) -> bool:
     real = torch.tensor([[True] * 4, [True] * 4, [True] * 3 + [False]], device=model.device)
     groups = find_groups(ids, real, torch.tensor([0, 0, 1], device=model.device))
     packed = pack(ids, real, groups, torch.zeros(2, dtype=torch.long, device=model.device))
-    was_training = model.training
-    model.eval()
     try:
-        plain = states_of(model, plain_inputs(ids, real))
-        found = states_of(model, packed_inputs(model, packed))[packed.row[:, None], packed.column]
+        small = excerpt(model)
+        plain = states_of(small, plain_inputs(ids, real))
+        found = states_of(small, packed_inputs(small, packed))[packed.row[:, None], packed.column]
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
         return False
-    finally:
-        model.train(was_training)
     return agree(found[real], plain[real])

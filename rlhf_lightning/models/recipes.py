@@ -66,6 +66,11 @@ def depth_of(source: Pretrained | nn.Module) -> int:
     return source.freeze_below if isinstance(source, Pretrained) else 0
 
 
+def offloads(source: Pretrained | nn.Module | None) -> bool:
+    """Whether a recipe keeps frozen models in the memory of the host while nobody asks them; a plain model does not."""
+    return isinstance(source, Pretrained) and source.offload
+
+
 def tokenizer_of(source: Pretrained | PreTrainedModel) -> PreTrainedTokenizerBase:
     """The tokenizer of a recipe.
 

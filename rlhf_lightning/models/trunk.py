@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import position_ids
@@ -102,22 +103,42 @@ def freeze_layers(model: PreTrainedModel, depth: int) -> None:
         layer.requires_grad_(False)
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep the inputs of the decoder layers only while training, and compute the rest again in the backward pass.
+def checkpoint_activations(model: PreTrainedModel, every: int = 1) -> None:
+    """Keep the inputs of decoder layers only while training, and compute the rest again in the backward pass.
 
     Source: Chen et al. 2016, arXiv:1604.06174.
 
+    Args:
+        model: in place; the first layer and each ``every``-th behind it change.
+        every: 1 for all layers.
+
     Raises:
-        ConfigError: transformers cannot do it for this architecture.
+        ConfigError: transformers cannot do it for this architecture, or there are fewer layers.
     """
+    kind = f"{model.config.model_type} models"
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
         enable({"use_reentrant": False})
     except ValueError as error:
         raise ConfigError(
-            f"model.activation_checkpointing: transformers cannot do it for {model.config.model_type} models; set it "
-            "to false"
+            f"model.activation_checkpointing: transformers cannot do it for {kind}; set it to false"
         ) from error
+    model.checkpoint_every = every  # type: ignore[assignment]
+    if every == 1:
+        return
+    stack = [part for part in decoder(model).modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not stack:
+        raise ConfigError(
+            f"model.activation_checkpointing={every}: transformers can do it for all layers of {kind} only; set it to "
+            "true"
+        )
+    if every > len(stack):
+        raise ConfigError(
+            f"model.activation_checkpointing={every}: the model has {len(stack)} layers; choose 1 to {len(stack)}, or "
+            "false for none"
+        )
+    for number, layer in enumerate(stack):
+        layer.gradient_checkpointing = number % every == 0
 
 
 @torch.no_grad()
@@ -144,7 +165,7 @@ def _view(model: PreTrainedModel, part: slice) -> PreTrainedModel:
     stack = decoder(model)
     view = view_of(stack)
     view.layers = layers(model)[part]
-    view.config = cut_to_layers(stack.config, part)
+    view.config = cut_to_layers(stack.config, range(stack.config.num_hidden_layers)[part])
     return view
 
 

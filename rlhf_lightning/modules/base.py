@@ -19,6 +19,7 @@ from rlhf_lightning.metrics.shown import LIKELIHOOD, Shown
 from rlhf_lightning.models import eos_token_ids
 from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
+from rlhf_lightning.optim.adam import build_optimizer
 from rlhf_lightning.optim.schedules import make_schedule
 from rlhf_lightning.private_api.lightning import strategy_of, trainer_of
 from rlhf_lightning.rollout import Sampling
@@ -102,7 +103,8 @@ class RLHFModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer with named parameter groups; the schedule spans the whole run."""
-        optimizer = self._optimizer(self.parameter_groups())
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = build_optimizer(self._optimizer, self.parameter_groups(), scaled=scaled)
         if self._scheduler is None:
             return optimizer
         scheduler = make_schedule(self._scheduler, optimizer, self.total_optimizer_steps(), f"{self.stage}.scheduler")

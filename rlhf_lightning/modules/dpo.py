@@ -39,6 +39,7 @@ class DPOModule(OfflineModule):
         loss: a function of `rlhf_lightning.functional.preference` or `.reference_free`, or one with their signature;
             one that can be called with None for the reference's log-probabilities gets no reference.
         reference: see `OfflineModule`.
+        cache_reference: see `OfflineModule`.
         loss_coef: factor of the comparing part.
         nll_coef: factor of the NLL, which keeps the good answers likely; 1 in ORPO, 0 in DPO.
         max_grad_norm: see `RLHFModule`.
@@ -59,6 +60,7 @@ class DPOModule(OfflineModule):
         scheduler: SchedulerFactory | None = None,
         loss: PairLoss = dpo_loss,
         reference: Pretrained | PreTrainedModel | None = None,
+        cache_reference: bool = False,
         loss_coef: float = 1.0,
         nll_coef: float = 0.0,
         max_grad_norm: float = 1.0,
@@ -72,8 +74,9 @@ class DPOModule(OfflineModule):
         if loss_coef == nll_coef == 0:
             raise ConfigError("loss_coef=0, nll_coef=0: set one of them above 0")
         super().__init__(
-            policy, tokenizer, optimizer, scheduler, reference, has_reference, max_grad_norm, max_skipped_steps
-        )
+            policy, tokenizer, optimizer, scheduler, reference, has_reference, cache_reference, max_grad_norm,
+            max_skipped_steps,
+        )  # fmt: skip
         self.loss = loss
         self.loss_coef, self.nll_coef = loss_coef, nll_coef
 

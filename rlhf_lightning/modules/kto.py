@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kto import KTOLoss, kto_loss, kto_reference_point
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.metrics.means import Means
@@ -34,6 +35,8 @@ class KTOModule(OfflineModule):
         scheduler: see `RLHFModule`.
         loss: ``f(logprobs [N], ref_logprobs [N], desirable [N], reference_point [], *, denominator) -> KTOLoss``.
         reference: see `OfflineModule`.
+        cache_reference: see `OfflineModule`; each epoch has its own pairs of prompts and mismatched completions, and
+            all of them are asked about before.
         max_grad_norm: see `RLHFModule`.
         max_skipped_steps: see `RLHFModule`.
 
@@ -54,11 +57,14 @@ class KTOModule(OfflineModule):
         scheduler: SchedulerFactory | None = None,
         loss: AnswerLoss = kto_loss,
         reference: Pretrained | PreTrainedModel | None = None,
+        cache_reference: bool = False,
         max_grad_norm: float = 1.0,
         max_skipped_steps: int = 3,
     ) -> None:
         check_answer_loss(loss)
-        super().__init__(policy, tokenizer, optimizer, scheduler, reference, True, max_grad_norm, max_skipped_steps)
+        super().__init__(
+            policy, tokenizer, optimizer, scheduler, reference, True, cache_reference, max_grad_norm, max_skipped_steps
+        )
         self.loss = loss
         self._point = torch.zeros(())  # of the optimizer step that is being accumulated
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -100,8 +106,7 @@ class KTOModule(OfflineModule):
     def training_loss(self, batch: FeedbackBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The first micro-batch of an optimizer step also measures the reference point."""
         if batch.mismatched is not None:
-            pieces = self.splitting.pieces(batch.mismatched, self.trainer.accumulate_grad_batches)
-            mismatched = self._without_grad(batch.mismatched, pieces)
+            mismatched = self._without_grad(batch.mismatched, self._pieces(batch, training=True))
             self._point = kto_reference_point(*(self.ranks.gather(part).flatten() for part in mismatched))  # type: ignore[arg-type]
         answers, counted = self.logprobs(batch), batch.lengths > 0  # not those of padding rows
         assert answers.reference is not None
@@ -119,7 +124,7 @@ class KTOModule(OfflineModule):
         counted = batch.lengths > 0
         answers = self.logprobs(batch)
         assert answers.reference is not None
-        gap = self._gap(batch.mismatched, len(counted)) if batch.mismatched is not None else answers.policy[:0]
+        gap = self._gap(batch) if batch.mismatched is not None else answers.policy[:0]
         self._seen.append((answers.policy[counted], answers.reference[counted], batch.desirable[counted]))
         self._mismatched.update({"count": torch.tensor(len(gap)), "gap": gap.sum()})
 
@@ -139,17 +144,47 @@ class KTOModule(OfflineModule):
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
         return {name: mean for name, mean in means.items() if self.counts.get(name, "") not in empty}
 
-    def _gap(self, mismatched: AnswerBatch, rows: int) -> Tensor:
-        """How much more likely than under the reference mismatched completions are, so many ``rows`` at once; [N]."""
-        found = self._without_grad(mismatched, -(-len(mismatched.lengths) // rows))
+    def answers_of(self, batch: FeedbackBatch, *, training: bool) -> Iterator[AnswerBatch]:
+        """See `OfflineModule`; mismatched completions first."""
+        if batch.mismatched is not None:
+            yield from _cut(batch.mismatched, self._pieces(batch, training=training))[0]
+        yield batch
+
+    def passes(self) -> int:
+        """See `OfflineModule`; the order of an epoch decides which completion stands behind which prompt."""
+        trainer = self.trainer
+        number = trainer.max_epochs
+        if trainer.max_steps > 0:
+            needed = -(-trainer.max_steps * trainer.accumulate_grad_batches // int(trainer.num_training_batches))
+            number = min(number, needed) if number and number > 0 else needed
+        if not number or number < 0:
+            raise ConfigError("kto.cache_reference=true needs a number of epochs or steps; set max_epochs")
+        return number
+
+    def _gap(self, batch: FeedbackBatch) -> Tensor:
+        """How much more likely than under the reference mismatched completions are, [N]."""
+        assert batch.mismatched is not None
+        found = self._without_grad(batch.mismatched, self._pieces(batch, training=False))
         assert found.reference is not None
-        return (found.policy - found.reference)[mismatched.lengths > 0]
+        return (found.policy - found.reference)[batch.mismatched.lengths > 0]
+
+    def _pieces(self, batch: FeedbackBatch, *, training: bool) -> int:
+        """Into how many pieces the mismatched completions are cut, so that each is about as large as the batch."""
+        assert batch.mismatched is not None
+        if training:
+            return self.splitting.pieces(batch.mismatched, self.trainer.accumulate_grad_batches)
+        return -(-len(batch.mismatched.lengths) // len(batch.lengths))
 
     @torch.no_grad()
     def _without_grad(self, answers: AnswerBatch, pieces: int) -> AnswerLogprobs:
-        """`logprobs` of many answers, cut by length into as many pieces on every rank."""
-        lengths = answers.attention_mask.sum(1)
-        groups = [torch.tensor(rows) for rows in cut(lengths, min(pieces, len(lengths)))]
-        parts = [self.logprobs(answers.select(rows).trimmed()) for rows in groups]
-        back = torch.cat(groups).argsort()
-        return AnswerLogprobs(*(torch.cat(column)[back.to(lengths.device)] for column in zip(*parts, strict=True)))
+        """`logprobs` of many answers, a piece at a time."""
+        parts, back = _cut(answers, pieces)
+        found = [self.logprobs(part) for part in parts]
+        return AnswerLogprobs(*(torch.cat(column)[back] for column in zip(*found, strict=True)))
+
+
+def _cut(answers: AnswerBatch, pieces: int) -> tuple[list[AnswerBatch], Tensor]:
+    """Answers cut by length into as many pieces on every rank, and where each answer is in these; long [N]."""
+    lengths = answers.attention_mask.sum(1)
+    groups = [torch.tensor(rows) for rows in cut(lengths, min(pieces, len(lengths)))]
+    return [answers.select(rows).trimmed() for rows in groups], torch.cat(groups).argsort().to(lengths.device)

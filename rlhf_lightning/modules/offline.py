@@ -3,23 +3,30 @@ answers under both."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.data.loader import ShardedLoader
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.metrics.shown import PREFERENCE
 from rlhf_lightning.models import FrozenModels, Pretrained
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained
+from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained, offloads
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.automatic import AutomaticModule
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
-from rlhf_lightning.rules.combinations import FSDP2_LAYOUT
+from rlhf_lightning.rules.combinations import FSDP2_LAYOUT, NOTHING_TO_CACHE, OFFLOAD_OFFLINE
+from rlhf_lightning.training.reference_logprobs import ReferenceLogprobs, answer_keys
 from rlhf_lightning.types import AnswerBatch, ComparisonBatch
+
+FOLDER = "reference_logprobs"
 
 
 class AnswerLogprobs(NamedTuple):
@@ -39,6 +46,9 @@ class OfflineModule(AutomaticModule):
         scheduler: see `RLHFModule`.
         reference: see `load_reference`.
         has_reference: False loads no reference at all.
+        cache_reference: ask the reference about all answers before the first step, keep what it said in the folder of
+            the run (``default_root_dir``), and let its model go: less memory, and less time with several epochs. In the
+            first epoch the numbers are those of the reference itself to the last bit, later up to rounding.
         max_grad_norm: see `RLHFModule`.
         max_skipped_steps: see `RLHFModule`.
     """
@@ -53,10 +63,17 @@ class OfflineModule(AutomaticModule):
         scheduler: SchedulerFactory | None,
         reference: Pretrained | PreTrainedModel | None,
         has_reference: bool,
+        cache_reference: bool,
         max_grad_norm: float,
         max_skipped_steps: int,
     ) -> None:
         super().__init__(tokenizer, optimizer, scheduler, max_grad_norm, max_skipped_steps)
+        if cache_reference and not has_reference:
+            raise ConfigError(NOTHING_TO_CACHE.format(self.stage))
+        if has_reference and offloads(policy) and not cache_reference:
+            raise ConfigError(OFFLOAD_OFFLINE.format(self.stage))
+        self.cache_reference = cache_reference
+        self._cached: ReferenceLogprobs | None = None
         self._sources = (policy, reference)  # a tuple: Lightning would register bare models
         self.has_reference = has_reference
         self.freeze_below = depth_of(policy)
@@ -81,18 +98,71 @@ class OfflineModule(AutomaticModule):
         """Move what Lightning does not see."""
         self.frozen.to(self.device)
 
+    def on_train_start(self) -> None:
+        """See `RLHFModule`; before, ask the reference about all answers, if that is wanted."""
+        if self.cache_reference and self._cached is None:
+            self._cache_reference()
+        super().on_train_start()
+
     def logprobs(self, answers: ComparisonBatch | AnswerBatch) -> AnswerLogprobs:
         """Override to change how an answer is scored; under both models, the reference without gradient."""
         assert self.policy is not None
-        mask = answer_mask(answers.attention_mask, answers.lengths)
-        if answers.written is not None:
-            mask = mask & answers.written
+        mask = scored(answers)
         hidden = self._lower(answers) if self._shares_lower() else None
         now = self._sums(self.policy, answers, mask, hidden)
         if not self.has_reference:
             return AnswerLogprobs(now, None)
+        if self._cached is not None:
+            return AnswerLogprobs(now, self._cached.of(_keys(answers), now.device))
         with torch.no_grad():
             return AnswerLogprobs(now, self._sums(self.frozen["reference"], answers, mask, hidden))
+
+    def answers_of(self, batch: Any, *, training: bool) -> Iterator[ComparisonBatch | AnswerBatch]:
+        """All that `logprobs` is called with for a batch."""
+        yield batch
+
+    def passes(self) -> int:
+        """In how many passes over the training rows there are answers that those before did not have."""
+        return 1
+
+    @torch.no_grad()
+    def _cache_reference(self) -> None:
+        """Ask the reference about all answers to come that no earlier run has asked about, and let it go."""
+        trainer, loader = self.trainer, self.trainer.train_dataloader
+        if not isinstance(loader, ShardedLoader):
+            raise ConfigError(
+                f"{self.stage}.cache_reference=true needs a data module of this library; the rows of a "
+                f"{type(loader).__name__} can be others in each epoch"
+            )
+        reference: Any = self.frozen["reference"]
+        settings = {
+            "reference": self.frozen.fingerprints["reference"],
+            "dtype": str(reference.dtype),
+            "precision": str(trainer.precision),
+        }
+        cached = ReferenceLogprobs(Path(trainer.default_root_dir) / FOLDER / self.stage, settings, self.ranks)
+        cached.read()
+        few = int(trainer.fast_dev_run) or None  # type: ignore[attr-defined]
+        with trainer.precision_plugin.train_step_context():
+            for number in range(self.passes()):
+                self._ask(cached, loader.look_through(number, few), training=True)
+            held_out = islice(trainer.val_dataloaders or (), few)
+            self._ask(cached, held_out, training=False)
+        self._cached = cached
+        self.frozen.drop("reference")
+
+    def _ask(self, cached: ReferenceLogprobs, batches: Iterable[Any], *, training: bool) -> None:
+        """Add what the reference says about the answers of some batches."""
+
+        def add(answers: Any) -> None:
+            hidden = self._lower(answers) if self._shares_lower() else None
+            cached.add(_keys(answers), self._sums(self.frozen["reference"], answers, scored(answers), hidden))
+
+        for batch in batches:
+            for answers in self.answers_of(batch.to(self.device), training=training):
+                if cached.lacks(_keys(answers)):
+                    self.splitting.validate(answers, add, self.ranks)
+        cached.share()
 
     def _sums(self, model: Any, answers: ComparisonBatch | AnswerBatch, mask: Tensor, hidden: Tensor | None) -> Tensor:
         """Log-probabilities summed over the mask, [N]."""
@@ -108,6 +178,16 @@ class OfflineModule(AutomaticModule):
     def _lower(self, answers: ComparisonBatch | AnswerBatch) -> Tensor:
         assert self.policy is not None
         return run_lower(self.policy, self.freeze_below, answers.input_ids, answers.attention_mask)
+
+
+def scored(answers: ComparisonBatch | AnswerBatch) -> Tensor:
+    """True at the tokens whose log-probabilities are summed, bool [N, S]."""
+    mask = answer_mask(answers.attention_mask, answers.lengths)
+    return mask if answers.written is None else mask & answers.written
+
+
+def _keys(answers: ComparisonBatch | AnswerBatch) -> list[bytes]:
+    return answer_keys(answers.input_ids, answers.attention_mask, scored(answers))
 
 
 def answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:

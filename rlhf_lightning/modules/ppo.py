@@ -23,7 +23,7 @@ from rlhf_lightning.metrics.shown import ONLINE
 from rlhf_lightning.metrics.update import of_policy, of_value
 from rlhf_lightning.models import FrozenModels, Pretrained, ValueHead
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained, tokenizer_of
+from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained, offloads, tokenizer_of
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.bootstrapping import one_token_longer, values_after
@@ -113,7 +113,8 @@ class PPOModule(OnlineModule):
     def build(self) -> None:
         """Load the policy and its reference, and build the critic."""
         self.policy = load_trained(self._sources[0], dropout=False)
-        self.frozen.add("reference", load_reference(self._sources[2], self.policy))
+        reference = load_reference(self._sources[2], self.policy)
+        self.frozen.add("reference", reference, offload=offloads(self._sources[0]), beside=self.policy)
         if self.has_critic:
             self.critic = build_critic(self._sources[1], self.policy, self.freeze_below, self.settings.critic_warmup)
 
@@ -126,7 +127,7 @@ class PPOModule(OnlineModule):
             with self.phase("score"):
                 scores = self.score(rollout)
             rollout, scores = self.resample(rollout, scores)
-            with self.phase("evaluate"):
+            with self.phase("evaluate"), self.frozen.awake("reference"):
                 experience = self.evaluate(rollout, scores)
                 require_finite(experience, self.ranks)
             with self.phase("learn"):
@@ -181,8 +182,7 @@ class PPOModule(OnlineModule):
         advantages, returns = self.compute_advantages(shaped.rewards, values, learned, *after)
         experience = Experience(
             rollout, totals(scores, mask), logprobs, ref_logprobs, values, shaped.rewards, advantages, returns,
-            hidden=hidden, weights=settings.weights(logprobs, rollout),
-            counted=None if counted.all() else counted,
+            hidden=hidden, weights=settings.weights(logprobs, rollout), counted=None if counted.all() else counted,
         )  # fmt: skip
         if settings.whiten_advantages:
             return replace(experience, advantages=self.ranks.whiten(advantages, experience.mask))

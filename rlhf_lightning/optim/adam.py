@@ -1,16 +1,44 @@
-"""Optimizers beside those of torch."""
+"""Adam: torch's own, fused where that is possible, and that of TensorFlow 1."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import overload
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from rlhf_lightning.errors import ConfigError
+
+
+def build_optimizer(
+    make: Callable[[Iterable[Any]], Optimizer], groups: Sequence[dict[str, Any]], *, scaled: bool = False
+) -> Optimizer:
+    """An optimizer of some parameter groups: torch's Adam and AdamW with their fused kernel where that is possible.
+
+    It moves all parameters of a device in one pass over them, and holds no list of intermediate results. Whoever says
+    ``fused`` or ``foreach`` decides himself.
+
+    Args:
+        make: called with the groups.
+        groups: each with ``params``.
+        scaled: whether a loss scaler (fp16) waits for the gradients, which a fused kernel would unscale inside of its
+            step: too late to clip them.
+    """
+    kind: Any
+    kind, given = (make.func, make.keywords) if isinstance(make, partial) and not make.args else (make, {})
+    chosen = {"fused", "foreach", "differentiable"} & given.keys()
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if kind in (torch.optim.Adam, torch.optim.AdamW) and not (scaled or chosen) and _fusible(parameters):
+        return kind(groups, **given, fused=True)
+    return make(groups)
+
+
+def _fusible(parameters: Sequence[Tensor]) -> bool:
+    return bool(parameters) and all(p.device.type == "cuda" and p.is_floating_point() for p in parameters)
 
 
 class TF1Adam(Optimizer):

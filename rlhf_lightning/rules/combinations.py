@@ -16,6 +16,11 @@ FSDP1_REFUSED = (
 )
 FSDP2_LAYOUT = "trainer=fsdp2 needs model.freeze_below=0; use trainer=ddp with frozen layers"
 FSDP2_ADAPTERS = "trainer=fsdp2 cannot shard weights that a reference shares; use trainer=ddp with model.lora"
+FSDP2_OFFLOAD = "trainer=fsdp2 keeps the shards of each model on their devices; set model.offload=false"
+OFFLOAD_OFFLINE = (
+    "{0}: model.offload=true would move the reference in and out for each micro-batch; set {0}.cache_reference=true, "
+    "which lets it go, or model.offload=false"
+)
 NO_SCORER = (
     "scorer: no scorer is configured; add scorer=function scorer.function=my_project.fn, or "
     "scorer=reward_model scorer.model.path=FOLDER"
@@ -28,6 +33,7 @@ NO_RANKING = (
     "rank: no judge is configured, so it writes candidates for people to rank, but {} learns from {}; add "
     "judge=function judge.function=my_project.fn, or stop after rank and go on with rank.human_ranks=FILE"
 )
+NOTHING_TO_CACHE = "{}.cache_reference=true: the loss compares answers without a reference; set it to false"
 WARM_HEAD = (
     "ppo.settings.critic_warmup={}: a head on the policy would move the policy with it; set ppo.critic=policy, a copy "
     "of its own"

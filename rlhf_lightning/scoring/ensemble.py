@@ -85,11 +85,12 @@ def reward_models(
     attn_implementation: Attention = "auto",
     normalise: bool = True,
     micro_batch_size: int = 16,
+    offload: bool = False,
 ) -> list[RewardModelScorer]:
     """One `RewardModelScorer` for each folder, named after its place; arguments as there and in `Pretrained`."""
     return [
         RewardModelScorer(
-            Pretrained(folder, dtype, attn_implementation),
+            Pretrained(folder, dtype, attn_implementation, offload=offload),
             name=f"reward_model_{number}",
             normalise=normalise,
             micro_batch_size=micro_batch_size,

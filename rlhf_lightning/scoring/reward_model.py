@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.frozen import fingerprint
 from rlhf_lightning.models.memory import halved
+from rlhf_lightning.models.resting import Resting
 from rlhf_lightning.models.templates import render
 from rlhf_lightning.models.tokens import encode, through_eos
 from rlhf_lightning.rules.ranges import require
@@ -69,6 +71,7 @@ class RewardModelScorer:
         self.micro_batch_size, self.on_error = micro_batch_size, error_policy(on_error)
         self._same_ids: bool | None = None
         self._fingerprint = fingerprint(self.model)
+        self._resting = Resting(self.model) if model.offload else None
         for doubt in stored_doubts(model.path):
             log.warning("%s: %s", model.path, doubt)
 
@@ -89,8 +92,11 @@ class RewardModelScorer:
             )
 
     def to(self, device: torch.device | str) -> RewardModelScorer:
-        """Move the model."""
-        self.model.to(device)
+        """Where the model is to be; one with ``offload`` is there while it scores."""
+        if self._resting is None:
+            self.model.to(device)
+        else:
+            self._resting.to(device)
         return self
 
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -118,7 +124,8 @@ class RewardModelScorer:
     def _scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Standardised scores of rows whose tokens stand in front of all pads, [B] on the CPU."""
         size, what = min(self.micro_batch_size, len(ids)), f"scorer {self.name}"
-        scores, fitted = halved(partial(self._score, ids, mask), size, what, "use a smaller reward model")
+        with nullcontext() if self._resting is None else self._resting.awake():
+            scores, fitted = halved(partial(self._score, ids, mask), size, what, "use a smaller reward model")
         if fitted < size:
             self.micro_batch_size = fitted
         return self._judged((scores - self.mean) / self.std)

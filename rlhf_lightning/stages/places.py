@@ -18,7 +18,8 @@ CONFIG, RECORD, LOG = "config.yaml", "run.json", "train.log"
 CHECKPOINTS, HISTORY = "checkpoints", "history"
 ENTRIES = (
     CONFIG, RECORD, CHECKPOINTS, HISTORY, "tensorboard", "csv", "wandb", "mlflow", "comet", "trackio", "figures",
-    "report.md", "report.html", "evaluation.json", "bad_batches", "lightning_logs", LOG,
+    "report.md", "report.html", "evaluation.json", "bad_batches", "reference_logprobs",
+    "lightning_logs", LOG,
 )  # fmt: skip
 """What a run makes in its folder, besides the outputs of its stages."""
 _READ = re.compile(r"\.(policy|reference|critic|proxy|human_ranks|train|validation|model\.path|policies\.[^.]+)$")

@@ -194,7 +194,11 @@ def _stages(folder: Path) -> tuple[set[str], set[str]]:
 def _move_aside(folder: Path, config: Mapping[str, Any]) -> Path:
     """Move what these stages have made in a folder, and what has only begun there, to a place beside it."""
     stages = {*names(config["stages"]), *_stages(folder)[1]}
-    kept = [f"{part}/{stage}" for stage in stages for part in (CHECKPOINTS, "tensorboard", "bad_batches")]
+    kept = [
+        f"{part}/{stage}"
+        for stage in stages
+        for part in (CHECKPOINTS, "tensorboard", "bad_batches", "reference_logprobs")
+    ]
     kept += [f"{HISTORY}/{stage}.csv" for stage in stages]
     kept += [*EVALUATED, "figures"] if "evaluate" in stages else []
     there = [folder / name for name in kept if (folder / name).exists()]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import against_trl_learning as learning
-from benchmarks import run
+from benchmarks import cached_reference, run
 from benchmarks.clock import Clock, Phase
 from benchmarks.frontier import Point
 from benchmarks.kit import make_kit
@@ -44,6 +44,13 @@ def test_the_same_seed_makes_the_same_assets(kit, tmp_path):
     for file in ("sft.jsonl", "pref.jsonl", "rankings.jsonl", "prompts.jsonl", "model/model.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (kit / file).read_bytes()
         assert (tmp_path / "other" / file).read_bytes() != (kit / file).read_bytes()
+
+
+def test_a_cached_reference_is_compared_on_whole_fits_with_the_same_end(kit, capsys):
+    cached_reference.main([str(kit), "--epochs", "1", "--rows", "16", "--repeats", "1"])
+    dpo, kto = capsys.readouterr().out.splitlines()
+    assert dpo.startswith("dpo 1 epochs: ") and kto.startswith("kto 1 epochs: ")
+    assert dpo.endswith("weights 0e+00 apart") and kto.endswith("weights 0e+00 apart")
 
 
 def test_the_peer_gets_the_rows_in_the_order_of_our_loader(kit, tmp_path):

@@ -98,6 +98,25 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
+def test_optimizers_of_other_libraries_may_be_named_and_nothing_else_of_them(library, tmp_path, monkeypatch):
+    (tmp_path / library / "optim").mkdir(parents=True)
+    (tmp_path / library / "__init__.py").write_text("class Other:\n    pass\n")
+    (tmp_path / library / "optim" / "__init__.py").write_text("from .adam import AdamW8bit\nfrom os import system\n")
+    (tmp_path / library / "optim" / "adam.py").write_text("class AdamW8bit:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    node = {"_target_": f"{library}.optim.AdamW8bit", "_partial_": True}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (library, f"{library}.optim", f"{library}.optim.adam"):
+            patch.delitem(sys.modules, name, raising=False)
+        assert type(safe_instantiate(node)()).__name__ == "AdamW8bit"
+        for name in (f"{library}.Other", f"{library}.optim.system", f"{library}.optim.adam.os.system"):
+            with pytest.raises(ConfigError):
+                safe_instantiate({"_target_": name, "_partial_": True})
+    for name in (library, f"{library}.optim", f"{library}.optim.adam"):
+        sys.modules.pop(name, None)
+
+
 @pytest.fixture
 def scene(tmp_path, monkeypatch):
     """A folder with a package whose import leaves MARKER behind."""

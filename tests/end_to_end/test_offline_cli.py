@@ -62,10 +62,12 @@ def test_dpo_goes_on_from_its_own_result_with_another_loss_and_reference(whole, 
     words = [
         "stage=dpo", "loss=ipo", "dpo.loss.beta=0.5", "dpo.data.batch_size=8", *QUIET, *assets, rankings(whole),
         f"model.path={folder / 'dpo'}", f"dpo.reference={folder / 'sft'}", f"run_dir={tmp_path / 'run'}",
+        "dpo.cache_reference=true",
     ]  # fmt: skip
     run(compose(words))
     record = verify_folder(tmp_path / "run" / "dpo", expect_stage="dpo")
     assert record["parents"]["reference"]["stage"] == "sft" and record["parents"]["policy"]["stage"] == "dpo"
+    assert verify_folder(tmp_path / "run" / "reference_logprobs" / "dpo")["answers"] > 8
 
 
 def test_kto_learns_from_labels_and_from_rankings(whole, assets, tmp_path):  # noqa: F811
@@ -77,7 +79,10 @@ def test_kto_learns_from_labels_and_from_rankings(whole, assets, tmp_path):  # n
     ]
     file = tmp_path / "feedback.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in labelled))
-    words = ["stage=kto", "kto.max_epochs=1", "kto.data.batch_size=16", "kto.data.micro_batch_size=4"]
+    words = [
+        "stage=kto", "kto.max_epochs=1", "kto.data.batch_size=16", "kto.data.micro_batch_size=4",
+        "kto.cache_reference=true",
+    ]  # fmt: skip
     found = [
         alone(whole, assets, tmp_path / "labels", *words, f"data.feedback={file}"),
         alone(whole, assets, tmp_path / "rankings", *words, rankings(whole)),

@@ -67,17 +67,20 @@ def test_two_processes_learn_what_one_learns_from_the_same_global_batch(folder, 
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("phase", ["dpo", "simpo", "kto"])
+@pytest.mark.parametrize("phase", ["dpo", "simpo", "kto", "dpo_cached", "kto_cached"])
 def test_two_processes_learn_from_given_answers_what_one_learns(folder, ranks, phase, strategy):
     first, second = ranks(f"{phase}_{strategy}")
-    alone, run = strategies_worker.OFFLINE[phase](folder)
+    alone, run = strategies_worker.OFFLINE[phase.removesuffix("_cached")](folder)
     assert torch.equal(first["weights"], second["weights"])
     assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(tiny.policy()))
     for name, value in run.callback_metrics.items():
         assert first["logged"][name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
         assert first["logged"][name] == second["logged"][name]
-    if phase != "simpo":
+    assert ("reference" in first) is (phase in ("dpo", "kto"))
+    if "reference" in first:
         assert torch.equal(first["reference"], phases.flat(tiny.policy(1, scale=2.0)))
+    else:
+        assert sum(1 for _ in (folder / f"{phase}_{strategy}_run").glob("reference_logprobs/*")) == ("cached" in phase)
     plain = AutoModelForCausalLM.from_pretrained(folder / f"{phase}_{strategy}")
     assert torch.equal(phases.flat(plain), first["weights"])
 
@@ -123,7 +126,7 @@ def test_adapters_get_the_same_gradient_on_one_and_on_two_ranks(folder, ranks):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_value_head_on_the_policy_gets_the_same_gradient_on_one_and_on_two_ranks(folder, ranks, strategy):
     first, second = ranks(f"shared_{strategy}")
-    alone, _ = phases.replay(folder, critic="shared_trunk")
+    alone, _ = phases.replay(folder, critic="shared_trunk")  # the ranks compute their activations again
     start = phases.ppo_module()
     start.configure_model()
     assert torch.equal(first["weights"], second["weights"]) and torch.equal(first["critic"], second["critic"])

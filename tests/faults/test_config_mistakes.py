@@ -104,6 +104,10 @@ MISTAKES = [
     ("stage=ppo trainer=fsdp2 model.freeze_below=2", "trainer=fsdp2 needs model.freeze_below=0"),
     ("stage=ppo trainer=fsdp2 model.lora={r:8}", "trainer=fsdp2 cannot shard weights that a reference shares"),
     ("stage=ppo model.lora={lora_dropout:0.1}", "model.lora.lora_dropout=0.1: PPO compares the policy with itself"),
+    ("stage=ppo trainer=fsdp2 model.offload=true", "trainer=fsdp2 keeps the shards|model.offload=false"),
+    ("stage=kto model.offload=true data.feedback=x", "kto: model.offload=true would move|kto.cache_reference=true"),
+    ("stage=sft model.offload=true", "model.offload=true would have no effect: no stage of this run holds"),
+    ("stage=dpo loss=simpo dpo.cache_reference=true data.comparisons=x", "dpo.cache_reference=true: the loss compares"),
     ("stage=dpo loss=simpo dpo.reference=m data.comparisons=x", "dpo.reference=m: simpo_loss|set it to null"),
     # settings that nothing would read
     ("stage=ppo algorithm=grpo ppo.critic=policy", "ppo.critic=policy would have no effect|trains no critic"),

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, MistralConfig, MistralForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlhf_lightning.functional.sequences import left_pad, right_pad
-from rlhf_lightning.models import ScalarModel, packing
+from rlhf_lightning.models import Pretrained, ScalarModel, packing, reading
+from rlhf_lightning.models.excerpt import excerpt
 from rlhf_lightning.models.packing import can_pack, find_groups, pack, worthwhile_rows
+from rlhf_lightning.models.trunk import probe_ids
 from tests.support import tiny
 
 SEQUENCES = [  # three prompts; one answer is the beginning of another, one prompt has a single answer
@@ -99,15 +102,80 @@ def test_no_row_is_longer_than_the_context():
     assert shape([40, 21, 20], context=40) is None
 
 
-def test_a_model_with_a_sliding_window_does_not_share():
+class Deaf(LlamaModel):
+    """Counts positions itself, whatever it is told."""
+
+    def forward(self, input_ids, attention_mask, position_ids, **given):
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **given)
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_model_shares_in_every_dtype(dtype):
+    policy = tiny.policy(layers=5).to(dtype)
+    before = {name: weight.clone() for name, weight in policy.state_dict().items()}
+    assert can_pack(policy)
+    assert policy.training and policy.config.num_hidden_layers == 5 == len(policy.model.layers)
+    assert all(torch.equal(weight, before[name]) for name, weight in policy.state_dict().items())
+    assert policy.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_model_that_ignores_positions_does_not_share(dtype):
+    policy = tiny.policy().to(dtype)
+    policy.model.__class__ = Deaf
+    assert not can_pack(policy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_model_with_a_sliding_window_does_not_share(dtype):
     config = MistralConfig(vocab_size=17, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                            num_attention_heads=4, num_key_value_heads=2, sliding_window=4)  # fmt: skip
-    assert can_pack(tiny.policy())
-    assert not can_pack(MistralForCausalLM(config))
+    assert not can_pack(MistralForCausalLM(config).to(dtype))
 
 
-def test_a_model_that_ignores_positions_does_not_share(monkeypatch):
-    policy = tiny.policy()
-    forward = policy.model.forward
-    policy.model.forward = lambda position_ids=None, **given: forward(**given)
+class Backwards(LlamaDecoderLayer):
+    """Mixes the columns of a row."""
+
+    def forward(self, hidden_states, *args, **given):
+        return super().forward(hidden_states + 0.5 * hidden_states.roll(1, 1), *args, **given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_model_with_one_odd_layer_far_up_does_not_share(dtype):
+    policy = tiny.policy(layers=5).to(dtype)
+    policy.model.layers[3].__class__ = Backwards
     assert not can_pack(policy)
+
+
+def test_a_large_model_is_tried_by_a_few_layers_and_tokens_of_it():
+    config = LlamaConfig(vocab_size=500, hidden_size=32, intermediate_size=48, num_hidden_layers=6,
+                         num_attention_heads=4, pad_token_id=499)  # fmt: skip
+    policy = LlamaForCausalLM(config).bfloat16()
+    small = excerpt(policy)
+    assert small.dtype == torch.float32 and not small.training
+    assert len(small.model.layers) == small.config.num_hidden_layers == 2
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in policy.parameters()) / 3
+    ids = probe_ids(policy)
+    policy.model.layers = policy.model.layers[:2]
+    expected = policy.float().eval()(input_ids=ids, use_cache=False).logits
+    found = small(input_ids=ids, use_cache=False).logits
+    assert torch.equal(found, expected[..., : found.shape[-1]])
+
+
+def test_a_family_that_cannot_share_a_row_is_named_once(tmp_path, caplog, monkeypatch):
+    tiny.tokenizer().save_pretrained(tmp_path)
+    config = MistralConfig(vocab_size=17, hidden_size=32, intermediate_size=48, num_hidden_layers=1, eos_token_id=1,
+                           num_attention_heads=4, num_key_value_heads=2, sliding_window=4, pad_token_id=0,
+                           bos_token_id=None)  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    monkeypatch.setattr(reading, "_told", set())
+    assert not Pretrained(str(tmp_path), pack_rows=False).causal_lm().pack_rows
+    assert "share" not in caplog.text
+    for _ in range(2):
+        assert not Pretrained(str(tmp_path)).causal_lm().pack_rows
+    assert [r.message for r in caplog.records if "share" in r.message] == [
+        "sequences of mistral models cannot share a row: each gets a row of its own"
+    ]

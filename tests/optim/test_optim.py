@@ -1,4 +1,6 @@
 import math
+from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from torch.testing import assert_close
 
 from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.optim.adam import TF1Adam
+from rlhf_lightning.optim import adam
+from rlhf_lightning.optim.adam import TF1Adam, build_optimizer
 from tests.support.examples import few_examples
 
 
@@ -91,6 +94,45 @@ def test_groups_have_their_own_rate_and_parameters_without_gradient_rest():
 def test_invalid_knobs_are_refused(knobs):
     with pytest.raises(ConfigError):
         TF1Adam([a_parameter()], **knobs)
+
+
+ADAMS = [torch.optim.Adam, torch.optim.AdamW]
+
+
+@pytest.mark.parametrize("kind", [*ADAMS, partial(torch.optim.AdamW, lr=0.1, weight_decay=0.3)])
+def test_adam_is_fused_on_a_gpu_and_takes_the_same_steps(kind, monkeypatch):
+    plain, fused = a_parameter(), a_parameter()
+    one = build_optimizer(kind, [{"params": [plain], "lr": 0.2}])
+    assert not one.defaults["fused"]  # on a CPU nothing changes
+    monkeypatch.setattr(adam, "_fusible", lambda parameters: True)
+    other = build_optimizer(kind, [{"params": [fused], "lr": 0.2}])
+    assert other.defaults["fused"] and other.param_groups[0]["lr"] == 0.2
+    gradients = [0.3, -2.0, 1e-6, 5.0]
+    assert_close(walk(other, fused, gradients), walk(one, plain, gradients), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scaled"),
+    [(kind, True) for kind in ADAMS]
+    + [(partial(kind, **given), False) for kind in ADAMS for given in ({"fused": False}, {"foreach": True})]
+    + [(kind, False) for kind in (TF1Adam, torch.optim.SGD, lambda groups: torch.optim.AdamW(groups))],
+)
+def test_what_unscales_too_late_or_was_chosen_is_not_fused(kind, scaled, monkeypatch):
+    monkeypatch.setattr(adam, "_fusible", lambda parameters: True)
+    assert not build_optimizer(kind, [{"params": [a_parameter()]}], scaled=scaled).defaults.get("fused")
+
+
+def test_all_parameters_have_to_be_on_the_gpu():
+    class There(NamedTuple):
+        device: torch.device
+        floats: bool = True
+
+        def is_floating_point(self):
+            return self.floats
+
+    here, there = There(torch.device("cpu")), There(torch.device("cuda"))
+    found = [adam._fusible(p) for p in ([there, there], [there, here], [there, there._replace(floats=False)], [])]
+    assert found == [True, False, False, False]
 
 
 def test_a_config_may_name_it():

@@ -14,6 +14,7 @@ from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.functional.advantage import dr_grpo, gae
 from rlhf_lightning.models import ScalarModel
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.trunk import checkpoint_activations
 from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import LogSpaceKL
@@ -100,12 +101,16 @@ def praise(prompts, completions, **columns):
     return [float(completion.split().count("good")) for completion in completions]
 
 
-def ppo_module(cls=PPOModule, optimizer=None, advantage=gae, lora=False, critic="policy", **settings):
+def ppo_module(
+    cls=PPOModule, optimizer=None, advantage=gae, lora=False, critic="policy", checkpoint_every=0, **settings
+):
     given = {"ppo_epochs": 2, "num_minibatches": 2, "micro_batch_size": 1, "max_approx_kl": None, **settings}
     policy = tiny.policy(scale=0.3)
     if lora:
         torch.manual_seed(0)
         Lora().put_into(policy)
+    if checkpoint_every:
+        checkpoint_activations(policy, checkpoint_every)
     return cls(
         policy,
         FunctionScorer(praise),
@@ -160,12 +165,13 @@ GROUPED = {
 }  # fmt: skip
 
 
-def replay(folder, grouped=False, lora=False, critic="policy", **options):
+def replay(folder, grouped=False, lora=False, critic="policy", checkpoint_every=0, **options):
     """One optimizer step of plain gradient descent on ``experience.pt``, with a critic or as groups."""
     settings = {"ppo_epochs": 1, "num_minibatches": 1, "micro_batch_size": 2, "max_grad_norm": 0}
     advantage = partial(dr_grpo, group_size=2) if grouped else gae
     given = settings | (GROUPED if grouped else {})
-    module = ppo_module(Replay, partial(torch.optim.SGD, lr=1.0), advantage, lora, critic, **given)
+    optimizer = partial(torch.optim.SGD, lr=1.0)
+    module = ppo_module(Replay, optimizer, advantage, lora, critic, checkpoint_every, **given)
     module.stored = folder / "experience.pt"
     module._scheduler = None
     return ppo(folder, module, rollouts=1, **options)

@@ -3,6 +3,7 @@
 import sys
 import traceback
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,9 +41,9 @@ def supervised(phase, where):
     return run
 
 
-def replay(where, grouped=False, lora=False, critic="policy"):
+def replay(where, grouped=False, lora=False, critic="policy", checkpoint_every=0):
     def run(folder):
-        module, _ = phases.replay(folder, grouped, lora, critic, **where())
+        module, _ = phases.replay(folder, grouped, lora, critic, checkpoint_every, **where())
         return {"weights": phases.flat(module.policy)} | ({} if grouped else {"critic": phases.flat(module.critic)})
 
     return run
@@ -86,10 +87,12 @@ def resume(where, name):
     return run
 
 
-def dpo(folder, world_size=1, loss=dpo_loss, **options):
+def dpo(folder, world_size=1, loss=dpo_loss, cached=False, **options):
     """Three epochs of two steps, validated on three rows, of which one rank of two has a filler in place of one."""
     reference = None if loss is simpo_loss else tiny.policy(1, scale=2.0)
-    module = offline.preference(lr=0.03, loss=loss, reference=reference, nll_coef=0.1)  # larger: rounding grows with it
+    module = offline.preference(  # a larger rate: rounding grows with it
+        lr=0.03, loss=loss, reference=reference, nll_coef=0.1, cache_reference=cached
+    )
     data = offline.pairs(folder / "eight_rankings.jsonl", 1, 4, folder / "three_rankings.jsonl")
     return fit(module, data, world_size, options)
 
@@ -98,8 +101,8 @@ def simpo(folder, world_size=1, **options):
     return dpo(folder, world_size, simpo_loss, **options)
 
 
-def kto(folder, world_size=1, **options):
-    module = offline.unpaired(lr=0.1, loss=kto_loss, reference=tiny.policy(1, scale=2.0))
+def kto(folder, world_size=1, cached=False, **options):
+    module = offline.unpaired(lr=0.1, loss=kto_loss, reference=tiny.policy(1, scale=2.0), cache_reference=cached)
     data = offline.answers(folder / "feedback.jsonl", 1, 4, folder / "three_answers.jsonl")
     return fit(module, data, world_size, options)
 
@@ -111,13 +114,16 @@ def fit(module, data, world_size, options):
 
 
 OFFLINE = {"dpo": dpo, "simpo": simpo, "kto": kto}
+CACHED = {f"{name}_cached": partial(OFFLINE[name], cached=True) for name in ("dpo", "kto")}
 
 
 def learned_offline(phase, where, name):
     def run(folder):
-        module, trainer = OFFLINE[phase](folder, world_size=WORLD, **where())
+        options = {"default_root_dir": folder / f"{name}_run"}
+        module, trainer = (OFFLINE | CACHED)[phase](folder, world_size=WORLD, **options, **where())
         module.export(folder / name, {"stage": phase})
-        reference = {"reference": phases.flat(module.frozen["reference"])} if phase != "simpo" else {}
+        frozen = module.frozen
+        reference = {"reference": phases.flat(frozen["reference"])} if "reference" in frozen else {}
         return {"weights": phases.flat(module.policy), "logged": logged(trainer), **reference}
 
     return run
@@ -151,12 +157,12 @@ CASES = {
     "reward_fsdp2": supervised(phases.reward, fsdp2),
     "ppo_fsdp2": ppo(fsdp2, "ppo_fsdp2"),
     "replay_fsdp2": replay(fsdp2),
-    "shared_ddp": replay(ddp, critic="shared_trunk"),
-    "shared_fsdp2": replay(fsdp2, critic="shared_trunk"),
+    "shared_ddp": replay(ddp, critic="shared_trunk", checkpoint_every=1),
+    "shared_fsdp2": replay(fsdp2, critic="shared_trunk", checkpoint_every=2),
     "resume_fsdp2": resume(fsdp2, "resume_fsdp2"),
     **{
         f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
-        for phase in OFFLINE
+        for phase in OFFLINE | CACHED
         for where in (ddp, fsdp2)
     },
 }
