@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from rlhf_lightning.cli.arguments import parser
+from rlhf_lightning.cli.generate import agreed_sampling, positions
 from rlhf_lightning.cli.naming import names_of
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import ConfigError
-
-_SAMPLING = (
-    "max_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-)  # fields that a generation config shares with `sampling`
 
 PROMPT_LENGTH, ANSWER_LENGTH = 256, 64  # of the stage, tokens
 
@@ -72,18 +63,7 @@ def run(words: Sequence[str]) -> list[str]:
 
 def _shared_sampling(folders: Sequence[str]) -> list[str]:
     """How both policies answer by their generation configs, the longer of two lengths, and prompts that fit."""
-    one, other = (_json(Path(folder) / "generation_config.json") for folder in folders)
-    said = {name: one[name] for name in _SAMPLING if one.get(name) is not None and one[name] == other.get(name)}
-    longest = max((int(config["max_new_tokens"]) for config in (one, other) if config.get("max_new_tokens")), default=0)
-    said |= {"max_new_tokens": longest} if longest else {}
+    said = agreed_sampling(folders)
     words = [f"sampling.{name}={value}" for name, value in said.items()]
-    positions = [_json(Path(folder) / "config.json").get("max_position_embeddings") for folder in folders]
-    room = min((int(number) for number in positions if number), default=0) - (longest or ANSWER_LENGTH)
+    room = positions(folders) - said.get("max_new_tokens", ANSWER_LENGTH)
     return [*words, f"evaluate.data.max_prompt_length={room}"] if 0 < room < PROMPT_LENGTH else words
-
-
-def _json(file: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}

@@ -8,7 +8,7 @@ import socket
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,7 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.people.access import Access, Visitor, from_here, is_loopback
-from rlhf_lightning.people.service import NothingToUndo, Service
+from rlhf_lightning.people.form import Form
+from rlhf_lightning.people.record import Record
+from rlhf_lightning.people.service import NothingToUndo
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -48,6 +50,29 @@ class Refused(Exception):
         self.status = status
 
 
+class Served(Protocol):
+    """What the page asks for, see `Service`. Threads may share it."""
+
+    record: Record
+    form: Form
+    data: str  # tells a page whether it looks at the same record
+
+    def next(self, annotator: str) -> dict[str, Any]:
+        """The item at hand."""
+
+    def progress(self, annotator: str) -> dict[str, int]:
+        """How far the person is."""
+
+    def judge(self, annotator: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a judgement, and give the next item."""
+
+    def undo(self, annotator: str) -> dict[str, Any]:
+        """Take back the last one."""
+
+    def lead(self) -> dict[str, Any]:
+        """Figures for who leads."""
+
+
 class App:
     """The addresses of the server and what they answer; ``/api/...`` answers JSON.
 
@@ -56,25 +81,30 @@ class App:
         access: who may.
     """
 
-    def __init__(self, service: Service, access: Access) -> None:
+    pages = ("label.html", "lead.html")  # for people, and for who leads
+
+    def __init__(self, service: Served, access: Access) -> None:
         self.service, self.access = service, access
 
     def asgi(self) -> ASGIApp:
         """As a web server runs it."""
-        routes = [
-            Route("/", self._file("label.html")),
+        app = Starlette(routes=self.routes(), exception_handlers={404: _not_found, 405: _not_found, 500: _failed})
+        return _Guard(app, loopback=not self.access.links)
+
+    def routes(self) -> list[Route]:
+        """The addresses."""
+        return [
+            Route("/", self._file(self.pages[0])),
             Route("/lead", self._lead_page),
             Route("/static/{name}", self._static),
             Route("/enter/{token}", self._enter),
             Route("/api/session", self._get(self._session), methods=["GET"]),
             Route("/api/session", self._post(self._name), methods=["POST"]),
-            Route("/api/next", self._get(lambda visitor: self.service.next(_person(visitor))), methods=["GET"]),
+            Route("/api/next", self._get(lambda visitor: self.service.next(person(visitor))), methods=["GET"]),
             Route("/api/judgements", self._post(self._judge), methods=["POST"]),
-            Route("/api/undo", self._post(lambda who, _: self.service.undo(_person(who))), methods=["POST"]),
+            Route("/api/undo", self._post(lambda who, _: self.service.undo(person(who))), methods=["POST"]),
             Route("/api/lead", self._get(self._lead), methods=["GET"]),
         ]
-        app = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_found, 500: _failed})
-        return _Guard(app, loopback=not self.access.links)
 
     def _session(self, visitor: Visitor) -> dict[str, Any]:
         who = visitor.annotator
@@ -91,7 +121,7 @@ class App:
         return self._with_cookie(JSONResponse(self._session(self.access.visitor(cookie))), cookie)
 
     def _judge(self, visitor: Visitor, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self.service.judge(_person(visitor), body)
+        return self.service.judge(person(visitor), body)
 
     def _lead(self, visitor: Visitor) -> dict[str, Any]:
         if not visitor.leads:
@@ -101,7 +131,7 @@ class App:
     async def _lead_page(self, request: Request) -> Response:
         if not self.access.visitor(request.cookies.get(self.access.cookie, "")).leads:
             return _error(403, "this page is for who leads; open the link that was printed for them")
-        return await self._file("lead.html")(request)
+        return await self._file(self.pages[1])(request)
 
     async def _enter(self, request: Request) -> Response:
         cookie = await run_in_threadpool(self.access.enter, request.path_params["token"])
@@ -238,7 +268,12 @@ async def _body(request: Request) -> Mapping[str, Any]:
     return body
 
 
-def _person(visitor: Visitor) -> str:
+def person(visitor: Visitor) -> str:
+    """Who asks.
+
+    Raises:
+        Refused: they have not said so.
+    """
     if visitor.annotator is None:
         raise Refused(401, "say who you are first: load the page again")
     return visitor.annotator

@@ -59,7 +59,7 @@ class Service:
             sqlite3.Error: the disk does not take it; nothing is written.
         """
         with self._turn:
-            if (entry := self._known(annotator, body)) is None:
+            if (entry := known(self.record, annotator, body)) is None:
                 number = body.get("item")
                 turn = self._queue.shown(annotator, number) if type(number) is int else None
                 if turn is None:
@@ -76,14 +76,7 @@ class Service:
             NothingToUndo: there is none.
         """
         with self._turn:
-            lines = live(self.record.entries())
-            theirs = [entry for entry in lines if entry.annotator == annotator]
-            if not theirs:
-                raise NothingToUndo("nothing is left to take back")
-            last = theirs[-1]
-            self.record.add(
-                Entry(uuid.uuid4().hex, "undo", last.item, annotator, None, last.order, 0.0, takes_back=last.number)
-            )
+            last = take_back(self.record, annotator)
             self._queue.fill(live(self.record.entries()))
             turn = self._queue.again(annotator, last.item, last.showing)
             return self._answer(annotator, turn, last)
@@ -115,20 +108,39 @@ class Service:
             "to_discuss": discussed,
         }  # fmt: skip
 
-    def _known(self, annotator: str, body: Mapping[str, Any]) -> Entry | None:
-        """The line that an earlier try of the same judgement wrote."""
-        key = body.get("key")
-        found = self.record.by_key(key) if is_key(key) else None
-        if found is not None and (found.annotator != annotator or found.item != body.get("item")):
-            raise DataError("key: stands for another judgement; load the page again")
-        return found
-
     def _answer(self, annotator: str, turn: Turn | None, given: Entry | None = None) -> dict[str, Any]:
-        shown = turn and _as_shown(self._items[turn.item], turn, given)
+        shown = turn and as_shown(self._items[turn.item], turn, given)
         return {"item": shown, "progress": self._queue.progress(annotator)}
 
 
-def _as_shown(item: Item, turn: Turn, given: Entry | None) -> dict[str, Any]:
+def known(record: Record, annotator: str, body: Mapping[str, Any]) -> Entry | None:
+    """The line that an earlier try of the same judgement wrote.
+
+    Raises:
+        DataError: the key stands for another judgement.
+    """
+    key = body.get("key")
+    found = record.by_key(key) if is_key(key) else None
+    if found is not None and (found.annotator != annotator or found.item != body.get("item")):
+        raise DataError("key: stands for another judgement; load the page again")
+    return found
+
+
+def take_back(record: Record, annotator: str) -> Entry:
+    """Take back the last judgement of a person that counts, and return it.
+
+    Raises:
+        NothingToUndo: there is none.
+    """
+    theirs = [entry for entry in live(record.entries()) if entry.annotator == annotator]
+    if not theirs:
+        raise NothingToUndo("nothing is left to take back")
+    last = theirs[-1]
+    record.add(Entry(uuid.uuid4().hex, "undo", last.item, annotator, None, last.order, 0.0, takes_back=last.number))
+    return last
+
+
+def as_shown(item: Item, turn: Turn, given: Entry | None) -> dict[str, Any]:
     """An item as the page gets it: answers in the order shown, and nothing of who wrote them."""
     said = None
     if given is not None:
