@@ -182,14 +182,14 @@ def _results(words: Sequence[str]) -> None:
     ]
     show_table(["policy", "rating", "95 % interval", "votes"], ratings)
     if found.prior:
-        say("so far some policy has won or lost all it can: each rating is drawn to 0 by one tied vote")
+        say("so far a policy has won or lost all, so that each rating is drawn to 0 by one tied vote")
 
 
 def _sentence(found: Standings) -> str:
     if not found.votes:
         return "nobody has voted yet"
     share, low, high = (100 * part for part in found.left)
-    told = f"{found.votes} votes of {found.people} people, {found.skipped} skipped"
+    told = f"votes: {found.votes}; people: {found.people}; skipped: {found.skipped}"
     return f"{told}; the answer at the left wins {share:.0f} % [{low:.0f}, {high:.0f}]"
 
 

@@ -29,6 +29,7 @@ def arguments() -> argparse.ArgumentParser:
     words.add_argument("--prompts", metavar="FILE", required=True, help="rows with a prompt")
     words.add_argument("--judge", metavar="FUNCTION", help="a reward function, as an import path")
     words.add_argument("--reward", metavar="FOLDER", help="a reward model: the judge, or reported beside it")
+    words.add_argument("--votes", metavar="FILE", help="what people voted in the arena: they are the judge")
     words.add_argument("--samples", type=int, default=1, metavar="N", help="answers to each prompt (1)")
     return words
 
@@ -41,8 +42,10 @@ def run(words: Sequence[str]) -> list[str]:
     """
     own = [word for word in words if not re.match(r"[+~]{0,2}[\w./@]+=", word)]
     given = arguments().parse_args(own)
-    if not (given.judge or given.reward):
+    if not (given.judge or given.reward or given.votes):
         raise ConfigError("compare: nothing judges; add --judge my_project.rewards.quality or --reward FOLDER")
+    if given.judge and given.votes:
+        raise ConfigError("compare: --judge and --votes both judge; leave one out")
     if len({Path(folder).absolute() for folder in given.folders}) < 2:
         raise ConfigError("compare: both folders are the same")
     names = [re.sub(r"\W", "_", name) for name in names_of(given.folders)]
@@ -50,8 +53,9 @@ def run(words: Sequence[str]) -> list[str]:
     made += [f"+evaluate.policies.{name}={folder}" for name, folder in zip(names, given.folders, strict=True)]
     made += [f"evaluate.baseline={names[0]}", f"data.prompts_validation={given.prompts}"]
     made += [f"evaluate.samples_per_prompt={given.samples}"]
-    if given.judge:
-        made += ["judge=function", f"judge.function={given.judge}"]
+    if given.judge or given.votes:
+        people = ["judge=people", f"judge.votes={given.votes}"]
+        made += ["judge=function", f"judge.function={given.judge}"] if given.judge else people
         made += [f"evaluate.proxy={given.reward}"] if given.reward else []
     else:
         made += ["judge=reward_model", f"judge.model.path={given.reward}"]
