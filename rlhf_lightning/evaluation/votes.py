@@ -87,20 +87,22 @@ class PeopleJudge:
         numbers = {item.number for item in kept}
         said = [one for one in judgements if one.item in numbers]
         voted = {name for one in compared(kept, said) for name in (one.vote.first, one.vote.second)}
-        if missing := next((name for name in folders if name not in voted), None):
-            raise DataError(self._missing(missing, folders, policies_of(items, self.votes), judgements))
+        if missing := [name for name in folders if name not in voted]:
+            known = policies_of(items, self.votes)
+            name = min(missing, key=lambda name: weights[name] in known.values())  # one that is new there first
+            raise DataError(self._missing(name, folders[name], weights[name], known, judgements))
         return PeopleVotes(kept, said, len(judgements) - len(said))
 
     def _missing(
-        self, name: str, folders: Mapping[str, str], known: Mapping[str, str], said: Sequence[Judgement]
+        self, name: str, folder: str, weights: str, known: Mapping[str, str], said: Sequence[Judgement]
     ) -> str:
         if not any(one.ranks is not None for one in said):
             return f"{self.votes}: nobody has voted yet; `rlhf-lightning arena` collects votes"
-        older = "; its weights have changed since they were voted on" if name in known else ""
+        newer = "; these are newer than those that were voted on" if known.get(name, weights) != weights else ""
         return (
-            f"evaluate.policies.{name}={folders[name]}: {self.votes} has no vote between these weights and another of "
-            f"evaluate.policies{older}. It knows {', '.join(sorted(known))}. Vote again, or leave the policy out with "
-            f"++evaluate.policies.{name}=null"
+            f"evaluate.policies.{name}={folder}: {self.votes} has no vote between its weights and others of "
+            f"evaluate.policies{newer}. Votes are on {', '.join(sorted(known))}. Vote again, or leave the policy out "
+            f"with ++evaluate.policies.{name}=null"
         )
 
 
