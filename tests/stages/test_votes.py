@@ -6,12 +6,14 @@ import shutil
 import warnings
 
 import pytest
+import torch
 
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.checkpoint.provenance import weights_sha256
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError, DataError
 from rlhf_lightning.evaluation import conclusion, report
+from rlhf_lightning.functional.length_control import length_controlled_win_rate
 from rlhf_lightning.people.entries import Entry
 from rlhf_lightning.people.record import Record
 from rlhf_lightning.people.votes import POLICIES, WEIGHTS
@@ -47,7 +49,8 @@ def vote(path, root, names=("a", "b"), folders=("ppo", "sft"), ranks=RANKS):
         for number, said in enumerate(ranks):
             sides = 1 if number % 2 else -1
             row = {POLICIES: names[::sides], WEIGHTS: [weights_sha256(root / name) for name in folders[::sides]]}
-            answers = ["words " * (4 - rank) for rank in said or (1, 1)][::sides]
+            lengths = [4 - rank for rank in said or (1, 1)][:: -1 if number == 0 else 1]
+            answers = ["words " * length for length in lengths][::sides]
             item = record.add_item(f"prompt {number}", answers, row | {"asked_by": "ann"})
             kind = "skip" if said is None else "ranking"
             ranked = None if said is None else said[::sides]
@@ -79,8 +82,11 @@ def test_the_report_shows_win_rates_and_ratings_of_the_votes_on_these_weights(tm
          "win_rate": pytest.approx({"share": 0.7, "low": 0.3968, "high": 0.8922}, abs=1e-4)}]  # fmt: skip
     rates = evaluation["win_rates"]["ppo vs sft"]
     assert (rates["wins"], rates["ties"], rates["losses"], rates["unpaired"], rates["win_rate"]) == (6, 2, 2, 0, 0.7)
-    # The winner is the longer one each time, so that little is left of it at equal length.
-    assert rates["length_controlled"]["win_rate"] < 0.65
+    outcomes, lengths = [1.0] * 6 + [0.0] * 2 + [0.5] * 2, [-6.0] + [6.0] * 5 + [-6.0] * 2 + [0.0] * 2
+    equal = length_controlled_win_rate(torch.tensor(outcomes), torch.tensor(lengths), torch.arange(10))
+    assert rates["length_controlled"] == pytest.approx(equal._asdict()) and equal.win_rate != pytest.approx(
+        0.7, abs=0.01
+    )
     scores = {name: policy["summary"]["scores"] for name, policy in evaluation["policies"].items()}
     assert scores["ppo"]["people"]["mean"] == pytest.approx(math.log(0.7 / 0.3)) == metrics["evaluate/ppo/people"]
     assert scores["sft"]["people"] == {"mean": 0.0, "stderr": 0.0} and "gold" in scores["sft"]
