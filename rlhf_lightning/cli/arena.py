@@ -78,9 +78,11 @@ def run(words: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s")
     prompts = _rows(given.prompts)
     place = Path(given.record or Path(list(folders.values())[-1]).absolute().parent / RECORD)
+    if place.exists():
+        read_votes(place)  # before models are loaded
+    sampling, sides = _loaded(given, folders)
+    _check_prompts(prompts, sides)
     with Record(place, None if place.exists() else [], given.seed) as record:
-        sampling, sides = _loaded(given, folders)
-        _check_prompts(prompts, sides)
         from rlhf_lightning.people.arena import Arena
 
         arena = Arena(record, sides, [prompt for _, prompt in prompts], asdict(sampling), given.seconds, given.reveal)
@@ -101,8 +103,9 @@ def _app(arena: Arena, access: Access) -> ArenaApp:
 def _folders(words: Sequence[str]) -> dict[str, str]:
     """Folders by the names of their policies."""
     pairs = [word.rpartition("=")[::2] if not Path(word).exists() else ("", word) for word in words]
-    ends = names_of([folder for _, folder in pairs])
-    named = [(name or end, folder) for (name, folder), end in zip(pairs, ends, strict=True)]
+    unnamed = [folder for name, folder in pairs if not name]
+    ends = iter(names_of(unnamed) if unnamed else [])
+    named = [(name or next(ends), folder) for name, folder in pairs]
     found = dict(named)
     if len(named) < 2:
         raise ConfigError("rlhf-lightning arena: name two policies at least, sft=runs/mine/sft ppo=runs/mine/ppo")

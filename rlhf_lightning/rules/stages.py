@@ -56,8 +56,7 @@ _RECORDS = (
     Stage("kto", f"{_AT}.kto.run_kto", f"{_AT}.kto.check_kto", "feedback", _KTO, reference=True),
     Stage("best_of_n", f"{_AT}.best_of_n.run_best_of_n", needs=_PROMPTS,
           makes={"comparisons": "output", "policy": "sft.output"}, asks=("scorer",)),
-    Stage("evaluate", f"{_AT}.evaluate.run_evaluate", f"{_AT}.evaluate.check_evaluate",
-          needs="add data.prompts_validation=FILE with held-out prompts",
+    Stage("evaluate", f"{_AT}.evaluate.run_evaluate", needs="add data.prompts_validation=FILE with held-out prompts",
           makes={}, asks=("judge",), trains=False),
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _RECORDS}

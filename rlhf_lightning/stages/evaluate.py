@@ -63,11 +63,6 @@ def run_evaluate(run: Run) -> dict[str, float]:
     return _headline(evaluation)
 
 
-def check_evaluate(run: Run) -> None:
-    """Look whether people voted on the policies, where they are the judge."""
-    _votes(run)
-
-
 def _votes(run: Run) -> PeopleVotes | None:
     judge = run.config["judge"]
     return run.build(judge).about(run.section("evaluate")["policies"]) if votes_judge(judge) else None

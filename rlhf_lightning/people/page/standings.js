@@ -5,7 +5,8 @@ import { count, figures, follow, percent, table, words } from "./tables.js";
 const POINTS = 400 / Math.log(10); // of the usual scale per unit of log-odds
 const points = (value) => `${value > 0 ? "+" : ""}${Math.round(POINTS * value) || 0}`;
 const range = (low, high, format) => `${format(low)} to ${format(high)}`;
-const rate = ({ share, low, high }) => `${percent(share)} (${range(low, high, percent)})`;
+const bound = (value) => (100 * value).toFixed(1);
+const rate = ({ share, low, high }) => `${percent(share)} (${range(low, high, bound)})`;
 
 // Key of the answer, title, format, meaning.
 const FIGURES = [
