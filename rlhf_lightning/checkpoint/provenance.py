@@ -142,3 +142,19 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """What tells the weights of a model from others, wherever its folder lies: one checksum over those of their files.
+
+    They are taken from the record of the folder, which is verified when the model is loaded, or else read.
+
+    Raises:
+        CheckpointError: no weights are there, or the record is damaged.
+    """
+    record = read_provenance(folder) or {"files": {}}
+    found = {name: file["sha256"] for name, file in record["files"].items() if name.endswith(".safetensors")}
+    found = found or {file.name: sha256(file) for file in Path(folder).glob("*.safetensors")}
+    if not found:
+        raise CheckpointError(f"{folder}: no weights are there; give the folder of a model, with model.safetensors")
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()

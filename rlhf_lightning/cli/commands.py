@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-COMMANDS = ("chat", "generate", "score", "compare", "label", "runs", "card", "serve", "new", "data", "prepare")
+COMMANDS = ("chat", "generate", "score", "compare", "label", "arena", "runs", "card", "serve", "new", "data", "prepare")
 Command = Callable[[Sequence[str]], Sequence[str] | None]
 """Called with the words behind its name; what it returns are the words of a run that is to follow."""
 
@@ -13,47 +13,31 @@ def command(name: str) -> Command:
     """What answers the words behind ``name``, one of `COMMANDS`."""
     match name:
         case "chat":
-            from rlhf_lightning.cli import chat
-
-            return chat.run
+            from rlhf_lightning.cli.chat import run
         case "generate":
-            from rlhf_lightning.cli import generate
-
-            return generate.run
+            from rlhf_lightning.cli.generate import run
         case "score":
-            from rlhf_lightning.cli import score
-
-            return score.run
+            from rlhf_lightning.cli.score import run
         case "compare":
-            from rlhf_lightning.cli import compare
+            from rlhf_lightning.cli.compare import run as compared
 
-            return compare.run
+            return compared
         case "label":
-            from rlhf_lightning.cli import label
-
-            return label.run
+            from rlhf_lightning.cli.label import run
+        case "arena":
+            from rlhf_lightning.cli.arena import run
         case "runs":
-            from rlhf_lightning.cli import runs
-
-            return runs.run
+            from rlhf_lightning.cli.runs import run
         case "card":
-            from rlhf_lightning.cli import card
-
-            return card.run
+            from rlhf_lightning.cli.card import run
         case "serve":
-            from rlhf_lightning.cli import serve
-
-            return serve.run
+            from rlhf_lightning.cli.serve import run
         case "new":
-            from rlhf_lightning.cli import new
-
-            return new.run
+            from rlhf_lightning.cli.new import run
         case "data":
-            from rlhf_lightning.cli import data
-
-            return data.run
+            from rlhf_lightning.cli.data import run
         case "prepare":
-            from rlhf_lightning.cli import prepare
-
-            return prepare.run
-    raise KeyError(name)
+            from rlhf_lightning.cli.prepare import run
+        case _:
+            raise KeyError(name)
+    return run

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.cli.arguments import add_machine, check_new, device_of, parser, rows_to
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import ConfigError
+
+LONGEST = 256  # tokens of an answer, where nothing says so
 
 
 def add_sampling(words: argparse.ArgumentParser) -> None:
@@ -23,6 +28,36 @@ def add_sampling(words: argparse.ArgumentParser) -> None:
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     """What `add_sampling` was told, by fields of the generation config."""
     return {name: getattr(given, name) for name in ("temperature", "top_p", "max_new_tokens")}
+
+
+def agreed_sampling(folders: Sequence[str]) -> dict[str, Any]:
+    """What the generation configs of several folders say alike of `Sampling`, and the longest of their lengths."""
+    every = [_json(Path(folder) / "generation_config.json") for folder in folders]
+    said = {name: every[0].get(name) for name in ("temperature", "top_k", "top_p")}
+    said = {
+        name: value for name, value in said.items() if value is not None and all(c.get(name) == value for c in every)
+    }
+    longest = max((int(config["max_new_tokens"]) for config in every if config.get("max_new_tokens")), default=0)
+    return said | ({"max_new_tokens": longest} if longest else {})
+
+
+def shared_sampling(folders: Sequence[str]) -> dict[str, Any]:
+    """How policies sample that are to sample alike: `agreed_sampling`, with a length that fits all of them."""
+    said, room = agreed_sampling(folders), positions(folders)
+    return said | {"max_new_tokens": min(said.get("max_new_tokens", LONGEST), room // 2 or LONGEST)}
+
+
+def positions(folders: Sequence[str]) -> int:
+    """For how many tokens all models have places, 0 where none says so."""
+    found = [_json(Path(folder) / "config.json").get("max_position_embeddings") for folder in folders]
+    return min((int(number) for number in found if number), default=0)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 import random
-import signal
-import threading
-import webbrowser
 from collections.abc import Sequence
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.cli.arguments import check_new, parser, rows_to
+from rlhf_lightning.cli.pages import add_page, people_of, serve
 from rlhf_lightning.console.display import plain
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import ConfigError, DataError
-from rlhf_lightning.people.access import LOOPBACK, Access
+from rlhf_lightning.people.access import Access
 from rlhf_lightning.people.candidates import candidates_file, read_candidates
 from rlhf_lightning.people.exchange import exported, import_into
 from rlhf_lightning.people.form import Form
@@ -26,8 +25,10 @@ from rlhf_lightning.people.queue import Plan
 from rlhf_lightning.people.record import Record
 from rlhf_lightning.people.training import read_record
 
+if TYPE_CHECKING:
+    from rlhf_lightning.people.server import App
+
 RECORD = "labels.db"
-_INSTALL = "pip install 'rlhf_lightning[label]'"
 _DEMO = 40  # prompts
 
 
@@ -43,11 +44,7 @@ def arguments() -> argparse.ArgumentParser:
                        help="file of rows with prompt and completions, or the folder of a rank stage")  # fmt: skip
     words.add_argument("--demo", action="store_true", help="candidates of the miniature task, to try the page")
     words.add_argument("--record", metavar="FILE", help="where judgements are kept (labels.db beside the candidates)")
-    words.add_argument("--host", default="127.0.0.1", help="where to listen (127.0.0.1: this machine only)")
-    words.add_argument("--port", type=int, default=8321, help="where to listen (8321); 0 takes a free one")
-    words.add_argument("--annotators", metavar="ANN,BOB", default="", help="people who get a secret link each; needed "
-                       "where --host is not this machine")  # fmt: skip
-    words.add_argument("--new-links", action="store_true", help="new links for all of them; the old ones end")
+    add_page(words)
     words.add_argument("--overlap", type=int, default=5, metavar="M", help="every M-th item goes to everybody (5), the "
                        "others to one person; 1: all; 0: none")  # fmt: skip
     words.add_argument("--repeats", type=float, default=0.0, metavar="SHARE", help="of items shown again to the same "
@@ -58,7 +55,6 @@ def arguments() -> argparse.ArgumentParser:
     words.add_argument("--flag", action="append", default=[], metavar="NAME", help="can be ticked at each answer; may "
                        "be given more than once")  # fmt: skip
     words.add_argument("--seed", type=int, help="of the order of items and answers")
-    words.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
     return words
 
 
@@ -76,51 +72,18 @@ def run(words: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s")
     form = Form(given.question, _rating(given.rating), flags=tuple(dict.fromkeys(given.flag)))
     plan = Plan(given.order, given.overlap, given.repeats)
-    names = [name.strip() for name in given.annotators.split(",") if name.strip()]
-    if given.host not in LOOPBACK and not names:
-        raise ConfigError(
-            f"--host {given.host}: others could write as anybody; name who may with --annotators ann,bob, and each "
-            "gets a secret link"
-        )
-    _serve(given, _record(given), form, plan, names)
+    people_of(given)  # before there is a record
+    with _record(given) as record:
+        serve("label", given, record, partial(_app, record, form, plan))
+    say(f"next: python train.py stage=rank rank.human_ranks={plain(str(record.path))}, or `label` again to go on")
     return None
 
 
-def _serve(given: argparse.Namespace, record: Record, form: Form, plan: Plan, names: Sequence[str]) -> None:
-    with record:
-        try:
-            from rlhf_lightning.people.server import App, listen, web_server
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            raise ConfigError(f"rlhf-lightning label needs {package}: {_INSTALL}") from error
-        from rlhf_lightning.people.service import Service
+def _app(record: Record, form: Form, plan: Plan, access: Access) -> App:
+    from rlhf_lightning.people.server import App
+    from rlhf_lightning.people.service import Service
 
-        access = Access(record, links=bool(names))
-        app = App(Service(record, form, plan), access)
-        with listen(given.host, given.port) as heard:
-            port = heard.getsockname()[1]
-            shown = f"[{given.host}]" if ":" in given.host else given.host
-            address = f"http://{shown}:{port}"
-            say(f"{address}/   judgements are kept in {plain(str(record.path))}; Ctrl-C ends")
-            _tell_links(address, access.new_links(names, given.new_links) if names else {}, names)
-            if not given.no_browser and not names:
-                threading.Thread(target=webbrowser.open, args=(f"{address}/",), daemon=True).start()
-            server = web_server(app)
-            before = {kind: signal.signal(kind, server.handle_exit) for kind in (signal.SIGINT, signal.SIGTERM)}
-            try:
-                with suppress(KeyboardInterrupt):
-                    server.run(sockets=[heard])
-            finally:
-                for kind, handler in before.items():
-                    signal.signal(kind, handler)
-    say(f"next: python train.py stage=rank rank.human_ranks={plain(str(record.path))}, or `label` again to go on")
-
-
-def _tell_links(address: str, tokens: dict[str, str], names: Sequence[str]) -> None:
-    for name, token in tokens.items():
-        say(f"{plain(name) if name else 'who leads'}: {address}/enter/{token}")
-    if old := [name for name in names if name not in tokens]:
-        say(f"links of before: {plain(', '.join(old))} (--new-links makes new ones)")
+    return App(Service(record, form, plan), access)
 
 
 def _record(given: argparse.Namespace) -> Record:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_lightning.cli.arguments import check_new, parser
 from rlhf_lightning.cli.naming import names_of
-from rlhf_lightning.console.display import plain
+from rlhf_lightning.cli.tables import show_table
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import ConfigError
 
@@ -61,7 +61,7 @@ def run(words: Sequence[str]) -> None:
         say(f"{given.folder}: no runs")
         return
     rows = [[str(run.folder.relative_to(given.folder)), *_described(run)] for run in found]
-    _table(["run", "began", "state", "stages", "numbers"], rows)
+    show_table(["run", "began", "state", "stages", "numbers"], rows)
 
 
 def _described(run: RunSummary) -> list[str]:
@@ -87,26 +87,9 @@ def _compare(given: argparse.Namespace) -> None:
     for number in dict.fromkeys(name for run in runs for name in run.numbers):
         rows.append([number, *(run.numbers.get(number, "-") for run in runs)])
     rows += [[key, *values] for key, values in settings_that_differ(folders).items()]
-    _table(["", *names], rows)
+    show_table(["", *names], rows)
     figure = comparison_figure(dict(zip(names, folders, strict=True)))
     if figure is None:
         say("no curves: none of them has a history of a stage that trains")
     else:
         say(f"figure  {write_file(Path(given.figure), as_png(figure))}")
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on the screen; a name in brackets is no markup."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(header_style="bold")
-    for name in headings:
-        table.add_column(Text(plain(name)), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
-    console = Console(highlight=False, force_terminal=False)
-    with console.capture() as shown:
-        console.print(table)
-    say(shown.get().rstrip())

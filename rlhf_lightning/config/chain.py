@@ -83,6 +83,9 @@ def check_complete(config: Mapping[str, Any]) -> None:
     if "stages" in config:
         check_round(config)
         check_present("", config, ("model", "task", "trainer", *in_file("base")))
+        others = [name for name in names(config["stages"]) if name != "evaluate"]
+        if others and combinations.votes_judge(config["judge"]):
+            raise ConfigError(combinations.VOTES_ALONE.format(others[0]))
     for entry in config.get("stages", ()):
         stage = stage_of(entry)
         name, section = stage.name, config.get(stage.name)

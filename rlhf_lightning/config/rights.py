@@ -37,8 +37,11 @@ PLACES = frozenset(("HOME", "PWD", "SCRATCH"))  # no file may ask for them, and 
 OUTPUT_ROOT = "runs"  # ours, see conf/base.yaml; where a link of this name leads is the choice of whoever made it
 
 _READ = frozenset(
-    ["policy", "reference", "critic", "proxy", "human_ranks", "held_out", "train", "validation", "folders", "revision"]
-)
+    [
+        "policy", "reference", "critic", "proxy", "human_ranks", "votes", "held_out", "train", "validation", "folders",
+        "revision",
+    ]
+)  # fmt: skip
 _TEXT = frozenset(("stop",))  # of answers; opened by nobody
 _WRITTEN = re.compile(r"(^|_)(output|folder|dirpath|dir|directory|root)$")
 _PART = frozenset(("sub_dir",))  # joined to a folder that is judged

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.console import display
-from rlhf_lightning.evaluation.conclusion import opponent, winner
+from rlhf_lightning.evaluation.conclusion import opponent, scores_of_answers, winner
 from rlhf_lightning.evaluation.plotting import BLUE, ORANGE, label, legend, panels
 
 if TYPE_CHECKING:
@@ -18,9 +18,8 @@ COLOURS = (ORANGE, BLUE)
 def score_distributions(evaluation: Mapping[str, Any]) -> Figure | None:
     """Histograms of each score over the answers of the newest policy and of the one it is compared with."""
     policies = _answers(evaluation)
-    if len(policies) < 2:
+    if len(policies) < 2 or not (scores := scores_of_answers(evaluation)):
         return None
-    scores = _scores(evaluation)
     figure, axes = panels(len(scores), "Scores before and after, an entry for each answer")
     for axis, score in zip(axes, scores, strict=True):
         columns = [answers["scores"][score] for answers in policies.values()]
@@ -36,9 +35,8 @@ def score_distributions(evaluation: Mapping[str, Any]) -> Figure | None:
 def length_against_score(evaluation: Mapping[str, Any]) -> Figure | None:
     """Each answer of the same two policies as a point: its length and its score."""
     policies = _answers(evaluation)
-    if not policies:
+    if not policies or not (scores := scores_of_answers(evaluation)):
         return None
-    scores = _scores(evaluation)
     figure, axes = panels(len(scores), "Length against score, a point for each answer")
     for axis, score in zip(axes, scores, strict=True):
         for (name, answers), colour in zip(policies.items(), COLOURS, strict=False):
@@ -56,7 +54,3 @@ def _answers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     names = dict.fromkeys((opponent(evaluation), winner(evaluation)))
     found = {name: evaluation["policies"][name].get("answers") for name in names}
     return {name: answers for name, answers in found.items() if answers}
-
-
-def _scores(evaluation: Mapping[str, Any]) -> list[str]:
-    return list(filter(None, dict.fromkeys((evaluation["judge"], evaluation.get("proxy")))))

@@ -112,20 +112,36 @@ def compare(
     Raises:
         DataError: as `summarise` and `win_rate`.
     """
-    names = list(policies)
-    entries: dict[str, dict[str, Any]] = {
-        name: {"summary": summarise(records), "samples": _first_samples(records, samples), "answers": _answers(records)}
-        for name, records in policies.items()
-    }
+    names, entries = list(policies), describe(policies, samples)
     win_rates = {
         f"{later} vs {earlier}": win_rate(policies[later], policies[earlier], judge)
-        for i, later in enumerate(names)
-        for earlier in names[:i]
+        for later, earlier in later_and_earlier(names)
     }
     if proxy is None and names:
         others = [name for name in entries[names[-1]]["summary"]["scores"] if name != judge]
         proxy = others[0] if others else None
     return {"judge": judge, "proxy": proxy, "policies": entries, "win_rates": win_rates}
+
+
+def describe(policies: Mapping[str, Sequence[Record]], samples: int = 8) -> dict[str, dict[str, Any]]:
+    """Of each policy its `summarise`, the ``samples`` for reading, and lengths and scores of all its ``answers``.
+
+    Raises:
+        DataError: as `summarise`.
+    """
+    return {
+        name: {"summary": summarise(records), "samples": _first_samples(records, samples), "answers": _answers(records)}
+        for name, records in policies.items()
+    }
+
+
+def later_and_earlier(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Every later policy with every earlier one.
+
+    >>> later_and_earlier(["base", "sft", "ppo"])
+    [('sft', 'base'), ('ppo', 'base'), ('ppo', 'sft')]
+    """
+    return [(later, earlier) for i, later in enumerate(names) for earlier in names[:i]]
 
 
 def _words(records: Sequence[Record]) -> list[list[int]]:

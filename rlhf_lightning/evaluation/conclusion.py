@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CLEAR = 1.96  # standard errors that make a difference clear (95 percent)
+PEOPLE = "people"  # the judge where people voted; the evaluation then has a part of this name
 OUTRUN = 1.0  # standard deviations by which a proxy may rise more than the judge
 
 
@@ -20,6 +21,12 @@ def opponent(evaluation: Mapping[str, Any]) -> str:
     if not before:
         return winner(evaluation)
     return "sft" if "sft" in before else before[-1]
+
+
+def scores_of_answers(evaluation: Mapping[str, Any]) -> list[str]:
+    """Those of judge and proxy that each answer has; people vote on policies."""
+    judges = [evaluation["judge"]] if PEOPLE not in evaluation else []
+    return list(filter(None, dict.fromkeys((*judges, evaluation.get("proxy")))))
 
 
 def conclusion(evaluation: Mapping[str, Any]) -> str:
@@ -63,10 +70,13 @@ def _change(evaluation: Mapping[str, Any], score: str) -> tuple[float, float]:
 
 
 def _rises(evaluation: Mapping[str, Any], proxy_change: float, judge_change: float) -> tuple[float, float] | None:
-    """Both changes in standard deviations over prompts of the policy compared with; None where one does not vary.
+    """Both changes in standard deviations over prompts of the policy compared with; None where one does not vary, or
+    is a rating by people.
 
     The two scores have units of their own; only such a common scale lets them be compared.
     """
+    if PEOPLE in evaluation:
+        return None
     summary = evaluation["policies"][opponent(evaluation)]["summary"]
     names = (evaluation["proxy"], evaluation["judge"])
     spreads = [(summary["scores"][name]["stderr"] or 0.0) * summary["prompts"] ** 0.5 for name in names]

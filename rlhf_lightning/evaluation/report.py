@@ -22,6 +22,7 @@ Read from a run folder (every part is optional but ``evaluation.json``):
       "folders": {"ppo": SHA-256 of its provenance.json, or null, ...}      optional, for the model cards
       "exported": 51                         optional, the rollout whose policy is the newest one
       "run": {"date": ..., "seed": ...}      optional, when and with what it was made
+      "people": {"votes", "pairs", "ratings", ...}      where people voted, see `rlhf_lightning.people.votes.Standings`
       "reward_model": {"val/accuracy": ...}  optional, its metrics on held-out pairs; with "reward_model_conclusion"
     }
 
@@ -38,11 +39,12 @@ from typing import Any
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.console.display import markdown
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.evaluation.conclusion import conclusion, winner
+from rlhf_lightning.evaluation.conclusion import conclusion, scores_of_answers, winner
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import HistoryRow, read_histories, series
 from rlhf_lightning.evaluation.page import page
 from rlhf_lightning.evaluation.table import before_and_after
+from rlhf_lightning.evaluation.votes import people_section
 
 CAPTIONS = {
     "score_and_judge": "What is learned from and what nobody learned from. The second falling while the first rises is "
@@ -98,6 +100,7 @@ def write_report(run_dir: str | Path) -> Path:
         *(f"**Warning: {markdown(doubt)}.**" for doubt in evaluation.get("doubts", [])),
         *(markdown(note) for note in evaluation.get("notes", ())),
         "## Before and after\n\n" + before_and_after(evaluation),
+        people_section(evaluation),
         "## Samples\n\n" + _samples(evaluation),
     ]
     if figures:
@@ -111,22 +114,22 @@ def write_report(run_dir: str | Path) -> Path:
 
 def _samples(evaluation: Mapping[str, Any]) -> str:
     """One table for each prompt of the newest policy, one row for each policy."""
-    policies, judge, proxy = evaluation["policies"], evaluation["judge"], evaluation.get("proxy")
-    scores = [judge, *([proxy] if proxy else [])]
+    policies, scores = evaluation["policies"], scores_of_answers(evaluation)
     blocks = []
     for sample in policies[winner(evaluation)]["samples"]:
         lines = [
             f"**Prompt** {_inline(_prompt_text(sample['prompt']), 300)}",
             "",
-            f"| policy | response | {' | '.join(map(markdown, scores))} |",
-            f"| --- | --- | {' | '.join('---:' for _ in scores)} |",
+            f"| {' | '.join(['policy', 'response', *map(markdown, scores)])} |",
+            f"| {' | '.join(['---', '---', *('---:' for _ in scores)])} |",
         ]
         for name, policy in policies.items():
             match = next((other for other in policy["samples"] if other["prompt"] == sample["prompt"]), None)
             if match is not None:
-                numbers = " | ".join(f"{match['scores'][score]:.3f}" for score in scores)
+                numbers = [f"{match['scores'][score]:.3f}" for score in scores]
                 ending = "" if match["finished"] else " *(truncated)*"
-                lines.append(f"| {markdown(name)} | {_inline(match['completion'], 500)}{ending} | {numbers} |")
+                answer = f"{_inline(match['completion'], 500)}{ending}"
+                lines.append(f"| {' | '.join([markdown(name), answer, *numbers])} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) or "No samples were kept."
 

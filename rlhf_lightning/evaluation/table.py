@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_lightning.console.display import markdown, plain
 from rlhf_lightning.console.streams import say
-from rlhf_lightning.evaluation.conclusion import conclusion, opponent, rate_text
+from rlhf_lightning.evaluation.conclusion import PEOPLE, conclusion, opponent, rate_text
 
 
 def print_table(evaluation: Mapping[str, Any]) -> None:
@@ -47,6 +47,16 @@ def before_and_after(evaluation: Mapping[str, Any]) -> str:
         f"{table}\n\nMeans over {markdown(str(prompts))} held-out prompts ± standard error. Win rate: share of pairs "
         f"where *{judge}* prefers the policy to *{other}*, ties half, 95% Wilson interval; at equal length: what a "
         "logistic regression on the length difference leaves of it, 95% bootstrap interval over prompts."
+        f"{_of_people(evaluation)}"
+    )
+
+
+def _of_people(evaluation: Mapping[str, Any]) -> str:
+    if PEOPLE not in evaluation:
+        return ""
+    return (
+        f" *{PEOPLE}*: Bradley-Terry rating of {evaluation[PEOPLE]['votes']} votes, in log-odds against "
+        f"*{markdown(opponent(evaluation))}*, and what these votes say of pairs."
     )
 
 

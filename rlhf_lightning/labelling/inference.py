@@ -17,7 +17,7 @@ from rlhf_lightning.models.loading import DType
 from rlhf_lightning.models.memory import halved
 from rlhf_lightning.models.tokens import decode, encode
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding, stream_seed
-from rlhf_lightning.rollout.hf import responses
+from rlhf_lightning.rollout.hf import generation_config, responses
 from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch
@@ -42,6 +42,7 @@ class Responder:
         dtype: of the weights.
         settings: fields of the generation config to set otherwise, None to leave them; a temperature switches sampling
             on.
+        sampling: draw like this instead, whatever the generation config says; only its stop strings count.
 
     Raises:
         CheckpointError: there is no policy, or it is damaged.
@@ -54,6 +55,7 @@ class Responder:
         device: torch.device | str = "cpu",
         dtype: DType = "float32",
         settings: Mapping[str, Any] | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         source = Pretrained(path, dtype=dtype)
         self.model = source.causal_lm().eval().requires_grad_(False).to(device)
@@ -63,8 +65,10 @@ class Responder:
         require("--top-p", given.get("top_p"), above=0, at_most=1)
         require("--max-new-tokens", given.get("max_new_tokens"), at_least=1)
         ends = list(eos_token_ids(self.model, self.tokenizer))
+        self.stop = StopStrings(self.model.generation_config.stop_strings or (), self.tokenizer)
+        if sampling is not None:  # in the place of the model's own, with which transformers fills in what is not said
+            self.model.generation_config = generation_config(sampling, ends, int(self.tokenizer.pad_token_id or 0))
         self.config: GenerationConfig = self.model.generation_config
-        self.stop = StopStrings(self.config.stop_strings or (), self.tokenizer)
         tokens = {"eos_token_id": ends, "pad_token_id": self.tokenizer.pad_token_id, "stop_strings": None}
         try:
             self.config.update(**tokens, **given, **({"do_sample": True} if "temperature" in given else {}))

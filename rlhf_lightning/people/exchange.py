@@ -15,6 +15,7 @@ from rlhf_lightning.people.entries import Entry, data_of
 from rlhf_lightning.people.form import LONGEST_TIME, competition, is_key, is_note, name_of, whole
 from rlhf_lightning.people.judgements import Item
 from rlhf_lightning.people.record import Record
+from rlhf_lightning.people.votes import POLICIES
 
 _LISTS = {"ranks", "order", "ratings"}
 _NEEDED = ("key", "kind", "item", "annotator", "order", "seconds", "data", "number")
@@ -24,6 +25,8 @@ _KEPT = tuple(field.name for field in fields(Entry))
 def exported(path: str | Path) -> Iterator[dict[str, Any]]:
     """One row per line of the record, those that were taken back as well, with the item that was judged.
 
+    Where policies are known, as in the arena, a column says which one wrote each answer.
+
     Raises:
         DataError: see `record.entries`.
     """
@@ -31,7 +34,8 @@ def exported(path: str | Path) -> Iterator[dict[str, Any]]:
     for entry in record.entries(path):
         shown = items[entry.item]
         told = {name: getattr(entry, name) for name in _KEPT}
-        yield told | {"prompt": shown.prompt, "completions": list(shown.completions)}
+        authors = {name: shown.row[name] for name in (POLICIES,) if name in shown.row}
+        yield told | {"prompt": shown.prompt, "completions": list(shown.completions)} | authors
 
 
 def import_into(target: Record, path: str | Path) -> tuple[int, int]:

@@ -81,7 +81,8 @@ def bradley_terry(votes: Sequence[Vote], anchor: str | None = None, prior: float
 
     The standard errors are those of the sandwich, which hold where the model is only a likeness of what people do:
     with gradient g of a cluster of votes and Hessian H of the log-likelihood, H^+ (sum g g^T) H^+. With fewer than some
-    thirty clusters they are too small, and 0 where all votes are ties: read `wilson` beside them.
+    thirty clusters they are too small, and 0 where all votes are ties: read `wilson` beside them. With a prior they are
+    those of the posterior by Laplace's method, H^-1, which few votes leave wide.
 
     Args:
         votes: all that there are.
@@ -114,8 +115,10 @@ def bradley_terry(votes: Sequence[Vote], anchor: str | None = None, prior: float
     ratings, hessian = _most_likely(design, shares, prior)
     contrast = np.eye(len(names)) - (1 / len(names) if anchor is None else np.eye(len(names))[index[anchor]])
     gradients = design * (shares - _sigmoid(design @ ratings))[:, None]
-    spread = np.linalg.pinv(hessian, hermitian=True) @ _by_cluster(votes, gradients).T
-    ratings, errors = contrast @ ratings, np.sqrt(((contrast @ spread) ** 2).sum(1))
+    inverse = np.linalg.pinv(hessian, hermitian=True)
+    spread = inverse @ _by_cluster(votes, gradients).T
+    covariance = contrast @ (inverse if prior > 0 else spread @ spread.T) @ contrast.T
+    ratings, errors = contrast @ ratings, np.sqrt(np.maximum(covariance.diagonal(), 0))
     counts = np.abs(design).sum(0).astype(int)
     found = [
         Rating(name, at, error, at - NORMAL_95 * error, at + NORMAL_95 * error, count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -133,6 +133,23 @@ class Record:
             cursor = connection.execute(f"INSERT INTO judgements ({VALUES}) VALUES ({marks})", values_of(entry))
             return replace(entry, number=int(cursor.lastrowid or 0)), True
 
+    def add_item(self, prompt: Any, completions: Sequence[Any], columns: Mapping[str, Any]) -> Item:
+        """Write an item that nobody has been asked about yet; its number is the next one.
+
+        Args:
+            prompt: a text, or messages.
+            completions: its answers.
+            columns: what else is to be known of it; the page gets none of them.
+
+        Raises:
+            sqlite3.Error: the disk does not take it; nothing is written.
+        """
+        with self.writing() as connection:
+            number = int(connection.execute("SELECT COALESCE(MAX(number), 0) + 1 FROM items").fetchone()[0])
+            row = {**columns, "prompt": prompt, "completions": list(completions)}
+            _add_item(connection, item := Item(number, prompt, tuple(completions), row))
+        return item
+
     def by_key(self, key: str) -> Entry | None:
         """The line that has a key, None if there is none."""
         found = self.rows(f"SELECT {VALUES} FROM judgements WHERE key = ?", (key,))
@@ -198,11 +215,9 @@ class Record:
                     "name another record with --record"
                 )
         for number, item in given.items():
-            row = as_json({name: value for name, value in item.row.items() if name not in ("prompt", "completions")})
             if number not in there:
-                values = (number, data_of(item), as_json(item.prompt), as_json(item.completions), row)
-                execute("INSERT INTO items (number, data, prompt, completions, row) VALUES (?, ?, ?, ?, ?)", values)
-            elif row != there[number][1]:
+                _add_item(self._connection, item)
+            elif (row := _columns(item)) != there[number][1]:
                 execute("UPDATE items SET row = ? WHERE number = ?", (row, number))
 
 
@@ -268,6 +283,16 @@ def _reading(path: str | Path) -> Iterator[sqlite3.Connection]:
         finally:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
+
+
+def _add_item(connection: sqlite3.Connection, item: Item) -> None:
+    values = (item.number, data_of(item), as_json(item.prompt), as_json(item.completions), _columns(item))
+    connection.execute("INSERT INTO items (number, data, prompt, completions, row) VALUES (?, ?, ?, ?, ?)", values)
+
+
+def _columns(item: Item) -> str:
+    """What is known of an item beside prompt and answers, as it stands in the file."""
+    return as_json({name: value for name, value in item.row.items() if name not in ("prompt", "completions")})
 
 
 def _add_annotator(connection: sqlite3.Connection, name: str) -> None:

@@ -63,7 +63,14 @@ _SECOND = (
         annotator TEXT REFERENCES annotators (name),  -- NULL for who leads
         at TEXT NOT NULL) WITHOUT ROWID""",
 )
-STEPS = (_FIRST, _SECOND)  # a file of version N has had the first N; a new one gets them all
+_THIRD = (
+    # Who wrote the answers of the arena, which nobody may change once somebody has voted on them.
+    """CREATE TRIGGER authors_stay_as_they_are BEFORE UPDATE OF row ON items
+        WHEN json_extract(OLD.row, '$.policies') IS NOT json_extract(NEW.row, '$.policies')
+          OR json_extract(OLD.row, '$.weights') IS NOT json_extract(NEW.row, '$.weights') """
+    + _REFUSE.format("authors"),
+)
+STEPS = (_FIRST, _SECOND, _THIRD)  # a file of version N has had the first N; a new one gets them all
 VERSION = len(STEPS)
 
 

@@ -8,7 +8,7 @@ import socket
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,7 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.people.access import Access, Visitor, from_here, is_loopback
-from rlhf_lightning.people.service import NothingToUndo, Service
+from rlhf_lightning.people.form import Form
+from rlhf_lightning.people.record import Record
+from rlhf_lightning.people.service import NothingToUndo
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -48,6 +50,29 @@ class Refused(Exception):
         self.status = status
 
 
+class Served(Protocol):
+    """What the page asks for, see `Service`. Threads may share it."""
+
+    record: Record
+    form: Form
+    data: str  # tells a page whether it looks at the same record
+
+    def next(self, annotator: str) -> dict[str, Any]:
+        """The item at hand."""
+
+    def progress(self, annotator: str) -> dict[str, int]:
+        """How far the person is."""
+
+    def judge(self, annotator: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a judgement, and give the next item."""
+
+    def undo(self, annotator: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Take back the last one; ``body`` is its ``key``, of which a second try does nothing more."""
+
+    def lead(self) -> dict[str, Any]:
+        """Figures for who leads."""
+
+
 class App:
     """The addresses of the server and what they answer; ``/api/...`` answers JSON.
 
@@ -56,25 +81,30 @@ class App:
         access: who may.
     """
 
-    def __init__(self, service: Service, access: Access) -> None:
+    pages = ("label.html", "lead.html")  # for people, and for who leads
+
+    def __init__(self, service: Served, access: Access) -> None:
         self.service, self.access = service, access
 
     def asgi(self) -> ASGIApp:
         """As a web server runs it."""
-        routes = [
-            Route("/", self._file("label.html")),
-            Route("/lead", self._file("lead.html")),
+        app = Starlette(routes=self.routes(), exception_handlers=self._handlers())
+        return _Guard(app, loopback=not self.access.links)
+
+    def routes(self) -> list[Route]:
+        """The addresses."""
+        return [
+            Route("/", self._file(self.pages[0])),
+            Route("/lead", self._file(self.pages[1])),
             Route("/static/{name}", self._static),
             Route("/enter/{token}", self._enter),
             Route("/api/session", self._get(self._session), methods=["GET"]),
             Route("/api/session", self._post(self._name), methods=["POST"]),
-            Route("/api/next", self._get(lambda visitor: self.service.next(_person(visitor))), methods=["GET"]),
+            Route("/api/next", self._get(lambda visitor: self.service.next(person(visitor))), methods=["GET"]),
             Route("/api/judgements", self._post(self._judge), methods=["POST"]),
             Route("/api/undo", self._post(self._undo), methods=["POST"]),
             Route("/api/lead", self._get(self._lead), methods=["GET"]),
         ]
-        app = Starlette(routes=routes, exception_handlers=self._handlers())
-        return _Guard(app, loopback=not self.access.links)
 
     def _handlers(self) -> dict[Any, Callable[[Request, Any], Any]]:
         """What is answered in the place of an error: a status and a sentence."""
@@ -106,10 +136,10 @@ class App:
         return self._with_cookie(JSONResponse(self._session(self.access.visitor(cookie))), cookie)
 
     def _judge(self, visitor: Visitor, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self.service.judge(_person(visitor), body)
+        return self.service.judge(person(visitor), body)
 
     def _undo(self, visitor: Visitor, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self.service.undo(_person(visitor), body)
+        return self.service.undo(person(visitor), body)
 
     def _lead(self, visitor: Visitor) -> dict[str, Any]:
         if not visitor.leads:
@@ -237,7 +267,12 @@ async def _body(request: Request) -> Mapping[str, Any]:
     return body
 
 
-def _person(visitor: Visitor) -> str:
+def person(visitor: Visitor) -> str:
+    """Who asks.
+
+    Raises:
+        Refused: they have not said so.
+    """
     if visitor.annotator is None:
         raise Refused(401, "say who you are first: load the page again")
     return visitor.annotator

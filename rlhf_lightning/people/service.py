@@ -43,8 +43,7 @@ class Service:
         """The item at hand and how far the person is; ``given`` is what they said of it and have just taken back."""
         with self._turn:
             turn = self._queue.next(annotator)
-            last = self.record.last(annotator)
-            back = self.record.line(last.takes_back) if last is not None and last.takes_back is not None else None
+            back = taken_back(self.record, annotator)
             same = turn is not None and back is not None and (turn.item, turn.showing) == (back.item, back.showing)
             return self._answer(annotator, turn, back if same else None)
 
@@ -61,7 +60,7 @@ class Service:
             sqlite3.Error: the disk does not take it; nothing is written.
         """
         with self._turn:
-            if (entry := self._known(annotator, body)) is None:
+            if (entry := known(self.record, self.form, annotator, body)) is None:
                 number = body.get("item")
                 turn = self._queue.shown(annotator, number) if type(number) is int else None
                 if turn is None:
@@ -80,23 +79,10 @@ class Service:
             NothingToUndo: there is none.
             DataError: the key is none, or stands for a judgement.
         """
-        if set(body) != {"key"} or not is_key(body["key"]):
-            raise DataError("key: send one of 8 to 64 letters or digits, and nothing else")
         with self._turn:
-            if (known := self.record.by_key(body["key"])) is not None:
-                if known.kind != "undo" or known.annotator != annotator:
-                    raise DataError("key: stands for another judgement; load the page again")
-                return self.next(annotator)
-            lines = live(self.record.entries())
-            theirs = [entry for entry in lines if entry.annotator == annotator]
-            if not theirs:
-                raise NothingToUndo("nothing is left to take back")
-            last = theirs[-1]
-            key, order, number = body["key"], last.order, last.number
-            undo = Entry(key, "undo", last.item, annotator, None, order, 0.0, takes_back=number, showing=last.showing)
-            self.record.add(undo)
-            self._queue.fill(live(self.record.entries()))
-            self._queue.again(annotator, last.item, last.showing)
+            if (last := take_back(self.record, annotator, body)) is not None:
+                self._queue.fill(live(self.record.entries()))
+                self._queue.again(annotator, last.item, last.showing)
             return self.next(annotator)
 
     def lead(self) -> dict[str, Any]:
@@ -136,24 +122,58 @@ class Service:
             "to_discuss": discussed,
         }  # fmt: skip
 
-    def _known(self, annotator: str, body: Mapping[str, Any]) -> Entry | None:
-        """The line that an earlier try of the same judgement wrote."""
-        key = body.get("key")
-        found = self.record.by_key(key) if is_key(key) else None
-        if found is None:
-            return None
-        if (found.annotator, found.item) == (annotator, body.get("item")) and found.kind != "undo":
-            sent = self.form.entry(body, self._items[found.item], found.order, annotator, found.showing)
-            if sent.same_as(found):
-                return found
-        raise DataError("key: stands for another judgement; load the page again")
-
     def _answer(self, annotator: str, turn: Turn | None, given: Entry | None = None) -> dict[str, Any]:
-        shown = turn and _as_shown(self._items[turn.item], turn, given)
+        shown = turn and as_shown(self._items[turn.item], turn, given)
         return {"item": shown, "progress": self._queue.progress(annotator)}
 
 
-def _as_shown(item: Item, turn: Turn, given: Entry | None) -> dict[str, Any]:
+def known(record: Record, form: Form, annotator: str, body: Mapping[str, Any]) -> Entry | None:
+    """The line that an earlier try of the same judgement wrote.
+
+    Raises:
+        DataError: the key stands for another judgement.
+    """
+    key = body.get("key")
+    found = record.by_key(key) if is_key(key) else None
+    if found is None:
+        return None
+    item = record.item(found.item)
+    if item is not None and (found.annotator, found.item) == (annotator, body.get("item")) and found.kind != "undo":
+        sent = form.entry(body, item, found.order, annotator, found.showing)
+        if sent.same_as(found):
+            return found
+    raise DataError("key: stands for another judgement; load the page again")
+
+
+def take_back(record: Record, annotator: str, body: Mapping[str, Any]) -> Entry | None:
+    """Take back the last judgement of a person that counts, and return it; None where the same key did so before.
+
+    Raises:
+        NothingToUndo: there is none.
+        DataError: the key is none, or stands for a judgement.
+    """
+    if set(body) != {"key"} or not is_key(body["key"]):
+        raise DataError("key: send one of 8 to 64 letters or digits, and nothing else")
+    if (found := record.by_key(body["key"])) is not None:
+        if found.kind != "undo" or found.annotator != annotator:
+            raise DataError("key: stands for another judgement; load the page again")
+        return None
+    theirs = [entry for entry in live(record.entries()) if entry.annotator == annotator]
+    if not theirs:
+        raise NothingToUndo("nothing is left to take back")
+    last = theirs[-1]
+    key, order, number = body["key"], last.order, last.number
+    record.add(Entry(key, "undo", last.item, annotator, None, order, 0.0, takes_back=number, showing=last.showing))
+    return last
+
+
+def taken_back(record: Record, annotator: str) -> Entry | None:
+    """What a person took back and has said nothing since; None where there is nothing of the kind."""
+    last = record.last(annotator)
+    return None if last is None or last.takes_back is None else record.line(last.takes_back)
+
+
+def as_shown(item: Item, turn: Turn, given: Entry | None) -> dict[str, Any]:
     """An item as the page gets it: answers in the order shown, and nothing of who wrote them."""
     said = None
     if given is not None:

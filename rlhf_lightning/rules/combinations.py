@@ -29,6 +29,10 @@ NO_JUDGE = (
     "evaluate: no judge is configured; add judge=function judge.function=my_project.fn, or "
     "evaluate.proxy=REWARD_MODEL_FOLDER"
 )
+VOTES_ALONE = (
+    "judge=people: votes compare policies that are there already, and score no answer: only stage=evaluate, alone, can "
+    "use them. Choose another judge for {}; then let people vote (rlhf-lightning arena) and evaluate"
+)
 NO_RANKING = (
     "rank: no judge is configured, so it writes candidates for people to rank, but {} learns from {}; add "
     "judge=function judge.function=my_project.fn, or stop after rank and go on with rank.human_ranks=FILE"
@@ -47,6 +51,11 @@ UNPENALISED = (
     "a reward model scores, and no KL penalty keeps the policy near its reference: it will learn to exploit the reward "
     "model and get worse. Use kl=adaptive, or kl=fixed kl.coef=0.15"
 )
+
+
+def votes_judge(judge: Mapping[str, Any] | None) -> bool:
+    """Whether the judge is what people voted, which has a score for policies and none for answers."""
+    return (judge or {}).get("_target_") == "rlhf_lightning.evaluation.votes.PeopleJudge"
 
 
 def check_schedule(settings: Any, rollout: int, world_size: int) -> None:

@@ -20,9 +20,10 @@ from rlhf_lightning.evaluation import compare, print_table, write_report
 from rlhf_lightning.evaluation.card import identity, write_card
 from rlhf_lightning.evaluation.conclusion import winner
 from rlhf_lightning.evaluation.trust import conclusion
+from rlhf_lightning.evaluation.votes import PeopleVotes
 from rlhf_lightning.labelling.ranking import answers_table
 from rlhf_lightning.models import Pretrained
-from rlhf_lightning.rules.combinations import NO_JUDGE
+from rlhf_lightning.rules.combinations import NO_JUDGE, votes_judge
 from rlhf_lightning.scoring import RewardModelScorer, Scorer
 from rlhf_lightning.scoring.reward_model import stored_doubts
 from rlhf_lightning.stages.run import Run
@@ -33,11 +34,15 @@ PROXY = "reward_model"  # how the reward model is called among the scores
 def run_evaluate(run: Run) -> dict[str, float]:
     """Sample from every policy, compare, write `evaluation.json` and `report.md`; returns the headline numbers."""
     section = run.section("evaluate")
-    scorers = _scorers(run)
+    votes, scorers = _votes(run), _scorers(run)
     records = {name: _sample(run, name, folder, scorers) for name, folder in section["policies"].items()}
     if not run.is_first:
         return {}
-    comparison = compare(records, judge=scorers[0].name, proxy=PROXY if section["proxy"] else None)
+    proxy = PROXY if section["proxy"] else None
+    if votes is not None:
+        comparison = votes.compare(records, proxy)
+    else:
+        comparison = compare(records, judge=scorers[0].name, proxy=proxy)
     evaluation = comparison | _of_reward_model(section["proxy"]) | {"run": _facts(run)}
     newest = read_provenance(list(section["policies"].values())[-1]) or {}
     if "best/rollout" in newest.get("metrics", {}):
@@ -58,6 +63,11 @@ def run_evaluate(run: Run) -> dict[str, float]:
     return _headline(evaluation)
 
 
+def _votes(run: Run) -> PeopleVotes | None:
+    judge = run.config["judge"]
+    return run.build(judge).about(run.section("evaluate")["policies"]) if votes_judge(judge) else None
+
+
 def _sample(run: Run, name: str, folder: str, scorers: list[Scorer]) -> list[dict[str, Any]]:
     section = run.section("evaluate")
     reference = None if name == section["baseline"] else section["policies"][section["baseline"]]
@@ -65,13 +75,13 @@ def _sample(run: Run, name: str, folder: str, scorers: list[Scorer]) -> list[dic
 
 
 def _scorers(run: Run) -> list[Scorer]:
-    """The judge first, then the proxy, then the others."""
-    section = run.section("evaluate")
-    scorers: list[Scorer] = [run.build(run.config["judge"])] if run.config["judge"] else []
+    """The judge first, unless it is people, then the proxy, then the others."""
+    section, judge = run.section("evaluate"), run.config["judge"]
+    scorers: list[Scorer] = [run.build(judge)] if judge and not votes_judge(judge) else []
     if section["proxy"]:
         scorers.append(RewardModelScorer(Pretrained(section["proxy"], dtype=run.config["model"]["dtype"]), name=PROXY))
     scorers += [run.build(node) for node in section["judges"]]
-    if not scorers:
+    if not scorers and not judge:
         raise ConfigError(NO_JUDGE)
     if alone := [scorer.name for scorer in scorers if getattr(scorer, "relative", False)]:
         raise ConfigError(

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from rlhf_lightning.cli import label, runs
+from rlhf_lightning.cli import arena, label, runs
 from rlhf_lightning.cli.commands import COMMANDS, command
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.config.locations import help_text
@@ -77,7 +77,7 @@ def all_commands():
 @pytest.mark.parametrize("words", list(all_commands()))
 def test_command_in_the_documentation_composes(words):
     if words[:1] and words[0] in COMMANDS:
-        second = words[1:2] in (["check"], ["compare"], ["export"], ["import"])
+        second = words[1:2] in (["check"], ["compare"], ["export"], ["import"], ["results"])
         given, more = parser_of(words).parse_known_args(words[1 + second :])
         assert given and all("=" in word for word in more)  # `compare` hands the rest on
     elif "--config-dir" not in words and not any(word.startswith("after=") for word in words):  # of an earlier run
@@ -92,6 +92,8 @@ def parser_of(words):
         return parser() if words[0] == "data" else runs.compare_arguments()
     if words[0] == "label" and words[1] in ("export", "import"):
         return label.export_arguments() if words[1] == "export" else label.import_arguments()
+    if words[:2] == ["arena", "results"]:
+        return arena.results_arguments()
     return sys.modules[command(words[0]).__module__].arguments()
 
 

@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,7 +20,7 @@ from rlhf_lightning.tasks.miniature.prepare import prepare_miniature
 from tests.gates.gate_docs import Block, blocks, overrides
 from tests.gates.gate_docs import commands as commands_of
 from tests.gates.gate_sources import ROOT
-from tests.people.serving import Person
+from tests.people.arena_world import Voter
 from tests.support import commands, phases, tiny
 from tests.support.reward_service import reward_service
 
@@ -92,8 +94,9 @@ def lines_of(page: Path) -> list[tuple[int, list[str]]]:
 
 def follow(words: list[str]) -> dict[str, float]:
     """Run a command in this process, as it stands but for the sizes; what is typed into one is a line of text."""
-    if words[:1] == ["label"] and words[1] not in ("export", "import"):
-        rank_all(words)
+    if words[:1] in (["label"], ["arena"]) and words[1] not in ("export", "import", "results"):
+        with served(words) as people:
+            (rank_all if words[0] == "label" else vote)(people)
         return {}
     if words[:1] and words[0] in COMMANDS:
         with patch("sys.stdin", io.StringIO("the food was\n")):
@@ -104,20 +107,36 @@ def follow(words: list[str]) -> dict[str, float]:
         return run(shrunk(compose(overrides([word.replace(SERVICE, service.address) for word in words]))))
 
 
-def rank_all(words: list[str]) -> None:
-    """Open the labelling page as the words say, rank all that it shows, and close it as Ctrl-C does."""
+@contextmanager
+def served(words: list[str]) -> Iterator[list[Voter]]:
+    """Open a page as the words say, with those who take part, and close it as Ctrl-C does."""
     command = [sys.executable, str(ROOT / "train.py"), *words, "--no-browser", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
-        assert served.stdout is not None
-        host = re.match(r"http://([^/]+)/", served.stdout.readline())[1]
-        links = [served.stdout.readline().rpartition("/enter/")[2].strip() for _ in _annotators(words)]
-        for person in [Person(host, token=token) for token in links] or [Person(host, name="ann")]:
-            while (item := person.next()) is not None:
-                status, _ = person.send(item, list(range(1, len(item["order"]) + 1)))
-                assert status == 200
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        host = re.match(r"http://([^/]+)/", process.stdout.readline())[1]
+        links = [process.stdout.readline().rpartition("/enter/")[2].strip() for _ in _annotators(words)]
+        people = [Voter(host, None, token) for token in links] or [Voter(host, "ann")]
+        yield people
+        for person in people:
             person.wire.close()
-        served.send_signal(signal.SIGINT)
-    assert served.returncode == 0
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+
+
+def rank_all(people: list[Voter]) -> None:
+    """All rank all that they are shown."""
+    for person in people:
+        while (item := person.next()) is not None:
+            status, _ = person.send(item, list(range(1, len(item["order"]) + 1)))
+            assert status == 200
+
+
+def vote(people: list[Voter]) -> None:
+    """Each asks a question of their own and takes a given prompt, and votes on the answers."""
+    for person in people:
+        for prompt, kind in (("the food was", "left"), (None, "right")):
+            assert person.battle(prompt)[1][-1]["item"] == person.next()
+            assert person.vote(person.next(), kind)[0] == 200
 
 
 def _annotators(words: list[str]) -> list[str]:

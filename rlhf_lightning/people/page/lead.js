@@ -1,24 +1,6 @@
-// The page for the lead: how far people are, how far they agree, and what to talk about. A figure that is not there
-// yet shows as a dash.
+// The page for the lead: how far people are, how far they agree, and what to talk about.
 
-import { element } from "./markdown.js";
-import { complain, get } from "./voice.js";
-
-const EVERY = 10000; // milliseconds between two looks, while the page can be seen
-const NONE = "–";
-
-const known = (format) => (value) => (typeof value === "number" && Number.isFinite(value) ? format(value) : NONE);
-const count = known(String);
-const percent = known((value) => `${(100 * value).toFixed(1)} %`);
-const figure = known((value) => value.toFixed(3));
-const seconds = known((value) => `${value.toFixed(1)} s`);
-const words = (value) => (value === null || value === undefined || value === "" ? NONE : String(value));
-
-// A mean with its standard error, or a number alone.
-function share(value) {
-  const { mean, stderr } = typeof value === "object" && value !== null ? value : { mean: value };
-  return percent(mean) + (typeof stderr === "number" ? ` ± ${(100 * stderr).toFixed(1)}` : "");
-}
+import { count, figure, figures, follow, percent, seconds, share, short, table, words } from "./tables.js";
 
 const bias = (value) => ((value?.mean ?? value) > 0 ? "+" : "") + share(value);
 
@@ -34,7 +16,7 @@ const FIGURES = [
 ];
 const PEOPLE = [
   ["annotator", "Person", words, ""],
-  ["progress", "Done", words, "Items done, of those that are this person's."],
+  ["progress", "Done", short, "Items done, of those that are this person's."],
   ["skipped", "Skipped", count, ""],
   ["seconds", "Time per item", seconds, "The median."],
   ["with_others", "With others", share, "Agreement with everybody else on the same items."],
@@ -48,64 +30,18 @@ const DISCUSS = [
   ["prompt", "Prompt", words, ""],
   ["rankings", "Who said what", words, "Ranks in the order of the file, 1 for the best."],
 ];
-const WORDS = new Set(["annotator", "prompt", "rankings"]);
-
-function cell(tag, key, text, attributes) {
-  return element(tag, WORDS.has(key) ? { ...attributes, class: "words", dir: "auto" } : attributes, text);
-}
-
-function line(row, columns) {
-  const [[first, , format], ...others] = columns;
-  const cells = others.map(([key, , shown]) => cell("td", key, shown(row[key]), {}));
-  return element("tr", {}, cell("th", first, format(row[first]), { scope: "row" }), ...cells);
-}
-
-function fill(table, columns, rows, nothing) {
-  const head = columns.map(([key, title]) => cell("th", key, title, { scope: "col" }));
-  const body = rows.map((row) => line(row, columns));
-  if (rows.length === 0) {
-    body.push(element("tr", {}, element("td", { class: "words", colspan: columns.length }, nothing)));
-  }
-  table.replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
-}
 
 function said(ranks) {
   return Object.entries(ranks ?? {}).map(([annotator, values]) => `${annotator}: ${values.join(" ")}`).join("\n");
 }
 
 function show(answer) {
-  const figures = FIGURES.map(([key, title, format]) =>
-    element("div", {}, element("dt", {}, title), element("dd", {}, format(answer[key]))),
-  );
-  get("figures").replaceChildren(...figures);
+  figures(FIGURES, answer);
   const progress = ({ done, of }) => `${count(done)} of ${count(of)}`;
   const people = (answer.people ?? []).map((each) => ({ ...each, progress: progress(each) }));
-  fill(get("people"), PEOPLE, people, "Nobody has begun.");
+  table("people", PEOPLE, people, "Nobody has begun.");
   const items = (answer.to_discuss ?? []).map((each) => ({ ...each, rankings: said(each.ranks) }));
-  fill(get("discuss"), DISCUSS, items, "None: where two people have ranked the same item, they say the same.");
-  get("at").textContent = new Date().toLocaleTimeString();
+  table("discuss", DISCUSS, items, "None: where two people have ranked the same item, they say the same.");
 }
 
-function explain() {
-  const told = [...FIGURES, ...PEOPLE, ...DISCUSS].filter(([, , , meaning]) => meaning);
-  get("meanings").replaceChildren(
-    ...told.flatMap(([, title, , meaning]) => [element("dt", {}, title), element("dd", {}, meaning)]),
-  );
-}
-
-async function look() {
-  try {
-    const response = await fetch("/api/lead", { cache: "no-store", credentials: "same-origin" });
-    const answer = await response.json();
-    if (!response.ok) throw new Error(answer.error ?? `The server answered ${response.status}.`);
-    show(answer);
-    complain("");
-  } catch (error) {
-    complain(error instanceof TypeError ? "The server does not answer. These figures are old." : error.message);
-  }
-}
-
-explain();
-look();
-get("again").addEventListener("click", look);
-setInterval(() => document.hidden || look(), EVERY);
+follow(show, [...FIGURES, ...PEOPLE, ...DISCUSS]);

@@ -31,7 +31,7 @@ export class Wire {
   // The same key until the server has answered: a try that was heard and not answered takes back no second one.
   async undo() {
     this.undoKey ??= newKey();
-    const answer = await this.#again("POST", "/api/undo", { key: this.undoKey });
+    const answer = await this.#again(() => this.#ask("POST", "/api/undo", { key: this.undoKey }));
     this.undoKey = null;
     return answer;
   }
@@ -41,7 +41,7 @@ export class Wire {
     this.#keep(judgement);
     for (let tries = 0; ; tries += 1) {
       try {
-        const answer = await this.#again("POST", "/api/judgements", judgement);
+        const answer = await this.#again(() => this.#ask("POST", "/api/judgements", judgement));
         this.#keep(null);
         this.undoKey = null;
         return answer;
@@ -53,6 +53,20 @@ export class Wire {
         waits(error.message);
         await pause(WAITS[Math.min(tries, WAITS.length - 1)]);
       }
+    }
+  }
+
+  // Lines of JSON, each as soon as it is there.
+  async *lines(path, body, signal) {
+    const response = await this.#again(() => this.#fetch("POST", path, body, signal));
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { value, done } = await reader.read().catch(() => ({ done: true })); // the server has gone
+      if (done) return;
+      const parts = (rest + value).split("\n");
+      rest = parts.pop();
+      for (const part of parts) yield JSON.parse(part);
     }
   }
 
@@ -70,18 +84,23 @@ export class Wire {
   }
 
   // The secret against writes from other pages changes when the server starts again.
-  async #again(method, path, body) {
+  async #again(ask) {
     try {
-      return await this.#ask(method, path, body);
+      return await ask();
     } catch (error) {
       if (!(error instanceof Refused) || error.status !== 403) throw error;
       const { annotator } = this.session;
       if ((await this.open()).annotator !== annotator) throw error;
-      return this.#ask(method, path, body);
+      return ask();
     }
   }
 
   async #ask(method, path, body) {
+    const response = await this.#fetch(method, path, body, AbortSignal.timeout(15000));
+    return response.json().catch(() => ({}));
+  }
+
+  async #fetch(method, path, body, signal) {
     const headers = { Accept: "application/json" };
     if (body) {
       headers["Content-Type"] = "application/json";
@@ -90,13 +109,13 @@ export class Wire {
     const how = { method, headers, body: body && JSON.stringify(body), cache: "no-store", credentials: "same-origin" };
     let response;
     try {
-      response = await fetch(path, { ...how, signal: AbortSignal.timeout(15000) });
+      response = await fetch(path, { ...how, signal });
     } catch {
       throw new Error("The server does not answer.");
     }
-    const answer = await response.json().catch(() => ({}));
-    if (!response.ok) throw new Refused(answer.error ?? `The server answered ${response.status}.`, response.status);
-    return answer;
+    if (response.ok) return response;
+    const { error } = await response.json().catch(() => ({}));
+    throw new Refused(error ?? `The server answered ${response.status}.`, response.status);
   }
 }
 
