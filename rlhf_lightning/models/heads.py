@@ -13,6 +13,7 @@ from rlhf_lightning.functional.sequences import last_index
 from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.models.frozen import frozen_copy
 from rlhf_lightning.models.kinds import body_of, scalar_class
+from rlhf_lightning.models.output import replaced
 from rlhf_lightning.models.packing import can_pack, packed_states, worthwhile_rows
 from rlhf_lightning.models.trunk import checkpoint_activations, decoder, hidden_states, layers, run_upper
 from rlhf_lightning.private_api.transformers import from_config
@@ -123,8 +124,12 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 
 def linear_fp32(head: nn.Module, states: Tensor) -> Tensor:
     """A one-output linear head applied in float32 (ties in bfloat16 are common), [..., D] -> [...]."""
-    weight: Any = head.weight
-    bias: Any = getattr(head, "bias", None)
-    with torch.autocast(states.device.type, enabled=False):
+
+    def product(states: Tensor) -> Tensor:
+        weight: Any = head.weight
+        bias: Any = getattr(head, "bias", None)
         out = states.float() @ weight.float().squeeze(0)
         return out if bias is None else out + bias.float()
+
+    with torch.autocast(states.device.type, enabled=False), replaced(head, product):
+        return head(states)

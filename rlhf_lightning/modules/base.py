@@ -25,7 +25,7 @@ from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.rollout.hf import generation_config
 from rlhf_lightning.rules.combinations import FSDP1_REFUSED
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.training.precision import convert_weights
+from rlhf_lightning.training.precision import convert_weights, sharded_dtype
 from rlhf_lightning.training.random_state import random_state, restore_random_state
 from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.training.resume_checks import fingerprints, refuse_other_frozen, refuse_other_weights
@@ -98,7 +98,7 @@ class RLHFModule(lightning.LightningModule):
         mesh = self.device_mesh
         if mesh is not None:
             for module in self.sharded_modules():
-                shard(module, mesh["data_parallel"])
+                shard(module, mesh["data_parallel"], sharded_dtype(strategy_of(self)))
 
     def configure_optimizers(self) -> Any:
         """One optimizer with named parameter groups; the schedule spans the whole run."""

@@ -1,4 +1,4 @@
-"""Weights in half precision, and nothing else."""
+"""Weights in half precision, and nothing else; and the precision in which sharded weights are gathered."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
 from torch import nn
 
@@ -49,3 +50,13 @@ def convert_weights(module: nn.Module, strategy: Any) -> None:
         frozen = getattr(module, "frozen", None)
         if isinstance(frozen, FrozenModels):
             frozen.to(next(module.parameters()).dtype)
+
+
+def sharded_dtype(strategy: Any) -> torch.dtype | None:
+    """What sharded weights are gathered in: bfloat16 under ``bf16-mixed``, None for what they are.
+
+    Autocast alone would gather float32 and make a copy in bfloat16, and the backward pass keeps every copy: sharding
+    would save no memory in between.
+    """
+    precision = getattr(getattr(strategy, "precision_plugin", None), "precision", None)
+    return torch.bfloat16 if precision == "bf16-mixed" else None

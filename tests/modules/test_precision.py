@@ -42,12 +42,7 @@ def kto(folder, **given):
 
 
 def start(module):
-    if module.trains == "model":
-        torch.manual_seed(1)
-        model = phases.ScalarModel.from_policy(tiny.policy())
-        torch.nn.init.normal_(model.model.score.weight)
-        return phases.flat(model)
-    return phases.flat(tiny.policy())
+    return phases.flat(phases.reward_model() if module.trains == "model" else tiny.policy())
 
 
 @pytest.fixture(scope="module", params=[sft, reward, dpo, kto], ids=lambda phase: phase.__name__)

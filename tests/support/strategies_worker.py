@@ -7,14 +7,18 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import LlamaConfig
 
 import tests.conftest  # noqa: F401  (threads and no network)
+from benchmarks.sharded_memory import SIZES, bytes_per_parameter
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.checkpoint.sharded import DurableModelParallelStrategy
 from rlhf_lightning.functional.kto import kto_loss
 from rlhf_lightning.functional.preference import dpo_loss
 from rlhf_lightning.functional.reference_free import simpo_loss
+from rlhf_lightning.models.sharding import shard
 from tests.support import offline, phases, tiny
 
 WORLD = 2
@@ -30,6 +34,10 @@ def fsdp2():
         timeout=timedelta(seconds=100),
     )  # fmt: skip
     return {"strategy": strategy, "devices": WORLD}
+
+
+def mixed():
+    return {**fsdp2(), "precision": "bf16-mixed"}
 
 
 def supervised(phase, where):
@@ -48,9 +56,9 @@ def replay(where, grouped=False, lora=False, critic="policy"):
     return run
 
 
-def ppo(where, name):
+def ppo(where, name, rollouts=2):
     def run(folder):
-        module, trainer = phases.ppo(folder, **where())
+        module, trainer = phases.ppo(folder, rollouts=rollouts, **where())
         module.export(folder / name, {"stage": "ppo"})
         module.export(folder / name, {"stage": "ppo"})  # replaces the folder, on all ranks
         rollout = module.last_experience.rollout
@@ -62,6 +70,7 @@ def ppo(where, name):
             "answers": [row[m].tolist() for row, m in zip(rollout.response_ids, rollout.mask, strict=True)],
             "logged": logged(trainer),
             "counts": (module.rollouts, module.optimizer_steps, module.episodes),
+            "same_as_reference": torch.equal(module.last_experience.logprobs, module.last_experience.ref_logprobs),
         }
 
     return run
@@ -133,6 +142,26 @@ def same_prompts(folder):
     return {"answers": [row[m].tolist() for row, m in zip(rollout.response_ids, rollout.mask, strict=True)]}
 
 
+def weights_left(folder):
+    config = LlamaConfig(
+        **SIZES | {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 8}
+    )
+    return {
+        dtype: bytes_per_parameter(config, compute) for dtype, compute in (("kept", None), ("bf16", torch.bfloat16))
+    }
+
+
+def sharded_head(folder):
+    """Numbers of a reward model whose body computes in bfloat16, sharded and whole, and with a rounded head."""
+    ids, plain, sharded = torch.arange(12)[None], phases.reward_model(), phases.reward_model()
+    plain.model.model.bfloat16()
+    shard(sharded, init_device_mesh("cpu", (WORLD,)), torch.bfloat16)
+    with torch.no_grad():
+        found, expected = (model(ids, torch.ones_like(ids).bool()) for model in (sharded, plain))
+        plain.model.score.bfloat16()
+        return {"found": found, "expected": expected, "rounded": plain(ids, torch.ones_like(ids).bool())}
+
+
 def logged(trainer):
     return {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("perf")}
 
@@ -154,6 +183,11 @@ CASES = {
     "shared_ddp": replay(ddp, critic="shared_trunk"),
     "shared_fsdp2": replay(fsdp2, critic="shared_trunk"),
     "resume_fsdp2": resume(fsdp2, "resume_fsdp2"),
+    "sft_mixed": supervised(phases.sft, mixed),
+    "reward_mixed": supervised(phases.reward, mixed),
+    "ppo_mixed": ppo(mixed, "ppo_mixed", rollouts=1),
+    "weights_left": weights_left,
+    "sharded_head": sharded_head,
     **{
         f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
         for phase in OFFLINE
