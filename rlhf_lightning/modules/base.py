@@ -25,7 +25,7 @@ from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.rollout.hf import generation_config
 from rlhf_lightning.rules.combinations import FSDP1_REFUSED
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.training.precision import convert_weights, sharded_dtype
+from rlhf_lightning.training.precision import convert_weights, sharded_dtype, warn_of_half
 from rlhf_lightning.training.random_state import random_state, restore_random_state
 from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.training.resume_checks import fingerprints, refuse_other_frozen, refuse_other_weights
@@ -95,6 +95,7 @@ class RLHFModule(lightning.LightningModule):
             raise ConfigError(FSDP1_REFUSED)
         self.build()
         convert_weights(self, strategy_of(self))
+        warn_of_half(self.trained, self.stage)
         mesh = self.device_mesh
         if mesh is not None:
             for module in self.sharded_modules():

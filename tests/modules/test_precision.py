@@ -64,6 +64,14 @@ def test_a_phase_learns_what_it_learns_in_float32(in_float32, precision):
     assert torch.get_default_dtype() == torch.float32
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_only_weights_in_half_precision_are_warned_of(tmp_path, caplog, precision):
+    sft(phases.write(tmp_path), **options(precision))
+    warned = [record.message for record in caplog.records if "lost to rounding" in record.message]
+    assert len(warned) == (precision == "bf16-true")
+    assert all(text.startswith("sft: learns in weights of bfloat16, ") and "about 2 %" in text for text in warned)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_policy_starts_at_its_reference(tmp_path, precision):
     module, _ = phases.ppo(phases.write(tmp_path), phases.ppo_module(), rollouts=1, **options(precision))
