@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.models.adapters import adapted_layers
 
@@ -24,12 +25,20 @@ class FrozenModels:
 
     def __init__(self) -> None:
         self._models: dict[str, nn.Module] = {}
-        self.fingerprints: dict[str, str] = {}
+        self._fingerprints: dict[str, str] = {}
 
     def add(self, name: str, model: nn.Module) -> None:
         """Freeze ``model`` and keep it under ``name``."""
         self._models[name] = model.eval().requires_grad_(False)
-        self.fingerprints[name] = fingerprint(model)
+        if not any(weight.is_meta for weight in model.parameters()):
+            self._fingerprints[name] = fingerprint(model)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the models as they were added, or else as they were read. Collective for those that are sharded."""
+        for name in self._models.keys() - self._fingerprints.keys():
+            self._fingerprints[name] = fingerprint(self._models[name])
+        return self._fingerprints
 
     def __getitem__(self, name: str) -> nn.Module:
         return self._models[name]
@@ -56,7 +65,7 @@ def fingerprint(model: nn.Module) -> str:
     """
     found = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        numbers = tensor.detach().flatten()
+        numbers = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().flatten()
         few = numbers[:: max(len(numbers) // _LOOKED_AT, 1)].double().cpu()
         found.update(f"{name} {list(tensor.shape)}".encode() + few.numpy().tobytes())
     return found.hexdigest()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from rlhf_lightning.functional.sequences import last_index
 from rlhf_lightning.models.adapters import lora_of
@@ -16,6 +16,7 @@ from rlhf_lightning.models.kinds import body_of, scalar_class
 from rlhf_lightning.models.output import replaced
 from rlhf_lightning.models.packing import can_pack, packed_states, worthwhile_rows
 from rlhf_lightning.models.trunk import checkpoint_activations, decoder, hidden_states, layers, run_upper
+from rlhf_lightning.models.unread import trunk_unread, unread_of, without_weights
 from rlhf_lightning.private_api.transformers import from_config
 
 
@@ -39,6 +40,8 @@ class ScalarModel(nn.Module):
         """
         config = copy.deepcopy(policy.config)
         config.num_labels = 1
+        if unread_of(policy) is not None:
+            return cls(_unread_copy(policy, config))
         model = from_config(scalar_class(config), config, policy.dtype)
         if (lora := lora_of(policy)) is None:
             body_of(model)[1].load_state_dict(body_of(policy)[1].state_dict())
@@ -100,6 +103,17 @@ class ScalarModel(nn.Module):
         """The number at the last real token of each row, float32 [B]; ``groups`` as in `forward`."""
         last = last_index(attention_mask)
         return self(input_ids, attention_mask, groups=groups).gather(1, last[:, None]).squeeze(1)
+
+
+def _unread_copy(policy: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a critic as `ScalarModel.from_policy` makes it, where the policy has not been read."""
+    with without_weights():
+        model = from_config(scalar_class(config), config, policy.dtype)
+    model.unread = trunk_unread(model, policy, {"score.weight": torch.zeros(model.score.weight.shape)})
+    model.pack_rows = getattr(policy, "pack_rows", False)
+    if any(getattr(part, "gradient_checkpointing", False) for part in policy.modules()):
+        checkpoint_activations(model)
+    return model.train()
 
 
 class ValueHead(nn.Module):

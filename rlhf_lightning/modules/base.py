@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from rlhf_lightning.metrics.shown import LIKELIHOOD, Shown
 from rlhf_lightning.models import eos_token_ids
 from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
+from rlhf_lightning.models.unread import fill, weights_later
 from rlhf_lightning.optim.schedules import make_schedule
 from rlhf_lightning.private_api.lightning import strategy_of, trainer_of
 from rlhf_lightning.rollout import Sampling
@@ -93,13 +95,15 @@ class RLHFModule(lightning.LightningModule):
             return
         if isinstance(strategy_of(self), FSDPStrategy):
             raise ConfigError(FSDP1_REFUSED)
-        self.build()
+        mesh = self.device_mesh
+        with nullcontext() if mesh is None else weights_later():
+            self.build()
         convert_weights(self, strategy_of(self))
         warn_of_half(self.trained, self.stage)
-        mesh = self.device_mesh
         if mesh is not None:
             for module in self.sharded_modules():
                 shard(module, mesh["data_parallel"], sharded_dtype(strategy_of(self)))
+                fill(module)
 
     def configure_optimizers(self) -> Any:
         """One optimizer with named parameter groups; the schedule spans the whole run."""

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_copy
 from tests.support import jobs, offline, pair, phases, strategies_worker, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
@@ -24,6 +25,8 @@ def folder(tmp_path_factory):
     offline.write(folder / "three_rankings.jsonl", rows)
     module, _ = phases.ppo(folder, phases.ppo_module(num_minibatches=1, ppo_epochs=1), rollouts=3)
     torch.save(module.last_experience, folder / "experience.pt")
+    tiny.policy(layers=3).save_pretrained(folder / "policy", max_shard_size="20KB")
+    tiny.tokenizer().save_pretrained(folder / "policy")
     pair.launch("tests.support.strategies_worker", str(folder), log=folder, seconds=SECONDS)
     return folder
 
@@ -197,6 +200,27 @@ def test_a_policy_in_shards_starts_at_its_reference_in_bfloat16_too(folder, rank
     assert verify_folder(folder / "ppo_mixed")["stage"] == "ppo"
     plain = AutoModelForCausalLM.from_pretrained(folder / "ppo_mixed")
     assert torch.equal(phases.flat(plain), first["weights"])
+
+
+def test_models_that_are_sharded_before_they_are_read_are_those_that_are_loaded(folder, ranks):
+    source = Pretrained(str(folder / "policy"))
+    policy = source.causal_lm()
+    models = {"policy": policy, "critic": ScalarModel.from_policy(policy), "reference": frozen_copy(policy)}
+    torch.manual_seed(3)
+    models["reward"] = ScalarModel(source.reward_model(init_head=True))
+    frozen, ids = FrozenModels(), torch.arange(10)[None]
+    frozen.add("reference", models["reference"])
+    for rank in ranks("unread"):
+        assert rank["fingerprints"] == frozen.fingerprints
+        for name, model in models.items():
+            assert torch.equal(rank[name]["weights"], phases.flat(model)), name
+            with torch.no_grad():
+                out = model(ids, torch.ones_like(ids).bool())
+            assert torch.equal(rank[name]["out"], getattr(out, "logits", out)), name
+
+
+def test_a_run_looks_at_its_start_whether_it_can_be_saved_without_gathering_anything(ranks):
+    assert [rank["states"] for rank in ranks("checked_at_start")] == [0, 0]  # gathering fills an optimizer
 
 
 @pytest.mark.parametrize("phase", ["sft", "reward", "ppo"])

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import LlamaConfig
@@ -18,7 +19,9 @@ from rlhf_lightning.checkpoint.sharded import DurableModelParallelStrategy
 from rlhf_lightning.functional.kto import kto_loss
 from rlhf_lightning.functional.preference import dpo_loss
 from rlhf_lightning.functional.reference_free import simpo_loss
+from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_copy
 from rlhf_lightning.models.sharding import shard
+from rlhf_lightning.models.unread import fill, weights_later
 from tests.support import offline, phases, tiny
 
 WORLD = 2
@@ -162,6 +165,43 @@ def sharded_head(folder):
         return {"found": found, "expected": expected, "rounded": plain(ids, torch.ones_like(ids).bool())}
 
 
+def unread(folder):
+    """The models of a run that are sharded before they are read, with rows that two ranks do not share evenly."""
+    source = Pretrained(str(folder / "policy"))
+    with weights_later():
+        policy = source.causal_lm()
+        models = {"policy": policy, "critic": ScalarModel.from_policy(policy), "reference": frozen_copy(policy)}
+        torch.manual_seed(3)
+        models["reward"] = ScalarModel(source.reward_model(init_head=True))
+    frozen = FrozenModels()
+    frozen.add("reference", models["reference"])
+    ids = torch.arange(10)[None]
+    found = {}
+    for name, model in models.items():
+        shard(model, init_device_mesh("cpu", (WORLD,)))
+        assert all(weight.is_meta for weight in model.parameters())
+        fill(model)
+        with torch.no_grad():
+            out = model(ids, torch.ones_like(ids).bool())
+        found[name] = {"weights": phases.flat(model), "out": getattr(out, "logits", out)}
+    return found | {"fingerprints": frozen.fingerprints}
+
+
+class StateAtStart(Callback):
+    """How much the optimizer knows before the first step."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.states = len(trainer.optimizers[0].state) if not hasattr(self, "states") else self.states
+
+
+def checked_at_start(folder):
+    """A fit whose saver looks at the start whether its state could be saved."""
+    start = StateAtStart()
+    saver = DurableCheckpoint(folder / "checked_at_start", at_end=False)
+    phases.sft(folder, epochs=1, callbacks=[start, saver], checkpointing=True, world_size=WORLD, **fsdp2())
+    return {"states": start.states}
+
+
 def logged(trainer):
     return {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("perf")}
 
@@ -188,6 +228,8 @@ CASES = {
     "ppo_mixed": ppo(mixed, "ppo_mixed", rollouts=1),
     "weights_left": weights_left,
     "sharded_head": sharded_head,
+    "unread": unread,
+    "checked_at_start": checked_at_start,
     **{
         f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
         for phase in OFFLINE
