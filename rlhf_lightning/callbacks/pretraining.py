@@ -58,7 +58,7 @@ class PretrainingMix(pl.Callback):
         loader.load_state_dict({"position": module.optimizer_steps * loader.accumulate})
         for _ in range(loader.accumulate):
             batch: SFTBatch = loader.draw().to(module.device)
-            with module.ranks.accumulating(module.children(), last=False):
+            with module.ranks.accumulating(last=False):
                 scored = token_scores(module.policy, batch.input_ids, batch.attention_mask, batch.mask, summed=True)
                 share = -scored.logprobs.sum() / (batch.denominator * loader.accumulate * module.ranks.size)
                 module.manual_backward(self.coef * share * module.ranks.size)  # ranks are averaged

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.optim import Optimizer
 
 from rlhf_lightning.private_api.lightning import named_optimizer_state, saves_shards
 
 
 class DurableModelParallelStrategy(ModelParallelStrategy):
     """`ModelParallelStrategy` whose whole-model checkpoints are verified folders."""
+
+    _structure_only = False
+
+    @contextmanager
+    def structure_only(self) -> Iterator[None]:
+        """Inside, a checkpoint has no weights and no state of optimizers: nothing is gathered to look at the rest."""
+        self._structure_only = True
+        try:
+            yield
+        finally:
+            self._structure_only = False
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """On the first rank, and gathered; collective."""
+        return {} if self._structure_only else super().lightning_module_state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """On the first rank, and gathered; collective."""
+        if not self._structure_only:
+            return super().optimizer_state(optimizer)
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        return {"state": {}, "param_groups": groups}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None

@@ -30,6 +30,7 @@ _LEAST = {
 }  # fmt: skip
 _REPEATED = ("max_grad_norm", "max_skipped_steps")  # by the part of a stage that takes them
 _NULLABLE = ("checkpoint", "scheduler", "best_policy")  # parts that a run can do without
+_PRODUCTS = ("highest", "high", "medium")  # of `torch.set_float32_matmul_precision`
 _GROUPS = ("model", "data", "task", "trainer", "callbacks", "rollout", "scorer", "judge", "kl")
 
 
@@ -93,6 +94,7 @@ def _check_defaults(config: Mapping[str, Any], stages: list[str]) -> None:
         _same_types("", config, {"ppo": {name: part for name, part in parts.items() if name not in nodes}})
     if group := next((key for key in _GROUPS if not isinstance(config.get(key) or {}, Mapping)), None):
         raise ConfigError(f"{group}={shown(group, config[group])}: must be a section, such as those in conf/{group}")
+    _check_value("matmul_precision", config.get("matmul_precision", "high"), (Kind("choice", _PRODUCTS),))
     if (threads := config.get("threads")) is not None:
         _check_value("threads", threads, (Kind("int"), Kind("None")))
         require("threads", threads, at_least=1)

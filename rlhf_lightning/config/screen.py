@@ -55,7 +55,8 @@ def opening(config: Mapping[str, Any], version: str) -> str:
     trainer = config.get("trainer") or {}
     stages = ", ".join(stage_of(entry).name for entry in config.get("stages", ()))
     device = f"{trainer.get('accelerator', 'auto')} x {trainer.get('devices', 'auto')}"
-    numbers = f"{trainer.get('precision', '32-true')}, seed {config['seed']}"
+    precision = trainer.get("precision") or ("32-true" if trainer.get("accelerator") == "cpu" else "auto precision")
+    numbers = f"{precision}, seed {config['seed']}"
     return f"rlhf-lightning {version} | {stages} | {device}, {numbers} | {config['run_dir']}"
 
 

@@ -39,6 +39,12 @@ def check_templates(folder: Path) -> None:
             raise CheckpointError(f"{file}: leads to {file.resolve()}; put a copy of the template there, not a link")
 
 
+def layer_of(name: str) -> int:
+    """The number of the layer that a weight belongs to; -1 outside of all."""
+    layer = _LAYER.search(name)
+    return -1 if layer is None else int(layer[1])
+
+
 def check_unused(
     unused: Iterable[str], path: str, *, heads: Collection[str] = (), kept_layers: int | None = None
 ) -> None:
@@ -55,8 +61,7 @@ def check_unused(
     """
 
     def expected(name: str) -> bool:
-        layer = _LAYER.search(name)
-        above = kept_layers is not None and layer is not None and int(layer[1]) >= kept_layers
+        above = kept_layers is not None and layer_of(name) >= kept_layers
         return bool(above or _BUFFERS.search(name) or name.split(".")[0] in heads)
 
     strange = sorted(name for name in unused if not expected(name))

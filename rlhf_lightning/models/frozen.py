@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.models.adapters import adapted_layers
 from rlhf_lightning.models.resting import Resting
@@ -27,14 +28,22 @@ class FrozenModels:
     def __init__(self) -> None:
         self._models: dict[str, nn.Module] = {}
         self._resting: dict[str, Resting] = {}
-        self.fingerprints: dict[str, str] = {}
+        self._fingerprints: dict[str, str] = {}
 
     def add(self, name: str, model: nn.Module, *, offload: bool = False, beside: nn.Module | None = None) -> None:
         """Freeze ``model`` and keep it under ``name``; with ``offload`` as a `Resting` model ``beside`` another."""
         self._models[name] = model.eval().requires_grad_(False)
-        self.fingerprints[name] = fingerprint(model)
+        if not any(weight.is_meta for weight in model.parameters()):
+            self._fingerprints[name] = fingerprint(model)
         if offload:
             self._resting[name] = Resting(model, beside)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the models as they were added, or else as they were read. Collective for those that are sharded."""
+        for name in self._models.keys() - self._fingerprints.keys():
+            self._fingerprints[name] = fingerprint(self._models[name])
+        return self._fingerprints
 
     def awake(self, name: str) -> AbstractContextManager[None]:
         """Have a model on the device, see `Resting`; any other is there all the time."""
@@ -42,6 +51,7 @@ class FrozenModels:
 
     def drop(self, name: str) -> None:
         """Let a model go; its fingerprint stays."""
+        assert name in self.fingerprints
         del self._models[name]
 
     def __getitem__(self, name: str) -> nn.Module:
@@ -72,7 +82,7 @@ def fingerprint(model: nn.Module) -> str:
     """
     found = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        numbers = tensor.detach().flatten()
+        numbers = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().flatten()
         few = numbers[:: max(len(numbers) // _LOOKED_AT, 1)].double().cpu()
         found.update(f"{name} {list(tensor.shape)}".encode() + few.numpy().tobytes())
     return found.hexdigest()

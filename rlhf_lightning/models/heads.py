@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from rlhf_lightning.functional.sequences import last_index
 from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.models.frozen import frozen_copy
 from rlhf_lightning.models.kinds import body_of, scalar_class
+from rlhf_lightning.models.output import replaced
 from rlhf_lightning.models.packing import can_pack, packed_states, worthwhile_rows
 from rlhf_lightning.models.trunk import checkpoint_activations, decoder, hidden_states, layers, run_upper
+from rlhf_lightning.models.unread import trunk_unread, unread_of, without_weights
 from rlhf_lightning.private_api.transformers import from_config
 
 
@@ -38,6 +40,8 @@ class ScalarModel(nn.Module):
         """
         config = copy.deepcopy(policy.config)
         config.num_labels = 1
+        if unread_of(policy) is not None:
+            return cls(_unread_copy(policy, config))
         model = from_config(scalar_class(config), config, policy.dtype)
         if (lora := lora_of(policy)) is None:
             body_of(model)[1].load_state_dict(body_of(policy)[1].state_dict())
@@ -101,6 +105,17 @@ class ScalarModel(nn.Module):
         return self(input_ids, attention_mask, groups=groups).gather(1, last[:, None]).squeeze(1)
 
 
+def _unread_copy(policy: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a critic as `ScalarModel.from_policy` makes it, where the policy has not been read."""
+    with without_weights():
+        model = from_config(scalar_class(config), config, policy.dtype)
+    model.unread = trunk_unread(model, policy, {"score.weight": torch.zeros(model.score.weight.shape)})
+    model.pack_rows = getattr(policy, "pack_rows", False)
+    if any(getattr(part, "gradient_checkpointing", False) for part in policy.modules()):
+        checkpoint_activations(model)
+    return model.train()
+
+
 class ValueHead(nn.Module):
     """A critic that shares the policy's trunk: one linear layer, zero at the start (Ziegler et al. 2019,
     arXiv:1909.08593)."""
@@ -123,8 +138,12 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 
 def linear_fp32(head: nn.Module, states: Tensor) -> Tensor:
     """A one-output linear head applied in float32 (ties in bfloat16 are common), [..., D] -> [...]."""
-    weight: Any = head.weight
-    bias: Any = getattr(head, "bias", None)
-    with torch.autocast(states.device.type, enabled=False):
+
+    def product(states: Tensor) -> Tensor:
+        weight: Any = head.weight
+        bias: Any = getattr(head, "bias", None)
         out = states.float() @ weight.float().squeeze(0)
         return out if bias is None else out + bias.float()
+
+    with torch.autocast(states.device.type, enabled=False), replaced(head, product):
+        return head(states)

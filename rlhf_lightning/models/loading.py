@@ -29,6 +29,7 @@ from rlhf_lightning.models.probes import check_rows
 from rlhf_lightning.models.reading import leave_other_parts, nothing_there, read_weights, tell
 from rlhf_lightning.models.tokenizer_file import as_file_says
 from rlhf_lightning.models.trunk import checkpoint_activations, freeze_layers
+from rlhf_lightning.models.unread import loaded_or_unread, unread_of
 from rlhf_lightning.rules.ranges import require
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -100,14 +101,16 @@ class Pretrained:
             CheckpointError: nothing there, damaged, a reward model, weights are missing in the file, or the model fails
                 what `rlhf_lightning.models.probes` tries.
         """
-        config = self._config()
+        return self._loaded(self._causal_lm, causal_class, self._config())
+
+    def _causal_lm(self, config: PretrainedConfig, kept_layers: int | None) -> PreTrainedModel:
         model, missing, unused = self._load(causal_class, config)
         if "score.weight" in unused:  # with tied embeddings nothing else tells
             raise CheckpointError(
                 f"{self.path}: has a score.weight; this is a reward model, not a language model. Give the folder of "
                 "the policy it judges"
             )
-        check_unused(unused, self.path)
+        check_unused(unused, self.path, kept_layers=kept_layers)
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         if missing - tied:
             raise CheckpointError(
@@ -140,8 +143,17 @@ class Pretrained:
         config = self._config(num_labels=1)
         if num_layers is not None:
             _keep_lowest(config.get_text_config(), num_layers)
+
+        def load(config: PretrainedConfig, kept_layers: int | None) -> PreTrainedModel:
+            return self._reward_model(config, kept_layers or num_layers, init_head, head_std)
+
+        return self._loaded(load, scalar_class, config)
+
+    def _reward_model(
+        self, config: PretrainedConfig, kept_layers: int | None, init_head: bool, head_std: float | None
+    ) -> PreTrainedModel:
         model, missing, unused = self._load(scalar_class, config)
-        check_unused(unused, self.path, heads=heads_of(config) if unused else (), kept_layers=num_layers)
+        check_unused(unused, self.path, heads=heads_of(config) if unused else (), kept_layers=kept_layers)
         head = _head(model, self.path)
         absent = sorted(name for name in missing if not name.startswith("score."))
         if absent:
@@ -178,6 +190,15 @@ class Pretrained:
         check_kind(config, self.path)
         switch_off_randomness(config)
         return config
+
+    def _loaded(self, load: Any, kind: Any, config: PretrainedConfig) -> PreTrainedModel:
+        """See `loaded_or_unread`; frozen lower layers are tried on the whole model."""
+        if self.freeze_below:
+            return load(config, None)
+        model = loaded_or_unread(load, kind, config, self.path)
+        if unread_of(model) is not None and self.activation_checkpointing:
+            checkpoint_activations(model)
+        return model
 
     def _load(
         self, kind: Callable[[PretrainedConfig], Any], config: PretrainedConfig

@@ -77,14 +77,15 @@ def call_with_states(
 
     handle = policy.register_forward_hook(lambda *_: found[0], prepend=True)  # before the hook of FSDP2
     try:
-        with _replaced(linear, instead):
+        with replaced(linear, instead):
             return policy(**inputs)
     finally:
         handle.remove()
 
 
 @contextmanager
-def _replaced(linear: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def replaced(linear: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a layer compute ``forward`` instead; its hooks run, so that its weights are whole under FSDP2."""
     linear.forward = forward
     try:
         yield
@@ -111,7 +112,7 @@ def _agrees(policy: nn.Module, output: Output) -> bool:
 
     was_training = policy.training
     policy.eval()
-    with _replaced(linear, made_up):
+    with replaced(linear, made_up):
         logits = policy(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     policy.train(was_training)
     expected = output.finish(product)

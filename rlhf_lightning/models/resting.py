@@ -39,13 +39,13 @@ class Resting:
         """Where to be awake from now on.
 
         Raises:
-            ConfigError: the weights are sharded.
+            ConfigError: the weights are sharded, or will be.
         """
         self._device = torch.device(device)
         others = set() if self._beside is None else {id(weight) for *_, weight in _weights(self._beside)}
         self._own = [found for found in _weights(self._model) if id(found[2]) not in others]
         for _, _, weight in self._own:
-            if hasattr(weight, "full_tensor"):
+            if hasattr(weight, "full_tensor") or weight.is_meta:
                 raise ConfigError(FSDP2_OFFLOAD)
             host = weight.data.cpu()
             weight.data = host.pin_memory() if self._device.type == "cuda" else host

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.adapters import lora_of
@@ -19,18 +19,31 @@ from rlhf_lightning.models.trunk import layers
 from rlhf_lightning.rules.combinations import FSDP2_ADAPTERS
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard each decoder layer, then the whole model, in place; a value head as it is.
+def shard(model: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
+    """Shard each decoder layer, then the whole model, in place.
+
+    Args:
+        model: a language model, a `ScalarModel` or a `ValueHead`.
+        mesh: of the ranks that share its weights.
+        compute: dtype in which weights are gathered and computed with; None keeps that of the shards. The shards keep
+            theirs in any case, and gradients are summed over ranks in float32: the optimizer learns in full precision.
+            Scalar heads are computed in float32, see `linear_fp32`.
 
     Raises:
         ConfigError: the model has adapters.
     """
-    inner = model.model if isinstance(model, ScalarModel) else model
+    if isinstance(model, ValueHead):
+        fully_shard(model, mesh=mesh)
+        return
+    policy = MixedPrecisionPolicy() if compute is None else MixedPrecisionPolicy(compute, reduce_dtype=torch.float32)
+    inner: Any = model.model if isinstance(model, ScalarModel) else model
     if lora_of(inner) is not None:
         raise ConfigError(FSDP2_ADAPTERS)
-    for layer in () if isinstance(model, ValueHead) else layers(inner):  # type: ignore[arg-type]
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    if isinstance(model, ScalarModel):
+        fully_shard(inner.score, mesh=mesh)
+    for layer in layers(inner):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from rlhf_lightning.metrics.shown import LIKELIHOOD, Shown
 from rlhf_lightning.models import eos_token_ids
 from rlhf_lightning.models.adapters import merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
+from rlhf_lightning.models.unread import fill, weights_later
 from rlhf_lightning.optim.adam import build_optimizer
 from rlhf_lightning.optim.schedules import make_schedule
 from rlhf_lightning.private_api.lightning import strategy_of, trainer_of
@@ -26,7 +28,7 @@ from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.rollout.hf import generation_config
 from rlhf_lightning.rules.combinations import FSDP1_REFUSED
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.training.precision import convert_weights
+from rlhf_lightning.training.precision import convert_weights, sharded_dtype, warn_of_half
 from rlhf_lightning.training.random_state import random_state, restore_random_state
 from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.training.resume_checks import fingerprints, refuse_other_frozen, refuse_other_weights
@@ -94,12 +96,15 @@ class RLHFModule(lightning.LightningModule):
             return
         if isinstance(strategy_of(self), FSDPStrategy):
             raise ConfigError(FSDP1_REFUSED)
-        self.build()
-        convert_weights(self, strategy_of(self))
         mesh = self.device_mesh
+        with nullcontext() if mesh is None else weights_later():
+            self.build()
+        convert_weights(self, strategy_of(self))
+        warn_of_half(self.trained, self.stage)
         if mesh is not None:
             for module in self.sharded_modules():
-                shard(module, mesh["data_parallel"])
+                shard(module, mesh["data_parallel"], sharded_dtype(strategy_of(self)))
+                fill(module)
 
     def configure_optimizers(self) -> Any:
         """One optimizer with named parameter groups; the schedule spans the whole run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf_lightning.errors import NumericalError
 from rlhf_lightning.training.micro_batches import micro_batches, take
@@ -44,7 +44,8 @@ class EngineCheck:
         gaps = torch.where(rollout.mask, (rollout.rollout_logprobs - logprobs).abs(), 0)  # type: ignore[operator]
         total, count = module.ranks.sum(gaps.sum(), rollout.mask.sum())
         self.gap = total / max(count, 1.0)
-        whole = _in_full_precision(module.policy, module.engine, str(module.trainer.precision))
+        wide = all(weight.dtype.itemsize >= 4 for weight in module.policy.parameters())
+        whole = wide and in_full_precision(module.engine, module.trainer.precision)
         limit = ROUNDING if whole else HALF_ROUNDING
         if self.gap > limit:
             kind = getattr(getattr(module.policy, "config", None), "model_type", type(module.policy).__name__)
@@ -56,8 +57,7 @@ class EngineCheck:
             )
 
 
-def _in_full_precision(policy: nn.Module, engine: Any, precision: str) -> bool:
-    """Whether sampling and training both compute in float32 or better."""
-    wide = all(weight.dtype.itemsize >= 4 for weight in policy.parameters())
+def in_full_precision(engine: Any, precision: Any) -> bool:
+    """Whether sampling and training both compute with the weights as they are, and multiply float32 in full."""
     products = torch.get_float32_matmul_precision() == "highest"
-    return wide and products and getattr(engine, "is_exact", False) and precision in ("32-true", "64-true")
+    return products and getattr(engine, "is_exact", False) and precision in ("32-true", "64-true")

@@ -194,7 +194,7 @@ class OnlineModule(RLHFModule):
         groups = micro_batches(minibatch.rollout, schedule)
         for number, rows in enumerate(groups):
             micro_batch = take(minibatch, rows, schedule)
-            with self.ranks.accumulating(self.children(), last=number == len(groups) - 1):
+            with self.ranks.accumulating(last=number == len(groups) - 1):
                 loss, stats = self.loss(micro_batch, denominators)
                 self.manual_backward(loss * self.ranks.size)  # ranks are averaged, and the denominator is global
             self.guard.record(micro_batch, loss)

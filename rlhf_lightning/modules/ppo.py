@@ -28,7 +28,7 @@ from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.bootstrapping import one_token_longer, values_after
 from rlhf_lightning.modules.critics import Critic, build_critic, critic_numbers
-from rlhf_lightning.modules.engine_check import EngineCheck
+from rlhf_lightning.modules.engine_check import EngineCheck, in_full_precision
 from rlhf_lightning.modules.online import Denominators, OnlineModule
 from rlhf_lightning.modules.ppo_rules import check_combination, check_parts, penalty_of
 from rlhf_lightning.modules.ppo_settings import PPOSettings
@@ -265,7 +265,7 @@ class PPOModule(OnlineModule):
         """Whether the policy need not be run on a rollout before it is learned from, see `PPOSettings`."""
         settings = self.settings
         once = settings.ppo_epochs == 1 and settings.num_minibatches == 1 and not self.has_critic
-        exact = getattr(self.engine, "is_exact", False) and self.trainer.precision in ("32-true", "64-true")
+        exact = in_full_precision(self.engine, self.trainer.precision)
         wanted = settings.reuse_logprobs and settings.correction is None
         return wanted and once and exact and rollout.rollout_logprobs is not None
 

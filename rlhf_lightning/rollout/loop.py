@@ -7,13 +7,11 @@ whole rollout in advance. So rows may be decoded in any order and company.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning import signals
@@ -24,6 +22,7 @@ from rlhf_lightning.private_api.transformers import attention_of
 from rlhf_lightning.rollout.answers import Answers
 from rlhf_lightning.rollout.broken_logits import broken_logits
 from rlhf_lightning.rollout.cache import Pack, empty_cache, is_plain, joined
+from rlhf_lightning.rollout.copies import autocast_dtype, refreshed
 from rlhf_lightning.rollout.decoding import cache_argument, check_decoding
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
 from rlhf_lightning.rollout.prefill import alike, consecutive, first_column, longest_first
@@ -32,7 +31,7 @@ from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Rollout
 
-DType = Literal["float32", "bfloat16", "float16"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 LOOK_EVERY = 16  # tokens between two looks, on devices that compute while Python goes on
 
 
@@ -43,11 +42,12 @@ class LoopEngine:
         compact_below: when at most this share of the rows in the cache is still running, the others are dropped from
             it.
         micro_batch_size: prompts decoded at once; None decodes the whole batch together.
-        dtype: decode with a copy of the weights in this dtype (float32, bfloat16, float16), for example bfloat16 where
-            that is faster; refreshed at every `sync`. Training corrects for the gap: it recomputes the
-            log-probabilities, so that ratios start at 1, logs their distance to those of the copy
-            (``sampling/sampling_logp_difference``), and with ``ppo.settings.correction`` weighs tokens by the ratio of
-            the two. None uses the policy itself.
+        dtype: decode with a copy of the weights in this dtype (float32, bfloat16, float16), refreshed at every `sync`.
+            Training corrects for the gap: it recomputes the log-probabilities, so that ratios start at 1, logs their
+            distance to those of the copy (``sampling/sampling_logp_difference``), and with ``ppo.settings.correction``
+            weighs tokens by the ratio of the two. None uses the policy itself. ``auto`` copies on CUDA, in the dtype of
+            autocast where training has it: reading the weights is what a token costs. Elsewhere, and where weights are
+            sharded, which are gathered in that dtype, it uses the policy.
         share_prefill: read a prompt that stands in consecutive rows (a group) once for all of them, and prompts of like
             length together, longest first, so that little padding is computed. False reads all rows as they come.
             Where a model keeps more than the keys and values of all tokens (sliding windows, recurrent states), rows
@@ -63,7 +63,7 @@ class LoopEngine:
         self,
         compact_below: float = 0.75,
         micro_batch_size: int | None = None,
-        dtype: DType | None = None,
+        dtype: DType | None = "auto",
         share_prefill: bool = True,
         look_every: int | None = None,
     ) -> None:
@@ -76,7 +76,7 @@ class LoopEngine:
         require("rollout.look_every", look_every, at_least=1)
         self.compact_below = compact_below
         self.micro_batch_size = micro_batch_size
-        self.dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+        self.dtype = dtype
         self.share_prefill = share_prefill
         self.look_every = look_every
         self._copy: PreTrainedModel | None = None
@@ -92,7 +92,7 @@ class LoopEngine:
     @property
     def is_exact(self) -> bool:
         """Whether it decodes with the very weights that training computes with."""
-        return self.dtype is None
+        return self.dtype is None or (self.dtype == "auto" and self._copy is None)
 
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
         """Sample with these weights, or with a copy of them in another dtype.
@@ -100,8 +100,9 @@ class LoopEngine:
         Raises:
             ConfigError: a copy was asked for, but the weights are sharded.
         """
-        if self.dtype is not None:
-            self._copy = policy = refreshed(self._copy, policy, self.dtype)
+        dtype = autocast_dtype(policy) if self.dtype == "auto" else self.dtype and getattr(torch, self.dtype)
+        if dtype is not None:
+            self._copy = policy = refreshed(self._copy, policy, dtype)
         self._policy, self._eos, self._pad, self._version = policy, tuple(eos_token_ids), pad_token_id, version
 
     def seed(self, seed: int) -> None:
@@ -259,16 +260,3 @@ class LoopEngine:
         given: Any = {name: cache, "attention_mask": None if name == "cache_params" and token.shape[1] == 1 else mask}
         out = self._policy(input_ids=token, position_ids=positions, use_cache=True, logits_to_keep=1, **given)
         return out.logits[:, -1].float()
-
-
-@torch.no_grad()
-def refreshed(copied: PreTrainedModel | None, policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A copy of ``policy`` in ``dtype``, made on the first call and overwritten on later ones."""
-    if any(isinstance(p, DTensor) for p in policy.parameters()):
-        raise ConfigError("rollout.dtype: sharded weights cannot be copied for sampling; set rollout.dtype=null")
-    if copied is None:
-        fresh: Any = copy.deepcopy(policy)
-        return fresh.to(dtype).eval().requires_grad_(False)
-    for mine, theirs in zip(copied.parameters(), policy.parameters(), strict=True):
-        mine.copy_(theirs)
-    return copied

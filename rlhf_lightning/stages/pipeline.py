@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,10 +20,13 @@ from rlhf_lightning.config.screen import closing
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import RLHFError
 from rlhf_lightning.rules.stages import STAGES, before, product, stage_of
+from rlhf_lightning.stages.device import settled
 from rlhf_lightning.stages.parts import check_parts, load_stage
 from rlhf_lightning.stages.places import check_reads, outputs
 from rlhf_lightning.stages.ranks import join, stop_if_asked
 from rlhf_lightning.stages.run import Run
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Mapping[str, Any]) -> dict[str, float]:
@@ -43,13 +47,15 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     """
     check_present("", config, ("stages",))
     began = time.monotonic()
-    config = judged(config)
+    config = settled(judged(config))
     if config["threads"]:
         torch.set_num_threads(int(config["threads"]))
     this = Run(config)
     with this.files.lock() if this.is_first else nullcontext():
         try:
             join(this.predictor(), config)
+            if this.is_first and config["trainer"].get("accelerator") != "cpu":
+                log.info(f"trainer.precision={config['trainer'].get('precision')}")  # the device may have decided
             metrics = _run_stages(this)
             if this.is_first:
                 say(closing(config, metrics, time.monotonic() - began))

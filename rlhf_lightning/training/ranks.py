@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor
 
 from rlhf_lightning.functional.masking import Moments, masked_moments, merge_moments, whiten_with
 
@@ -86,13 +85,13 @@ class Ranks:
         return whiten_with(x, mask, moments.mean.to(x.dtype), moments.var.to(x.dtype))
 
     @contextmanager
-    def accumulating(self, modules: Iterable[nn.Module], *, last: bool) -> Iterator[None]:
-        """Leave gradients of ``modules`` on their rank, and reduce them in the ``last`` backward."""
-        sharded = [module for module in modules if isinstance(module, FSDPModule)]
-        for module in sharded:
-            module.set_requires_gradient_sync(last)
+    def accumulating(self, *, last: bool) -> Iterator[None]:
+        """Leave gradients on their rank, and average them in the ``last`` backward.
+
+        Sharded ones are averaged in each: whole on every rank, they would take what sharding saves.
+        """
         block = getattr(self.strategy, "block_backward_sync", None)
-        with nullcontext() if last or sharded or block is None else block():
+        with nullcontext() if last or block is None else block():
             yield
 
     def wait(self) -> None:

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_copy
 from tests.support import jobs, offline, pair, phases, strategies_worker, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
@@ -24,6 +25,8 @@ def folder(tmp_path_factory):
     offline.write(folder / "three_rankings.jsonl", rows)
     module, _ = phases.ppo(folder, phases.ppo_module(num_minibatches=1, ppo_epochs=1), rollouts=3)
     torch.save(module.last_experience, folder / "experience.pt")
+    tiny.policy(layers=3).save_pretrained(folder / "policy", max_shard_size="20KB")
+    tiny.tokenizer().save_pretrained(folder / "policy")
     pair.launch("tests.support.strategies_worker", str(folder), log=folder, seconds=SECONDS)
     return folder
 
@@ -167,6 +170,60 @@ def test_sharded_ppo_is_ddp_and_exports_a_plain_folder(folder, ranks):
         plain = AutoModelForCausalLM.from_pretrained(folder / name)
         assert plain(ids).logits.isfinite().all()
         assert torch.equal(phases.flat(plain), (sharded if name == "ppo_fsdp2" else whole)["weights"])
+
+
+def test_sharded_weights_gathered_in_bfloat16_leave_no_copy_of_every_layer(ranks):
+    for left in ranks("weights_left"):
+        assert left["bf16"] < 0.2 < 1.5 < left["kept"]
+
+
+def test_a_head_on_sharded_weights_is_computed_in_float32(ranks):
+    for rank in ranks("sharded_head"):
+        assert torch.allclose(rank["found"], rank["expected"], rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(rank["found"], rank["rounded"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("phase", ["sft", "reward"])
+def test_shards_in_float32_learn_from_bfloat16_what_they_learn_from_float32(folder, ranks, phase):
+    first, second = ranks(f"{phase}_mixed")
+    alone, _ = getattr(phases, phase)(folder)
+    start = phases.flat(tiny.policy()) if phase == "sft" else phases.flat(phases.reward_model())
+    assert torch.equal(first["weights"], second["weights"]) and first["weights"].dtype == torch.float32
+    moved, way = first["weights"] - start, phases.flat(alone.trained) - start
+    assert torch.cosine_similarity(moved, way, dim=0) > 0.99
+    assert (moved != moved.bfloat16()).float().mean() > 0.9  # small steps are not rounded away
+
+
+def test_a_policy_in_shards_starts_at_its_reference_in_bfloat16_too(folder, ranks):
+    first, second = ranks("ppo_mixed")
+    assert first["same_as_reference"] and second["same_as_reference"]
+    assert first["weights"].dtype == first["critic"].dtype == torch.float32
+    assert first["weights"].isfinite().all() and torch.equal(first["weights"], second["weights"])
+    assert first["logged"]["sampling/sampling_logp_difference/mean"] < 1e-5  # decoded in bfloat16 too; float32: 1e-3
+    assert verify_folder(folder / "ppo_mixed")["stage"] == "ppo"
+    plain = AutoModelForCausalLM.from_pretrained(folder / "ppo_mixed")
+    assert torch.equal(phases.flat(plain), first["weights"])
+
+
+def test_models_that_are_sharded_before_they_are_read_are_those_that_are_loaded(folder, ranks):
+    source = Pretrained(str(folder / "policy"))
+    policy = source.causal_lm()
+    models = {"policy": policy, "critic": ScalarModel.from_policy(policy), "reference": frozen_copy(policy)}
+    torch.manual_seed(3)
+    models["reward"] = ScalarModel(source.reward_model(init_head=True))
+    frozen, ids = FrozenModels(), torch.arange(10)[None]
+    frozen.add("reference", models["reference"])
+    for rank in ranks("unread"):
+        assert rank["fingerprints"] == frozen.fingerprints
+        for name, model in models.items():
+            assert torch.equal(rank[name]["weights"], phases.flat(model)), name
+            with torch.no_grad():
+                out = model(ids, torch.ones_like(ids).bool())
+            assert torch.equal(rank[name]["out"], getattr(out, "logits", out)), name
+
+
+def test_a_run_looks_at_its_start_whether_it_can_be_saved_without_gathering_anything(ranks):
+    assert [rank["states"] for rank in ranks("checked_at_start")] == [0, 0]  # gathering fills an optimizer
 
 
 @pytest.mark.parametrize("phase", ["sft", "reward", "ppo"])

@@ -100,6 +100,7 @@ MISTAKES = [
     ("stage=ppo model.path=MODEL ppo.data.max_prompt_length=50", "prompt of 50 tokens|max_new_tokens=24|64 pos"),
     ("stage=sft +trainer.gradient_clip_val=1", "trainer.gradient_clip_val: set max_grad_norm"),
     ("+trainer.fast_dev_run=true", "exports no model, so that nothing after sft could run|stages=[sft]"),
+    ("matmul_precision=full", "matmul_precision=full: must be one of highest, high, medium"),
     ("stage=ppo trainer.strategy=fsdp", "trainer.strategy=fsdp|use trainer=fsdp2"),
     ("stage=ppo trainer=fsdp2 model.freeze_below=2", "trainer=fsdp2 needs model.freeze_below=0"),
     ("stage=ppo trainer=fsdp2 model.lora={r:8}", "trainer=fsdp2 cannot shard weights that a reference shares"),

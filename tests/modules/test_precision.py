@@ -42,12 +42,7 @@ def kto(folder, **given):
 
 
 def start(module):
-    if module.trains == "model":
-        torch.manual_seed(1)
-        model = phases.ScalarModel.from_policy(tiny.policy())
-        torch.nn.init.normal_(model.model.score.weight)
-        return phases.flat(model)
-    return phases.flat(tiny.policy())
+    return phases.flat(phases.reward_model() if module.trains == "model" else tiny.policy())
 
 
 @pytest.fixture(scope="module", params=[sft, reward, dpo, kto], ids=lambda phase: phase.__name__)
@@ -67,6 +62,14 @@ def test_a_phase_learns_what_it_learns_in_float32(in_float32, precision):
     assert way.norm() > 0
     assert torch.cosine_similarity(moved, way, dim=0) > (0.9 if precision in HALF else 0.99)
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_only_weights_in_half_precision_are_warned_of(tmp_path, caplog, precision):
+    sft(phases.write(tmp_path), **options(precision))
+    warned = [record.message for record in caplog.records if "lost to rounding" in record.message]
+    assert len(warned) == (precision == "bf16-true")
+    assert all(text.startswith("sft: learns in weights of bfloat16, ") and "about 2 %" in text for text in warned)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -12,7 +12,7 @@ from transformers import DynamicCache, StaticCache
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.forward import response_forward
-from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling, rank_seed
+from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling, copies, rank_seed
 from rlhf_lightning.rollout.hf import warn_of_unused_fields
 from rlhf_lightning.rollout.sample import BLOCK, invert, sample
 from tests.support import tiny
@@ -140,6 +140,22 @@ def test_a_copy_in_another_dtype_follows_the_policy():
         expected = gather_logprobs(out.logits, rollout.response_ids)
         gap = (rollout.rollout_logprobs - expected)[rollout.mask].abs()
         assert 0 < gap.max() < 0.3 and model.lm_head.weight.dtype == torch.float32
+
+
+def test_a_copy_is_made_where_reading_weights_decides_and_training_computes_in_half_precision(monkeypatch):
+    model, made = tiny.policy(), LoopEngine()
+    with torch.autocast("cpu", torch.bfloat16):
+        made.sync(model, (1,), 0, version=0)
+    assert made.is_exact and made._policy is model  # a CPU gains nothing
+    monkeypatch.setattr(copies, "COPIED_ON", ("cpu",))
+    for wanted in (model, tiny.policy().bfloat16()):
+        made.sync(wanted, (1,), 0, version=0)
+        assert made.is_exact and made._policy is wanted
+    with torch.autocast("cpu", torch.bfloat16):
+        made.sync(wanted, (1,), 0, version=0)
+        assert made.is_exact and made._policy is wanted  # it has these numbers already
+        made.sync(model, (1,), 0, version=0)
+    assert not made.is_exact and {weight.dtype for weight in made._policy.parameters()} == {torch.bfloat16}
 
 
 def test_hugging_face_generate_keeps_the_same_contract():

@@ -16,6 +16,7 @@ from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.modules import PPOModule, SFTModule
 from rlhf_lightning.stages import Run, pipeline
+from rlhf_lightning.stages.device import settled
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.stages.resume import RunFolder
 from tests.support import small_pipeline
@@ -207,3 +208,29 @@ def test_a_judge_that_is_a_model_is_not_loaded_for_the_tables_of_samples(tmp_pat
     ]
     trainer = Run(compose(words)).trainer("sft")
     assert [part.judge for part in trainer.callbacks if isinstance(part, Samples)] == [None]
+
+
+HALF = "{_target_: rlhf_lightning.training.precision.HalfWeights, precision: bf16-true}"
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "words", "precision", "products"),
+    [
+        (None, [], "32-true", None),
+        (True, [], "bf16-mixed", "high"),
+        (True, ["matmul_precision=highest"], "bf16-mixed", "highest"),
+        (False, [], "32-true", "high"),
+        (True, ["trainer.precision=32-true"], "32-true", "high"),
+        (True, ["trainer.accelerator=cpu"], "32-true", None),
+        (True, [f"+trainer.plugins=[{HALF}]"], None, "high"),
+    ],
+)
+def test_precision_is_what_the_device_is_good_at(monkeypatch, bfloat16, words, precision, products):
+    set_to = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bfloat16 is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", set_to.append)
+    config = compose(["stage=sft", "trainer.accelerator=auto", *words])
+    found = settled(config)
+    assert found["trainer"]["precision"] == precision and set_to == [products] * (products is not None)
+    assert found.stands() and {**found, "trainer": 0} == {**config, "trainer": 0}

@@ -84,14 +84,18 @@ def sft(folder, world_size=1, epochs=2, micro=2, resume=None, callbacks=(), **op
     return module, run
 
 
+def reward_model():
+    torch.manual_seed(1)
+    model = ScalarModel.from_policy(tiny.policy())
+    torch.nn.init.normal_(model.model.score.weight)
+    return model
+
+
 def reward(folder, world_size=1, resume=None, **options):
     data = ComparisonData(
         folder / "rankings.jsonl", folder / "rankings.jsonl", tiny.tokenizer(), batch_size=4, micro_batch_size=1
     )
-    torch.manual_seed(1)
-    model = ScalarModel.from_policy(tiny.policy()).model
-    torch.nn.init.normal_(model.score.weight)
-    module = RewardModule(model, tiny.tokenizer(), sgd(0.1))
+    module = RewardModule(reward_model().model, tiny.tokenizer(), sgd(0.1))
     run = trainer(data.accumulate_for(world_size), 3, **options)
     run.fit(module, datamodule=data, ckpt_path=resume)
     return module, run

@@ -7,15 +7,22 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import LlamaConfig
 
 import tests.conftest  # noqa: F401  (threads and no network)
+from benchmarks.sharded_memory import SIZES, bytes_per_parameter
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.checkpoint.sharded import DurableModelParallelStrategy
 from rlhf_lightning.functional.kto import kto_loss
 from rlhf_lightning.functional.preference import dpo_loss
 from rlhf_lightning.functional.reference_free import simpo_loss
+from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_copy
+from rlhf_lightning.models.sharding import shard
+from rlhf_lightning.models.unread import fill, weights_later
 from tests.support import offline, phases, tiny
 
 WORLD = 2
@@ -31,6 +38,10 @@ def fsdp2():
         timeout=timedelta(seconds=100),
     )  # fmt: skip
     return {"strategy": strategy, "devices": WORLD}
+
+
+def mixed():
+    return {**fsdp2(), "precision": "bf16-mixed"}
 
 
 def supervised(phase, where):
@@ -49,9 +60,9 @@ def replay(where, grouped=False, lora=False, critic="policy", checkpoint_every=0
     return run
 
 
-def ppo(where, name):
+def ppo(where, name, rollouts=2):
     def run(folder):
-        module, trainer = phases.ppo(folder, **where())
+        module, trainer = phases.ppo(folder, rollouts=rollouts, **where())
         module.export(folder / name, {"stage": "ppo"})
         module.export(folder / name, {"stage": "ppo"})  # replaces the folder, on all ranks
         rollout = module.last_experience.rollout
@@ -63,6 +74,7 @@ def ppo(where, name):
             "answers": [row[m].tolist() for row, m in zip(rollout.response_ids, rollout.mask, strict=True)],
             "logged": logged(trainer),
             "counts": (module.rollouts, module.optimizer_steps, module.episodes),
+            "same_as_reference": torch.equal(module.last_experience.logprobs, module.last_experience.ref_logprobs),
         }
 
     return run
@@ -139,6 +151,63 @@ def same_prompts(folder):
     return {"answers": [row[m].tolist() for row, m in zip(rollout.response_ids, rollout.mask, strict=True)]}
 
 
+def weights_left(folder):
+    config = LlamaConfig(
+        **SIZES | {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 8}
+    )
+    return {
+        dtype: bytes_per_parameter(config, compute) for dtype, compute in (("kept", None), ("bf16", torch.bfloat16))
+    }
+
+
+def sharded_head(folder):
+    """Numbers of a reward model whose body computes in bfloat16, sharded and whole, and with a rounded head."""
+    ids, plain, sharded = torch.arange(12)[None], phases.reward_model(), phases.reward_model()
+    plain.model.model.bfloat16()
+    shard(sharded, init_device_mesh("cpu", (WORLD,)), torch.bfloat16)
+    with torch.no_grad():
+        found, expected = (model(ids, torch.ones_like(ids).bool()) for model in (sharded, plain))
+        plain.model.score.bfloat16()
+        return {"found": found, "expected": expected, "rounded": plain(ids, torch.ones_like(ids).bool())}
+
+
+def unread(folder):
+    """The models of a run that are sharded before they are read, with rows that two ranks do not share evenly."""
+    source = Pretrained(str(folder / "policy"))
+    with weights_later():
+        policy = source.causal_lm()
+        models = {"policy": policy, "critic": ScalarModel.from_policy(policy), "reference": frozen_copy(policy)}
+        torch.manual_seed(3)
+        models["reward"] = ScalarModel(source.reward_model(init_head=True))
+    frozen = FrozenModels()
+    frozen.add("reference", models["reference"])
+    ids = torch.arange(10)[None]
+    found = {}
+    for name, model in models.items():
+        shard(model, init_device_mesh("cpu", (WORLD,)))
+        assert all(weight.is_meta for weight in model.parameters())
+        fill(model)
+        with torch.no_grad():
+            out = model(ids, torch.ones_like(ids).bool())
+        found[name] = {"weights": phases.flat(model), "out": getattr(out, "logits", out)}
+    return found | {"fingerprints": frozen.fingerprints}
+
+
+class StateAtStart(Callback):
+    """How much the optimizer knows before the first step."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.states = len(trainer.optimizers[0].state) if not hasattr(self, "states") else self.states
+
+
+def checked_at_start(folder):
+    """A fit whose saver looks at the start whether its state could be saved."""
+    start = StateAtStart()
+    saver = DurableCheckpoint(folder / "checked_at_start", at_end=False)
+    phases.sft(folder, epochs=1, callbacks=[start, saver], checkpointing=True, world_size=WORLD, **fsdp2())
+    return {"states": start.states}
+
+
 def logged(trainer):
     return {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("perf")}
 
@@ -160,6 +229,13 @@ CASES = {
     "shared_ddp": replay(ddp, critic="shared_trunk", checkpoint_every=1),
     "shared_fsdp2": replay(fsdp2, critic="shared_trunk", checkpoint_every=2),
     "resume_fsdp2": resume(fsdp2, "resume_fsdp2"),
+    "sft_mixed": supervised(phases.sft, mixed),
+    "reward_mixed": supervised(phases.reward, mixed),
+    "ppo_mixed": ppo(mixed, "ppo_mixed", rollouts=1),
+    "weights_left": weights_left,
+    "sharded_head": sharded_head,
+    "unread": unread,
+    "checked_at_start": checked_at_start,
     **{
         f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
         for phase in OFFLINE | CACHED
