@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from rlhf_lightning.functional.sequences import position_ids
@@ -28,10 +29,33 @@ class PackedRows(NamedTuple):
     """M rows of up to W tokens that hold N sequences; ``row[n], column[n, t]`` is where token t of sequence n went."""
 
     input_ids: Tensor  # long [M, W]
-    attention: Tensor  # bool [M, 1, W, W], True where a token (third axis) sees another (last axis)
+    group: Tensor  # of each token, long [M, W], -1 at pads
+    sequence: Tensor  # of each token, from 1, long [M, W], 0 where all of the group begin alike
     positions: Tensor  # long [M, W]
     row: Tensor  # long [N]
     column: Tensor  # long [N, S], 0 at pads
+
+    def sees(self, row: Tensor, one: Tensor, other: Tensor) -> Tensor:
+        """Whether the token in column ``one`` of a row sees that in column ``other``, bool; all three broadcast."""
+        same = (self.sequence[row, other] == 0) | (self.sequence[row, other] == self.sequence[row, one])
+        return (self.group[row, other] == self.group[row, one]) & same & (other <= one)
+
+    @property
+    def attention(self) -> Tensor:
+        """True where a token (third axis) sees another (last axis), bool [M, 1, W, W]."""
+        count, width = self.input_ids.shape
+        rows, columns = (torch.arange(n, device=self.input_ids.device) for n in (count, width))
+        return self.sees(rows[:, None, None], columns[:, None], columns)[:, None]
+
+    @property
+    def blocks(self) -> BlockMask:
+        """`attention` for kernels that leave out the blocks in which no token sees another."""
+        count, width = self.input_ids.shape
+
+        def sees(row: Tensor, head: Tensor, one: Tensor, other: Tensor) -> Tensor:
+            return self.sees(row, one, other)
+
+        return create_block_mask(sees, count, None, width, width, self.input_ids.device)
 
 
 class Groups(NamedTuple):
@@ -88,11 +112,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor, groups: Groups, rows: Tensor
     ids[where], positions[where] = input_ids[real], place[real]
     sequence[where] = torch.where(behind, number, 0)[real]  # 0 where all of the group begin alike
     group[where] = of[:, None].expand_as(place)[real]
-    sees = (group[:, None, :] == group[:, :, None]) & (
-        (sequence[:, None, :] == 0) | (sequence[:, None, :] == sequence[:, :, None])
-    )
-    sees &= torch.ones(shape[1], shape[1], dtype=torch.bool, device=place.device).tril()
-    return PackedRows(ids, sees[:, None], positions, row, column)
+    return PackedRows(ids, group, sequence, positions, row, column)
 
 
 def _starts(widths: Tensor, owners: Tensor) -> Tensor:
@@ -206,8 +226,9 @@ def adjacent_groups(prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
 
 def packed_inputs(model: PreTrainedModel, packed: PackedRows) -> dict[str, Any]:
     """What a model or its decoder is called with for packed rows."""
-    mask = packed.attention
-    if attention_of(model.config) == "eager":  # adds its mask
+    kernel = attention_of(model.config)
+    mask: Tensor | BlockMask = packed.blocks if kernel == "flex_attention" else packed.attention
+    if kernel == "eager" and isinstance(mask, Tensor):  # adds its mask
         mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(model.dtype).min
         )
@@ -226,9 +247,11 @@ def can_pack(model: PreTrainedModel) -> bool:
     """Whether a model takes positions and attention as given: tried on a few tokens, before it is sharded.
 
     Windows, states and attention kernels without masks say no, and so does whatever gives other numbers. A float32
-    `excerpt` is tried, since in half precision rounding is as large as what a model makes of a position.
+    `excerpt` is tried, since in half precision rounding is as large as what a model makes of a position. In place of
+    flex attention, which would be compiled for these few tokens, it has torch's own with the same mask.
     """
-    if attention_of(model.config) not in ("sdpa", "eager") or is_windowed(model.config):
+    kernel = attention_of(model.config)
+    if kernel not in ("sdpa", "eager", "flex_attention") or is_windowed(model.config):
         return False
     row = probe_ids(model)[0]
     ids = torch.stack([row[[0, 1, 2, 3]], row[[0, 1, 4, 5]], row[[0, 1, 2, 0]]])
@@ -237,6 +260,8 @@ def can_pack(model: PreTrainedModel) -> bool:
     packed = pack(ids, real, groups, torch.zeros(2, dtype=torch.long, device=model.device))
     try:
         small = excerpt(model)
+        if kernel == "flex_attention":
+            small.set_attn_implementation("sdpa")
         plain = states_of(small, plain_inputs(ids, real))
         found = states_of(small, packed_inputs(small, packed))[packed.row[:, None], packed.column]
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, MistralConfig, MistralForCausalLM
+from transformers.integrations import flex_attention as flex
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlhf_lightning.functional.sequences import left_pad, right_pad
 from rlhf_lightning.models import Pretrained, ScalarModel, packing, reading
 from rlhf_lightning.models.excerpt import excerpt
-from rlhf_lightning.models.packing import can_pack, find_groups, pack, worthwhile_rows
-from rlhf_lightning.models.trunk import probe_ids
+from rlhf_lightning.models.packing import can_pack, find_groups, pack, packed_inputs, worthwhile_rows
+from rlhf_lightning.models.trunk import plain_inputs, probe_ids, states_of
 from tests.support import tiny
 
 SEQUENCES = [  # three prompts; one answer is the beginning of another, one prompt has a single answer
@@ -179,3 +181,23 @@ def test_a_family_that_cannot_share_a_row_is_named_once(tmp_path, caplog, monkey
     assert [r.message for r in caplog.records if "share" in r.message] == [
         "sequences of mistral models cannot share a row: each gets a row of its own"
     ]
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("seed", range(3))
+def test_flex_attention_sees_the_same_blocks(monkeypatch, seed):
+    """Forward only: there is no backward on a CPU. Uncompiled, while on a GPU it is compiled."""
+    monkeypatch.setattr(flex, "WrappedFlexAttention", lambda training: lambda: flex_attention)
+    policy = tiny.policy(positions=1024)
+    torch.manual_seed(seed)
+    ids, mask = torch.randint(2, 13, (6, 90)), torch.arange(90) >= torch.randint(0, 80, (6, 1))
+    ids[1:3, 10:50], mask[:3] = ids[0, 10:50], torch.arange(90) >= 10
+    found = find_groups(ids, mask, torch.tensor([0, 0, 0, 1, 2, 3]))
+    assert found.prefix[0] >= 40
+    packed = pack(ids, mask, found, torch.tensor([0, 1, 1, 0]))
+    plain = states_of(policy, plain_inputs(ids, mask))
+    policy.config._attn_implementation = "flex_attention"
+    states = states_of(policy, packed_inputs(policy, packed))[packed.row[:, None], packed.column]
+    torch.testing.assert_close(states[mask], plain[mask], atol=1e-5, rtol=1e-5)
+    assert can_pack(policy) and policy.config._attn_implementation == "flex_attention"
