@@ -4,6 +4,7 @@ import json
 import random
 import sqlite3
 import threading
+import time
 from collections import Counter
 from itertools import pairwise
 
@@ -210,10 +211,11 @@ def test_what_is_no_prompt_is_refused_without_naming_a_policy(arena, body, says)
 @pytest.mark.parametrize("slow", [0, 1])
 def test_an_answer_that_fails_ends_the_other_and_says_so_without_a_name(path, caplog, slow):
     policies = [endless("first"), Parrot("second", "x", error=RuntimeError("second: out of memory"))]
-    with an_arena(path, policies[:: 1 - 2 * slow]) as arena:
+    began = time.monotonic()
+    with an_arena(path, policies[:: 1 - 2 * slow], seconds=5) as arena:
         *_, last = fought(arena, "ann")
         assert last == {"error": FAILED} and arena.record.items() == [] and arena.next("ann")["item"] is None
-    assert "out of memory" in caplog.text
+    assert "out of memory" in caplog.text and time.monotonic() - began < 3
     assert policies[0].ended == 1
 
 
