@@ -76,6 +76,26 @@ def test_both_go_on_in_turns_and_pieces_add_up_to_the_answer(sides):
     assert ["".join(part).split() for part in pieces] == [answer.text.split() for answer in answers]
 
 
+def test_turns_go_round_and_nobody_is_passed_over():
+    turns, order = Turns(), []
+
+    def work(number):
+        with turns.held():
+            for _ in range(20):
+                order.append(number)
+                turns.let_others(torch.device("cpu"))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    with turns.held():
+        for thread in threads:
+            thread.start()
+        while len(turns._queue) < 4:
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert sorted(order[:3]) == [0, 1, 2] and order == 20 * order[:3]
+
+
 def test_all_sample_alike_whatever_their_generation_configs_say(folders):
     sampling = Sampling(max_new_tokens=3, temperature=0.7, top_p=0.9)
     one, plain = Responder(str(folders[0]), sampling=sampling), Responder(str(folders[0]))
