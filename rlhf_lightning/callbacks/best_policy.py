@@ -14,6 +14,7 @@ from torch import Tensor
 from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done, steps_planned, unpenalised_limit
 from rlhf_lightning.checkpoint.nonfinite import first_nonfinite
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.sharding import sharded_as, whole_on_first
 from rlhf_lightning.rules.ranges import require
 
 KL, KL_TARGET = "objective/kl", "objective/kl_target"
@@ -25,8 +26,8 @@ class BestPolicy(pl.Callback):
 
     Score and KL are means over the last ``window`` rollouts, so that one lucky rollout does not win; nothing is
     compared before a window is full (a fit shorter than the window counts as one window). The copy is taken when a
-    rollout's update is done: it is one update newer than the score. It lies on the CPU and travels with the checkpoint
-    (unless the weights are sharded), so a resumed fit keeps it.
+    rollout's update is done: it is one update newer than the score. It lies on the CPU, of sharded weights each
+    rank's own, and travels with the checkpoint, so a resumed fit keeps it.
 
     When training ends well the best weights go into ``pl_module.policy`` (``restore_best``) and, if ``folder`` is
     given, ``pl_module.export(folder, provenance)`` writes them with the rollout, score and KL that won.
@@ -74,6 +75,9 @@ class BestPolicy(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._full = min(self.window, steps_planned(trainer) or self.window)
+        if self._weights:  # of a checkpoint
+            policy: Any = pl_module.policy
+            self._weights = _copy(sharded_as(self._weights, policy.state_dict()))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -122,11 +126,10 @@ class BestPolicy(pl.Callback):
             policy.load_state_dict(last)
 
     def state_dict(self) -> dict[str, Any]:
-        whole = all(type(value) is Tensor for value in self._weights.values())
         return {
-            "best": self.best if whole else None,  # a sharded copy cannot be stored by one rank
+            "best": self.best,
             "recent": [list(pair) for pair in self._recent],
-            "weights": self._weights if whole else {},
+            "weights": whole_on_first(self._weights),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.adapters import lora_of
@@ -67,6 +68,31 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
     gathered: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return gathered
+
+
+@torch.no_grad()
+def whole_on_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of plain tensors on the CPU: of the first rank alone where it is sharded. Collective, one by one."""
+    gathered: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, DTensor):
+            on_device: Any = value.to(value.device_mesh.device_type)
+            whole = on_device.full_tensor()
+            if value.device_mesh.get_rank() == 0:
+                gathered[name] = whole.cpu()
+        else:
+            gathered[name] = value
+    return gathered
+
+
+def sharded_as(state: Mapping[str, Tensor], other: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What this rank keeps of a state dict of whole tensors, where another one with these names is sharded."""
+    return {
+        name: distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+        if isinstance(like := other[name], DTensor) and not isinstance(value, DTensor)
+        else value
+        for name, value in state.items()
+    }
 
 
 @torch.no_grad()

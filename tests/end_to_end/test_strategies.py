@@ -226,6 +226,13 @@ def test_a_run_looks_at_its_start_whether_it_can_be_saved_without_gathering_anyt
     assert [rank["states"] for rank in ranks("checked_at_start")] == [0, 0]  # gathering fills an optimizer
 
 
+def test_the_best_policy_in_shards_is_kept_by_a_run_that_is_resumed(ranks):
+    first, second = ranks("best")
+    for rank in (first, second):
+        for run in ("whole", "resumed"):
+            assert rank[run]["rollout"] == 1 and torch.equal(rank[run]["weights"], first["whole"]["weights"])
+
+
 @pytest.mark.parametrize("phase", ["sft", "reward", "ppo"])
 def test_bfloat16_autocast_stays_finite_and_keeps_float32_weights(tmp_path, phase):
     module, run = getattr(phases, phase)(phases.write(tmp_path), precision="bf16-mixed")

@@ -15,9 +15,10 @@ from transformers import (
 )
 
 from rlhf_lightning.errors import CheckpointError
-from rlhf_lightning.models import Pretrained, ScalarModel, frozen_copy
+from rlhf_lightning.models import Pretrained, ScalarModel, frozen_copy, unread
 from rlhf_lightning.models.frozen import FrozenModels
 from rlhf_lightning.models.unread import fill, unread_of, weights_later
+from rlhf_lightning.private_api.transformers import changes_weights
 from tests.support import tiny
 
 VOCABULARY = {"vocab_size": 3 + len(tiny.WORDS), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
@@ -50,9 +51,9 @@ def both(make):
     loaded, state = make(), torch.get_rng_state()
     torch.manual_seed(3)
     with weights_later():
-        unread = make()
+        found = make()
     assert torch.equal(state, torch.get_rng_state())
-    return loaded, unread
+    return loaded, found
 
 
 def checkpoints(model):
@@ -122,3 +123,13 @@ def test_a_frozen_model_is_known_by_its_numbers_whether_it_was_read_before_or_af
     found.add("reference", policy)
     fill(policy)
     assert found.fingerprints == known.fingerprints
+
+
+def test_weights_that_are_computed_from_those_in_files_are_loaded_as_always(tmp_path, monkeypatch):
+    with torch.device("meta"):
+        llama, mixtral = (AutoModelForCausalLM.from_config(copy.deepcopy(FAMILIES[n])) for n in ("llama", "mixtral"))
+    assert changes_weights(mixtral) and not changes_weights(llama)
+    monkeypatch.setattr(unread, "changes_weights", lambda model: True)
+    loaded, found = both(Pretrained(written(FAMILIES["llama"], tmp_path)).causal_lm)
+    assert unread_of(found) is None
+    assert_same(found, loaded)

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 
 import tests.conftest  # noqa: F401  (threads and no network)
 from benchmarks.sharded_memory import SIZES, bytes_per_parameter
-from rlhf_lightning.callbacks import DurableCheckpoint
+from rlhf_lightning.callbacks import BestPolicy, DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.checkpoint.sharded import DurableModelParallelStrategy
 from rlhf_lightning.functional.kto import kto_loss
@@ -208,6 +208,28 @@ def checked_at_start(folder):
     return {"states": start.states}
 
 
+class Downhill(Callback):
+    """A judge that likes each policy less than the one before."""
+
+    def on_train_batch_end(self, trainer, module, *given):
+        module.log("monitor/gold", -float(module.rollouts))
+
+
+def best(folder):
+    """Three rollouts, the first of which wins, and the last of them from a checkpoint."""
+
+    def fit(*savers, **options):
+        keeper = BestPolicy(monitor="monitor/gold", window=1)
+        module, _ = phases.ppo(
+            folder, rollouts=3, batch=4, plugins=[DurableCheckpointIO()], callbacks=[Downhill(), keeper, *savers],
+            **options, **fsdp2(),
+        )  # fmt: skip
+        return {"rollout": keeper.best["rollout"], "weights": phases.flat(module.policy)}
+
+    whole = fit(DurableCheckpoint(folder / "best", every_n_steps=1, keep=2), checkpointing=True)
+    return {"whole": whole, "resumed": fit(resume=checkpoints(folder / "best")[0])}
+
+
 def logged(trainer):
     return {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("perf")}
 
@@ -235,6 +257,7 @@ CASES = {
     "weights_left": weights_left,
     "sharded_head": sharded_head,
     "unread": unread,
+    "best": best,
     "checked_at_start": checked_at_start,
     **{
         f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
