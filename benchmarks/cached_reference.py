@@ -4,7 +4,7 @@
     python -m benchmarks.cached_reference ASSETS --epochs 1 3 --repeats 5
 
 Whole fits of `DPOModule` or `KTOModule` on the same rows, with and without ``cache_reference`` in turn. Prints the
-median of each and of the quotients of neighbours, and how far apart the last weights are.
+median of each and of the quotients of neighbours, in seconds and in CPU seconds, and how far apart the weights end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -31,11 +31,19 @@ from rlhf_lightning.modules import DPOModule, KTOModule
 STAGES: dict[str, tuple[Any, Any]] = {"dpo": (DPOModule, ComparisonData), "kto": (KTOModule, FeedbackData)}
 
 
-def fit(stage: str, recipe: Pretrained, rows: Path, epochs: int, cached: bool) -> tuple[float, Tensor]:
-    """Seconds of a fit, loading and asking included, and the weights after it."""
+class Fit(NamedTuple):
+    """One fit, loading and asking included."""
+
+    seconds: float
+    cpu_seconds: float  # of all threads, which others on the machine disturb less
+    weights: Tensor  # at its end, [P]
+
+
+def fit(stage: str, recipe: Pretrained, rows: Path, epochs: int, cached: bool) -> Fit:
+    """Learn from the rows, with or without ``cache_reference``."""
     module_class, data_class = STAGES[stage]
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         torch.manual_seed(0)
         tokenizer = recipe.tokenizer()
         data = data_class(rows, None, tokenizer, batch_size=16, micro_batch_size=4, validation_fraction=0.0)
@@ -47,26 +55,24 @@ def fit(stage: str, recipe: Pretrained, rows: Path, epochs: int, cached: bool) -
             enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
         trainer.fit(module, datamodule=data)
-        seconds = time.perf_counter() - start
-    return seconds, torch.cat([weight.detach().flatten() for weight in module.policy.parameters()])
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return Fit(seconds, cpu_seconds, torch.cat([weight.detach().flatten() for weight in module.policy.parameters()]))
 
 
 def compare(stage: str, recipe: Pretrained, rows: Path, epochs: int, repeats: int) -> str:
     """One line: medians with and without, the median quotient, and the distance of the weights."""
-    times: dict[bool, list[float]] = {False: [], True: []}
-    ends: dict[bool, Tensor] = {}
-    for _ in range(repeats):
-        for cached in (False, True):
-            seconds, ends[cached] = fit(stage, recipe, rows, epochs, cached)
-            times[cached].append(seconds)
-    quotients = [plain / cached for plain, cached in zip(times[False], times[True], strict=True)]
-    gap = float((ends[True] - ends[False]).norm() / ends[False].norm())
-    middle = {way: statistics.median(several) for way, several in times.items()}
-    return (
-        f"{stage} {epochs} epochs: {middle[False]:.2f} s, cached {middle[True]:.2f} s, "
-        f"{statistics.median(quotients):.2f} times as fast ({min(quotients):.2f} to {max(quotients):.2f}); "
-        f"weights {gap:.0e} apart"
-    )
+    pairs = [tuple(fit(stage, recipe, rows, epochs, cached) for cached in (False, True)) for _ in range(repeats)]
+    parts = []
+    for name, unit in (("seconds", "s"), ("cpu_seconds", "CPU s")):
+        plain, cached = ([getattr(pair[way], name) for pair in pairs] for way in (0, 1))
+        quotients = [a / b for a, b in zip(plain, cached, strict=True)]
+        parts.append(
+            f"{statistics.median(plain):.2f} {unit}, cached {statistics.median(cached):.2f} {unit}, "
+            f"{statistics.median(quotients):.2f} times as fast ({min(quotients):.2f} to {max(quotients):.2f})"
+        )
+    before, after = (ran.weights for ran in pairs[-1])
+    gap = float((after - before).norm() / before.norm())
+    return f"{stage} {epochs} epochs: {'; '.join(parts)}; weights {gap:.0e} apart"
 
 
 def feedback(rankings: Path, folder: Path) -> Path:

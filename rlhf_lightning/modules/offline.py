@@ -105,7 +105,10 @@ class OfflineModule(AutomaticModule):
         super().on_train_start()
 
     def logprobs(self, answers: ComparisonBatch | AnswerBatch) -> AnswerLogprobs:
-        """Override to change how an answer is scored; under both models, the reference without gradient."""
+        """Override to change how an answer is scored; under both models, the reference without gradient.
+
+        With ``cache_reference`` only this method knows what the reference says: an override has to call it.
+        """
         assert self.policy is not None
         mask = scored(answers)
         hidden = self._lower(answers) if self._shares_lower() else None
