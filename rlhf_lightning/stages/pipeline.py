@@ -21,6 +21,7 @@ from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import RLHFError
 from rlhf_lightning.rules.stages import STAGES, before, product, stage_of
 from rlhf_lightning.stages.device import settled
+from rlhf_lightning.stages.estimate import warn_of_size
 from rlhf_lightning.stages.parts import check_parts, load_stage
 from rlhf_lightning.stages.places import check_reads, outputs
 from rlhf_lightning.stages.ranks import join, stop_if_asked
@@ -87,6 +88,8 @@ def _run_stages(run: Run) -> dict[str, float]:
             run.files.begin()
         if done is None:
             with _makers_named(run.config, stage.name), _loggers_closed(run):
+                if run.is_first:
+                    warn_of_size(run.config, stage.name)
                 found = stage.run(run) or {}
                 run.loggers.end(stage.name, found, _figures(run, stage.name))
                 metrics |= found

@@ -1,0 +1,162 @@
+"""How much memory a run takes, by formula: of each rank, in each phase of an iteration, on the device and on the host.
+
+Counts what grows with the model: weights, gradients, the state of Adam, gathered weights, activations, logits, keys and
+values. The allocator's rest, kernels' workspaces and the libraries themselves (about 0.5 GB of the host) come on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers import PretrainedConfig
+
+from rlhf_lightning.models.kinds import causal_class
+from rlhf_lightning.models.unread import PROBED, without_weights
+from rlhf_lightning.private_api.transformers import from_config
+
+FULL = 4  # bytes of a float32 number
+ADAM = 2 * FULL  # both moments of a weight
+PHASES = ("load", "generate", "score", "learn", "save")
+Phase = Literal["load", "generate", "score", "learn", "save"]
+
+
+class Shape(NamedTuple):
+    """What of a decoder decides how much memory it takes."""
+
+    parameters: int  # tied ones once
+    tables: int  # of them in the embedding and the output layer
+    layers: int
+    hidden: int
+    inner: int  # of the feed-forward network
+    heads: int
+    states: int  # numbers in the keys of a token in a layer, and as many in its values
+    vocabulary: int
+
+    @property
+    def layer(self) -> float:
+        """Parameters of one layer."""
+        return (self.parameters - self.tables) / self.layers
+
+
+def shape_of(config: PretrainedConfig) -> Shape:
+    """The shape of a causal language model, counted on one without weights."""
+    with without_weights():
+        model: Any = from_config(causal_class(config), config, torch.float32, "eager")
+    text = config.get_text_config()
+    tables = {id(w): w.numel() for part in (model.get_input_embeddings(), model.get_output_embeddings()) for w in
+              part.parameters()}  # fmt: skip
+    heads = text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return Shape(
+        sum(weight.numel() for weight in model.parameters()), sum(tables.values()), text.num_hidden_layers,
+        text.hidden_size, getattr(text, "intermediate_size", None) or 4 * text.hidden_size, heads,
+        (getattr(text, "num_key_value_heads", None) or heads) * size, text.vocab_size,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a run lies on its ranks.
+
+    Args:
+        ranks: processes, a device each.
+        sharded: ``trainer.strategy`` is FSDP2; else each rank holds all.
+        mixed: computes in bfloat16 beside float32 weights (``bf16-mixed``).
+        critic: of PPO; ``own`` is a second model of the same shape.
+        reference: whether there is one; adapters need none.
+        reward_bytes: of each weight of a reward model of the same shape, which every rank holds whole; 0: none.
+        offload: reference and reward model are on the host while nobody asks them.
+        adapters: rank of LoRA in all linear layers; 0 trains the model itself.
+        checkpointed: share of the layers with activation checkpointing.
+        tokens: in a micro-batch, padding included.
+        sampled: rows that a rank decodes at once.
+        context: tokens of prompt and answer.
+        head_chunk: tokens whose logits are there at once.
+    """
+
+    ranks: int = 1
+    sharded: bool = False
+    mixed: bool = True
+    critic: Literal["none", "shared_trunk", "own"] = "shared_trunk"
+    reference: bool = True
+    reward_bytes: int = 2
+    offload: bool = False
+    adapters: int = 0
+    checkpointed: float = 0.0
+    tokens: int = 4096
+    sampled: int = 32
+    context: int = 1024
+    head_chunk: int = 512
+
+    @property
+    def parts(self) -> int:
+        """Ranks that share what is sharded."""
+        return self.ranks if self.sharded else 1
+
+    @property
+    def computed(self) -> int:
+        """Bytes of a number in the linear layers."""
+        return 2 if self.mixed else FULL
+
+
+def activations(shape: Shape, setup: Setup) -> float:
+    """Bytes that a forward of the layers keeps for the backward, as in Llama: in each layer the inputs of both norms in
+    float32, six vectors of the hidden size, keys, values and query as the attention sees them, and four of the inner
+    size. A checkpointed layer keeps its input, and one at a time is computed again.
+    """
+    h, i = shape.hidden, shape.inner
+    whole = setup.computed * (6 * h + 2 * shape.states + 4 * i) + FULL * (2 * h + shape.heads + 2)
+    kept = shape.layers * ((1 - setup.checkpointed) * whole + setup.checkpointed * setup.computed * h)
+    return setup.tokens * (kept + (whole if setup.checkpointed else 0))
+
+
+def trained(shape: Shape, setup: Setup) -> float:
+    """Parameters that learn."""
+    models = 2 if setup.critic == "own" else 1
+    if not setup.adapters:
+        return float(models * shape.parameters)
+    h, i = shape.hidden, shape.inner
+    return models * shape.layers * setup.adapters * (9 * h + 2 * shape.states + 3 * i)
+
+
+def on_device(shape: Shape, setup: Setup) -> dict[Phase, float]:
+    """Bytes on the device of a rank in each phase, from the second iteration on: Adam has its state then."""
+    n, part, computed = shape.parameters, setup.parts, setup.computed
+    learns = trained(shape, setup)
+    base = n * (2 if setup.critic == "own" else 1)
+    weights = FULL * (base if not setup.adapters else base + learns) / part
+    reference = FULL * n / part if setup.reference and not setup.adapters else 0.0
+    reward = float(setup.reward_bytes * n)
+    resting = 0.0 if setup.offload else reference + reward
+    always = weights + ADAM * learns / part + resting
+    # A forward or backward of sharded weights holds the tables and two layers whole.
+    whole = computed * (shape.tables + 2 * shape.layer) if setup.sharded else 0.0
+    logits = 3 * FULL * setup.head_chunk * shape.vocabulary
+    cache = setup.sampled * setup.context * 2 * shape.layers * shape.states * computed
+    copied = computed * n if setup.sharded or setup.mixed else 0.0  # decoding gathers, or copies in bfloat16
+    asked = (reward if setup.offload else 0.0) + setup.tokens * computed * (4 * shape.hidden + 2 * shape.inner)
+    gradients = FULL * learns / part + (FULL * shape.layer if setup.sharded else 0.0)
+    kept = activations(shape, setup) * (2 if setup.critic == "own" else 1)
+    return {
+        "load": weights + resting,
+        "generate": always + copied + cache + 2 * FULL * setup.sampled * shape.vocabulary,
+        "score": always + asked,
+        "learn": always + gradients + whole + kept + logits,
+        "save": always,
+    }
+
+
+def on_host(shape: Shape, setup: Setup) -> dict[Phase, float]:
+    """Bytes on the host of the first rank in each phase; those of the others are at most as many."""
+    n, models = shape.parameters, (2 if setup.critic == "own" else 1) + (setup.reference and not setup.adapters)
+    probe = FULL * (shape.tables + PROBED * shape.layer)
+    resting = FULL * n * bool(setup.reference and not setup.adapters) + setup.reward_bytes * n if setup.offload else 0.0
+    built = models * FULL * n if not setup.sharded else probe
+    saved = (FULL + ADAM) * trained(shape, setup) + (FULL * n if setup.adapters else 0.0)
+    return {
+        "load": built + max(float(setup.reward_bytes * n), resting),
+        "generate": resting, "score": resting, "learn": resting,
+        "save": resting + saved,
+    }  # fmt: skip

@@ -1,0 +1,37 @@
+"""A stage that will not fit is told before it is loaded."""
+
+import pytest
+
+from rlhf_lightning.config.compose import compose
+from rlhf_lightning.models.footprint import Setup
+from rlhf_lightning.stages import estimate
+from rlhf_lightning.stages.estimate import setup_of, warn_of_size
+from tests.support import tiny
+
+WORDS = ["stage=ppo", "task=custom", "data.prompts=p", "scorer=reward_model", "scorer.model.path=r"]
+
+
+def test_a_config_says_how_a_run_lies_on_its_devices():
+    config = compose([*WORDS, "model.path=m", "trainer=fsdp2", "trainer.devices=8", "trainer.precision=bf16-mixed"])
+    expected = Setup(8, True, True, "shared_trunk", True, 4, tokens=16 * 320, sampled=8, context=320)
+    assert setup_of(config, "ppo") == expected
+    more = ["ppo.critic=policy", "model.offload=true", "model.activation_checkpointing=2",
+            "scorer.model.dtype=bfloat16", "model.lora={r: 4}", "ppo.settings.micro_batch_size=2"]  # fmt: skip
+    config = compose([*WORDS, "model.path=m", "trainer.precision=32-true", *more])
+    expected = Setup(1, False, False, "own", True, 2, True, 4, 0.5, 2 * 320, 64, 320)
+    assert setup_of(config, "ppo") == expected
+    config = compose(["stage=dpo", "task=custom", "model.path=m", "data.comparisons=p", "trainer.precision=32-true"])
+    assert setup_of(config, "dpo") == Setup(
+        mixed=False, critic="none", reward_bytes=0, tokens=2 * 512 * 2, sampled=0, context=512
+    )
+
+
+@pytest.mark.parametrize(("memory", "warned"), [(100_000, True), (10**9, False), (None, False)])
+def test_a_stage_that_needs_more_than_there_is_is_told(tmp_path, monkeypatch, caplog, memory, warned):
+    tiny.policy(positions=512).save_pretrained(tmp_path)
+    monkeypatch.setattr(estimate, "device_memory", lambda trainer: memory)
+    config = compose([*WORDS, f"model.path={tmp_path}", "trainer.precision=32-true"])
+    warn_of_size(config, "ppo")
+    assert ("GB of each device in the phase learn" in caplog.text) == warned
+    warn_of_size(compose([*WORDS, "model.path=of/the_hub", "trainer.precision=32-true"]), "ppo")
+    assert estimate.device_memory(config["trainer"]) == memory
