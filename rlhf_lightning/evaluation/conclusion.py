@@ -70,13 +70,11 @@ def _change(evaluation: Mapping[str, Any], score: str) -> tuple[float, float]:
 
 
 def _rises(evaluation: Mapping[str, Any], proxy_change: float, judge_change: float) -> tuple[float, float] | None:
-    """Both changes in standard deviations over prompts of the policy compared with; None where one does not vary, or
-    is a rating by people.
+    """Both changes in standard deviations over prompts of the policy compared with; None where one does not vary,
+    as a rating by people, which is 0 for that policy.
 
     The two scores have units of their own; only such a common scale lets them be compared.
     """
-    if PEOPLE in evaluation:
-        return None
     summary = evaluation["policies"][opponent(evaluation)]["summary"]
     names = (evaluation["proxy"], evaluation["judge"])
     spreads = [(summary["scores"][name]["stderr"] or 0.0) * summary["prompts"] ** 0.5 for name in names]

@@ -170,6 +170,13 @@ def test_answers_are_seen_while_they_are_written_and_escape_ends_them(desk, poli
     assert [item.prompt for item in records.items(running.arena.record.path)] == ["Why?"]
 
 
+def test_a_line_that_arrives_in_parts_is_put_together(desk, policies):
+    for policy in policies:
+        policy.said = "ab" * 200_000
+    desk.ask()
+    assert [len(text) for text in desk.answers] == [400_000, 400_000] and desk.page.is_hidden("#message")
+
+
 def test_a_reload_brings_back_what_is_to_be_voted_on(desk, running):
     desk.ask()
     answers = desk.answers

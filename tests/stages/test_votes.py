@@ -181,7 +181,8 @@ def test_weights_are_known_by_their_files_wherever_the_folder_lies(tmp_path, fol
     assert weights_sha256(copied) == weights_sha256(folders / "sft")
 
     def fill(folder):
-        shutil.copy(folders / "sft/model.safetensors", folder / "model.safetensors")
+        for name in ("model.safetensors", "config.json"):
+            shutil.copy(folders / "sft" / name, folder / name)
 
     write_folder(tmp_path / "ours", fill, {"stage": "sft", "parents": {}, "config": {}, "metrics": {}})
     assert weights_sha256(tmp_path / "ours") == weights_sha256(folders / "sft")
