@@ -32,7 +32,7 @@ LONG = tests/faults tests/end_to_end tests/benchmarks tests/models/test_families
 	$(wildcard tests/modules/test_bug_museum*.py)
 LONG_ONES = gates/test_docs.py::test_python_in_the_documentation_runs \
 	gates/test_docs.py::test_command_in_the_documentation_composes \
-	metrics/test_means.py::test_two_ranks_have_one_mean_though_one_of_them_has_padding_only \
+	metrics/test_means.py::test_two_ranks_have_one_mean_and_one_that_trains_alone_waits_for_none \
 	scoring/test_sources_in_training.py::test_two_ranks_share_their_running_statistics
 check: lint
 	$(BIN)/python -m pytest -q -n 2 tests rlhf_lightning $(LONG:%=--ignore=%) $(LONG_ONES:%=--deselect=tests/%)

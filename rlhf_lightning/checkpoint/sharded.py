@@ -11,13 +11,21 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
-from rlhf_lightning.private_api.lightning import named_optimizer_state, saves_shards
+from rlhf_lightning.private_api.lightning import named_optimizer_state, saves_shards, share_among_all
 
 
 class DurableModelParallelStrategy(ModelParallelStrategy):
-    """`ModelParallelStrategy` whose whole-model checkpoints are verified folders."""
+    """`ModelParallelStrategy` whose whole-model checkpoints are verified folders.
+
+    With ``data_parallel_size=None`` all processes of all nodes share the weights.
+    """
 
     _structure_only = False
+
+    def setup_environment(self) -> None:
+        """Meet the other processes."""
+        share_among_all(self)
+        super().setup_environment()
 
     @contextmanager
     def structure_only(self) -> Iterator[None]:

@@ -30,9 +30,10 @@ from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.console import redaction
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import ConfigError, RankError, RLHFError
+from rlhf_lightning.rules.started import started_by_others
 
 REPORT_VARIABLE = "RLHF_LIGHTNING_RANK_REPORT"
-STARTED_BY_OTHERS = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+OF_A_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")
 LOOK_SECONDS = 0.05
 END_SECONDS = 3.0  # for the other ranks to end by themselves after the first has
 LONGEST = 10_000  # characters of a message or traceback
@@ -96,7 +97,7 @@ def count(trainer: Mapping[str, Any]) -> int:
     if strategy.endswith(("_spawn", "_fork", "_forkserver", "_notebook")):
         raise ConfigError(f"trainer.strategy={strategy}: copies of a process lose what they trained; use trainer=ddp")
     devices = trainer.get("devices", 1)
-    if devices == 1 or any(name in os.environ for name in STARTED_BY_OTHERS):
+    if devices == 1 or started_by_others()[0] or any(name in os.environ for name in OF_A_RANK):
         return 1
     if isinstance(devices, int) and devices > 1:
         return devices
@@ -128,7 +129,8 @@ def launch(config: Mapping[str, Any], processes: int, logging: Any = None) -> An
     ranks: list[_Rank] = []
     handed = {"config": config, "logging": logging, "parent": os.getpid(), "secrets": redaction.known()}
     handed["overrides"] = getattr(config, "overrides", ())
-    surroundings = os.environ | {
+    # In a batch script of Slurm the ranks are ours, while Lightning takes this variable for a sign of srun.
+    surroundings = {name: value for name, value in os.environ.items() if name != "SLURM_NTASKS"} | {
         HANDOVER_VARIABLE: json.dumps(handed, default=str),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
         "MASTER_PORT": os.environ.get("MASTER_PORT", str(_free_port())),

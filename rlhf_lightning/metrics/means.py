@@ -29,8 +29,9 @@ class Means(Metric):
     sums: Tensor  # float64 [names], zero [] before the first update
 
     def __init__(self, counts: Mapping[str, str]) -> None:
-        super().__init__(dist_sync_fn=_of_all_ranks)
+        super().__init__(dist_sync_fn=_of_all_ranks, distributed_available_fn=self._has_others)
         self.counts = counts
+        self.alone = False  # whether this process trains by itself while others wait
         self.names: list[str] = []
         self.add_state("sums", torch.zeros(()), dist_reduce_fx="sum")
 
@@ -50,6 +51,9 @@ class Means(Metric):
         totals = dict(zip(self.names, self.sums.tolist(), strict=True))
         kept, other = set(self.counts.values()), self.counts[""]
         return {n: v if n in kept else v / max(totals[self.counts.get(n, other)], 1.0) for n, v in totals.items()}
+
+    def _has_others(self) -> bool:
+        return torch.distributed.is_available() and torch.distributed.is_initialized() and not self.alone
 
 
 def _of_all_ranks(tensor: Tensor, group: Any = None) -> list[Tensor]:

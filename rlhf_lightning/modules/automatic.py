@@ -42,6 +42,12 @@ class AutomaticModule(RLHFModule):
         self.train_means, self.val_means = Means(self.counts), Means(self.counts)
         self._positions = Means({"": "count"})
 
+    def setup(self, stage: str) -> None:
+        """Means are over the ranks of this trainer, and not over others that have met and train nothing here."""
+        for part in self.modules():
+            if isinstance(part, Means):
+                part.alone = self.ranks.size == 1
+
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch [], a sum over its ``denominator``, and sums for the log."""
         raise NotImplementedError

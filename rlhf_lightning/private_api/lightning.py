@@ -44,6 +44,12 @@ def replace_save(logger: Any, save: Callable[[], None]) -> None:
     logger.save = save
 
 
+def share_among_all(strategy: ModelParallelStrategy) -> None:
+    """Let all processes share the weights of a strategy that was given ``data_parallel_size=None``."""
+    if strategy._data_parallel_size is None:
+        strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
+
+
 def saves_shards(strategy: ModelParallelStrategy) -> bool:
     """Whether each rank saves its own part; the argument ``save_distributed_checkpoint`` has no public attribute."""
     return strategy._save_distributed_checkpoint

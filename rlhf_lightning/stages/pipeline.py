@@ -20,6 +20,7 @@ from rlhf_lightning.config.screen import closing
 from rlhf_lightning.console.streams import say
 from rlhf_lightning.errors import RLHFError
 from rlhf_lightning.rules.stages import STAGES, before, product, stage_of
+from rlhf_lightning.rules.started import check_started
 from rlhf_lightning.stages.device import settled
 from rlhf_lightning.stages.estimate import warn_of_size
 from rlhf_lightning.stages.parts import check_parts, load_stage
@@ -49,6 +50,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     check_present("", config, ("stages",))
     began = time.monotonic()
     config = settled(judged(config))
+    check_started(config["trainer"])
     if config["threads"]:
         torch.set_num_threads(int(config["threads"]))
     this = Run(config)

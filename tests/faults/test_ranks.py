@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -17,6 +18,7 @@ from rlhf_lightning.checkpoint.provenance import verify_folder
 from rlhf_lightning.cli import launch
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
+from rlhf_lightning.rules.started import check_started
 from rlhf_lightning.stages import pipeline, ranks
 from rlhf_lightning.stages.resume import RunFolder
 from tests.support import small_run
@@ -186,13 +188,42 @@ def test_the_first_rank_returns_what_its_work_returned(command):
         ({"devices": "auto", "accelerator": "cpu"}, None, 1),
         ({"devices": 2}, "LOCAL_RANK", 1),
         ({"devices": 2}, "TORCHELASTIC_RUN_ID", 1),
-        ({"devices": 2}, "SLURM_PROCID", 1),
+        ({"devices": 2}, "SLURM_STEP_NUM_TASKS", 1),
+        ({"devices": 2}, "SLURM_PROCID", 2),
     ],
 )
 def test_as_many_processes_are_started_as_nobody_else_has(monkeypatch, trainer, variable, processes):
     if variable:
-        monkeypatch.setenv(variable, "0")
+        monkeypatch.setenv(variable, "2" if "NUM" in variable else "0")
     assert launch.count(trainer) == processes
+
+
+@pytest.mark.parametrize(
+    ("environment", "trainer", "says"),
+    [
+        (
+            {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"},
+            {"devices": 1},
+            "torchrun has started 2 processes.*num_nodes=2",
+        ),
+        (
+            {"SLURM_STEP_NUM_TASKS": "8"},
+            {"devices": 4, "num_nodes": 1},
+            "srun has started 8 .*; set trainer.num_nodes=2",
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "6"}, {"devices": 4, "num_nodes": 2}, "started 6 processes, and .* makes 8"),
+        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "1"}, {"devices": 2}, "started 1 process, and .* makes 2"),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, {"devices": 4, "num_nodes": 2}, None),
+        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}, {"devices": "auto"}, None),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, {"devices": 2}, None),
+        ({}, {"devices": 2, "num_nodes": 2}, None),
+    ],
+)
+def test_another_number_of_processes_than_were_started_is_one_sentence(monkeypatch, environment, trainer, says):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=says) if says else nullcontext():
+        check_started(trainer)
 
 
 @pytest.mark.parametrize("trainer", ["strategy=dpp", "accelerator=tpu", "accelerator=gpu", "devices=-1"])

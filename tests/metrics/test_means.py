@@ -79,7 +79,7 @@ def test_names_that_change_between_micro_batches_are_an_error():
     assert means.compute() == {"num_pairs": 1.0}
 
 
-def test_two_ranks_have_one_mean_though_one_of_them_has_padding_only(tmp_path):
+def test_two_ranks_have_one_mean_and_one_that_trains_alone_waits_for_none(tmp_path):
     assert pair.launch("tests.support.means_worker", str(tmp_path), log=tmp_path, seconds=60) == [0, 0], (
         tmp_path / "rank0.log"
     ).read_text()

@@ -8,6 +8,7 @@ import torch
 
 import tests.conftest  # noqa: F401  (threads and no network)
 from rlhf_lightning.metrics.means import Means
+from tests.support import jobs, phases
 
 
 def sums(pairs, prompts, loss, hits):
@@ -29,6 +30,11 @@ def main(folder: Path) -> None:
             means.update(batch)
         found[name] = means.compute()
         means.reset()
+    if rank == 0:  # the other waits, as for the first rank of a run that makes the task's model
+        (folder / "jobs").mkdir()
+        jobs.write(folder / "jobs")
+        phases.sft(folder / "jobs")
+    torch.distributed.barrier()
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
