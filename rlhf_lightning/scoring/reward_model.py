@@ -53,6 +53,7 @@ class RewardModelScorer:
     """
 
     learned = True
+    _resting: Resting | None = None
 
     def __init__(
         self,

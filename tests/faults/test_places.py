@@ -15,6 +15,7 @@ from rlhf_lightning.checkpoint.provenance import read_sealed
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError, RLHFError
 from rlhf_lightning.stages.changes import relocated
+from rlhf_lightning.stages.device import settled
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.stages.resume import RunFolder
 from tests.support import small_run, trees
@@ -341,7 +342,7 @@ def stopped(tmp_path_factory):
 @pytest.mark.parametrize("how", ["newer schema", "flipped bit", "gone", "no record"])
 def test_case_59_where_no_checkpoint_can_be_read_nothing_is_trained_or_deleted(stopped, tmp_path, how):
     words, folder = stopped
-    draw, original = random.Random(how), compose([*words, f"run_dir={folder}"])
+    draw, original = random.Random(how), settled(compose([*words, f"run_dir={folder}"]))
     for number in range(4):
         copy = tmp_path / str(number)
         shutil.copytree(folder, copy)
