@@ -24,7 +24,7 @@ from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.people.battle import Prompt
 from rlhf_lightning.people.ratings import ELO
 from rlhf_lightning.people.record import Record
-from rlhf_lightning.people.votes import Pair, Standings, read_votes, standings
+from rlhf_lightning.people.votes import Pair, Standings, policies_of, read_votes, standings, weights_by_name
 
 if TYPE_CHECKING:
     from rlhf_lightning.labelling.side_by_side import Side
@@ -64,7 +64,7 @@ def run(words: Sequence[str]) -> None:
 
     Raises:
         ConfigError: a word that does not fit, an address that is taken, or the extra `label` is missing.
-        DataError: prompts or record are not what they should be.
+        DataError: prompts or record are not what they should be, or two policies have the same weights.
         CheckpointError: a folder is not that of a policy, or another server has the record.
     """
     if words[:1] == ["results"]:
@@ -78,9 +78,8 @@ def run(words: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s")
     prompts = _rows(given.prompts)
     place = Path(given.record or Path(list(folders.values())[-1]).absolute().parent / RECORD)
-    if place.exists():
-        read_votes(place)  # before models are loaded
-    sampling, sides = _loaded(given, folders)
+    weights = _weights(folders, place)  # before models are loaded
+    sampling, sides = _loaded(given, folders, weights)
     _check_prompts(prompts, sides)
     with Record(place, None if place.exists() else [], given.seed) as record:
         from rlhf_lightning.people.arena import Arena
@@ -129,9 +128,20 @@ def _rows(path: str | None) -> list[tuple[str, Prompt]]:
     return [(row.where, Prompt(row.row["prompt"])) for row in validate_rows(read_rows(path), "prompts")]
 
 
-def _loaded(given: argparse.Namespace, folders: Mapping[str, str]) -> tuple[Sampling, list[Side]]:
-    """All policies, and how they all sample."""
+def _weights(folders: Mapping[str, str], place: Path) -> dict[str, str]:
+    """SHA-256 of the weights of each policy; all differ, and a name that the record knows stands for the same ones."""
     from rlhf_lightning.checkpoint.provenance import weights_sha256
+
+    known = policies_of(read_votes(place)[0], place) if place.exists() else {}
+    weights = {name: weights_sha256(folder) for name, folder in folders.items()}
+    weights_by_name(known, weights, place)
+    return weights
+
+
+def _loaded(
+    given: argparse.Namespace, folders: Mapping[str, str], weights: Mapping[str, str]
+) -> tuple[Sampling, list[Side]]:
+    """All policies, and how they all sample."""
     from rlhf_lightning.labelling.inference import Responder
     from rlhf_lightning.labelling.side_by_side import Side, Turns
     from rlhf_lightning.rollout.engine import Sampling
@@ -145,7 +155,7 @@ def _loaded(given: argparse.Namespace, folders: Mapping[str, str]) -> tuple[Samp
     device, turns, sides = device_of(given), Turns(), []
     for name, folder in folders.items():
         responder = Responder(folder, device, given.dtype, sampling=sampling)
-        sides.append(Side(name, weights_sha256(folder), responder, turns))
+        sides.append(Side(name, weights[name], responder, turns))
     say(f"{', '.join(folders)}: all {responder}", sys.stderr)
     return sampling, sides
 

@@ -51,6 +51,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return _unknown_option(group, name, found or _options(group), overrides)
     if unused := re.search(r"Could not override '([^']+)'\. ?No match in the defaults list", text):
         return _unused_group(unused.group(1), overrides)
+    if placed := re.search(r"Could not override '([^']+)'\.\s+Did you mean to override (?:one of )?(.+)\?", text):
+        group, places = placed.groups()
+        written = ", ".join(f"{place}=OPTION" for place in places.split(", "))
+        return f"{group}: say for which part: {written}\nOptions of {group}: {listed(_options(group))}"
     if key := re.search(r"Could not override '([^']+)'", text):
         return _of_a_swapped_part(key.group(1), overrides) or _unknown_key(key.group(1), error)
     cause = f"\n{redact_text(str(error.__cause__))}" if error.__cause__ is not None else ""

@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from rlhf_lightning.models.kinds import causal_class
-from rlhf_lightning.models.unread import PROBED, without_weights
+from rlhf_lightning.models.unread import PROBED
 from rlhf_lightning.private_api.transformers import from_config
 
 FULL = 4  # bytes of a float32 number
@@ -41,13 +41,18 @@ class Shape(NamedTuple):
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
-    """The shape of a causal language model, counted on one without weights."""
-    with without_weights():
+    """The shape of a causal language model, counted on one without weights.
+
+    Raises:
+        ValueError: it is none, or one without attention, whose states are not counted here.
+    """
+    with torch.device("meta"):
         model: Any = from_config(causal_class(config), config, torch.float32, "eager")
     text = config.get_text_config()
     tables = {id(w): w.numel() for part in (model.get_input_embeddings(), model.get_output_embeddings()) for w in
               part.parameters()}  # fmt: skip
-    heads = text.num_attention_heads
+    if (heads := getattr(text, "num_attention_heads", None)) is None:
+        raise ValueError(f"a model of type {config.model_type} has no attention heads")
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return Shape(
         sum(weight.numel() for weight in model.parameters()), sum(tables.values()), text.num_hidden_layers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import threading
 import time
 import urllib.error
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from rlhf_lightning.console.redaction import redact_text
 from rlhf_lightning.errors import ConfigError, RewardFunctionError
@@ -42,14 +44,13 @@ class JsonClient:
         per_second: requests that may begin in a second; None for any number.
 
     Raises:
-        ConfigError: an argument out of range, or an address that is not http or https.
+        ConfigError: an argument out of range, or an address that is none of http or https.
     """
 
     def __init__(
         self, url: str, owner: str, key: str, timeout: float = 60.0, retries: int = 4, per_second: float | None = None
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"{owner}: the address {url} must begin with http:// or https://")
+        _check_address(url, owner, key)
         require("timeout", timeout, above=0, at_most=1e9, why="seconds")
         require("retries", retries, at_least=0)
         require("per_second", per_second, above=0)
@@ -112,10 +113,12 @@ class JsonClient:
             with self._opener.open(request, timeout=left) as answer:
                 return json.loads(answer.read(_MOST))
         except urllib.error.HTTPError as error:
-            told = redact_text(error.read(_MOST).decode(errors="replace"))[:300]
+            told = _reason(error)
             if error.code in _AGAIN:
                 raise _Failed(f"HTTP {error.code} {told}", error.headers.get("Retry-After")) from error
             hint = f"; the key is that of {self.key}" if error.code in (401, 403) else ""
+            if 300 <= error.code < 400:
+                hint = f"; redirections are not followed: give the address itself, {error.headers.get('Location')}"
             raise RewardFunctionError(
                 f"{self.owner}: {self.url} refuses the request: HTTP {error.code} {told}{hint}"
             ) from error
@@ -141,6 +144,35 @@ class JsonClient:
         with self._turn:
             self._free = max(self._free, time.monotonic() + wait)
         return wait
+
+
+def _check_address(url: str, owner: str, key: str) -> None:
+    """Refuse what no request can be sent to, before anything waits for it.
+
+    Raises:
+        ConfigError: says why.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # raise where they are none
+        url.encode("ascii")
+        (host or "").encode("idna")
+    except ValueError as error:
+        raise ConfigError(f"{owner}: the address {url} is none: {error}") from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError(f"{owner}: the address {url} must begin with http:// or https:// and a host")
+    if re.search(r"[\x00-\x20\x7f]", url):
+        raise ConfigError(f"{owner}: the address {url} holds a space or control character; write %20 for a space")
+    if parts.username is not None:
+        raise ConfigError(f"{owner}: the address holds a name or password, which is not sent; set {key} instead")
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """What a service says beside the state of its answer, as far as it comes."""
+    try:
+        return redact_text(error.read(_MOST).decode(errors="replace"))[:300]
+    except (OSError, HTTPException) as broken:
+        return f"({type(broken).__name__} while it was read)"
 
 
 class _Failed(Exception):

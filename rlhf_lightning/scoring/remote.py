@@ -159,7 +159,7 @@ def _sample(row: Mapping[str, Any], text: str) -> dict[str, Any]:
     columns = {name: value for name, value in row.items() if name not in ("prompts", "completions", "completion")}
     for name, value in columns.items():
         try:
-            json.dumps(value)
+            json.dumps(value, sort_keys=True, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"scorer: the column {name} cannot be sent as JSON ({error}); leave it out") from error
     return columns | {"completion": completion}

@@ -34,7 +34,9 @@ def setup_of(config: Mapping[str, Any], stage: str) -> Setup:
     trainer, model, section, ppo = config["trainer"], config["model"], config[stage], stage == "ppo"
     strategy, devices = trainer.get("strategy"), trainer.get("devices")
     sharded = isinstance(strategy, Mapping) and "ModelParallel" in str(strategy.get("_target_"))
-    ranks = (devices if isinstance(devices, int) else max(torch.cuda.device_count(), 1)) * trainer.get("num_nodes", 1)
+    named = len(devices) if isinstance(devices, list) else devices  # auto and -1: all there are
+    here = named if isinstance(named, int) and named > 0 else max(torch.cuda.device_count(), 1)
+    ranks = here * (trainer.get("num_nodes") or 1)
     data, sampling = section["data"], section.get("sampling") or {}
     context = (data.get("max_prompt_length") or 0) + sampling.get("max_new_tokens", 0) if ppo else 0
     context = context or data.get("max_length") or 512
@@ -62,8 +64,11 @@ def warn_of_size(config: Mapping[str, Any], stage: str) -> None:
     path = str(config[stage]["policy"]) if memory is not None and stage in COUNTED else ""
     if memory is None or not (Path(path) / "config.json").is_file():  # of a hub id nothing is fetched for this
         return
-    setup = setup_of(config, stage)
-    needed = on_device(shape_of(AutoConfig.from_pretrained(path)), setup)
+    try:
+        needed = on_device(shape_of(AutoConfig.from_pretrained(path)), setup_of(config, stage))
+    except Exception as error:  # what cannot be counted may run all the same: parts and models may be user-defined
+        log.info(f"{stage}: how much memory it takes is not known ({type(error).__name__}: {error})")
+        return
     worst = max(needed, key=lambda phase: needed[phase])
     if needed[worst] > memory:
         log.warning(

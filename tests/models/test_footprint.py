@@ -108,3 +108,8 @@ def test_what_saves_memory_saves_it():
         assert less["learn"] <= on_device(shape, plain)["learn"], more
         assert more == {"critic": "none"} or less["learn"] < on_device(shape, plain)["learn"], more
     assert on_host(shape, Setup(8, True))["load"] < on_host(shape, plain)["load"]
+
+
+def test_counting_takes_no_memory():
+    large = LlamaConfig(num_hidden_layers=1, hidden_size=2**20, intermediate_size=8, vocab_size=2**24)
+    assert shape_of(large).parameters > 2**44  # numbers of one table: more than any machine has

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import urllib.error
 
 import pytest
 import torch
@@ -225,3 +226,42 @@ def test_a_run_that_lost_its_service_goes_on_and_ends_with_the_same_bits(tmp_pat
         ["stage=ppo", "task=custom", "model.path=m", "data.prompts=p", "scorer=remote", "scorer.url=http://x/"]
     )
     assert brevity([""], ["x"]) == [-1.0]
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://", "and a host"),
+        ("http://[::1/score", "Invalid IPv6"),
+        ("http://localhost:99999/score", "out of range"),
+        ("http://local host/score", "holds a space"),
+        ("http://localhost/score?of=ü", "ascii"),
+        ("http://..a/score", "label"),
+        ("http://ann:secret@localhost/score", f"set {KEY} instead"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_it_is_asked(address, says):
+    with pytest.raises(ConfigError, match=says) as refused:
+        RemoteScorer(address)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_redirection_is_not_followed_and_the_address_is_told(service):
+    service.faults = [(302, {"Location": "http://elsewhere/score"})]
+    with pytest.raises(RewardFunctionError, match=r"HTTP 302.*give the address itself, http://elsewhere/score"):
+        remote(service).score_texts(TEXTS[:1], ROWS[:1])
+
+
+def test_a_number_that_json_does_not_have_is_refused_before_it_is_sent(service):
+    with pytest.raises(ConfigError, match="the column weight cannot be sent"):
+        remote(service).score_texts(["a"], [{"prompt": "p", "weight": math.nan}])
+    assert not service.bodies
+
+
+def test_a_refusal_that_breaks_off_is_tried_again(service, monkeypatch):
+    def broken(self, *given):
+        raise ConnectionResetError("reset by peer")
+
+    service.faults = [503]
+    monkeypatch.setattr(urllib.error.HTTPError, "read", broken, raising=False)
+    assert remote(service).score_texts(TEXTS[:2], ROWS[:2]) == SCORES[:2]

@@ -1,6 +1,7 @@
 """A stage that will not fit is told before it is loaded."""
 
 import pytest
+from transformers import MambaConfig, T5Config
 
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.models.footprint import Setup
@@ -35,3 +36,27 @@ def test_a_stage_that_needs_more_than_there_is_is_told(tmp_path, monkeypatch, ca
     assert ("GB of each device in the phase learn" in caplog.text) == warned
     warn_of_size(compose([*WORDS, "model.path=of/the_hub", "trainer.precision=32-true"]), "ppo")
     assert estimate.device_memory(config["trainer"]) == memory
+
+
+@pytest.mark.parametrize(("devices", "ranks"), [("[0,3]", 2), ("4", 4), ("auto", 1), ("-1", 1)])
+def test_devices_are_counted_however_they_are_named(devices, ranks):
+    words = [*WORDS, "model.path=m", "trainer.precision=32-true", "trainer.accelerator=gpu"]
+    assert setup_of(compose([*words, "trainer=ddp", f"trainer.devices={devices}"]), "ppo").ranks == ranks
+
+
+@pytest.mark.parametrize("config", [MambaConfig(num_hidden_layers=1, hidden_size=8), T5Config(num_layers=1)])
+def test_a_model_that_cannot_be_counted_ends_no_run(tmp_path, monkeypatch, caplog, config):
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(estimate, "device_memory", lambda trainer: 1)
+    caplog.set_level("INFO")
+    warn_of_size(compose([*WORDS, f"model.path={tmp_path}", "trainer.precision=32-true"]), "ppo")
+    assert "ppo: how much memory it takes is not known" in caplog.text and "GB" not in caplog.text
+
+
+def test_parts_of_another_form_end_no_run(tmp_path, monkeypatch, caplog):
+    tiny.policy(positions=512).save_pretrained(tmp_path)
+    monkeypatch.setattr(estimate, "device_memory", lambda trainer: 1)
+    config = compose([*WORDS, f"model.path={tmp_path}", "trainer.precision=32-true"])
+    config["ppo"]["data"] = {"_target_": "my.Data", "batch_size": "all"}
+    warn_of_size(config, "ppo")
+    assert not caplog.text
