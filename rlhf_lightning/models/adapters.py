@@ -180,7 +180,7 @@ def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         model: with or without adapters.
-        weights: its state dict; not changed.
+        weights: its state dict, whole; not changed.
     """
     adapted = adapted_layers(model)
     if not adapted:
@@ -188,15 +188,22 @@ def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     plain = {name.replace(".base_layer.", "."): w for name, w in weights.items() if ".lora_" not in name}
     for name, layer in adapted.items():
         weight = plain[f"{name}.weight"]
-        change = layer.get_delta_weight(NAME).to(weight.device, torch.float32)
+        low, high = (weights[f"{name}.lora_{part}.{NAME}.weight"].float() for part in "AB")
+        product = layer.scaling[NAME] * (high @ low)
+        change = product.T if layer.fan_in_fan_out else product
         plain[f"{name}.weight"] = (weight.float() + change).to(weight.dtype)
     return plain
 
 
-def save_adapter(model: PreTrainedModel, folder: Path) -> None:
+def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write the adapters alone, and a trained head, as ``PeftModel.from_pretrained(base, folder)`` reads them.
 
     Does nothing for a model without adapters.
+
+    Args:
+        model: with or without adapters.
+        weights: its state dict, whole, on the CPU.
+        folder: where to.
     """
     if lora_of(model) is None:
         return
@@ -207,7 +214,7 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     config.inference_mode = True
     config.save_pretrained(str(folder))
     trained = {
-        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": weight.detach().cpu().contiguous()
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": weights[name].contiguous()
         for name, weight in model.named_parameters() if weight.requires_grad
     }  # fmt: skip
     save_file(trained, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -44,9 +44,9 @@ def mixed():
     return {**fsdp2(), "precision": "bf16-mixed"}
 
 
-def supervised(phase, where):
+def supervised(phase, where, **given):
     def run(folder):
-        module, trainer = phase(folder, world_size=WORLD, **where())
+        module, trainer = phase(folder, world_size=WORLD, **given, **where())
         return {"weights": phases.flat(module.trained), "logged": logged(trainer)}
 
     return run
@@ -80,7 +80,7 @@ def ppo(where, name, rollouts=2):
     return run
 
 
-def resume(where, name):
+def resume(where, name, lora=False):
     """Three rollouts at once, and the same from the checkpoint after each of the first two."""
 
     def state(module):
@@ -89,7 +89,8 @@ def resume(where, name):
     def run(folder):
         def fit(**options):
             io = DurableCheckpointIO()
-            module, _ = phases.ppo(folder, rollouts=3, batch=4, plugins=[io], **options, **where())
+            learner = phases.ppo_module(lora=lora)
+            module, _ = phases.ppo(folder, learner, rollouts=3, batch=4, plugins=[io], **options, **where())
             return state(module)
 
         saver = DurableCheckpoint(folder / name, every_n_steps=1, keep=2)
@@ -99,11 +100,11 @@ def resume(where, name):
     return run
 
 
-def dpo(folder, world_size=1, loss=dpo_loss, cached=False, **options):
+def dpo(folder, world_size=1, loss=dpo_loss, cached=False, lora=False, **options):
     """Three epochs of two steps, validated on three rows, of which one rank of two has a filler in place of one."""
-    reference = None if loss is simpo_loss else tiny.policy(1, scale=2.0)
+    reference = None if loss is simpo_loss or lora else tiny.policy(1, scale=2.0)
     module = offline.preference(  # a larger rate: rounding grows with it
-        lr=0.03, loss=loss, reference=reference, nll_coef=0.1, cache_reference=cached
+        lr=0.03, loss=loss, reference=reference, nll_coef=0.1, cache_reference=cached, lora=lora
     )
     data = offline.pairs(folder / "eight_rankings.jsonl", 1, 4, folder / "three_rankings.jsonl")
     return fit(module, data, world_size, options)
@@ -113,8 +114,9 @@ def simpo(folder, world_size=1, **options):
     return dpo(folder, world_size, simpo_loss, **options)
 
 
-def kto(folder, world_size=1, cached=False, **options):
-    module = offline.unpaired(lr=0.1, loss=kto_loss, reference=tiny.policy(1, scale=2.0), cache_reference=cached)
+def kto(folder, world_size=1, cached=False, lora=False, **options):
+    reference = None if lora else tiny.policy(1, scale=2.0)
+    module = offline.unpaired(lr=0.1, loss=kto_loss, reference=reference, cache_reference=cached, lora=lora)
     data = offline.answers(folder / "feedback.jsonl", 1, 4, folder / "three_answers.jsonl")
     return fit(module, data, world_size, options)
 
@@ -240,7 +242,13 @@ CASES = {
     "ppo_ddp": ppo(ddp, "ppo_ddp"),
     "same_prompts": same_prompts,
     "replay_ddp": replay(ddp),
-    "lora_ddp": replay(ddp, lora=True),
+    "ppo_lora_ddp": replay(ddp, lora=True),
+    "ppo_lora_fsdp2": replay(fsdp2, lora=True),
+    "sft_lora_fsdp2": supervised(phases.sft, fsdp2, lora=True),
+    "reward_lora_fsdp2": supervised(phases.reward, fsdp2, lora=True),
+    "dpo_lora_fsdp2": supervised(partial(dpo, lora=True), fsdp2),
+    "kto_lora_fsdp2": supervised(partial(kto, lora=True), fsdp2),
+    "resume_lora_fsdp2": resume(fsdp2, "resume_lora_fsdp2", lora=True),
     "grouped_ddp": replay(ddp, grouped=True),
     "grouped_fsdp2": replay(fsdp2, grouped=True),
     "resume_ddp": resume(ddp, "resume_ddp"),
