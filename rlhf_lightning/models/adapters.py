@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.trunk import decoder, layers, probe_ids, states_of
+from rlhf_lightning.models.unread import run_on_zeros
 from rlhf_lightning.rules.ranges import require
 
 ALL_LINEAR = "all-linear"
@@ -72,7 +73,11 @@ class Lora:
         Raises:
             ConfigError: the decoder has no linear layer of such a name.
         """
-        peft = _peft()
+        with run_on_zeros(model):
+            self._inject(_peft(), model, freeze_below)
+        model.lora = self  # type: ignore[assignment]
+
+    def _inject(self, peft: Any, model: PreTrainedModel, freeze_below: int) -> None:
         targets = self._targets(model, freeze_below)
         head = getattr(model, "score", None)
         config = peft.LoraConfig(
@@ -90,9 +95,9 @@ class Lora:
             raise ConfigError(f"model.lora.target_modules={self.target_modules}: peft refuses them: {error}") from error
         if head is not None:
             head.requires_grad_(True)
-        model.lora = self  # type: ignore[assignment]
         if model.dtype.itemsize < 4:
-            for layer in adapted_layers(model).values():
+            for name in targets:
+                layer: Any = model.get_submodule(name)
                 layer.lora_A.float()
                 layer.lora_B.float()
 
@@ -202,7 +207,7 @@ def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: 
 
     Args:
         model: with or without adapters.
-        weights: its state dict, whole, on the CPU.
+        weights: its state dict, whole.
         folder: where to.
     """
     if lora_of(model) is None:
@@ -214,7 +219,7 @@ def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: 
     config.inference_mode = True
     config.save_pretrained(str(folder))
     trained = {
-        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": weights[name].contiguous()
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": weights[name].cpu().contiguous()
         for name, weight in model.named_parameters() if weight.requires_grad
     }  # fmt: skip
     save_file(trained, folder / "adapter_model.safetensors", metadata={"format": "pt"})

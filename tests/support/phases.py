@@ -105,10 +105,11 @@ def praise(prompts, completions, **columns):
 
 
 def ppo_module(
-    cls=PPOModule, optimizer=None, advantage=gae, lora=False, critic="policy", checkpoint_every=0, **settings
-):
+    cls=PPOModule, optimizer=None, advantage=gae, lora=False, critic="policy", checkpoint_every=0, policy=None,
+    **settings
+):  # fmt: skip
     given = {"ppo_epochs": 2, "num_minibatches": 2, "micro_batch_size": 1, "max_approx_kl": None, **settings}
-    policy = tiny.adapted(tiny.policy(scale=0.3), lora)
+    policy = policy or tiny.adapted(tiny.policy(scale=0.3), lora)
     if checkpoint_every:
         checkpoint_activations(policy, checkpoint_every)
     return cls(

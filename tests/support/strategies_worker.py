@@ -21,7 +21,8 @@ from rlhf_lightning.functional.kto import kto_loss
 from rlhf_lightning.functional.preference import dpo_loss
 from rlhf_lightning.functional.reference_free import simpo_loss
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_copy
-from rlhf_lightning.models.sharding import shard
+from rlhf_lightning.models.sharding import kept_shared, shard
+from rlhf_lightning.models.trunk import layers
 from rlhf_lightning.models.unread import fill, weights_later
 from tests.support import offline, phases, tiny
 
@@ -173,26 +174,47 @@ def sharded_head(folder):
         return {"found": found, "expected": expected, "rounded": plain(ids, torch.ones_like(ids).bool())}
 
 
-def unread(folder):
+def unread(folder, lora=None):
     """The models of a run that are sharded before they are read, with rows that two ranks do not share evenly."""
-    source = Pretrained(str(folder / "policy"))
+    source = Pretrained(str(folder / "policy"), lora=lora)
     with weights_later():
-        policy = source.causal_lm()
+        torch.manual_seed(3)
+        policy = source.adapted(source.causal_lm())
         models = {"policy": policy, "critic": ScalarModel.from_policy(policy), "reference": frozen_copy(policy)}
         torch.manual_seed(3)
-        models["reward"] = ScalarModel(source.reward_model(init_head=True))
+        models["reward"] = ScalarModel(source.adapted(source.reward_model(init_head=True)))
     frozen = FrozenModels()
     frozen.add("reference", models["reference"])
     ids = torch.arange(10)[None]
     found = {}
+    with kept_shared([*models.values()]):
+        for model in models.values():
+            shard(model, init_device_mesh("cpu", (WORLD,)))
+            assert all(weight.is_meta for weight in model.parameters())
+            fill(model)
     for name, model in models.items():
-        shard(model, init_device_mesh("cpu", (WORLD,)))
-        assert all(weight.is_meta for weight in model.parameters())
-        fill(model)
         with torch.no_grad():
             out = model(ids, torch.ones_like(ids).bool())
         found[name] = {"weights": phases.flat(model), "out": getattr(out, "logits", out)}
     return found | {"fingerprints": frozen.fingerprints}
+
+
+def exported_lora(folder):
+    """Two rollouts of a policy with adapters from its folder, with whether the models beside it keep its shards."""
+    source = Pretrained(str(folder / "policy"), lora={"r": 4})
+    module, _ = phases.ppo(folder, phases.ppo_module(policy=source), **fsdp2())
+    module.export(folder / "exported_lora", {"stage": "ppo"})
+
+    def places(model):
+        frozen = [w for layer in layers(model) for w in layer.parameters() if not w.requires_grad]
+        return {weight.to_local().data_ptr() for weight in frozen}
+
+    kept = {
+        name: places(model) == places(module.policy)
+        for name, model in {"critic": module.critic.model, "reference": module.frozen["reference"]}.items()
+    }
+    with torch.no_grad():
+        return {"kept": kept, "logits": module.policy(torch.arange(10)[None]).logits}
 
 
 class StateAtStart(Callback):
@@ -248,6 +270,7 @@ CASES = {
     "reward_lora_fsdp2": supervised(phases.reward, fsdp2, lora=True),
     "dpo_lora_fsdp2": supervised(partial(dpo, lora=True), fsdp2),
     "kto_lora_fsdp2": supervised(partial(kto, lora=True), fsdp2),
+    "exported_lora": exported_lora,
     "resume_lora_fsdp2": resume(fsdp2, "resume_lora_fsdp2", lora=True),
     "grouped_ddp": replay(ddp, grouped=True),
     "grouped_fsdp2": replay(fsdp2, grouped=True),
@@ -265,6 +288,7 @@ CASES = {
     "weights_left": weights_left,
     "sharded_head": sharded_head,
     "unread": unread,
+    "unread_lora": partial(unread, lora={"r": 4}),
     "best": best,
     "checked_at_start": checked_at_start,
     **{
