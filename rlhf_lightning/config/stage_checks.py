@@ -85,8 +85,6 @@ def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     if offload and shards:
         raise ConfigError(combinations.FSDP2_OFFLOAD)
     adapters = lora(config)
-    if adapters is not None and shards and record.trains:
-        raise ConfigError(combinations.FSDP2_ADAPTERS)
     if adapters is not None and stage == "ppo":
         combinations.check_adapter_dropout(adapters.get("lora_dropout", 0.0))
     if stage == "ppo":

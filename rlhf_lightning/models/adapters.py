@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.trunk import decoder, layers, probe_ids, states_of
+from rlhf_lightning.models.unread import run_on_zeros
 from rlhf_lightning.rules.ranges import require
 
 ALL_LINEAR = "all-linear"
@@ -72,7 +73,11 @@ class Lora:
         Raises:
             ConfigError: the decoder has no linear layer of such a name.
         """
-        peft = _peft()
+        with run_on_zeros(model):
+            self._inject(_peft(), model, freeze_below)
+        model.lora = self  # type: ignore[assignment]
+
+    def _inject(self, peft: Any, model: PreTrainedModel, freeze_below: int) -> None:
         targets = self._targets(model, freeze_below)
         head = getattr(model, "score", None)
         config = peft.LoraConfig(
@@ -90,9 +95,9 @@ class Lora:
             raise ConfigError(f"model.lora.target_modules={self.target_modules}: peft refuses them: {error}") from error
         if head is not None:
             head.requires_grad_(True)
-        model.lora = self  # type: ignore[assignment]
         if model.dtype.itemsize < 4:
-            for layer in adapted_layers(model).values():
+            for name in targets:
+                layer: Any = model.get_submodule(name)
                 layer.lora_A.float()
                 layer.lora_B.float()
 
@@ -180,7 +185,7 @@ def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         model: with or without adapters.
-        weights: its state dict; not changed.
+        weights: its state dict, whole; not changed.
     """
     adapted = adapted_layers(model)
     if not adapted:
@@ -188,15 +193,22 @@ def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     plain = {name.replace(".base_layer.", "."): w for name, w in weights.items() if ".lora_" not in name}
     for name, layer in adapted.items():
         weight = plain[f"{name}.weight"]
-        change = layer.get_delta_weight(NAME).to(weight.device, torch.float32)
+        low, high = (weights[f"{name}.lora_{part}.{NAME}.weight"].float() for part in "AB")
+        product = layer.scaling[NAME] * (high @ low)
+        change = product.T if layer.fan_in_fan_out else product
         plain[f"{name}.weight"] = (weight.float() + change).to(weight.dtype)
     return plain
 
 
-def save_adapter(model: PreTrainedModel, folder: Path) -> None:
+def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write the adapters alone, and a trained head, as ``PeftModel.from_pretrained(base, folder)`` reads them.
 
     Does nothing for a model without adapters.
+
+    Args:
+        model: with or without adapters.
+        weights: its state dict, whole.
+        folder: where to.
     """
     if lora_of(model) is None:
         return
@@ -207,7 +219,7 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     config.inference_mode = True
     config.save_pretrained(str(folder))
     trained = {
-        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": weight.detach().cpu().contiguous()
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": weights[name].cpu().contiguous()
         for name, weight in model.named_parameters() if weight.requires_grad
     }  # fmt: skip
     save_file(trained, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -97,5 +97,6 @@ def frozen_copy(model: ModuleT) -> ModuleT:
     for layer in adapted_layers(model).values():
         shared[id(layer)] = copy.deepcopy(layer.base_layer, shared)
     copied = copy.deepcopy(model, shared).eval().requires_grad_(False)
-    vars(copied).pop("lora", None)
+    if vars(copied).pop("lora", None) is not None:
+        vars(copied).pop("unread", None)  # the model reads them for both
     return copied

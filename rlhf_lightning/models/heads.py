@@ -16,7 +16,7 @@ from rlhf_lightning.models.kinds import body_of, scalar_class
 from rlhf_lightning.models.output import replaced
 from rlhf_lightning.models.packing import can_pack, packed_states, worthwhile_rows
 from rlhf_lightning.models.trunk import checkpoint_activations, decoder, hidden_states, layers, run_upper
-from rlhf_lightning.models.unread import trunk_unread, unread_of, without_weights
+from rlhf_lightning.models.unread import Unread, trunk_unread, unread_of, without_weights
 from rlhf_lightning.private_api.transformers import from_config
 
 
@@ -109,10 +109,16 @@ def _unread_copy(policy: PreTrainedModel, config: PretrainedConfig) -> PreTraine
     """The model of a critic as `ScalarModel.from_policy` makes it, where the policy has not been read."""
     with without_weights():
         model = from_config(scalar_class(config), config, policy.dtype)
-    model.unread = trunk_unread(model, policy, {"score.weight": torch.zeros(model.score.weight.shape)})
+    head = {"score.weight": torch.zeros(model.score.weight.shape)}
+    if (lora := lora_of(policy)) is None:
+        model.unread = trunk_unread(model, policy, head)
+    else:
+        setattr(model, body_of(model)[0], body_of(frozen_copy(policy))[1])
+        model.unread = Unread({}, head)  # the policy reads the rest
+        lora.put_into(model)
     model.pack_rows = getattr(policy, "pack_rows", False)
-    if any(getattr(part, "gradient_checkpointing", False) for part in policy.modules()):
-        checkpoint_activations(model)
+    if every := getattr(policy, "checkpoint_every", 0):
+        checkpoint_activations(model, every)
     return model.train()
 
 

@@ -197,7 +197,7 @@ class Pretrained:
             return load(config, None)
         model = loaded_or_unread(load, kind, config, self.path)
         if unread_of(model) is not None and self.activation_checkpointing:
-            checkpoint_activations(model)
+            checkpoint_activations(model, int(self.activation_checkpointing))
         return model
 
     def _load(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.models.heads import ScalarModel, ValueHead
 from rlhf_lightning.models.trunk import layers
-from rlhf_lightning.rules.combinations import FSDP2_ADAPTERS
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
@@ -29,22 +26,36 @@ def shard(model: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None
         compute: dtype in which weights are gathered and computed with; None keeps that of the shards. The shards keep
             theirs in any case, and gradients are summed over ranks in float32: the optimizer learns in full precision.
             Scalar heads are computed in float32, see `linear_fp32`.
-
-    Raises:
-        ConfigError: the model has adapters.
     """
     if isinstance(model, ValueHead):
         fully_shard(model, mesh=mesh)
         return
     policy = MixedPrecisionPolicy() if compute is None else MixedPrecisionPolicy(compute, reduce_dtype=torch.float32)
     inner: Any = model.model if isinstance(model, ScalarModel) else model
-    if lora_of(inner) is not None:
-        raise ConfigError(FSDP2_ADAPTERS)
     if isinstance(model, ScalarModel):
         fully_shard(inner.score, mesh=mesh)
     for layer in layers(inner):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def kept_shared(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Frozen weights that several models share when the block begins share their shards when it ends.
+
+    `shard` gives each model shards of its own, and inside of the block it is called on all of them. Rows that pad a
+    shard to the size of the others may be copied.
+    """
+    places: dict[int, tuple[nn.Module, str]] = {}
+    shared: list[tuple[nn.Module, dict[str, tuple[nn.Module, str]]]] = []
+    for model in models:
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        shared.append((model, {name: places[id(w)] for name, w in weights.items() if id(w) in places}))
+        places = {id(w): (model, name) for name, w in weights.items()} | places
+    yield
+    for model, others in shared:
+        kept = {at: nn.Parameter(at[0].get_parameter(at[1]).detach(), requires_grad=False) for at in others.values()}
+        model.load_state_dict({name: kept[at] for name, at in others.items()}, strict=False, assign=True)
 
 
 @contextmanager

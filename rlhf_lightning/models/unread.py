@@ -169,9 +169,52 @@ def trunk_unread(model: PreTrainedModel, source: PreTrainedModel, given: Mapping
     return Unread({f"{mine}{rest}": place for rest, place in inside.items()}, given)
 
 
+@contextmanager
+def run_on_zeros(model: nn.Module) -> Iterator[None]:
+    """Inside, a model that is not read yet has zeros for weights, which take no memory, so that it runs.
+
+    Weights that are put in beside them are noted as given, and layers may move. Does nothing for a model that is read.
+    """
+    if (unread := unread_of(model)) is None:
+        yield
+        return
+    named = dict(model.named_parameters(remove_duplicate=False))
+    zeros = {weight: nn.Parameter(weight.new_zeros((), device="cpu").expand(weight.shape)) for weight in named.values()}
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, weight in named.items():
+        _put(model, name, zeros[weight])
+        names.setdefault(weight, []).append(name)
+    weights = {zero: weight for weight, zero in zeros.items()}
+    yield
+    places: dict[str, Place] = {}
+    given: dict[str, Tensor] = {}
+    for name, there in list(model.named_parameters(remove_duplicate=False)):
+        if there not in weights:
+            given[name] = there.detach()
+            _put(model, name, nn.Parameter(there.to("meta"), requires_grad=there.requires_grad))
+            continue
+        weight = weights[there]
+        weight.requires_grad_(there.requires_grad)
+        _put(model, name, weight)
+        for before in names[weight]:
+            if before in unread.places:
+                places[name] = unread.places[before]
+            elif before in unread.given:
+                given[name] = unread.given[before]
+    model.unread = Unread(places, given)  # type: ignore[assignment]
+
+
+def _put(model: nn.Module, name: str, weight: nn.Parameter) -> None:
+    inside, _, last = name.rpartition(".")
+    setattr(model.get_submodule(inside), last, weight)
+
+
 @torch.no_grad()
 def fill(module: nn.Module) -> None:
-    """Read the weights of all models inside of a module that are not read yet: sharded ones by rows, others whole."""
+    """Read the weights of all models inside of a module that are not read yet: sharded ones by rows, others whole.
+
+    Those that are neither in a file nor given are another model's, see `rlhf_lightning.models.sharding.kept_shared`.
+    """
     for model in list(module.modules()):
         if (unread := vars(model).pop("unread", None)) is None:
             continue
@@ -182,6 +225,8 @@ def fill(module: nn.Module) -> None:
             names = dict(model.named_parameters(remove_duplicate=False))
             for name in sorted(names, key=lambda name: not reader.has(name)):  # tied ones may have one name in the file
                 weight = names[name]
+                if id(weight) not in weights and not reader.has(name):
+                    continue
                 if id(weight) not in weights:
                     weights[id(weight)] = nn.Parameter(reader.read(name, weight), requires_grad=weight.requires_grad)
                 filled[name] = weights[id(weight)]

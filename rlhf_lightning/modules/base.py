@@ -19,7 +19,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.metrics.shown import LIKELIHOOD, Shown
 from rlhf_lightning.models import eos_token_ids
 from rlhf_lightning.models.adapters import merged, save_adapter
-from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, shard
+from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, kept_shared, shard
 from rlhf_lightning.models.unread import fill, weights_later
 from rlhf_lightning.optim.adam import build_optimizer
 from rlhf_lightning.optim.schedules import make_schedule
@@ -102,9 +102,11 @@ class RLHFModule(lightning.LightningModule):
         convert_weights(self, strategy_of(self))
         warn_of_half(self.trained, self.stage)
         if mesh is not None:
-            for module in self.sharded_modules():
-                shard(module, mesh["data_parallel"], sharded_dtype(strategy_of(self)))
-                fill(module)
+            models = self.sharded_modules()
+            with kept_shared(models):
+                for model in models:
+                    shard(model, mesh["data_parallel"], sharded_dtype(strategy_of(self)))
+                    fill(model)
 
     def configure_optimizers(self) -> Any:
         """One optimizer with named parameter groups; the schedule spans the whole run."""
@@ -240,5 +242,5 @@ class RLHFModule(lightning.LightningModule):
             model.generation_config = generation_config(self.sampling, ends, self.tokenizer.pad_token_id)
             model.generation_config.stop_strings = list(self.sampling.stop) or None
         model.save_pretrained(path, state_dict=merged(model, weights))
-        save_adapter(model, path / "adapter")
+        save_adapter(model, weights, path / "adapter")
         self.tokenizer.save_pretrained(path)

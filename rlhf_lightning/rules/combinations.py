@@ -15,7 +15,6 @@ FSDP1_REFUSED = (
     "trainer.strategy=fsdp (FSDP1) cannot run PPO's manual optimisation; use trainer=fsdp2, which shards as well"
 )
 FSDP2_LAYOUT = "trainer=fsdp2 needs model.freeze_below=0; use trainer=ddp with frozen layers"
-FSDP2_ADAPTERS = "trainer=fsdp2 cannot shard weights that a reference shares; use trainer=ddp with model.lora"
 FSDP2_OFFLOAD = "trainer=fsdp2 keeps the shards of each model on their devices; set model.offload=false"
 OFFLOAD_OFFLINE = (
     "{0}: model.offload=true would move the reference in and out for each micro-batch; set {0}.cache_reference=true, "

@@ -104,7 +104,6 @@ MISTAKES = [
     ("matmul_precision=full", "matmul_precision=full: must be one of highest, high, medium"),
     ("stage=ppo trainer.strategy=fsdp", "trainer.strategy=fsdp|use trainer=fsdp2"),
     ("stage=ppo trainer=fsdp2 model.freeze_below=2", "trainer=fsdp2 needs model.freeze_below=0"),
-    ("stage=ppo trainer=fsdp2 model.lora={r:8}", "trainer=fsdp2 cannot shard weights that a reference shares"),
     ("stage=ppo model.lora={lora_dropout:0.1}", "model.lora.lora_dropout=0.1: PPO compares the policy with itself"),
     ("stage=ppo trainer=fsdp2 model.offload=true", "trainer=fsdp2 keeps the shards|model.offload=false"),
     ("stage=kto model.offload=true data.feedback=x", "kto: model.offload=true would move|kto.cache_reference=true"),

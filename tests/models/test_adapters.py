@@ -117,7 +117,7 @@ def test_packed_rows_and_bfloat16_go_together_with_adapters():
 def test_merged_weights_compute_the_same_and_peft_reads_the_adapter(tmp_path):
     model = adapted(Lora(r=4, lora_alpha=10))
     model.save_pretrained(tmp_path, state_dict=merged(model, model.state_dict()))
-    save_adapter(model, tmp_path / "adapter")
+    save_adapter(model, model.state_dict(), tmp_path / "adapter")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     layer = model.model.layers[1].mlp.up_proj
     product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
@@ -134,7 +134,7 @@ def test_an_adapter_of_a_reward_model_brings_its_head(tmp_path):
     recipe = Pretrained(str(tmp_path / "base"), lora=Lora(r=4))
     model = recipe.adapted(recipe.reward_model(init_head=True))
     move(model)
-    save_adapter(model, tmp_path / "adapter")
+    save_adapter(model, model.state_dict(), tmp_path / "adapter")
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
     read = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     torch.testing.assert_close(logits(read), logits(model), atol=1e-6, rtol=1e-6)

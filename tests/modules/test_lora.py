@@ -13,7 +13,6 @@ from rlhf_lightning.functional.advantage import rloo
 from rlhf_lightning.models import Pretrained, ScalarModel, ValueHead
 from rlhf_lightning.models.adapters import Lora, adapted_layers
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.modules import DPOModule, KTOModule, PPOModule, RewardModule, SFTModule
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL
@@ -216,13 +215,6 @@ def test_groups_with_one_update_reuse_the_numbers_of_the_engine(base):
 def test_dropout_in_adapters_is_refused_by_ppo(base):
     with pytest.raises(ConfigError, match=r"lora_dropout=0.1: PPO compares the policy with itself"):
         ppo(recipe(base, lora_dropout=0.1)).configure_model()
-
-
-def test_a_sharded_model_with_adapters_is_refused(base):
-    policy = recipe(base)
-    for model in (policy.adapted(policy.causal_lm()), ScalarModel(policy.adapted(policy.reward_model(init_head=True)))):
-        with pytest.raises(ConfigError, match=r"fsdp2 .* use trainer=ddp with model.lora"):
-            shard(model, None)
 
 
 def test_adapters_put_in_by_hand_work_as_those_of_a_recipe():

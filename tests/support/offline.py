@@ -65,9 +65,9 @@ def trainer(accumulate=1, epochs=1, **options):
     )  # fmt: skip
 
 
-def preference(lr=1.0, adam=False, cls=DPOModule, **options):
+def preference(lr=1.0, adam=False, cls=DPOModule, lora=False, **options):
     optimizer = partial(torch.optim.Adam if adam else torch.optim.SGD, lr=lr)
-    return cls(tiny.policy(), tiny.tokenizer(), optimizer, **{"max_grad_norm": 0.0, **options})
+    return cls(tiny.adapted(tiny.policy(), lora), tiny.tokenizer(), optimizer, **{"max_grad_norm": 0.0, **options})
 
 
 def unpaired(lr=1.0, adam=False, **options):

@@ -13,7 +13,6 @@ from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.functional.advantage import dr_grpo, gae
 from rlhf_lightning.models import ScalarModel
-from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.trunk import checkpoint_activations
 from rlhf_lightning.modules import PPOModule, RewardModule, SFTModule
 from rlhf_lightning.modules.ppo_settings import PPOSettings
@@ -73,12 +72,12 @@ def sgd(lr):
     return partial(torch.optim.SGD, lr=lr, momentum=0.9)
 
 
-def sft(folder, world_size=1, epochs=2, micro=2, resume=None, callbacks=(), **options):
+def sft(folder, world_size=1, epochs=2, micro=2, resume=None, callbacks=(), lora=False, **options):
     data = DemonstrationData(
         folder / "demonstrations.jsonl", None, tiny.tokenizer(), batch_size=4, micro_batch_size=micro,
         validation_fraction=0.0,
     )  # fmt: skip
-    module = SFTModule(tiny.policy(), tiny.tokenizer(), sgd(0.1), linear)
+    module = SFTModule(tiny.adapted(tiny.policy(), lora), tiny.tokenizer(), sgd(0.1), linear)
     run = trainer(data.accumulate_for(world_size), epochs, callbacks, **options)
     run.fit(module, datamodule=data, ckpt_path=resume)
     return module, run
@@ -91,11 +90,11 @@ def reward_model():
     return model
 
 
-def reward(folder, world_size=1, resume=None, **options):
+def reward(folder, world_size=1, resume=None, lora=False, **options):
     data = ComparisonData(
         folder / "rankings.jsonl", folder / "rankings.jsonl", tiny.tokenizer(), batch_size=4, micro_batch_size=1
     )
-    module = RewardModule(reward_model().model, tiny.tokenizer(), sgd(0.1))
+    module = RewardModule(tiny.adapted(reward_model().model, lora), tiny.tokenizer(), sgd(0.1))
     run = trainer(data.accumulate_for(world_size), 3, **options)
     run.fit(module, datamodule=data, ckpt_path=resume)
     return module, run
@@ -106,13 +105,11 @@ def praise(prompts, completions, **columns):
 
 
 def ppo_module(
-    cls=PPOModule, optimizer=None, advantage=gae, lora=False, critic="policy", checkpoint_every=0, **settings
-):
+    cls=PPOModule, optimizer=None, advantage=gae, lora=False, critic="policy", checkpoint_every=0, policy=None,
+    **settings
+):  # fmt: skip
     given = {"ppo_epochs": 2, "num_minibatches": 2, "micro_batch_size": 1, "max_approx_kl": None, **settings}
-    policy = tiny.policy(scale=0.3)
-    if lora:
-        torch.manual_seed(0)
-        Lora().put_into(policy)
+    policy = policy or tiny.adapted(tiny.policy(scale=0.3), lora)
     if checkpoint_every:
         checkpoint_activations(policy, checkpoint_every)
     return cls(

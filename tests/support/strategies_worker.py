@@ -21,7 +21,8 @@ from rlhf_lightning.functional.kto import kto_loss
 from rlhf_lightning.functional.preference import dpo_loss
 from rlhf_lightning.functional.reference_free import simpo_loss
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_copy
-from rlhf_lightning.models.sharding import shard
+from rlhf_lightning.models.sharding import kept_shared, shard
+from rlhf_lightning.models.trunk import layers
 from rlhf_lightning.models.unread import fill, weights_later
 from tests.support import offline, phases, tiny
 
@@ -44,9 +45,9 @@ def mixed():
     return {**fsdp2(), "precision": "bf16-mixed"}
 
 
-def supervised(phase, where):
+def supervised(phase, where, **given):
     def run(folder):
-        module, trainer = phase(folder, world_size=WORLD, **where())
+        module, trainer = phase(folder, world_size=WORLD, **given, **where())
         return {"weights": phases.flat(module.trained), "logged": logged(trainer)}
 
     return run
@@ -80,7 +81,7 @@ def ppo(where, name, rollouts=2):
     return run
 
 
-def resume(where, name):
+def resume(where, name, lora=False):
     """Three rollouts at once, and the same from the checkpoint after each of the first two."""
 
     def state(module):
@@ -89,7 +90,8 @@ def resume(where, name):
     def run(folder):
         def fit(**options):
             io = DurableCheckpointIO()
-            module, _ = phases.ppo(folder, rollouts=3, batch=4, plugins=[io], **options, **where())
+            learner = phases.ppo_module(lora=lora)
+            module, _ = phases.ppo(folder, learner, rollouts=3, batch=4, plugins=[io], **options, **where())
             return state(module)
 
         saver = DurableCheckpoint(folder / name, every_n_steps=1, keep=2)
@@ -99,11 +101,11 @@ def resume(where, name):
     return run
 
 
-def dpo(folder, world_size=1, loss=dpo_loss, cached=False, **options):
+def dpo(folder, world_size=1, loss=dpo_loss, cached=False, lora=False, **options):
     """Three epochs of two steps, validated on three rows, of which one rank of two has a filler in place of one."""
-    reference = None if loss is simpo_loss else tiny.policy(1, scale=2.0)
+    reference = None if loss is simpo_loss or lora else tiny.policy(1, scale=2.0)
     module = offline.preference(  # a larger rate: rounding grows with it
-        lr=0.03, loss=loss, reference=reference, nll_coef=0.1, cache_reference=cached
+        lr=0.03, loss=loss, reference=reference, nll_coef=0.1, cache_reference=cached, lora=lora
     )
     data = offline.pairs(folder / "eight_rankings.jsonl", 1, 4, folder / "three_rankings.jsonl")
     return fit(module, data, world_size, options)
@@ -113,8 +115,9 @@ def simpo(folder, world_size=1, **options):
     return dpo(folder, world_size, simpo_loss, **options)
 
 
-def kto(folder, world_size=1, cached=False, **options):
-    module = offline.unpaired(lr=0.1, loss=kto_loss, reference=tiny.policy(1, scale=2.0), cache_reference=cached)
+def kto(folder, world_size=1, cached=False, lora=False, **options):
+    reference = None if lora else tiny.policy(1, scale=2.0)
+    module = offline.unpaired(lr=0.1, loss=kto_loss, reference=reference, cache_reference=cached, lora=lora)
     data = offline.answers(folder / "feedback.jsonl", 1, 4, folder / "three_answers.jsonl")
     return fit(module, data, world_size, options)
 
@@ -171,26 +174,47 @@ def sharded_head(folder):
         return {"found": found, "expected": expected, "rounded": plain(ids, torch.ones_like(ids).bool())}
 
 
-def unread(folder):
+def unread(folder, lora=None):
     """The models of a run that are sharded before they are read, with rows that two ranks do not share evenly."""
-    source = Pretrained(str(folder / "policy"))
+    source = Pretrained(str(folder / "policy"), lora=lora)
     with weights_later():
-        policy = source.causal_lm()
+        torch.manual_seed(3)
+        policy = source.adapted(source.causal_lm())
         models = {"policy": policy, "critic": ScalarModel.from_policy(policy), "reference": frozen_copy(policy)}
         torch.manual_seed(3)
-        models["reward"] = ScalarModel(source.reward_model(init_head=True))
+        models["reward"] = ScalarModel(source.adapted(source.reward_model(init_head=True)))
     frozen = FrozenModels()
     frozen.add("reference", models["reference"])
     ids = torch.arange(10)[None]
     found = {}
+    with kept_shared([*models.values()]):
+        for model in models.values():
+            shard(model, init_device_mesh("cpu", (WORLD,)))
+            assert all(weight.is_meta for weight in model.parameters())
+            fill(model)
     for name, model in models.items():
-        shard(model, init_device_mesh("cpu", (WORLD,)))
-        assert all(weight.is_meta for weight in model.parameters())
-        fill(model)
         with torch.no_grad():
             out = model(ids, torch.ones_like(ids).bool())
         found[name] = {"weights": phases.flat(model), "out": getattr(out, "logits", out)}
     return found | {"fingerprints": frozen.fingerprints}
+
+
+def exported_lora(folder):
+    """Two rollouts of a policy with adapters from its folder, with whether the models beside it keep its shards."""
+    source = Pretrained(str(folder / "policy"), lora={"r": 4})
+    module, _ = phases.ppo(folder, phases.ppo_module(policy=source), **fsdp2())
+    module.export(folder / "exported_lora", {"stage": "ppo"})
+
+    def places(model):
+        frozen = [w for layer in layers(model) for w in layer.parameters() if not w.requires_grad]
+        return {weight.to_local().data_ptr() for weight in frozen}
+
+    kept = {
+        name: places(model) == places(module.policy)
+        for name, model in {"critic": module.critic.model, "reference": module.frozen["reference"]}.items()
+    }
+    with torch.no_grad():
+        return {"kept": kept, "logits": module.policy(torch.arange(10)[None]).logits}
 
 
 class StateAtStart(Callback):
@@ -240,7 +264,14 @@ CASES = {
     "ppo_ddp": ppo(ddp, "ppo_ddp"),
     "same_prompts": same_prompts,
     "replay_ddp": replay(ddp),
-    "lora_ddp": replay(ddp, lora=True),
+    "ppo_lora_ddp": replay(ddp, lora=True),
+    "ppo_lora_fsdp2": replay(fsdp2, lora=True),
+    "sft_lora_fsdp2": supervised(phases.sft, fsdp2, lora=True),
+    "reward_lora_fsdp2": supervised(phases.reward, fsdp2, lora=True),
+    "dpo_lora_fsdp2": supervised(partial(dpo, lora=True), fsdp2),
+    "kto_lora_fsdp2": supervised(partial(kto, lora=True), fsdp2),
+    "exported_lora": exported_lora,
+    "resume_lora_fsdp2": resume(fsdp2, "resume_lora_fsdp2", lora=True),
     "grouped_ddp": replay(ddp, grouped=True),
     "grouped_fsdp2": replay(fsdp2, grouped=True),
     "resume_ddp": resume(ddp, "resume_ddp"),
@@ -257,6 +288,7 @@ CASES = {
     "weights_left": weights_left,
     "sharded_head": sharded_head,
     "unread": unread,
+    "unread_lora": partial(unread, lora={"r": 4}),
     "best": best,
     "checked_at_start": checked_at_start,
     **{

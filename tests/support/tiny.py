@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_lightning.functional.sequences import left_pad
+from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.types import PromptBatch
 
 WORDS = ["the", "food", "was", "good", "bad", "very", "and", "service", "slow", "kind", "we", "left", "happy", "."]
@@ -65,3 +66,11 @@ class Prompts:
     def draw(self) -> PromptBatch:
         """The same prompts again."""
         return self.batch
+
+
+def adapted(model, wanted=True):
+    """The model with adapters, the same ones each time, or as it is."""
+    if wanted:
+        torch.manual_seed(0)
+        Lora().put_into(model)
+    return model
