@@ -128,7 +128,9 @@ def check_ours(path: Path) -> None:
         with path.open("rb") as stream:
             head = stream.read(100)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; `rlhf-lightning label CANDIDATES --record FILE` makes one") from None
+        raise DataError(
+            f"{path}: no such file; `rlhf-lightning label CANDIDATES --record FILE` makes one, or `arena` with policies"
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     ours = int.from_bytes(head[_APPLICATION_AT : _APPLICATION_AT + 4], "big")

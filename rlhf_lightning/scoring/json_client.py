@@ -13,9 +13,9 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from rlhf_lightning.console.redaction import redact_text
+from rlhf_lightning.console.redaction import is_secret, redact_text
 from rlhf_lightning.errors import ConfigError, RewardFunctionError
 from rlhf_lightning.rules.ranges import require
 
@@ -165,6 +165,10 @@ def _check_address(url: str, owner: str, key: str) -> None:
         raise ConfigError(f"{owner}: the address {url} holds a space or control character; write %20 for a space")
     if parts.username is not None:
         raise ConfigError(f"{owner}: the address holds a name or password, which is not sent; set {key} instead")
+    if secret := next((name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if is_secret(name)), None):
+        raise ConfigError(
+            f"{owner}: the address holds {secret}=..., which would stand in the config of the run; set {key} instead"
+        )
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

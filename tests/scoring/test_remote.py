@@ -238,6 +238,7 @@ def test_a_run_that_lost_its_service_goes_on_and_ends_with_the_same_bits(tmp_pat
         ("http://localhost/score?of=ü", "ascii"),
         ("http://..a/score", "label"),
         ("http://ann:secret@localhost/score", f"set {KEY} instead"),
+        ("http://localhost/score?api_key=secret", f"holds api_key=.*set {KEY} instead"),
     ],
 )
 def test_an_address_that_is_none_is_refused_before_it_is_asked(address, says):
