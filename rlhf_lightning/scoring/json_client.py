@@ -83,7 +83,7 @@ class JsonClient:
         over = over or threading.Event()
         for tried in range(self.retries + 1):
             try:
-                over.wait(self._begin())
+                over.wait(self._begin(until))
                 answer = self._ask(body, until)
                 try:
                     return read(answer)
@@ -127,11 +127,17 @@ class JsonClient:
         except (ValueError, RecursionError) as error:
             raise _Failed(f"an answer that is not JSON ({error})") from error
 
-    def _begin(self) -> float:
-        """Take a place in the row of requests; returns the seconds until it is there."""
+    def _begin(self, until: float | None) -> float:
+        """Take a place in the row of requests; returns the seconds until it is there.
+
+        Raises:
+            _Failed: it is not there before ``until``.
+        """
         with self._turn:
             now = time.monotonic()
             begin = max(self._free, now)
+            if until is not None and begin >= until:
+                raise _Failed(f"its place in the row is {begin - now:.0f} s away")
             self._free = begin + self._apart
             self.asked += 1
         return begin - now

@@ -153,6 +153,13 @@ def test_after_the_deadline_nothing_is_tried_again(service):
     assert time.monotonic() - begin < 3
 
 
+def test_a_rate_that_is_too_slow_for_the_deadline_is_told(service):
+    begin = time.monotonic()
+    with pytest.raises(RewardFunctionError, match=r"its place in the row is \d+ s away.*raise scorer\.deadline"):
+        remote(service, batch_size=1, per_second=0.01, deadline=0.3).score_texts(TEXTS, ROWS)
+    assert time.monotonic() - begin < 3
+
+
 def test_a_run_that_is_asked_to_stop_does_not_wait_for_the_service(service):
     service.seconds = 4.0
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
