@@ -121,7 +121,7 @@ def test_adapters_get_the_same_gradient_on_one_and_on_two_ranks(folder, ranks, s
     pytest.importorskip("peft")
     first, second = ranks(f"ppo_lora_{strategy}")
     alone, _ = phases.replay(folder, lora=True)
-    start = phases.ppo_module(lora=True)
+    start = phases.ppo_module(phases.Replay, lora=True)
     start.configure_model()
     assert torch.equal(first["weights"], second["weights"])
     assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(start.policy))

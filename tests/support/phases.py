@@ -153,6 +153,14 @@ class Replay(PPOModule):
 
     stored: Path
 
+    def build(self):
+        """Adapters of the critic are drawn alike whatever was drawn before."""
+        super().build()
+        generator = torch.Generator().manual_seed(0)
+        for name, weight in self.critic.named_parameters() if self.critic is not None else ():
+            if "lora_A" in name:
+                torch.nn.init.normal_(weight, std=0.1, generator=generator)
+
     def evaluate(self, rollout, scores):
         whole = torch.load(self.stored, weights_only=False)
         if self.settings.group_size > 1:  # some responses do not count, more of them on the second rank
