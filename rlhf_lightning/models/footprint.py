@@ -18,7 +18,6 @@ from rlhf_lightning.private_api.transformers import from_config
 
 FULL = 4  # bytes of a float32 number
 ADAM = 2 * FULL  # both moments of a weight
-PHASES = ("load", "generate", "score", "learn", "save")
 Phase = Literal["load", "generate", "score", "learn", "save"]
 
 

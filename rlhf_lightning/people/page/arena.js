@@ -3,7 +3,7 @@
 import { Answers } from "./battle.js";
 import { Clock } from "./draft.js";
 import { letterOfKey } from "./keys.js";
-import { complain, get, say } from "./voice.js";
+import { alone, complain, get, say } from "./voice.js";
 import { newKey, Wire } from "./wire.js";
 
 const VOTES = {
@@ -26,8 +26,8 @@ class Arena {
     this.busy = false;
   }
 
-  start = () => this.#alone(async () => this.#opened(await this.wire.open()));
-  enter = (name) => this.#alone(async () => this.#opened(await this.wire.enter(name)));
+  start = () => alone(this, async () => this.#opened(await this.wire.open()));
+  enter = (name) => alone(this, async () => this.#opened(await this.wire.enter(name)));
 
   async #opened(session) {
     complain("");
@@ -115,7 +115,7 @@ class Arena {
     const { ranks, flags = null, says } = VOTES[name];
     const seconds = Math.round(this.clock.seconds * 1000) / 1000;
     const vote = { key: newKey(), item: this.item.id, order: this.item.order, ranks, flags, seconds };
-    await this.#alone(() => this.#deliver(vote, `Saved: ${says}.`));
+    await alone(this, () => this.#deliver(vote, `Saved: ${says}.`));
   }
 
   async #deliver(vote, done) {
@@ -135,7 +135,7 @@ class Arena {
 
   async undo() {
     if (this.busy || this.writing) return;
-    await this.#alone(async () => {
+    await alone(this, async () => {
       complain("");
       this.#show(await this.wire.undo());
       say("Taken back. Vote again.");
@@ -147,19 +147,6 @@ class Arena {
   plain(plain) {
     this.answers.plain = plain;
     this.answers.write();
-  }
-
-  async #alone(task) {
-    this.busy = true;
-    document.body.setAttribute("aria-busy", "true");
-    try {
-      await task();
-    } catch (error) {
-      complain(error.message);
-    } finally {
-      this.busy = false;
-      document.body.removeAttribute("aria-busy");
-    }
   }
 }
 

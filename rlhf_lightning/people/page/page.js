@@ -4,7 +4,7 @@ import { Board } from "./board.js";
 import { Card, content, letterOf, nameOf } from "./cards.js";
 import { Clock, dropDraft, findDraft, keepDraft } from "./draft.js";
 import { Ranking } from "./ranking.js";
-import { complain, get, progress, say } from "./voice.js";
+import { alone, complain, get, progress, say } from "./voice.js";
 import { newKey, Wire } from "./wire.js";
 
 const strengths = () => document.querySelectorAll("#strength input");
@@ -24,15 +24,15 @@ export class Page {
   }
 
   async start() {
-    await this.#alone(async () => this.#opened(await this.wire.open()));
+    await alone(this, async () => this.#opened(await this.wire.open()));
   }
 
   async enter(name) {
-    await this.#alone(async () => this.#opened(await this.wire.enter(name)));
+    await alone(this, async () => this.#opened(await this.wire.enter(name)));
   }
 
   async look() {
-    await this.#alone(async () => this.show(await this.wire.next()));
+    await alone(this, async () => this.show(await this.wire.next()));
   }
 
   async #opened(session) {
@@ -161,7 +161,7 @@ export class Page {
 
   async deliver(judgement, done) {
     const item = this.item;
-    await this.#alone(async () => {
+    await alone(this, async () => {
       let answer;
       try {
         answer = await this.wire.send(judgement, (why) => complain(`Not saved yet. ${why} Trying again …`));
@@ -179,7 +179,7 @@ export class Page {
   }
 
   async undo() {
-    await this.#alone(async () => {
+    await alone(this, async () => {
       complain("");
       this.show(await this.wire.undo());
       say("Taken back. It counts again when you send it.");
@@ -276,19 +276,5 @@ export class Page {
 
   #checkStrength() {
     for (const input of strengths()) input.checked = Number(input.value) === this.strength;
-  }
-
-  // Nothing else is taken while the server has not answered. What fails is said.
-  async #alone(task) {
-    this.busy = true;
-    document.body.setAttribute("aria-busy", "true");
-    try {
-      await task();
-    } catch (error) {
-      complain(error.message);
-    } finally {
-      this.busy = false;
-      document.body.removeAttribute("aria-busy");
-    }
   }
 }

@@ -17,3 +17,17 @@ export function progress({ done, of }) {
   get("progress").max = Math.max(of, 1);
   get("progress").value = done;
 }
+
+// Nothing else is taken while the server has not answered. What fails is said.
+export async function alone(page, task) {
+  page.busy = true;
+  document.body.setAttribute("aria-busy", "true");
+  try {
+    await task();
+  } catch (error) {
+    complain(error.message);
+  } finally {
+    page.busy = false;
+    document.body.removeAttribute("aria-busy");
+  }
+}
