@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -93,7 +93,7 @@ class OnlineModule(RLHFModule):
         self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
         start = time.perf_counter()
         answer = partial(self.engine.generate, prompts, sampling or self.sampling, self.tokenizer)
-        with gathered(self.policy):
+        with gathered(self.policy) if getattr(self.engine, "holds_policy", True) else nullcontext():
             rollout = on_all_ranks("a logit in generation", answer, prompts, self.ranks)
         seconds = time.perf_counter() - start
         self._sampled = Sampled(self._sampled.tokens + int(rollout.mask.sum()), self._sampled.seconds + seconds)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig
 
 import tests.conftest  # noqa: F401  (threads and no network)
@@ -21,11 +22,14 @@ from rlhf_lightning.errors import NumericalError
 from rlhf_lightning.functional.kto import kto_loss
 from rlhf_lightning.functional.preference import dpo_loss
 from rlhf_lightning.functional.reference_free import simpo_loss
+from rlhf_lightning.functional.sequences import left_pad
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_copy
 from rlhf_lightning.models.sharding import kept_shared, shard
 from rlhf_lightning.models.trunk import layers
 from rlhf_lightning.models.unread import fill, weights_later
+from rlhf_lightning.rollout import LoopEngine, Sampling
 from rlhf_lightning.scoring import EnsembleScorer, RewardModelScorer
+from rlhf_lightning.types import PromptBatch
 from tests.support import offline, phases, tiny
 
 WORLD = 2
@@ -201,6 +205,28 @@ def unread(folder, lora=None):
     return found | {"fingerprints": frozen.fingerprints}
 
 
+def lockstep(folder):
+    """Answers of a sharded policy that no rank holds whole, with other numbers of rows, micro-batches and steps."""
+    policy = tiny.policy(layers=3)
+    shard(policy, init_device_mesh("cpu", (WORLD,)))
+    rank = torch.distributed.get_rank()
+    rows = torch.arange(8).split([3, 5])[rank]
+    prompts = [tiny.tokenizer()(text).input_ids for text in phases.PROMPTS]
+    ids, mask = left_pad([prompts[row] for row in rows], 0)
+    batch = PromptBatch(ids, mask, tuple({"prompt": phases.PROMPTS[row]} for row in rows))
+    engine = LoopEngine(gather="layer", micro_batch_size=2)
+    engine.seed(rank)
+    engine.sync(policy, [1, 2, 3], 0, version=1)
+    held = []
+    hook = policy.model.layers[0].register_forward_pre_hook(
+        lambda *given: held.append(isinstance(policy.model.layers[2].mlp.up_proj.weight, DTensor))
+    )
+    answers = engine.generate(batch, Sampling(max_new_tokens=40))
+    hook.remove()
+    found = {"ids": answers.response_ids, "logprobs": answers.rollout_logprobs, "sharded_meanwhile": all(held)}
+    return found | {"prompt_ids": ids, "prompt_mask": mask, "calls": len(held)}
+
+
 class BrokenOnSecond:
     """A member of an ensemble that gives no number on one rank, and then waits for nobody."""
 
@@ -324,6 +350,7 @@ CASES = {
     "weights_left": weights_left,
     "sharded_head": sharded_head,
     "scored": scored,
+    "lockstep": lockstep,
     "unread": unread,
     "unread_lora": partial(unread, lora={"r": 4}),
     "best": best,
