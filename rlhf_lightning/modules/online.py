@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -29,7 +29,7 @@ from rlhf_lightning.modules.resampling import Judged, with_other_prompts
 from rlhf_lightning.modules.scales import ScoreScale, ValueScale
 from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
-from rlhf_lightning.scoring import Scorer, details_of
+from rlhf_lightning.scoring import Scorer, details_of, place
 from rlhf_lightning.training.micro_batches import Schedule, micro_batches, take
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
 from rlhf_lightning.training.step_guard import NotFinite, on_all_ranks
@@ -93,7 +93,7 @@ class OnlineModule(RLHFModule):
         self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
         start = time.perf_counter()
         answer = partial(self.engine.generate, prompts, sampling or self.sampling, self.tokenizer)
-        with gathered(self.policy):
+        with gathered(self.policy) if getattr(self.engine, "holds_policy", True) else nullcontext():
             rollout = on_all_ranks("a logit in generation", answer, prompts, self.ranks)
         seconds = time.perf_counter() - start
         self._sampled = Sampled(self._sampled.tokens + int(rollout.mask.sum()), self._sampled.seconds + seconds)
@@ -254,7 +254,7 @@ class OnlineModule(RLHFModule):
     def on_fit_start(self) -> None:
         """Move what Lightning does not see, and give every rank its own random stream."""
         self.frozen.to(self.device)
-        self.scorer.to(self.device)
+        place(self.scorer, self)
         self.engine.seed(rank_seed(self.settings.seed, self.global_rank))
 
     def on_train_start(self) -> None:
