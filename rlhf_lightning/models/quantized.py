@@ -27,7 +27,7 @@ class Linear4bit(nn.Linear):
 
     Attributes:
         weight: two weights in a byte, uint8 [out * in / 2, 1], rounded up.
-        absmax: of each block, [out * in / 64], rounded up; float32 in the bits of int32, which no change of dtype touches.
+        absmax: of each block, [out * in / 64], rounded up; float32 in the bits of int32, which no dtype changes.
     """
 
     absmax: nn.Parameter
