@@ -30,7 +30,7 @@ from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.console import redaction
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import ConfigError, RankError, RLHFError
-from rlhf_lightning.rules.started import started_by_others
+from rlhf_lightning.rules.started import started
 
 REPORT_VARIABLE = "RLHF_LIGHTNING_RANK_REPORT"
 OF_A_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")
@@ -97,7 +97,7 @@ def count(trainer: Mapping[str, Any]) -> int:
     if strategy.endswith(("_spawn", "_fork", "_forkserver", "_notebook")):
         raise ConfigError(f"trainer.strategy={strategy}: copies of a process lose what they trained; use trainer=ddp")
     devices = trainer.get("devices", 1)
-    if devices == 1 or started_by_others()[0] or any(name in os.environ for name in OF_A_RANK):
+    if devices == 1 or started() or any(name in os.environ for name in OF_A_RANK):
         return 1
     if isinstance(devices, int) and devices > 1:
         return devices

@@ -17,6 +17,7 @@ from rlhf_lightning import __version__, signals
 from rlhf_lightning.cli import HANDOVER_VARIABLE
 from rlhf_lightning.cli.commands import COMMANDS, command
 from rlhf_lightning.errors import ConfigError, DiskError, RankError, RLHFError, nearest
+from rlhf_lightning.rules.started import check_folder, number
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,7 +31,7 @@ def main(config_dir: str = "") -> None:
     Args:
         config_dir: a folder with more config files, as ``--config-dir`` names one; for a project's own command.
     """
-    with signals.watched(tells="LOCAL_RANK" not in os.environ, at_once=True):
+    with signals.watched(tells=HANDOVER_VARIABLE not in os.environ and number() == 0, at_once=True):
         from rlhf_lightning.console.streams import say, unbreakable
 
         unbreakable()
@@ -66,7 +67,7 @@ def _guard(arguments: list[str], config_dir: str) -> int:
 def _dispatch(arguments: list[str], config_dir: str) -> None:
     more = ["--config-dir", config_dir] if config_dir and not {"--config-dir", "-cd"} & set(arguments) else []
     if arguments[:1] and arguments[0] in COMMANDS:
-        if words := command(arguments[0])(arguments[1:]):
+        if words := command(arguments[0])([*arguments[1:], *(more if arguments[0] == "slurm" else [])]):
             _compose_and_run([*more, *words])
     elif HANDOVER_VARIABLE in os.environ:
         from rlhf_lightning.cli.launch import serve
@@ -106,8 +107,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     arguments = [word for a in arguments for word in ([a] if a.startswith("-") else readable([a]))]
     sys.argv[1:] = arguments
     Typed([argument for argument in arguments if not argument.startswith("-")])  # nobody repeats its secrets
-    if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
-        raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
+    check_folder(arguments)
     shown = _wants_traceback()
 
     started = False
@@ -163,6 +163,7 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     folder = HydraConfig.get().runtime.output_dir
     if _is_new(folder):
         signals.would_leave(folder)
+    from rlhf_lightning.cli.requeue import requeue
     from rlhf_lightning.config import sweeps
     from rlhf_lightning.config.compose import load_config
     from rlhf_lightning.config.judging import judged
@@ -189,6 +190,10 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
         if swept:
             _keep(folder, {"state": "stopped", "error": str(stop)})
         _remove_empty(folder)
+        if not swept:
+            typed = HydraConfig.get().overrides
+            told = requeue(stop.signum, str(cfg.get("resume")), [*typed.task, *typed.hydra])
+            stop.note = "; ".join(filter(None, (stop.note, told)))
         raise
     except Exception as error:
         if swept:
@@ -227,7 +232,7 @@ def _run(config: dict[str, Any]) -> Any:
     from rlhf_lightning.console.streams import quiet, say
 
     quiet()
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if number() == 0:
         say(opening(config, __version__))  # before torch, whose import takes seconds
     gc.enable()
     from rlhf_lightning.stages.pipeline import run

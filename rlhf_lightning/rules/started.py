@@ -1,12 +1,67 @@
-"""Who has started the processes of a run, and how many. Standard library only."""
+"""Who has started the processes of a run, how many there are, and which of them this is. Standard library only."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rlhf_lightning.errors import ConfigError
+
+_FOLDER = ("run_dir=", "hydra.run.dir=")
+
+
+@dataclass(frozen=True)
+class Started:
+    """Processes that another program has started for one run.
+
+    Args:
+        by: the program.
+        ranks: how many.
+        rank: which one this is.
+    """
+
+    by: str
+    ranks: int
+    rank: int
+
+
+def started() -> Started | None:
+    """What another program has started; None where none did.
+
+    A batch script of Slurm has variables of a rank, too, but only a step of srun has several.
+    """
+    get = os.environ.get
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return Started("torchrun", int(get("WORLD_SIZE", 1)), int(get("RANK", 0)))
+    if (ranks := int(get("SLURM_STEP_NUM_TASKS", 0))) > 1:
+        return Started("srun", ranks, int(get("SLURM_PROCID", 0)))
+    return None
+
+
+def number() -> int:
+    """Which of the processes of its run this one is; the first writes the files, and speaks for all."""
+    others = started()
+    return others.rank if others else int(os.environ.get("RANK", os.environ.get("NODE_RANK", 0)))
+
+
+def names_folder(words: Sequence[str]) -> bool:
+    """Whether a command line says where the run is written, rather than leaving it to the clock."""
+    return any(word.startswith(_FOLDER) for word in words)
+
+
+def check_folder(words: Sequence[str]) -> None:
+    """See that ranks which compose for themselves get the same folder.
+
+    Raises:
+        ConfigError: another program has started them, and the command line names no folder.
+    """
+    others = started()
+    if others and not names_folder(words):
+        raise ConfigError(
+            f"under {others.by} every rank composes for itself and needs the same folder: add run_dir=FOLDER"
+        )
 
 
 def check_started(trainer: Mapping[str, Any]) -> None:
@@ -18,24 +73,13 @@ def check_started(trainer: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it has started another number; says which keys to set.
     """
-    started, by = started_by_others()
+    others = started()
     devices, nodes = trainer.get("devices", 1), int(trainer.get("num_nodes", 1))
-    if not started or not isinstance(devices, int) or devices < 1 or started == devices * nodes:
+    if others is None or not isinstance(devices, int) or devices < 1 or others.ranks == devices * nodes:
         return
+    count = others.ranks
     raise ConfigError(
-        f"{by} has started {started} process{'es' * (started > 1)}, and trainer.devices={devices} with "
+        f"{others.by} has started {count} process{'es' * (count > 1)}, and trainer.devices={devices} with "
         f"trainer.num_nodes={nodes} makes {devices * nodes}: devices is the number on each machine, num_nodes that of "
-        "machines" + (f"; set trainer.num_nodes={started // devices}" if nodes == 1 and started % devices == 0 else "")
+        "machines" + (f"; set trainer.num_nodes={count // devices}" if nodes == 1 and count % devices == 0 else "")
     )
-
-
-def started_by_others() -> tuple[int, str]:
-    """How many ranks another program has started, and which one; 0 where none did.
-
-    A batch script of Slurm has variables of a rank, too, but only a step of srun has several.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ.get("WORLD_SIZE", 1)), "torchrun"
-    if (ranks := int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))) > 1:
-        return ranks, "srun"
-    return 0, ""
