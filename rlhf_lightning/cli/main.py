@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning import __version__, signals
-from rlhf_lightning.cli import HANDOVER_VARIABLE
 from rlhf_lightning.cli.commands import COMMANDS, command
 from rlhf_lightning.errors import ConfigError, DiskError, RankError, RLHFError, nearest
 from rlhf_lightning.rules.started import check_folder, number
@@ -31,7 +30,7 @@ def main(config_dir: str = "") -> None:
     Args:
         config_dir: a folder with more config files, as ``--config-dir`` names one; for a project's own command.
     """
-    with signals.watched(tells=HANDOVER_VARIABLE not in os.environ and number() == 0, at_once=True):
+    with signals.watched(tells=number() == 0, at_once=True):
         from rlhf_lightning.console.streams import say, unbreakable
 
         unbreakable()
@@ -69,10 +68,6 @@ def _dispatch(arguments: list[str], config_dir: str) -> None:
     if arguments[:1] and arguments[0] in COMMANDS:
         if words := command(arguments[0])([*arguments[1:], *(more if arguments[0] == "slurm" else [])]):
             _compose_and_run([*more, *words])
-    elif HANDOVER_VARIABLE in os.environ:
-        from rlhf_lightning.cli.launch import serve
-
-        serve(_run)  # a rank of a run whose command has composed already: one config and one folder for all of them
     else:
         _check_first(arguments[:1])
         _check_flags(arguments)
@@ -163,7 +158,6 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
     folder = HydraConfig.get().runtime.output_dir
     if _is_new(folder):
         signals.would_leave(folder)
-    from rlhf_lightning.cli.requeue import requeue
     from rlhf_lightning.config import sweeps
     from rlhf_lightning.config.compose import load_config
     from rlhf_lightning.config.judging import judged
@@ -173,12 +167,13 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
         signals.poll()
         config = judged(load_config(cfg))
         from rlhf_lightning.cli.launch import count, launch
+        from rlhf_lightning.cli.rank import train
 
         if swept:
             sweeps.check_objective(config, HydraConfig.get().sweeper["_target_"])
         processes = count(config.get("trainer") or {})
         logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-        metrics = _run(config) if processes == 1 else launch(config, processes, logging)
+        metrics = train(config) if processes == 1 else launch(config, processes, logging)
         if not swept:
             return metrics
         _keep(folder, {"state": "finished", "metrics": metrics})
@@ -191,9 +186,7 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
             _keep(folder, {"state": "stopped", "error": str(stop)})
         _remove_empty(folder)
         if not swept:
-            typed = HydraConfig.get().overrides
-            told = requeue(stop.signum, str(cfg.get("resume")), [*typed.task, *typed.hydra])
-            stop.note = "; ".join(filter(None, (stop.note, told)))
+            stop.note = "; ".join(filter(None, (stop.note, _requeued(stop.signum, cfg))))
         raise
     except Exception as error:
         if swept:
@@ -205,6 +198,15 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
             _complain(_told(error))
         _remove_empty(folder)
         raise SystemExit(getattr(error, "exit_code", 1)) from None
+
+
+def _requeued(signum: int, cfg: DictConfig) -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    from rlhf_lightning.cli.requeue import requeue
+
+    typed = HydraConfig.get().overrides
+    return requeue(signum, str(cfg.resume), [*typed.task, *typed.hydra])
 
 
 def _keep(folder: str, outcome: dict[str, Any]) -> None:
@@ -225,19 +227,6 @@ def _remove_empty(folder: str) -> None:
     with suppress(OSError):
         if _is_new(folder):
             os.rmdir(folder)
-
-
-def _run(config: dict[str, Any]) -> Any:
-    from rlhf_lightning.config.screen import opening
-    from rlhf_lightning.console.streams import quiet, say
-
-    quiet()
-    if number() == 0:
-        say(opening(config, __version__))  # before torch, whose import takes seconds
-    gc.enable()
-    from rlhf_lightning.stages.pipeline import run
-
-    return run(config)
 
 
 def _told(error: RLHFError) -> str:

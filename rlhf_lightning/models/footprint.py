@@ -78,6 +78,7 @@ class Setup:
         sampled: rows that a rank decodes at once.
         context: tokens of prompt and answer.
         head_chunk: tokens whose logits are there at once.
+        replicas: copies of what is sharded, ``trainer.strategy.replicate_size``.
     """
 
     ranks: int = 1
@@ -93,11 +94,12 @@ class Setup:
     sampled: int = 32
     context: int = 1024
     head_chunk: int = 512
+    replicas: int = 1
 
     @property
     def parts(self) -> int:
         """Ranks that share what is sharded."""
-        return self.ranks if self.sharded else 1
+        return self.ranks // self.replicas if self.sharded else 1
 
     @property
     def computed(self) -> int:

@@ -33,7 +33,8 @@ def setup_of(config: Mapping[str, Any], stage: str) -> Setup:
     """
     trainer, model, section, ppo = config["trainer"], config["model"], config[stage], stage == "ppo"
     strategy, devices = trainer.get("strategy"), trainer.get("devices")
-    sharded = isinstance(strategy, Mapping) and "ModelParallel" in str(strategy.get("_target_"))
+    strategy = strategy if isinstance(strategy, Mapping) else {}
+    sharded = "ModelParallel" in str(strategy.get("_target_"))
     named = len(devices) if isinstance(devices, list) else devices  # auto and -1: all there are
     here = named if isinstance(named, int) and named > 0 else max(torch.cuda.device_count(), 1)
     ranks = here * (trainer.get("num_nodes") or 1)
@@ -54,7 +55,7 @@ def setup_of(config: Mapping[str, Any], stage: str) -> Setup:
         offload=bool(model.get("offload")), adapters=adapters.get("r", 8) if adapters else 0,
         checkpointed=1 / int(every) if every else 0.0, tokens=rows * context * (2 if stage in ("dpo", "reward") else 1),
         sampled=-(-data["batch_size"] // ranks) if ppo else 0, context=context,
-        head_chunk=model.get("head_chunk") or 512,
+        head_chunk=model.get("head_chunk") or 512, replicas=strategy.get("replicate_size") or 1,
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ from pathlib import Path
 import rlhf_lightning.config.locations as locations
 locations.CONF_DIR = Path("conf").resolve()
 from rlhf_lightning import errors
-from rlhf_lightning.cli import main as cli
+from rlhf_lightning.cli import launch, main as cli, rank
 def run(config):
     os.write(1, f"RUN {config['run_dir']} {config['seed']}\\n".encode())  # ranks write at once
     if config["seed"] == 2: raise errors.DataError("rows.jsonl:3: prompt: is empty")
@@ -55,6 +55,9 @@ def run(config):
 pipeline = types.ModuleType("rlhf_lightning.stages.pipeline")
 pipeline.run = run
 sys.modules["rlhf_lightning.stages.pipeline"] = pipeline
+if launch.HANDOVER_VARIABLE in os.environ:
+    launch.serve(rank.train)
+launch.RANK_PROGRAM = [__file__]
 cli.main()
 """
 

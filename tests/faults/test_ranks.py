@@ -44,6 +44,7 @@ PROGRAM = """
     from pathlib import Path
     from rlhf_lightning import signals
     from rlhf_lightning.errors import DataError
+    from rlhf_lightning.cli import launch as launching
     from rlhf_lightning.cli.launch import HANDOVER_VARIABLE, RankError, launch, serve
 
     def work(config):
@@ -72,9 +73,18 @@ PROGRAM = """
         if sys.argv[1] == "early" and os.environ["RANK"] != sys.argv[2]:
             time.sleep(1e6)  # starting up, without a handler yet
         serve(work)
+
+    def job(how, rank):
+        launching.RANK_PROGRAM = [os.environ["PROGRAM"], how, str(rank)]
+        return launch({"how": how, "rank": rank, "trainer": {}}, 2)
+
     try:
+        if sys.argv[1] == "joblib":
+            from joblib import Parallel, delayed
+            print(Parallel(n_jobs=2)(delayed(job)("none", 0) for _ in range(2)))
+            sys.exit()
         with signals.watched():
-            print(launch({"how": sys.argv[1], "rank": int(sys.argv[2]), "trainer": {}}, 2), flush=True)
+            print(job(sys.argv[1], int(sys.argv[2])), flush=True)
     except RankError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
@@ -90,7 +100,7 @@ def command(tmp_path):
     started = []
 
     def start(how, rank):
-        environment = {**os.environ, "PYTHONPATH": str(small_run.ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(small_run.ROOT), "PROGRAM": str(program)}
         process = subprocess.Popen(
             [sys.executable, str(program), how, str(rank)], cwd=folder, env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -177,6 +187,13 @@ def test_case_53_ranks_end_with_the_command_even_when_it_is_killed(command, tmp_
 def test_the_first_rank_returns_what_its_work_returned(command):
     output, errors = command("none", 0).communicate(timeout=40)
     assert output == "{'rank': 0, 'config': {'how': 'none', 'rank': 0, 'trainer': {}}}\n", errors
+
+
+def test_workers_of_joblib_start_ranks_and_return_what_the_first_of_them_does(command):
+    pytest.importorskip("joblib")
+    output, errors = command("joblib", 0).communicate(timeout=40)
+    returned = {"rank": 0, "config": {"how": "none", "rank": 0, "trainer": {}}}
+    assert output == f"{[returned, returned]}\n", errors
 
 
 @pytest.mark.parametrize(
