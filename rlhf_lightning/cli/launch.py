@@ -34,7 +34,6 @@ from rlhf_lightning.rules.started import started
 HANDOVER_VARIABLE = "RLHF_LIGHTNING_RANK_CONFIG"  # in the environment of a rank
 REPORT_VARIABLE = "RLHF_LIGHTNING_RANK_REPORT"
 RANK_PROGRAM = ["-P", "-m", "rlhf_lightning.cli.rank"]  # whatever the process is that starts it: a worker of joblib too
-OF_A_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")
 LOOK_SECONDS = 0.05
 END_SECONDS = 3.0  # for the other ranks to end by themselves after the first has
 LONGEST = 10_000  # characters of a message or traceback
@@ -98,7 +97,7 @@ def count(trainer: Mapping[str, Any]) -> int:
     if strategy.endswith(("_spawn", "_fork", "_forkserver", "_notebook")):
         raise ConfigError(f"trainer.strategy={strategy}: copies of a process lose what they trained; use trainer=ddp")
     devices = trainer.get("devices", 1)
-    if devices == 1 or started() or any(name in os.environ for name in OF_A_RANK):
+    if devices == 1 or started() or "LOCAL_RANK" in os.environ:
         return 1
     if isinstance(devices, int) and devices > 1:
         return devices

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lightning import __version__, signals
 from rlhf_lightning.cli.commands import COMMANDS, command
 from rlhf_lightning.errors import ConfigError, DiskError, RankError, RLHFError, nearest
-from rlhf_lightning.rules.started import check_folder, number
+from rlhf_lightning.rules.started import adopt_mpirun, check_folder, number
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -102,6 +102,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     arguments = [word for a in arguments for word in ([a] if a.startswith("-") else readable([a]))]
     sys.argv[1:] = arguments
     Typed([argument for argument in arguments if not argument.startswith("-")])  # nobody repeats its secrets
+    adopt_mpirun()
     check_folder(arguments)
     shown = _wants_traceback()
 

@@ -9,6 +9,11 @@ from typing import Any
 
 from rlhf_lightning.errors import ConfigError
 
+# Number of ranks, which one this is, which one on its machine, and how many there: of Open MPI, of MPICH and Intel MPI.
+_MPI = (
+    tuple(f"OMPI_COMM_WORLD_{name}" for name in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")),
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
 _FOLDER = ("run_dir=", "hydra.run.dir=")
 
 
@@ -37,6 +42,47 @@ def started() -> Started | None:
         return Started("torchrun", int(get("WORLD_SIZE", 1)), int(get("RANK", 0)))
     if (ranks := int(get("SLURM_STEP_NUM_TASKS", 0))) > 1:
         return Started("srun", ranks, int(get("SLURM_PROCID", 0)))
+    if (mpi := _of_mpirun()) is not None:
+        return Started("mpirun", mpi[0], mpi[1])
+    return None
+
+
+def adopt_mpirun() -> None:
+    """Give a rank of mpirun the variables of torch, which knows none of MPI; does nothing elsewhere.
+
+    Raises:
+        ConfigError: the ranks of a machine do not follow each other, or nothing says which machine is the first.
+    """
+    others, mpi = started(), _of_mpirun()
+    if others is None or others.by != "mpirun" or mpi is None or "LOCAL_RANK" in os.environ:
+        return
+    ranks, rank, local, here = mpi
+    if ranks % here or rank % here != local:
+        raise ConfigError(
+            f"rank {rank} of mpirun is number {local} of {here} on its machine: every machine must have as many ranks, "
+            "one after the other (mpirun --map-by slot); or use torchrun"
+        )
+    if ranks > here and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            "under mpirun on several machines every rank needs the name of the first: add -x MASTER_ADDR=HOST -x "
+            "MASTER_PORT=29500 to mpirun (with MPICH -genv MASTER_ADDR HOST), or use torchrun"
+        )
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ |= {
+        "WORLD_SIZE": str(ranks),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(local),
+        "NODE_RANK": str(rank // here),
+    }
+
+
+def _of_mpirun() -> tuple[int, int, int, int] | None:
+    """Number of ranks, this one, its number on its machine, and how many there; None for a single process."""
+    for names in _MPI:
+        if int(os.environ.get(names[0], 0)) > 1:
+            ranks, rank, local, here = (int(os.environ.get(name, 0)) for name in names)
+            return ranks, rank, local, here or ranks
     return None
 
 
@@ -65,7 +111,7 @@ def check_folder(words: Sequence[str]) -> None:
 
 
 def check_started(trainer: Mapping[str, Any]) -> None:
-    """See that another program, torchrun or srun, has started as many ranks as the config speaks of.
+    """See that another program, torchrun, srun or mpirun, has started as many ranks as the config speaks of.
 
     Args:
         trainer: the config group.

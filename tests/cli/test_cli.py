@@ -247,10 +247,18 @@ def test_tracebacks_can_be_asked_for(app):
     assert "Traceback" in app("stage=ppo", "data.train=x", "seed=2", HYDRA_FULL_ERROR="1").stderr
 
 
-def test_torchrun_needs_a_named_folder(app):
-    done = app("stage=ppo", "data.train=x", TORCHELASTIC_RUN_ID="1")
+@pytest.mark.parametrize(
+    ("program", "variables"),
+    [
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "1"}),
+        ("srun", {"SLURM_STEP_NUM_TASKS": "2"}),
+        ("mpirun", {"OMPI_COMM_WORLD_SIZE": "2"}),
+    ],
+)
+def test_ranks_of_another_program_need_a_named_folder(app, program, variables):
+    done = app("stage=ppo", "data.train=x", **variables)
     assert done.returncode == 2
-    assert "run_dir=" in done.stderr
+    assert f"under {program} every rank composes for itself" in done.stderr and "run_dir=" in done.stderr
 
 
 def test_help_fits_a_screen_and_imports_no_hydra():
