@@ -37,11 +37,10 @@ def started() -> Started | None:
 
     A batch script of Slurm has variables of a rank, too, but only a step of srun has several.
     """
-    get = os.environ.get
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return Started("torchrun", int(get("WORLD_SIZE", 1)), int(get("RANK", 0)))
-    if (ranks := int(get("SLURM_STEP_NUM_TASKS", 0))) > 1:
-        return Started("srun", ranks, int(get("SLURM_PROCID", 0)))
+        return Started("torchrun", _variable("WORLD_SIZE", 1), _variable("RANK"))
+    if (ranks := _variable("SLURM_STEP_NUM_TASKS")) > 1:
+        return Started("srun", ranks, _variable("SLURM_PROCID"))
     if (mpi := _of_mpirun()) is not None:
         return Started("mpirun", mpi[0], mpi[1])
     return None
@@ -80,16 +79,22 @@ def adopt_mpirun() -> None:
 def _of_mpirun() -> tuple[int, int, int, int] | None:
     """Number of ranks, this one, its number on its machine, and how many there; None for a single process."""
     for names in _MPI:
-        if int(os.environ.get(names[0], 0)) > 1:
-            ranks, rank, local, here = (int(os.environ.get(name, 0)) for name in names)
+        if _variable(names[0]) > 1:
+            ranks, rank, local, here = map(_variable, names)
             return ranks, rank, local, here or ranks
     return None
+
+
+def _variable(name: str, default: int = 0) -> int:
+    """A number of the environment; what is none was not set by a program that starts ranks."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default
 
 
 def number() -> int:
     """Which of the processes of its run this one is; the first writes the files, and speaks for all."""
     others = started()
-    return others.rank if others else int(os.environ.get("RANK", os.environ.get("NODE_RANK", 0)))
+    return others.rank if others else _variable("RANK", _variable("NODE_RANK"))
 
 
 def names_folder(words: Sequence[str]) -> bool:

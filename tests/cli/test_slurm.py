@@ -1,5 +1,6 @@
 """The batch script for Slurm, and what a run asks of the scheduler; tests/end_to_end/test_nodes.py runs both."""
 
+import re
 import shlex
 import signal
 import subprocess
@@ -7,6 +8,9 @@ import subprocess
 import pytest
 
 from rlhf_lightning.cli.requeue import requeue
+from tests.gates.gate_docs import blocks
+from tests.gates.gate_docs import commands as commands_of
+from tests.gates.gate_sources import ROOT
 from tests.support import commands
 
 RUN = ["stage=ppo", "scorer=judge", "trainer=fsdp2", "trainer.devices=8", "trainer.num_nodes=2"]
@@ -30,6 +34,16 @@ def test_a_script_asks_for_the_machines_and_processes_of_the_config_and_can_go_o
     words = shlex.split(found[-1])
     assert words[:2] == ["srun", "--kill-on-bad-exit=0"]
     assert words[-8:] == [*RUN, "run_dir=runs/my run", "ppo.sampling.stop=['\"a b\"']", "resume=auto"]
+
+
+def test_the_page_shows_the_script_of_its_command(tmp_path):
+    page = blocks((ROOT / "docs" / "scaling.md").read_text())
+    [(_, *words)] = [words for block in page for words in commands_of(block.body) if words[:1] == ["slurm"]]
+    shown = next(block.body for block in page if block.body.startswith("#!/bin/bash"))
+    file = tmp_path / "job.sh"
+    lines(*words[:-1], str(file))
+    text = re.sub(r"--chdir=.*", "--chdir=FOLDER", file.read_text().rstrip())
+    assert re.sub(r"bad-exit=0 .* stage", "bad-exit=0 PYTHON train.py stage", text) == shown.rstrip()
 
 
 def test_a_script_takes_what_a_cluster_wants(tmp_path):
