@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError, RewardFunctionError
@@ -133,6 +134,7 @@ class EnvironmentEngine:
                 f"rollout.max_tokens={self.max_tokens}: one turn may have sampling.max_new_tokens="
                 f"{sampling.max_new_tokens}; give more, or null"
             )
+        versions: Tensor | None = None
         episodes = [
             self._begin(row, ids[real].tolist(), tokenizer)
             for row, ids, real in zip(prompts.rows, prompts.input_ids, prompts.attention_mask, strict=True)
@@ -141,6 +143,7 @@ class EnvironmentEngine:
         for turn in range(1, self.max_turns + 1):
             rollout = self.engine.generate(self._prompts(running, prompts), sampling, tokenizer)
             kept = kept and rollout.rollout_logprobs is not None
+            versions = rollout.weight_version if versions is None else versions
             answered, running = running, []
             for episode, (ids, logprobs, ended) in zip(answered, _turns(rollout), strict=True):
                 episode.append(ids, logprobs)
@@ -157,7 +160,8 @@ class EnvironmentEngine:
                     running.append(episode)
             if not running:
                 break
-        return self._rollout(episodes, prompts, rollout.weight_version, kept)
+        assert versions is not None
+        return self._rollout(episodes, prompts, versions, kept)
 
     def _begin(self, row: Row, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> _Episode:
         episode = _Episode(self.environment(), row, ids)
@@ -184,7 +188,7 @@ class EnvironmentEngine:
         ids, mask = left_pad([episode.prompt + episode.ids for episode in episodes], self._pad)
         return PromptBatch(ids, mask, tuple(e.row for e in episodes)).to(prompts.input_ids.device)
 
-    def _rollout(self, episodes: Sequence[_Episode], prompts: PromptBatch, version: int, kept: bool) -> Rollout:
+    def _rollout(self, episodes: Sequence[_Episode], prompts: PromptBatch, version: Tensor, kept: bool) -> Rollout:
         prompt_ids, prompt_mask = left_pad([episode.prompt for episode in episodes], self._pad)
         ids, attended = right_pad([episode.ids for episode in episodes], self._pad)
         mask = right_pad([episode.written for episode in episodes], 0)[0].bool()

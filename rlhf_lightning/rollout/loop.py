@@ -161,7 +161,7 @@ class LoopEngine:
             mask=mask[:, :width],
             finished=finished,
             rollout_logprobs=logprobs[:, :width],
-            weight_version=self._version,
+            weight_version=torch.full_like(prompts.input_ids[:, 0], self._version),
             rows=prompts.rows,
         )
 
