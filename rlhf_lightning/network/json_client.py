@@ -99,7 +99,7 @@ class JsonClient:
         for tried in range(self.retries + 1):
             try:
                 over.wait(self._begin(until))
-                text = self._ask(body, until, path)
+                text = self._ask(body, until, path, advice)
                 try:
                     return read(text if plain else _decoded(text))
                 except ValueError as error:
@@ -120,7 +120,7 @@ class JsonClient:
                 ) from failure
         raise AssertionError("unreachable")
 
-    def _ask(self, body: Mapping[str, Any] | None, until: float | None, path: str) -> str:
+    def _ask(self, body: Mapping[str, Any] | None, until: float | None, path: str, advice: str) -> str:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key, ""):
             headers["Authorization"] = f"Bearer {key}"
@@ -139,6 +139,7 @@ class JsonClient:
                 hint = f"; redirections are not followed: give the address itself, {error.headers.get('Location')}"
             raise self.error(
                 f"{self.owner}: {self.url}{path} refuses the request: HTTP {error.code} {told}{hint}"
+                f"{f'. {advice}' if advice else ''}"
             ) from error
         except (OSError, HTTPException, UnicodeDecodeError) as error:
             raise _Failed(str(error) or type(error).__name__) from error

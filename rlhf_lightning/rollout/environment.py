@@ -16,7 +16,7 @@ from rlhf_lightning.errors import ConfigError, RewardFunctionError
 from rlhf_lightning.functional.sequences import left_pad, right_pad
 from rlhf_lightning.models.templates import render
 from rlhf_lightning.models.tokens import decode, encode
-from rlhf_lightning.rollout.engine import RolloutEngine, Sampling
+from rlhf_lightning.rollout.engine import Agreement, RolloutEngine, Sampling, close
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.rules.rows import template_arguments
 from rlhf_lightning.types import PromptBatch, Rollout, Row
@@ -100,6 +100,20 @@ class EnvironmentEngine:
     def is_exact(self) -> bool:
         """Whether the engine's log-probabilities of the policy's tokens are those of training."""
         return getattr(self.engine, "is_exact", False)
+
+    @property
+    def local(self) -> bool:
+        """Whether the engine runs the policy itself."""
+        return getattr(self.engine, "local", True)
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How far the engine's log-probabilities may be from those of training."""
+        return getattr(self.engine, "agreement", None)
+
+    def close(self) -> None:
+        """Close the engine."""
+        close(self.engine)
 
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
         """See `RolloutEngine`."""
