@@ -45,12 +45,14 @@ def vllm_command(
         name: by which requests call it.
         host: where to listen.
         port: where to listen.
-        program: vLLM's own command.
+        program: vLLM's own command, or the ``python`` of its environment, whose module is run then.
 
     Raises:
         CheckpointError: there is no model.
     """
-    words = [program, "serve", str(folder), "--served-model-name", name, "--host", host, "--port", str(port)]
+    module = ["-m", "vllm.entrypoints.openai.api_server", "--model"]
+    serve = module if Path(program).name.startswith("python") else ["serve"]
+    words = [program, *serve, str(folder), "--served-model-name", name, "--host", host, "--port", str(port)]
     if is_classifier(folder):
         words += ["--runner", "pooling", "--convert", "classify", "--pooler-config", json.dumps(RAW)]
     return words

@@ -91,7 +91,7 @@ class ServerGroup:
             return work()
         except RolloutError:
             if self._process is not None:
-                self._process.require()
+                self._process.require(patience=2.0)
             raise
 
     def close(self) -> None:
@@ -123,14 +123,14 @@ class ServerGroup:
         """The address of a server that was started, on the rank that starts one."""
         if self.urls or not self._leads:
             return None
-        port, source = free_port(), Path(str(policy.name_or_path))
-        if not source.is_dir():
+        port, source = free_port(), policy.name_or_path
+        if not source or not Path(source).is_dir():
             raise ConfigError(
-                f"rollout.start=true: the policy comes from {str(source)!r}, which is no folder that vLLM could load; "
-                "start a server yourself and give rollout.urls"
+                f"rollout.start=true: the policy comes from {source!r}, which is no folder that vLLM could load; start "
+                "a server yourself and give rollout.urls"
             )
         command = [
-            *vllm_command(source, "policy", port=port, program=self.program[0]),
+            *vllm_command(Path(source), "policy", port=port, program=self.program[0]),
             *training_words(_dtype(policy), None if (adapters := lora_of(policy)) is None else adapters.r),
             *self.program[1:],
         ]

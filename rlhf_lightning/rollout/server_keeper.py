@@ -31,7 +31,7 @@ def keep(command: Sequence[str]) -> int:
             _end(program)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(program.pid, signal.SIGKILL)  # what it has left
-    return program.returncode
+    return program.returncode if program.returncode >= 0 else 128 - program.returncode
 
 
 def _usual() -> None:

@@ -76,10 +76,15 @@ class ServerProcess:
             signals.poll()
             time.sleep(LOOK_SECONDS)
 
-    def require(self) -> None:
-        """Raises: RolloutError: it has ended; says with what words."""
-        if (code := self._process.poll()) is not None:
-            how = f"exit code {code}" if code >= 0 else f"signal {-code}"
+    def require(self, patience: float = 0.0) -> None:
+        """Refuse a server that has ended; one that is just ending has so many seconds for it.
+
+        Raises:
+            RolloutError: it has; says with what words.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(patience)
+            how = f"exit code {code}" if code < 128 else f"signal {code - 128}"
             raise RolloutError(f"rollout: the server has ended ({how}). {self._tail()}")
 
     def close(self) -> None:
