@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -80,27 +80,12 @@ class Sampling:
         combinations.check_sampling(self.top_k, self.top_p, self.min_new_tokens)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far the log-probabilities of an engine may be from those of the training forward on the same tokens.
+class Agreement(NamedTuple):
+    """How far the log-probabilities of an engine may be from those of the training forward on the same tokens."""
 
-    Args:
-        every_n: look at every n-th rollout, and at the first of a process.
-        warn_at: nats per token on average, above which a warning says so.
-        stop_at: above which the run ends.
-
-    Raises:
-        ConfigError: a number out of range.
-    """
-
-    every_n: int = 1
-    warn_at: float = 0.005
-    stop_at: float = 0.01
-
-    def __post_init__(self) -> None:
-        require("rollout.verify_every_n", self.every_n, at_least=1)
-        require("rollout.warn_at", self.warn_at, above=0)
-        require("rollout.stop_at", self.stop_at, above=0)
+    every_n: int  # rollouts between two looks; the first of a process is looked at
+    warn_at: float  # nats per token on average, above which a warning says so
+    stop_at: float  # above which the run ends
 
 
 class RolloutEngine(Protocol):

@@ -76,6 +76,9 @@ class ServerEngine:
     ) -> None:
         require("rollout.concurrency", concurrency, at_least=1)
         require("rollout.deadline", deadline, above=0, at_most=1e9, why="seconds")
+        require("rollout.verify_every_n", verify_every_n, at_least=1)
+        require("rollout.warn_at", warn_at, above=0)
+        require("rollout.stop_at", stop_at, above=0)
         if weights not in ("files", "reload", "lora"):
             raise ConfigError(f"rollout.weights={weights}: choose files, reload or lora")
         if isinstance(urls, str) or bool(urls) == start:

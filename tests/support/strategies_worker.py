@@ -25,6 +25,7 @@ from rlhf_lightning.models.sharding import kept_shared, shard
 from rlhf_lightning.models.trunk import layers
 from rlhf_lightning.models.unread import fill, weights_later
 from tests.support import offline, phases, tiny
+from tests.support.served_ranks import served
 
 WORLD = 2
 
@@ -291,6 +292,8 @@ CASES = {
     "unread_lora": partial(unread, lora={"r": 4}),
     "best": best,
     "checked_at_start": checked_at_start,
+    "served_ddp": served(ddp, "served_ddp"),
+    "served_fsdp2": served(fsdp2, "served_fsdp2"),
     **{
         f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
         for phase in OFFLINE | CACHED
