@@ -29,12 +29,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
             "num_key_value_heads": 8, "vocab_size": 128256},
 }  # fmt: skip
+STEP = {"gather": "layer"}
 TABLE = [
     ("1.5b", 1, {}), ("1.5b", 1, {"offload": True, "checkpointed": 1.0}), ("8b", 1, {"adapters": 16, "offload": True}),
     ("8b", 8, {}), ("8b", 8, {"sharded": True, "checkpointed": 1.0}),
     ("8b", 8, {"sharded": True, "checkpointed": 1.0, "reward_bytes": 0}),
-    ("32b", 32, {"sharded": True, "checkpointed": 1.0, "reward_bytes": 0}),
-    ("70b", 64, {"sharded": True, "checkpointed": 1.0, "reward_bytes": 0}),
+    ("32b", 32, {"sharded": True, "checkpointed": 1.0}), ("32b", 32, {"sharded": True, "checkpointed": 1.0, **STEP}),
+    ("70b", 64, {"sharded": True, "checkpointed": 1.0, **STEP}),
 ]  # fmt: skip
 
 
@@ -53,6 +54,7 @@ def line(model: str, setup: Setup, card: float) -> str:
     layout = "fsdp2" if setup.sharded else "ddp" if setup.ranks > 1 else "single"
     rest = [f"LoRA {setup.adapters}"] * bool(setup.adapters) + ["offload"] * setup.offload
     rest += ["checkpointing"] * bool(setup.checkpointed) + ["no reward model"] * (not setup.reward_bytes)
+    rest += ["a layer at a time"] * (setup.gather == "layer")
     cells = [model, f"{setup.ranks} x {card:g} GB, {', '.join([layout, *rest])}"]
     cells += [f"{device[phase]:.0f}" for phase in ("load", "generate", "score", "learn")]
     cells += [f"{max(host['load'], host['generate']):.0f}", f"{host['save']:.0f}"]
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="in a micro-batch")
     parser.add_argument("--sampled", type=int, default=32, help="rows that a rank decodes at once")
     parser.add_argument("--context", type=int, default=1024, help="tokens of prompt and answer")
+    parser.add_argument("--gather", choices=("model", "layer"), default="model", help="rollout.gather")
     given = parser.parse_args()
     print("| model | layout | load | generate | score | learn | host | host at a save | |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -85,7 +88,7 @@ def main() -> None:
     setup = Setup(
         given.gpus, given.layout == "fsdp2", not given.float32, given.critic, given.adapters == 0, given.reward_bytes,
         given.offload, given.adapters, 1 / given.checkpointing if given.checkpointing else 0.0, given.tokens,
-        given.sampled, given.context,
+        given.sampled, given.context, gather=given.gather,
     )  # fmt: skip
     print(line(given.model, setup, given.card))
 

@@ -17,7 +17,7 @@ from rlhf_lightning.evaluation.hacking import PROXY, Alarm, HackingDetector, Lim
 from rlhf_lightning.loggers.records import log_table
 from rlhf_lightning.rollout import rank_seed
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.scoring import Scorer
+from rlhf_lightning.scoring import Scorer, place
 from rlhf_lightning.types import PromptBatch, Rollout
 
 MONITOR = "monitor/"
@@ -96,7 +96,7 @@ class RewardHackingGuard(pl.Callback):
         if limits.max_kl is None and (without_penalty := unpenalised_limit(pl_module)):
             self.detector.limits = replace(limits, max_kl=without_penalty)
         if self.gold is not None:
-            self.gold.to(pl_module.device)
+            place(self.gold, pl_module)
         if self.held_out is not None:
             data = PromptData(
                 self.held_out, None, pl_module.tokenizer, batch_size=1, max_prompt_length=self.max_prompt_length,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_lightning.callbacks.steps import gave_up
 from rlhf_lightning.functional.kl import totals
-from rlhf_lightning.scoring import Scorer
+from rlhf_lightning.scoring import Scorer, place
 from rlhf_lightning.types import Rollout
 
 
@@ -30,7 +30,7 @@ class ScoreMonitor(pl.Callback):
         self.every_n_rollouts = every_n_rollouts
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.scorer.to(pl_module.device)
+        place(self.scorer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if pl_module.rollouts % self.every_n_rollouts or gave_up(pl_module):

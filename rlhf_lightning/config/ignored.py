@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_lightning.config.messages import shown
+from rlhf_lightning.config.stage_checks import shards_weights
 from rlhf_lightning.config.tree import at, dotted
 from rlhf_lightning.config.typed import Typed
 from rlhf_lightning.errors import ConfigError
@@ -34,6 +35,9 @@ def _without_effect(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...]
     stages = [stage_of(str(entry)) for entry in config.get("stages", [])]
     if all(stage.name in STAGES and not (stage.reference or stage.asks) for stage in stages):
         yield ("model", "offload"), "no stage of this run holds a frozen model. Leave it out"
+    if not shards_weights(config):
+        why = "this run shards no weights. Leave it out, or choose trainer=fsdp2"
+        yield ("rollout", "gather"), why
     ppo = config.get("ppo") if "ppo" in config.get("stages", []) else None
     if not isinstance(ppo, Mapping) or not isinstance(settings := ppo.get("settings"), Mapping):
         return

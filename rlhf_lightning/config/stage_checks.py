@@ -66,6 +66,11 @@ def world_size(trainer: Mapping[str, Any]) -> int:
     return max(count, 1) * int(trainer.get("num_nodes", 1))
 
 
+def shards_weights(config: Mapping[str, Any]) -> bool:
+    """Whether each process is to hold a part of the weights."""
+    return "ModelParallelStrategy" in str((config.get("trainer") or {}).get("strategy"))
+
+
 def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     """Refuse a stage whose parts do not go together, on so many processes."""
     section = config.get(stage) or {}
@@ -76,7 +81,7 @@ def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
             combinations.check_batch(data.batch_size, data.micro_batch_size, world_size, by_length, f"{stage}.data.")
         if hasattr(data, "max_prompt_length") and section.get("sampling"):
             _check_context(config, stage, data.max_prompt_length)
-    shards = "ModelParallelStrategy" in str((config.get("trainer") or {}).get("strategy"))
+    shards = shards_weights(config)
     frozen = (config.get("model") or {}).get("freeze_below")
     record = STAGES.get(stage, stage_of(stage))
     if shards and record.reference and frozen:

@@ -70,7 +70,7 @@ class Setup:
         mixed: computes in bfloat16 beside float32 weights (``bf16-mixed``).
         critic: of PPO; ``own`` is a second model of the same shape.
         reference: whether there is one; adapters need none.
-        reward_bytes: of each weight of a reward model of the same shape, which every rank holds whole; 0: none.
+        reward_bytes: of each weight of a reward model of the same shape; 0: none.
         offload: reference and reward model are on the host while nobody asks them.
         adapters: rank of LoRA in all linear layers; 0 trains the model itself.
         checkpointed: share of the layers with activation checkpointing.
@@ -78,6 +78,7 @@ class Setup:
         sampled: rows that a rank decodes at once.
         context: tokens of prompt and answer.
         head_chunk: tokens whose logits are there at once.
+        gather: what of a sharded policy a rank holds while it answers, as ``rollout.gather``.
     """
 
     ranks: int = 1
@@ -93,6 +94,7 @@ class Setup:
     sampled: int = 32
     context: int = 1024
     head_chunk: int = 512
+    gather: Literal["model", "layer"] = "model"
 
     @property
     def parts(self) -> int:
@@ -132,7 +134,7 @@ def on_device(shape: Shape, setup: Setup) -> dict[Phase, float]:
     base = n * (2 if setup.critic == "own" else 1)
     weights = FULL * (base if not setup.adapters else base + learns) / part
     reference = FULL * n / part if setup.reference and not setup.adapters else 0.0
-    reward = float(setup.reward_bytes * n)
+    reward = setup.reward_bytes * n / part
     resting = 0.0 if setup.offload else reference + reward
     always = weights + ADAM * learns / part + resting
     # A forward or backward of sharded weights holds the tables and two layers whole.
@@ -140,7 +142,9 @@ def on_device(shape: Shape, setup: Setup) -> dict[Phase, float]:
     logits = 3 * FULL * setup.head_chunk * shape.vocabulary
     cache = setup.sampled * setup.context * 2 * shape.layers * shape.states * computed
     copied = computed * n if setup.sharded or setup.mixed else 0.0  # decoding gathers, or copies in bfloat16
-    asked = (reward if setup.offload else 0.0) + setup.tokens * computed * (4 * shape.hidden + 2 * shape.inner)
+    if setup.sharded and setup.gather == "layer":
+        copied = whole
+    asked = (reward if setup.offload else 0.0) + whole + setup.tokens * computed * (4 * shape.hidden + 2 * shape.inner)
     gradients = FULL * learns / part + (FULL * shape.layer if setup.sharded else 0.0)
     kept = activations(shape, setup) * (2 if setup.critic == "own" else 1)
     return {
@@ -160,7 +164,7 @@ def on_host(shape: Shape, setup: Setup) -> dict[Phase, float]:
     built = models * FULL * n if not setup.sharded else probe
     saved = (FULL + ADAM) * trained(shape, setup) + (FULL * n if setup.adapters else 0.0)
     return {
-        "load": built + max(float(setup.reward_bytes * n), resting),
+        "load": built + max(0.0 if setup.sharded else float(setup.reward_bytes * n), resting),
         "generate": resting, "score": resting, "learn": resting,
         "save": resting + saved,
     }  # fmt: skip

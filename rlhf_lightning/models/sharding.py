@@ -20,6 +20,8 @@ from rlhf_lightning.models.trunk import layers
 def shard(model: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
     """Shard each decoder layer, then the whole model, in place.
 
+    What is in no layer, as embeddings, stays gathered from forward to backward; of a frozen model it does not.
+
     Args:
         model: a language model, a `ScalarModel` or a `ValueHead`.
         mesh: of the ranks that share its weights.
@@ -36,7 +38,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None
         fully_shard(inner.score, mesh=mesh)
     for layer in layers(inner):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    frozen = not any(weight.requires_grad for weight in model.parameters())
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True if frozen else None)
 
 
 @contextmanager

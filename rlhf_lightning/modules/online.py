@@ -29,7 +29,7 @@ from rlhf_lightning.modules.scales import ScoreScale, ValueScale
 from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.engine import close, weights_for
-from rlhf_lightning.scoring import Scorer, details_of
+from rlhf_lightning.scoring import Scorer, details_of, place
 from rlhf_lightning.training.micro_batches import Schedule, micro_batches, take
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
 from rlhf_lightning.training.step_guard import NotFinite, on_all_ranks
@@ -254,7 +254,7 @@ class OnlineModule(RLHFModule):
     def on_fit_start(self) -> None:
         """Move what Lightning does not see, and give every rank its own random stream."""
         self.frozen.to(self.device)
-        self.scorer.to(self.device)
+        place(self.scorer, self)
         self.engine.seed(rank_seed(self.settings.seed, self.global_rank))
 
     def teardown(self, stage: str) -> None:

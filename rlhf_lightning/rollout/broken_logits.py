@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import LogitsProcessor, PreTrainedModel
 
 from rlhf_lightning.checkpoint.nonfinite import first_nonfinite
@@ -27,6 +28,10 @@ def broken_logits(policy: PreTrainedModel, input_ids: Tensor, attention: Tensor,
     if name is not None:
         return NumericalError(f"sampling: {where}, nor is the weight {name}")
     worst = bad.any(1)
+    if any(
+        isinstance(weight, DTensor) for weight in policy.parameters()
+    ):  # a forward of one rank would wait for others
+        return NumericalError(f"sampling: {where}, and the weights on this rank are finite")
     layer = first_broken_layer(policy, input_ids[worst], attention[worst])
     found = f"the first such output is that of {layer}" if layer else "the prompt alone still gives finite ones"
     return NumericalError(

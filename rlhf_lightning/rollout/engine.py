@@ -91,8 +91,8 @@ class Agreement(NamedTuple):
 class RolloutEngine(Protocol):
     """Anything that answers prompts with the current weights of a policy.
 
-    It may also have ``is_exact`` (whether it computes with the very weights of training), ``local`` (False where it
-    does not run the policy that `sync` is given, which is then not gathered for it), ``agreement`` (an `Agreement`) and
+    It may also have ``is_exact`` (whether it computes with the very weights of training), ``holds_policy`` (False
+    where it does not decode with all weights of the policy, which are then not gathered for it), ``agreement`` (an `Agreement`) and
     ``close()``, called when nothing more is sampled.
     """
 
@@ -129,8 +129,8 @@ def decoding(policy: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def weights_for(engine: RolloutEngine, policy: nn.Module) -> Iterator[None]:
-    """The full weights on every rank, where the engine runs the policy itself."""
-    with gathered(policy) if getattr(engine, "local", True) else nullcontext():
+    """The full weights on every rank, where the engine decodes with them."""
+    with gathered(policy) if getattr(engine, "holds_policy", True) else nullcontext():
         yield
 
 

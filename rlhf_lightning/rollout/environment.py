@@ -79,7 +79,7 @@ class EnvironmentEngine:
         max_tokens: of a response, both sides' tokens counted; None leaves it to the model's positions.
 
     Raises:
-        ConfigError: an argument is below 1.
+        ConfigError: an argument is below 1, or the engine decodes in step with other ranks.
     """
 
     def __init__(
@@ -89,6 +89,11 @@ class EnvironmentEngine:
         max_turns: int = 4,
         max_tokens: int | None = None,
     ) -> None:
+        if getattr(engine, "in_step", False):
+            raise ConfigError(
+                "rollout.engine.gather=layer: ranks would wait for each other, since episodes have other numbers of "
+                "turns on other ranks; set rollout.engine.gather=model"
+            )
         require("rollout.max_turns", max_turns, at_least=1)
         require("rollout.max_tokens", max_tokens, at_least=1)
         self.engine, self.environment = engine, environment
@@ -102,9 +107,9 @@ class EnvironmentEngine:
         return getattr(self.engine, "is_exact", False)
 
     @property
-    def local(self) -> bool:
-        """Whether the engine runs the policy itself."""
-        return getattr(self.engine, "local", True)
+    def holds_policy(self) -> bool:
+        """Whether the engine decodes with all weights of the policy."""
+        return getattr(self.engine, "holds_policy", True)
 
     @property
     def agreement(self) -> Agreement | None:

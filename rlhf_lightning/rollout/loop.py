@@ -25,6 +25,7 @@ from rlhf_lightning.rollout.cache import Pack, empty_cache, is_plain, joined
 from rlhf_lightning.rollout.copies import autocast_dtype, refreshed
 from rlhf_lightning.rollout.decoding import cache_argument, check_decoding
 from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
+from rlhf_lightning.rollout.lockstep import Lockstep
 from rlhf_lightning.rollout.prefill import alike, consecutive, first_column, longest_first
 from rlhf_lightning.rollout.sample import sample
 from rlhf_lightning.rollout.stop import StopStrings
@@ -32,6 +33,7 @@ from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Rollout
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Gather = Literal["model", "layer"]
 LOOK_EVERY = 16  # tokens between two looks, on devices that compute while Python goes on
 
 
@@ -66,11 +68,14 @@ class LoopEngine:
         dtype: DType | None = "auto",
         share_prefill: bool = True,
         look_every: int | None = None,
+        gather: Gather = "model",
     ) -> None:
         if dtype is not None and dtype not in get_args(DType):
             raise ConfigError(
                 f"rollout.dtype={dtype!r}: choose one of {', '.join(get_args(DType))}, or null for the policy's own"
             )
+        if gather not in get_args(Gather):
+            raise ConfigError(f"rollout.gather={gather!r}: choose one of {', '.join(get_args(Gather))}")
         require("rollout.compact_below", compact_below, at_least=0, at_most=1)
         require("rollout.micro_batch_size", micro_batch_size, at_least=1)
         require("rollout.look_every", look_every, at_least=1)
@@ -79,6 +84,9 @@ class LoopEngine:
         self.dtype = dtype
         self.share_prefill = share_prefill
         self.look_every = look_every
+        self.holds_policy = gather == "model"
+        self.in_step = gather == "layer"  # with other ranks
+        self._lockstep = Lockstep(None)
         self._copy: PreTrainedModel | None = None
         self._generator = torch.Generator()
         self._policy: PreTrainedModel | None = None
@@ -103,6 +111,7 @@ class LoopEngine:
         dtype = autocast_dtype(policy) if self.dtype == "auto" else self.dtype and getattr(torch, self.dtype)
         if dtype is not None:
             self._copy = policy = refreshed(self._copy, policy, dtype)
+        self._lockstep = Lockstep(None if self.holds_policy else policy)
         self._policy, self._eos, self._pad, self._version = policy, tuple(eos_token_ids), pad_token_id, version
 
     def seed(self, seed: int) -> None:
@@ -136,23 +145,26 @@ class LoopEngine:
         order = longest_first(prompts.attention_mask) if self.share_prefill else torch.arange(len(prompts))
 
         def decode(size: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-            parts = []
-            for rows in order.split(size):
+            parts, groups = [], order.split(size)
+            more = self._lockstep.most(len(groups)) - len(groups)  # on other ranks
+            for rows in [*groups, *[order[:1]] * more]:
                 part = prompts.select(rows)
                 used = slice(int(first_column(part.attention_mask).min()), None)
                 ids, attention = part.input_ids[:, used], part.attention_mask[:, used]
                 parts.append(self._decode(ids, attention, uniforms[rows], sampling, stop))
-            return parts
+            return parts[: len(groups)]
 
         size = min(self.micro_batch_size or len(prompts), self._most_rows or len(prompts), len(prompts))
         with decoding(self._policy):
             self._try()
             advice = "lower sampling.max_new_tokens or data.max_prompt_length"
-            parts, fitted = halved(decode, size, "sampling", advice)
+            parts, fitted = halved(decode, size, "sampling", advice, smallest=size if self._lockstep.on else 1)
+            back = order.argsort().to(prompts.input_ids.device)
+            ids, logprobs, mask, finished = (torch.cat(column)[back] for column in zip(*parts, strict=True))
+            if (bad := logprobs.isnan()).any():  # looked for once, since each look waits for the device
+                raise broken_logits(self._policy, prompts.input_ids, prompts.attention_mask, bad)
         if fitted < size:
             self._most_rows = fitted
-        back = order.argsort().to(prompts.input_ids.device)
-        ids, logprobs, mask, finished = (torch.cat(column)[back] for column in zip(*parts, strict=True))
         width = int(mask.sum(1).max())
         return Rollout(
             prompt_ids=prompts.input_ids,
@@ -201,7 +213,7 @@ class LoopEngine:
         self, input_ids: Tensor, attention: Tensor, uniforms: Tensor, sampling: Sampling, stop: StopStrings
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Response ids, log-probabilities and mask, each [B, max_new_tokens], and which answers ended, [B]."""
-        rows, steps, device, prompt_mask = len(input_ids), sampling.max_new_tokens, input_ids.device, attention
+        rows, steps, device = len(input_ids), sampling.max_new_tokens, input_ids.device
         answers = Answers(rows, steps, self._pad, self._eos, stop, device)
         eos, look_every = torch.tensor(self._eos, device=device), self._looks(device)
         uniforms = uniforms.to(device)
@@ -209,7 +221,8 @@ class LoopEngine:
         logits, cache = self._prefill(input_ids, attention)
         positions = attention.sum(1, keepdim=True)  # of the next token
         for step in range(steps):
-            signals.poll()
+            if not self._lockstep.on:  # others would wait for this rank
+                signals.poll()
             forbidden = eos if step < sampling.min_new_tokens else None
             token, logprob = sample(logits, uniforms[running, step], sampling, forbidden)
             answers.add(step, running, token, logprob)
@@ -217,10 +230,10 @@ class LoopEngine:
                 break
             if (step + 1) % look_every == 0:
                 live = answers.unfinished(running, step + 1)
-                if not live.any():
+                if not self._lockstep.most(live.any()):
                     break
                 if live.float().mean() <= self.compact_below:
-                    keep = live.nonzero().squeeze(1)
+                    keep = live.nonzero().squeeze(1) if live.any() else running[:1] * 0
                     cache.reorder_cache(keep)  # type: ignore[arg-type]
                     running, token, attention, positions = (
                         state[keep] for state in (running, token, attention, positions)
@@ -229,9 +242,6 @@ class LoopEngine:
             logits = self._forward(token[:, None], attention, positions, cache)
             positions = positions + 1
         answers.unfinished(running, step + 1)
-        if (bad := answers.logprobs.isnan()).any():  # looked for once, since each look waits for the device
-            assert self._policy is not None
-            raise broken_logits(self._policy, input_ids, prompt_mask, bad)
         return answers.ids, answers.logprobs, answers.mask, answers.finished
 
     def _prefill(self, input_ids: Tensor, attention: Tensor) -> tuple[Tensor, DynamicCache]:
@@ -244,7 +254,7 @@ class LoopEngine:
         prompt, first = consecutive(input_ids, attention)
         columns = attention.shape[1] - first_column(attention)[first]
         packs, logits = [], []
-        for part in alike(columns.tolist()):
+        for part in [slice(0, len(columns))] if self._lockstep.on else alike(columns.tolist()):
             width = int(columns[part].max())
             mask = attention[first[part], -width:]
             pack = Pack(empty_cache(config, roomy=False), part.start, width)

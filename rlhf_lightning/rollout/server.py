@@ -55,7 +55,7 @@ class ServerEngine:
         ConfigError: neither or both of ``urls`` and ``start``, or an argument out of range.
     """
 
-    local = False
+    holds_policy = False
     is_exact = False
 
     def __init__(

@@ -16,7 +16,7 @@ from rlhf_lightning.functional.scores import ensemble_mean, uncertainty_weighted
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.loading import Attention, DType
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
-from rlhf_lightning.scoring.scorer import Composite, Scorer, on_last_token
+from rlhf_lightning.scoring.scorer import Composite, Faults, Scorer, on_last_token
 from rlhf_lightning.types import Rollout
 
 Combination = Literal["mean", "worst_case", "uncertainty_weighted"]
@@ -71,7 +71,9 @@ class EnsembleScorer(Composite):
 
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """The combined score, float32 [B], or [B, T] if a member judges tokens."""
-        scores = [member.score(rollout, tokenizer).float() for member in self.members]
+        faults = Faults()
+        scores = [faults.score(member, rollout, tokenizer) for member in self.members]
+        faults.check()
         whole = torch.stack([totals(score, rollout.mask) for score in scores])  # [members, B]
         self._kept.append((rollout, {"disagreement": whole.std(0, correction=0)}))
         if all(score.dim() == 1 for score in scores):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning import signals
@@ -23,8 +24,10 @@ from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.frozen import fingerprint
 from rlhf_lightning.models.memory import halved
 from rlhf_lightning.models.resting import Resting
+from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.models.templates import render
 from rlhf_lightning.models.tokens import encode, through_eos
+from rlhf_lightning.models.unread import fill, unread_of
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.rules.rows import template_arguments
 from rlhf_lightning.scoring.returned_scores import error_policy
@@ -54,6 +57,8 @@ class RewardModelScorer:
 
     learned = True
     _resting: Resting | None = None
+    _fingerprint: str | None = None
+    _shared = False  # whether ranks hold a part of the weights each, and score together
 
     def __init__(
         self,
@@ -71,14 +76,15 @@ class RewardModelScorer:
         self.mean, self.std = (statistics(model.path) or (0.0, 1.0)) if normalise else (0.0, 1.0)
         self.micro_batch_size, self.on_error = micro_batch_size, error_policy(on_error)
         self._same_ids: bool | None = None
-        self._fingerprint = fingerprint(self.model)
+        if unread_of(self.model.model) is None:
+            self._fingerprint = fingerprint(self.model)
         self._resting = Resting(self.model) if model.offload else None
         for doubt in stored_doubts(model.path):
             log.warning("%s: %s", model.path, doubt)
 
     def state_dict(self) -> dict[str, str]:
         """What tells this reward model from another one; its weights stay in their folder."""
-        return {"fingerprint": self._fingerprint}
+        return {"fingerprint": self._told()}
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
         """Go on with the same reward model.
@@ -86,7 +92,7 @@ class RewardModelScorer:
         Raises:
             CheckpointError: it is another one.
         """
-        if state.get("fingerprint", self._fingerprint) != self._fingerprint:
+        if state.get("fingerprint", self._told()) != self._told():
             raise CheckpointError(
                 f"scorer {self.name}: {self.path} has other weights than when this checkpoint was written; give the "
                 "reward model that the run began with, unchanged, or start a new run"
@@ -94,11 +100,21 @@ class RewardModelScorer:
 
     def to(self, device: torch.device | str) -> RewardModelScorer:
         """Where the model is to be; one with ``offload`` is there while it scores."""
+        fill(self.model)  # nothing, where it is read
         if self._resting is None:
             self.model.to(device)
         else:
             self._resting.to(device)
         return self
+
+    def shard(self, mesh: DeviceMesh, compute: torch.dtype | None) -> None:
+        """Keep a part of the weights on each rank, see `rlhf_lightning.models.sharding.shard`.
+
+        From now on all ranks score at the same time, and memory that runs out on one of them is an error.
+        """
+        shard(self.model, mesh, compute)
+        fill(self.model)
+        self._shared = True
 
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """Standardised scores at the last token of each answer, float32 [B].
@@ -126,7 +142,9 @@ class RewardModelScorer:
         """Standardised scores of rows whose tokens stand in front of all pads, [B] on the CPU."""
         size, what = min(self.micro_batch_size, len(ids)), f"scorer {self.name}"
         with nullcontext() if self._resting is None else self._resting.awake():
-            scores, fitted = halved(partial(self._score, ids, mask), size, what, "use a smaller reward model")
+            advice = "use a smaller reward model"
+            smallest = size if self._shared else 1
+            scores, fitted = halved(partial(self._score, ids, mask), size, what, advice, smallest)
         if fitted < size:
             self.micro_batch_size = fitted
         return self._judged((scores - self.mean) / self.std)
@@ -135,13 +153,27 @@ class RewardModelScorer:
         device, lengths = next(self.model.parameters()).device, mask.sum(1)
         groups = [torch.tensor(rows) for rows in cut(lengths, -(-len(ids) // micro_batch_size))]
         scores = []
-        with torch.inference_mode():
-            for rows in groups:
-                signals.poll()
+        with torch.no_grad():
+            for rows in groups + [groups[-1][:1]] * (self._rounds(len(groups), device) - len(groups)):
+                if not self._shared:
+                    signals.poll()
                 width = int(lengths[rows].max())
                 scores.append(self.model.score(ids[rows, :width].to(device), mask[rows, :width].to(device)))
-        back = torch.cat(groups).argsort()  # outside of inference mode, so that a loss may use the scores
-        return torch.cat(scores).cpu()[back]
+        return torch.cat(scores[: len(groups)]).cpu()[torch.cat(groups).argsort()]
+
+    def _rounds(self, groups: int, device: torch.device) -> int:
+        """How often ranks that share the weights gather them: as often as the one with the most groups."""
+        if not self._shared:
+            return groups
+        most = torch.tensor(groups, device=device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most)
+
+    def _told(self) -> str:
+        """Fingerprint of the weights as they were read. Collective the first time, where they are sharded."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.model)
+        return self._fingerprint
 
     def _judged(self, scores: Tensor) -> Tensor:
         broken = ~scores.isfinite()

@@ -6,14 +6,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, Self
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import ConfigError, NumericalError
 from rlhf_lightning.functional.sequences import last_index
 from rlhf_lightning.models.tokens import decode
+from rlhf_lightning.private_api.lightning import strategy_of
 from rlhf_lightning.rules.combinations import NO_SCORER
+from rlhf_lightning.training.precision import sharded_dtype
 from rlhf_lightning.types import Rollout
 
 Details = dict[str, Tensor]
@@ -23,10 +27,11 @@ Details = dict[str, Tensor]
 class Scorer(Protocol):
     """Gives each response one number, or one per token. Higher is better.
 
-    Three things may be added. ``learned = True`` says that the scores are a model's guess, which can be exploited.
+    Four things may be added. ``learned = True`` says that the scores are a model's guess, which can be exploited.
     ``details_of(rollout)``, or an attribute ``details`` about the last call, gives `Details`
     that training logs as ``rewards/<name>/mean`` and ``/std``. ``state_dict()`` and ``load_state_dict(state)`` are for
-    what must survive a resume, in plain data and equal on all ranks.
+    what must survive a resume, in plain data and equal on all ranks. ``shard(mesh, compute)`` shares weights among the
+    ranks of a run that shards its own, see `rlhf_lightning.models.sharding.shard`; all ranks then score together.
     """
 
     name: str
@@ -47,6 +52,36 @@ def as_scorer(judge: Scorer | None) -> Scorer:
     if not judge:
         raise ConfigError(NO_SCORER)
     return judge
+
+
+def place(scorer: Scorer, module: pl.LightningModule) -> None:
+    """Have a scorer where a module computes, its weights sharded where those of the module are. Collective."""
+    if module.device_mesh is not None and hasattr(scorer, "shard"):
+        scorer.shard(module.device_mesh["data_parallel"], sharded_dtype(strategy_of(module)))
+    scorer.to(module.device)
+
+
+class Faults:
+    """Errors of the parts of a scorer, raised when all of them have scored.
+
+    Parts may meet other ranks, which have no error, and wait for this one. A part that raised abstains until then.
+    """
+
+    def __init__(self) -> None:
+        self._first: NumericalError | None = None
+
+    def score(self, scorer: Scorer, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """What the scorer gives, float32 [B] or [B, T]; NaN [B] where it raised `NumericalError`."""
+        try:
+            return scorer.score(rollout, tokenizer).float()
+        except NumericalError as error:
+            self._first = self._first or error
+            return torch.full((len(rollout),), torch.nan, device=rollout.response_ids.device)
+
+    def check(self) -> None:
+        """Raise the first error, if there was one."""
+        if self._first is not None:
+            raise self._first
 
 
 class Remembers:
@@ -83,6 +118,12 @@ class Composite(Remembers):
             if hasattr(part, "to"):
                 part.to(device)
         return self
+
+    def shard(self, mesh: DeviceMesh, compute: torch.dtype | None) -> None:
+        """Share the weights of the parts that can among ranks."""
+        for _, part in self.parts():
+            if hasattr(part, "shard"):
+                part.shard(mesh, compute)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the parts that have one to keep, by place; networks are saved by the module that holds them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kl import totals
-from rlhf_lightning.scoring.scorer import Composite, Details, Scorer, details_of, on_last_token
+from rlhf_lightning.scoring.scorer import Composite, Details, Faults, Scorer, details_of, on_last_token
 from rlhf_lightning.scoring.transforms import Transform, check_order, transformed
 from rlhf_lightning.types import Rollout
 
@@ -82,19 +83,25 @@ class RewardSources(Composite):
     def score(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """The sum after its transforms, float32 [B], or [B, T] if a source judges tokens; NaN where nobody judged."""
         details: Details = {}
-        mixed = self._mix(rollout, tokenizer, details)
+        faults = Faults()
+        mixed = self._mix(faults, rollout, tokenizer, details)
+        scores = transformed(self.transforms, mixed, rollout, tokenizer, partial(self._mix, faults))
+        faults.check()
         self._kept.append((rollout, details))
-        return transformed(self.transforms, mixed, rollout, tokenizer, self._mix)
+        return scores
 
-    def _mix(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase, details: Details | None = None) -> Tensor:
+    def _mix(
+        self, faults: Faults, rollout: Rollout, tokenizer: PreTrainedTokenizerBase, details: Details | None = None
+    ) -> Tensor:
         scores = []
         for name, source in self.sources.items():
-            score = source.scorer.score(rollout, tokenizer).float()
+            judge = partial(faults.score, source.scorer)
+            score = judge(rollout, tokenizer)
             if details is not None:
                 own = details_of(source.scorer, rollout)
                 details |= {name: totals(score, rollout.mask)}
                 details |= {f"{name}/{part}": column for part, column in own.items()}
-            scores.append(transformed(source.transforms, score, rollout, tokenizer, source.scorer.score))
+            scores.append(transformed(source.transforms, score, rollout, tokenizer, judge))
         return weighted_sum(scores, [source.weight for source in self.sources.values()], rollout.mask)
 
 

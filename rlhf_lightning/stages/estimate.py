@@ -54,7 +54,7 @@ def setup_of(config: Mapping[str, Any], stage: str) -> Setup:
         offload=bool(model.get("offload")), adapters=adapters.get("r", 8) if adapters else 0,
         checkpointed=1 / int(every) if every else 0.0, tokens=rows * context * (2 if stage in ("dpo", "reward") else 1),
         sampled=-(-data["batch_size"] // ranks) if ppo else 0, context=context,
-        head_chunk=model.get("head_chunk") or 512,
+        head_chunk=model.get("head_chunk") or 512, gather=(config.get("rollout") or {}).get("gather", "model"),
     )  # fmt: skip
 
 
@@ -74,6 +74,6 @@ def warn_of_size(config: Mapping[str, Any], stage: str) -> None:
         log.warning(
             f"{stage}: needs about {needed[worst] / GB:.0f} GB of each device in the phase {worst}, and the smallest "
             f"has {memory / GB:.0f} GB. What helps: a smaller micro_batch_size, model.activation_checkpointing=true, "
-            "trainer=fsdp2 with more devices, model.offload=true, model.lora={r: 16}; `python -m benchmarks.memory` "
-            "counts what each of them saves"
+            "trainer=fsdp2 with more devices, rollout.gather=layer with it, model.offload=true, model.lora={r: 16}; "
+            "`python -m benchmarks.memory` counts what each of them saves"
         )

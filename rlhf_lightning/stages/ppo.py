@@ -25,13 +25,13 @@ def run_ppo(run: Run) -> Metrics:
         "sampling": sampling,
         "advantage": advantage,
         "policy_loss": policy_loss,
-        "scorer": run.build(run.config["scorer"]),
+        "scorer": run.scorer(run.config["scorer"]),
         "critic": _critic(run, section["critic"]),
         "engine": run.build(run.config["rollout"]),
         "kl_controller": run.build(run.config["kl"]),
     }
     best = run.build(section["best_policy"])
-    monitors = [ScoreMonitor(run.build(judge))] if section["monitor"] and judge else []
+    monitors = [ScoreMonitor(run.scorer(judge))] if section["monitor"] and judge else []
     mix, texts = _pretraining(run, section)
 
     def found(module: Any) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
 from rlhf_lightning.config.messages import as_config_error
+from rlhf_lightning.config.stage_checks import shards_weights
 from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
+from rlhf_lightning.models.unread import weights_later
 from rlhf_lightning.modules.base import RLHFModule
 from rlhf_lightning.private_api.lightning import leave_signals_alone
 from rlhf_lightning.rules.combinations import sampling_note
@@ -110,6 +113,11 @@ class Run:
     def key_of(self, node: Any) -> str:
         """Where a node stands in the config, for messages; nothing if it is not a part of it as it is."""
         return next((entry.key for entry in walk(self.config) if entry.value is node), "")
+
+    def scorer(self, node: Any) -> Any:
+        """A scorer or judge for training; a reward model of a run that shards weights is read when it is sharded."""
+        with weights_later() if shards_weights(self.config) else nullcontext():
+            return self.build(node)
 
     def model(self, path: str, freeze_below: int | None = None) -> Pretrained:
         """The recipe of `model`, for another folder and, if given, another number of frozen layers."""

@@ -82,6 +82,7 @@ def test_what_takes_any_key_keeps_all_of_them():
         "dtype",
         "share_prefill",
         "look_every",
+        "gather",
     }
 
 

@@ -22,6 +22,7 @@ pytestmark = [
 PAGE = blocks((ROOT / "docs" / "extending.md").read_text())
 MY_STAGES = next(block.body for block in PAGE if "def run_distil" in block.body)
 SECTION = next(block.body for block in PAGE if block.language == "yaml" and "distil:" in block.body)
+SMALL = ["reward.data.batch_size=2", "ppo.rollouts=2", "ppo.data.batch_size=4", "ppo.settings.num_minibatches=1"]
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +62,16 @@ def test_a_chain_without_a_reward_model_runs_as_typed(words, tmp_path, chain, te
     assert f"evaluate/{last}/praise" in metrics
 
 
-def test_stages_that_sample_run_sharded_over_two_ranks_also_where_batches_do_not_divide(words, tmp_path):
+def test_all_stages_run_sharded_over_two_ranks_also_where_batches_do_not_divide(words, tmp_path):
     odd = [f"{stage}.data.batch_size=3" for stage in ("rank", "best_of_n", "evaluate")]
     machine = ["trainer=fsdp2", "trainer.devices=2", "trainer.accelerator=cpu", "sft.max_epochs=1"]
-    command = start([*words, *odd, *machine, "stages=[sft,rank,best_of_n,evaluate]", f"run_dir={tmp_path}"])
+    learned = ["rollout.gather=layer", "reward.data.validation_fraction=0.25", *SMALL]
+    chain = "stages=[sft,rank,reward,best_of_n,ppo,evaluate]"
+    command = start([*words, *odd, *machine, *learned, chain, f"run_dir={tmp_path}"])
     said = command.communicate(timeout=300)[0]
     assert command.returncode == 0, said
     judged = json.loads((tmp_path / "evaluation.json").read_text())["policies"]
-    assert list(judged) == ["base", "sft", "best_of_n"]
+    assert list(judged) == ["base", "sft", "best_of_n", "ppo"]
     assert all(-10 < policy["summary"]["scores"]["praise"]["mean"] < 10 for policy in judged.values())
 
 

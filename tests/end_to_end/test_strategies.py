@@ -9,6 +9,9 @@ from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_copy
+from rlhf_lightning.rollout import LoopEngine, Sampling
+from rlhf_lightning.scoring import RewardModelScorer
+from rlhf_lightning.types import PromptBatch
 from tests.support import jobs, offline, pair, phases, strategies_worker, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
@@ -27,6 +30,8 @@ def folder(tmp_path_factory):
     torch.save(module.last_experience, folder / "experience.pt")
     tiny.policy(layers=3).save_pretrained(folder / "policy", max_shard_size="20KB")
     tiny.tokenizer().save_pretrained(folder / "policy")
+    phases.reward_model().model.save_pretrained(folder / "reward_model")
+    tiny.tokenizer().save_pretrained(folder / "reward_model")
     pair.launch("tests.support.strategies_worker", str(folder), log=folder, seconds=SECONDS)
     return folder
 
@@ -104,6 +109,31 @@ def test_ranks_that_ask_one_server_give_it_whole_weights_and_get_answers_of_thei
     assert first["updates"] == 3 and first["gap"] == second["gap"] < 1e-5
     assert torch.equal(first["served"], first["policy"]) and torch.equal(first["policy"], second["policy"])
     assert len(set(first["seeds"])) == 2 * 8 and first["answers"] != second["answers"]
+
+
+def test_a_reward_model_in_shards_scores_as_a_whole_one(folder, ranks):
+    whole = RewardModelScorer(Pretrained(str(folder / "reward_model")))
+    expected = whole.score(torch.load(folder / "experience.pt", weights_only=False).rollout, tiny.tokenizer())
+    for rank, found in enumerate(ranks("scored")):
+        torch.testing.assert_close(found["scores"], expected[found["rows"]], rtol=0, atol=1e-6)
+        assert torch.equal(found["again"], found["scores"]) and found["raised"] is (rank == 1)
+        assert found["state"] == whole.state_dict()
+        assert found["share"] < 0.6
+
+
+def test_ranks_that_gather_a_layer_at_a_time_answer_as_one_that_holds_the_policy(ranks):
+    both = ranks("lockstep")
+    for rank, found in enumerate(both):
+        engine = LoopEngine(micro_batch_size=2)
+        engine.seed(rank)
+        engine.sync(tiny.policy(layers=3), [1, 2, 3], 0, version=1)
+        batch = PromptBatch(found["prompt_ids"], found["prompt_mask"], ({"prompt": ""},) * len(found["prompt_ids"]))
+        alone = engine.generate(batch, Sampling(max_new_tokens=40))
+        assert torch.equal(found["ids"], alone.response_ids)
+        torch.testing.assert_close(found["logprobs"], alone.rollout_logprobs, rtol=0, atol=1e-5)
+        assert found["sharded_meanwhile"]
+    assert both[0]["calls"] == both[1]["calls"]
+    assert both[0]["ids"].shape[1] != both[1]["ids"].shape[1] < 40
 
 
 def test_ranks_draw_distinct_samples_for_the_same_prompt(ranks):

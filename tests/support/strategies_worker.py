@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig
 
 import tests.conftest  # noqa: F401  (threads and no network)
@@ -17,13 +18,18 @@ from benchmarks.sharded_memory import SIZES, bytes_per_parameter
 from rlhf_lightning.callbacks import BestPolicy, DurableCheckpoint
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.checkpoint.sharded import DurableModelParallelStrategy
+from rlhf_lightning.errors import NumericalError
 from rlhf_lightning.functional.kto import kto_loss
 from rlhf_lightning.functional.preference import dpo_loss
 from rlhf_lightning.functional.reference_free import simpo_loss
+from rlhf_lightning.functional.sequences import left_pad
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_copy
 from rlhf_lightning.models.sharding import kept_shared, shard
 from rlhf_lightning.models.trunk import layers
 from rlhf_lightning.models.unread import fill, weights_later
+from rlhf_lightning.rollout import LoopEngine, Sampling
+from rlhf_lightning.scoring import EnsembleScorer, RewardModelScorer
+from rlhf_lightning.types import PromptBatch
 from tests.support import offline, phases, tiny
 from tests.support.served_ranks import served
 
@@ -200,6 +206,62 @@ def unread(folder, lora=None):
     return found | {"fingerprints": frozen.fingerprints}
 
 
+def lockstep(folder):
+    """Answers of a sharded policy that no rank holds whole, with other numbers of rows, micro-batches and steps."""
+    policy = tiny.policy(layers=3)
+    shard(policy, init_device_mesh("cpu", (WORLD,)))
+    rank = torch.distributed.get_rank()
+    rows = torch.arange(8).split([3, 5])[rank]
+    prompts = [tiny.tokenizer()(text).input_ids for text in phases.PROMPTS]
+    ids, mask = left_pad([prompts[row] for row in rows], 0)
+    batch = PromptBatch(ids, mask, tuple({"prompt": phases.PROMPTS[row]} for row in rows))
+    engine = LoopEngine(gather="layer", micro_batch_size=2)
+    engine.seed(rank)
+    engine.sync(policy, [1, 2, 3], 0, version=1)
+    held = []
+    hook = policy.model.layers[0].register_forward_pre_hook(
+        lambda *given: held.append(isinstance(policy.model.layers[2].mlp.up_proj.weight, DTensor))
+    )
+    answers = engine.generate(batch, Sampling(max_new_tokens=40))
+    hook.remove()
+    found = {"ids": answers.response_ids, "logprobs": answers.rollout_logprobs, "sharded_meanwhile": all(held)}
+    return found | {"prompt_ids": ids, "prompt_mask": mask, "calls": len(held)}
+
+
+class BrokenOnSecond:
+    """A member of an ensemble that gives no number on one rank, and then waits for nobody."""
+
+    name = "broken"
+
+    def score(self, rollout, tokenizer):
+        if torch.distributed.get_rank() == 1:
+            raise NumericalError("no number")
+        return torch.zeros(len(rollout))
+
+
+def scored(folder):
+    """A sharded reward model: scores of a rank with fewer rows than the other, in an ensemble, and in a fit."""
+    rollout = torch.load(folder / "experience.pt", weights_only=False).rollout
+    with weights_later():
+        scorer = RewardModelScorer(Pretrained(str(folder / "reward_model")), micro_batch_size=2)
+    module = phases.ppo_module()
+    module.scorer = scorer
+    phases.ppo(folder, module, rollouts=1, **fsdp2())
+    mine = torch.arange(8).split([3, 5])[torch.distributed.get_rank()]
+    scores, ensemble = scorer.score(rollout.select(mine), tiny.tokenizer()), EnsembleScorer([BrokenOnSecond(), scorer])
+    try:
+        ensemble.score(rollout.select(mine), tiny.tokenizer())
+        raised = False
+    except NumericalError:
+        raised = True
+    again = scorer.score(rollout.select(mine), tiny.tokenizer())  # nobody was left waiting
+    local = sum(weight.to_local().numel() for weight in scorer.model.parameters())
+    return {
+        "scores": scores, "again": again, "raised": raised, "rows": mine, "state": scorer.state_dict(),
+        "share": local / sum(weight.numel() for weight in scorer.model.parameters()),
+    }  # fmt: skip
+
+
 def exported_lora(folder):
     """Two rollouts of a policy with adapters from its folder, with whether the models beside it keep its shards."""
     source = Pretrained(str(folder / "policy"), lora={"r": 4})
@@ -288,6 +350,8 @@ CASES = {
     "ppo_mixed": ppo(mixed, "ppo_mixed", rollouts=1),
     "weights_left": weights_left,
     "sharded_head": sharded_head,
+    "scored": scored,
+    "lockstep": lockstep,
     "unread": unread,
     "unread_lora": partial(unread, lora={"r": 4}),
     "best": best,
