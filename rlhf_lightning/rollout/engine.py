@@ -91,9 +91,9 @@ class Agreement(NamedTuple):
 class RolloutEngine(Protocol):
     """Anything that answers prompts with the current weights of a policy.
 
-    It may also have ``is_exact`` (whether it computes with the very weights of training), ``holds_policy`` (False
-    where it does not decode with all weights of the policy, which are then not gathered for it), ``agreement`` (an `Agreement`) and
-    ``close()``, called when nothing more is sampled.
+    It may also have ``is_exact`` (whether it computes with the very weights of training), ``holds_policy`` (False where
+    it does not decode with all weights of the policy, which are then not gathered for it), ``agreement`` (an
+    `Agreement`) and ``close()``, called when nothing more is sampled.
     """
 
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:

@@ -1,6 +1,9 @@
 """Answers from a vLLM server: the right rows with the right numbers, from the weights that were given."""
 
+import socket
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -10,6 +13,9 @@ from rlhf_lightning.errors import ConfigError, RolloutError
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.rollout import Sampling, ServerEngine
+from rlhf_lightning.rollout.server_answers import read, request
+from rlhf_lightning.rollout.server_ranks import Place
+from rlhf_lightning.rollout.server_routes import VLLMServer
 from tests.support import tiny
 from tests.support.fake_vllm import fake_vllm
 
@@ -74,7 +80,12 @@ def test_rows_are_dealt_out_in_turn_and_all_servers_have_the_weights(server, tmp
         server.asked.clear()
         both = engine(server, other, folder=tmp_path, policy=policy).generate(prompts, SAMPLING)
         asked = [sorted(len(body["prompt"]) for body in s.asked) for s in (server, other)]
+        second = engine(server, other, folder=tmp_path, policy=policy)
+        second.servers.place = Place(1, 0)  # on another rank, which goes on where the first ended
+        server.asked.clear()
+        second.generate(tiny.prompts("good", "we left", "the food was"), SAMPLING)
     assert same(alone, both) and asked == [[3, 7], [1, 2]]
+    assert [len(body["prompt"]) for body in server.asked] == [2]
 
 
 def test_weights_that_are_there_are_not_sent_again_and_new_ones_are(server, tmp_path):
@@ -206,6 +217,10 @@ def not_a_number(found):
     found["choices"][0]["logprobs"]["token_logprobs"][0] = float("nan")
 
 
+def infinite(found):
+    found["choices"][0]["logprobs"]["token_logprobs"][0] = float("-inf")
+
+
 def positive(found):
     found["choices"][0]["logprobs"]["token_logprobs"][0] = 0.5
 
@@ -225,7 +240,8 @@ def empty(found):
 WRONG = {
     of_another: "another request", other_prompt: "another prompt", duplicated: "without one choice",
     cut: "as many log-prob", cut_with_its_numbers: "said to", goes_on: "goes on after", too_long: "9 tokens where 6",
-    not_a_number: "no finite", positive: "no finite", without: "without one choice", aborted: "'abort'",
+    not_a_number: "no finite",
+    infinite: "no finite", positive: "no finite", without: "without one choice", aborted: "'abort'",
     empty: "without token ids",
 }  # fmt: skip
 
@@ -254,6 +270,32 @@ def test_no_answer_in_time_ends_the_run_in_time(server, tmp_path):
     assert time.monotonic() - start < 2.0
 
 
+@pytest.mark.parametrize(
+    ("ids", "reason", "stop", "says"),
+    [
+        ([5, 6, 7], "length", None, None),
+        ([5, 1], "stop", 1, None),
+        ([5, 6], "stop", "x", None),
+        ([5, 6], "length", None, "truncated after 2 of 3"),
+        ([5, 6, 1], "length", None, "truncated after 3 of 3"),
+        ([5, 6], "stop", None, "said to have stopped"),
+        ([5, 6], "stop", "y", "said to have stopped"),
+        ([5, 1, 1], "stop", 1, "goes on after"),
+        ([5, -1], "stop", "x", "without token ids"),
+    ],
+)
+def test_an_answer_ends_where_it_has_to(ids, reason, stop, says):
+    asked = request([3, 4], Sampling(max_new_tokens=3, stop=("x",)), (1,), 17)
+    choice = {"prompt_token_ids": [3, 4], "token_ids": ids, "finish_reason": reason, "stop_reason": stop}
+    choice["logprobs"] = {"token_logprobs": [-1] * len(ids)}
+    answer = {"id": f"cmpl-{asked['request_id']}", "choices": [choice]}
+    if says is None:
+        assert read(answer, asked) == (ids, [-1.0] * len(ids), reason == "stop")
+        return
+    with pytest.raises(ValueError, match=says):
+        read(answer, asked)
+
+
 STEPS = (
     "/pause", "/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update",
     "/weight_info", "/resume",
@@ -271,6 +313,41 @@ def test_a_server_that_fails_in_an_update_ends_the_run_and_is_named_with_the_ste
     assert time.monotonic() - start < 3.0
     with pytest.raises(RuntimeError, match=r"before sync"):
         made.generate(tiny.prompts("good"), SAMPLING)
+
+
+def test_after_an_update_that_failed_nothing_is_sampled_from_the_weights_before(server, tmp_path):
+    policy = tiny.policy()
+    made = engine(server, folder=tmp_path, policy=policy)
+    server.broken["/update_weights"] = 500
+    with pytest.raises(RolloutError):
+        made.sync(policy, (1,), 0, 2)
+    with pytest.raises(RuntimeError, match=r"before sync"):
+        made.generate(tiny.prompts("good"), SAMPLING)
+
+
+def test_updates_wait_for_all_answers(server, tmp_path):
+    engine(server, folder=tmp_path, policy=tiny.policy())
+    assert server.queries["/pause"] == "mode=wait"
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for_beyond_the_deadline(tmp_path):
+    def drip():
+        with suppress(OSError), listening.accept()[0] as connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            for _ in range(100):
+                connection.sendall(b" ")
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        client = VLLMServer(f"http://127.0.0.1:{listening.getsockname()[1]}", 0.3, 0, 0.3)
+        start = time.monotonic()
+        with pytest.raises(RolloutError, match=r"timed out while the answer was read"):
+            client.version(time.monotonic() + 0.3)
+        assert time.monotonic() - start < 1.5
+        thread.join()
 
 
 def test_a_server_that_says_another_version_ends_the_run_at_once_or_when_it_is_looked_at(server, tmp_path):

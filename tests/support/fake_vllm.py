@@ -35,7 +35,7 @@ class FakeVLLM:
         self.model, self.adapter = self.base, None  # name and folder
         self.tokenizer = tokenizer or tiny.tokenizer()
         self.version, self.url = "default", ""
-        self.asked, self.paths, self.faults, self.broken = [], [], [], {}
+        self.asked, self.paths, self.faults, self.broken, self.queries = [], [], [], {}, {}
         self.each = None
         self.stale, self.says_version, self.jitter, self.slow_seconds = False, None, 0.0, 5.0
         self.most = self.open = 0
@@ -44,8 +44,9 @@ class FakeVLLM:
         self.updating = False
         self.lock, self.guard = threading.Lock(), threading.Lock()
 
-    def answer(self, path, body):
+    def answer(self, path, body, query=""):
         """An HTTP state and an object, or bytes; None closes the connection."""
+        self.queries[path] = query
         with self.guard:
             self.paths.append(path)
             fault = self.broken.get(path)
@@ -185,7 +186,8 @@ def fake_vllm(model=None, tokenizer=None, port=0):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             size = int(self.headers.get("Content-Length") or 0)
-            found = fake.answer(urlsplit(self.path).path, json.loads(self.rfile.read(size) or b"null"))
+            at = urlsplit(self.path)
+            found = fake.answer(at.path, json.loads(self.rfile.read(size) or b"null"), at.query)
             if found is None:
                 return
             state, said = found
