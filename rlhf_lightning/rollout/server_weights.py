@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -38,6 +39,8 @@ class Written(NamedTuple):
 class WeightFolder:
     """Where weights lie until a server has read them: two versions at most, each in a folder of a new name.
 
+    It is removed when this process ends, and of one that was killed when the next begins.
+
     Args:
         folder: of the run; the weights stand in its ``weights``.
         ram_disk: take a folder of the RAM disk instead, if there is one with room.
@@ -53,10 +56,11 @@ class WeightFolder:
             name = hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
             self.path = RAM_DISK / f"rlhf_lightning-{os.getuid()}-{name}"
         try:
-            self.remove()  # of a run that was killed
+            _remove(self.path, os.getpid())  # of a run that was killed
             self.path.mkdir(mode=0o700, parents=True)
         except OSError as error:
             raise DiskError(f"rollout.folder: {self.path} cannot be made ({error})") from error
+        self.remove = weakref.finalize(self, _remove, self.path, os.getpid())
         self._made: list[Path] = []
 
     def new(self, version: int) -> Path:
@@ -65,13 +69,6 @@ class WeightFolder:
             shutil.rmtree(old, ignore_errors=True)
         self._made = [*self._made[-1:], Path(tempfile.mkdtemp(prefix=f"{version}-", dir=self.path))]
         return self._made[-1]
-
-    def remove(self) -> None:
-        """Remove it all."""
-        if self.path.is_symlink():
-            self.path.unlink()
-        elif self.path.exists():
-            shutil.rmtree(self.path)
 
 
 def write_weights(policy: PreTrainedModel, folder: Path | None, version: int) -> Written | None:
@@ -134,6 +131,15 @@ def whole_layers(model: nn.Module, names: set[str] | None = None) -> Iterator[di
 def size_of(model: nn.Module) -> int:
     """Bytes of all weights, whole."""
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
+def _remove(path: Path, owner: int) -> None:
+    if os.getpid() != owner:  # a fork of the process that made it
+        return
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _whole(weight: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ import torch
 from rlhf_lightning.errors import ConfigError, RolloutError
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.rollout import Sampling, ServerEngine
+from rlhf_lightning.rollout import Sampling, ServerEngine, server_weights
 from rlhf_lightning.rollout.server_answers import read, request
 from rlhf_lightning.rollout.server_ranks import Place
 from rlhf_lightning.rollout.server_routes import VLLMServer
+from rlhf_lightning.rollout.server_weights import WeightFolder
 from tests.support import tiny
 from tests.support.fake_vllm import fake_vllm
 
@@ -384,3 +385,24 @@ def test_a_file_that_changed_on_its_way_is_not_loaded(server, tmp_path, monkeypa
 def test_servers_that_run_or_one_to_start_have_to_be_given(given):
     with pytest.raises(ConfigError, match=r"rollout.urls=.*rollout.start=true for one of the run's own"):
         ServerEngine(**given)
+
+
+def test_weights_lie_in_the_ram_disk_where_it_has_room_for_nobody_else_and_not_longer_than_the_run(
+    tmp_path, monkeypatch
+):
+    disk = tmp_path / "shm"
+    disk.mkdir()
+    monkeypatch.setattr(server_weights, "RAM_DISK", disk)
+    assert WeightFolder(tmp_path / "run", True, 1 << 60).path == tmp_path / "run" / "weights"
+    assert WeightFolder(tmp_path / "run", False, 1).path == tmp_path / "run" / "weights"
+    made = WeightFolder(tmp_path / "run", True, 1)
+    assert made.path.parent == disk and made.path.stat().st_mode & 0o777 == 0o700
+    (made.new(1) / "left").touch()
+    again = WeightFolder(tmp_path / "run", True, 1)  # the first was killed
+    assert again.path == made.path != WeightFolder(tmp_path / "other", True, 1).path
+    assert not list(again.path.iterdir())
+    made.remove.detach()
+    path, again = again.path, None
+    assert not path.exists()
+    path.symlink_to(tmp_path)
+    assert not WeightFolder(tmp_path / "run", True, 1).path.is_symlink() and tmp_path.exists()
