@@ -17,7 +17,7 @@ from rlhf_lightning.checkpoint.serving import TRAINING_ENVIRONMENT, training_wor
 from rlhf_lightning.errors import ConfigError, RolloutError
 from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.network.in_threads import in_threads
-from rlhf_lightning.rollout.server_process import LOG, ServerProcess, free_port
+from rlhf_lightning.rollout.server_process import ENDING_SECONDS, LOG, ServerProcess, free_port
 from rlhf_lightning.rollout.server_ranks import Place, on_every_rank, place
 from rlhf_lightning.rollout.server_routes import VLLMServer, Weights
 from rlhf_lightning.rollout.server_weights import WeightFolder, Written, size_of, write_adapter, write_weights
@@ -91,7 +91,7 @@ class ServerGroup:
             return work()
         except RolloutError:
             if self._process is not None:
-                self._process.require(patience=2.0)
+                self._process.require(ENDING_SECONDS)
             raise
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from rlhf_lightning.rollout import server_keeper
 
 LOG = "server.log"
 LOOK_SECONDS = 0.25
+ENDING_SECONDS = 4.0  # of a server and all that it has started, see `server_keeper.REST_SECONDS`
 _LINES = 12  # of the log, in a message
 _OF_A_JOB = (
     "RANK",
@@ -72,6 +73,7 @@ class ServerProcess:
         while not ready():
             self.require()
             if time.monotonic() > until:
+                self.require(ENDING_SECONDS)
                 raise RolloutError(f"rollout: the server did not start in time; raise rollout.deadline. {self._tail()}")
             signals.poll()
             time.sleep(LOOK_SECONDS)

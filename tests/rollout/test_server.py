@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rlhf_lightning.errors import ConfigError, RolloutError
 from rlhf_lightning.functional.masking import spread
@@ -104,6 +105,7 @@ def test_weights_that_are_there_are_not_sent_again_and_new_ones_are(server, tmp_
     assert torch.equal(server.base.lm_head.weight, policy.lm_head.weight)
     made.sync(tiny.policy(seed=5), (1,), 0, 2)  # another policy with as many steps
     assert torch.equal(server.base.lm_head.weight, tiny.policy(seed=5).lm_head.weight)
+    assert server.paths.count("/init_weight_transfer_engine") == 1 and server.paths.count("/update_weights") == 3
     assert len(list((tmp_path / "weights").iterdir())) == 2
     made.close()
     assert not (tmp_path / "weights").exists()
@@ -133,8 +135,10 @@ def test_a_server_gets_all_weights_by_the_names_of_the_model(tied, weights, tmp_
         ids = torch.tensor([[3, 4, 5, 6]])
         torch.testing.assert_close(server.base(ids).logits, policy.eval()(ids).logits, atol=1e-4, rtol=1e-4)
         assert made.generate(tiny.prompts("we left"), SAMPLING).rollout_logprobs is not None
-        if weights == "files":  # what a layer has lies in a file of its own
-            assert len(list((tmp_path / "weights").glob("*/*.safetensors"))) == 4
+        files = list((tmp_path / "weights").glob("*/*.safetensors"))
+        assert len(files) == 4  # what a layer has lies in a file of its own
+        names = {name for file in files for name in load_file(file)}
+        assert names == {name for name, _ in tiny.policy().named_parameters()} - ({"lm_head.weight"} if tied else set())
 
 
 def test_adapters_alone_are_sent_and_named_by_the_requests(server, tmp_path):
@@ -318,7 +322,7 @@ def test_a_server_that_fails_in_an_update_ends_the_run_and_is_named_with_the_ste
 
 def test_after_an_update_that_failed_nothing_is_sampled_from_the_weights_before(server, tmp_path):
     policy = tiny.policy()
-    made = engine(server, folder=tmp_path, policy=policy)
+    made = engine(server, folder=tmp_path, policy=policy, timeout=0.5, deadline=2.0)
     server.broken["/update_weights"] = 500
     with pytest.raises(RolloutError):
         made.sync(policy, (1,), 0, 2)

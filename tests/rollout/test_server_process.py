@@ -10,7 +10,7 @@ import time
 import pytest
 
 from rlhf_lightning.errors import ConfigError, RolloutError
-from rlhf_lightning.rollout import Sampling, ServerEngine, server_keeper
+from rlhf_lightning.rollout import Sampling, ServerEngine, server_keeper, server_process
 from rlhf_lightning.rollout.server_process import free_port
 from tests.gates.gate_sources import ROOT
 from tests.support import tiny
@@ -99,6 +99,7 @@ def test_a_server_that_is_killed_ends_the_run_with_its_last_words(place):
 )
 def test_a_server_that_does_not_come_up_is_told_with_its_log(how, says, place, monkeypatch):
     monkeypatch.setenv("STUB_VLLM", how)
+    monkeypatch.setattr(server_process, "ENDING_SECONDS", 0.5)
     made = engine(place, deadline=1.5)
     with pytest.raises(RolloutError, match=says):
         made.sync(policy(place), (1,), 0, 1)
