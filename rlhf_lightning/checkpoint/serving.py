@@ -11,6 +11,7 @@ RAW = {"use_activation": False}  # the output of a reward model as it is, and no
 
 
 BACKEND = "rlhf_lightning"  # as `server_plugin/` calls itself to vLLM
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 TRAINING_ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # the routes that replace weights
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
@@ -71,6 +72,7 @@ def training_words(dtype: str | None = None, lora_rank: int | None = None) -> li
     words = ["--logprobs-mode", "processed_logprobs", "--no-enable-prefix-caching", "--generation-config", "vllm"]
     words += ["--seed", "0", "--weight-transfer-config", json.dumps({"backend": BACKEND})]
     words += [] if dtype is None else ["--dtype", dtype]
-    ranks = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
-    room = [str(rank) for rank in ranks if rank >= (lora_rank or 0)][:1]
-    return words if lora_rank is None else [*words, "--enable-lora", "--max-lora-rank", *(room or [str(lora_rank)])]
+    if lora_rank is None:
+        return words
+    room = next((rank for rank in LORA_RANKS if rank >= lora_rank), lora_rank)
+    return [*words, "--enable-lora", "--max-lora-rank", str(room)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,9 +18,10 @@ from rlhf_lightning.network.in_threads import in_threads
 from rlhf_lightning.rollout.engine import Agreement, Sampling, check_context, stream_seed
 from rlhf_lightning.rollout.server_answers import Answer, request
 from rlhf_lightning.rollout.server_group import ServerGroup
-from rlhf_lightning.rollout.server_routes import VLLMServer
+from rlhf_lightning.rollout.server_routes import VLLMServer, Weights
 from rlhf_lightning.rollout.server_weights import ADAPTER
 from rlhf_lightning.rollout.stop import StopStrings
+from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Rollout
 
@@ -65,7 +66,7 @@ class ServerEngine:
         program: str | Sequence[str] = "vllm",
         folder: str | Path = "server",
         ram_disk: bool = True,
-        weights: Literal["files", "reload", "lora"] = "files",
+        weights: Weights = "files",
         concurrency: int = 64,
         timeout: float = 600.0,
         retries: int = 4,
@@ -79,13 +80,9 @@ class ServerEngine:
         require("rollout.verify_every_n", verify_every_n, at_least=1)
         require("rollout.warn_at", warn_at, above=0)
         require("rollout.stop_at", stop_at, above=0)
-        if weights not in ("files", "reload", "lora"):
-            raise ConfigError(f"rollout.weights={weights}: choose files, reload or lora")
-        if isinstance(urls, str) or bool(urls) == start:
-            raise ConfigError(
-                f"rollout.urls={urls} and rollout.start={str(start).lower()}: give rollout.urls="
-                "[http://127.0.0.1:8000] for servers that run, or rollout.start=true for one of the run's own"
-            )
+        if weights not in get_args(Weights):
+            raise ConfigError(f"rollout.weights={weights}: choose {', '.join(get_args(Weights))}")
+        combinations.check_servers(urls, start)
         self.agreement = Agreement(verify_every_n, warn_at, stop_at)
         self.weights, self.concurrency, self.deadline = weights, concurrency, deadline
         self.servers = ServerGroup(

@@ -21,6 +21,7 @@ from rlhf_lightning.rollout.server_process import ENDING_SECONDS, LOG, ServerPro
 from rlhf_lightning.rollout.server_ranks import Place, on_every_rank, place
 from rlhf_lightning.rollout.server_routes import VLLMServer, Weights
 from rlhf_lightning.rollout.server_weights import WeightFolder, Written, size_of, write_adapter, write_weights
+from rlhf_lightning.rules.combinations import NO_ADAPTERS
 
 T = TypeVar("T")
 HERE = ("127.0.0.1", "localhost", "::1")
@@ -62,7 +63,7 @@ class ServerGroup:
             ConfigError, DiskError, RolloutError: see `rlhf_lightning.rollout.server.ServerEngine.sync`.
         """
         if self.weights == "lora" and lora_of(policy) is None:
-            raise ConfigError("rollout.weights=lora: the policy has no adapters; set model.lora, or take weights=files")
+            raise ConfigError(NO_ADAPTERS.format("the policy"))
         if self.place is None:
             self.place = place()
             self._begin(policy)

@@ -155,7 +155,7 @@ def test_adapters_alone_are_sent_and_named_by_the_requests(server, tmp_path):
         torch.testing.assert_close(server.model(ids).logits, policy.eval()(ids).logits, atol=1e-4, rtol=1e-4)
     assert {body["model"] for body in server.asked} == {"policy-adapter"}
     assert not list((tmp_path / "weights").glob("*/model*"))
-    with pytest.raises(ConfigError, match=r"weights=lora: the policy has no adapters"):
+    with pytest.raises(ConfigError, match=r"weights=lora: the policy has no adapters; set model.lora"):
         made.sync(tiny.policy(), (1,), 0, 4)
 
 

@@ -33,7 +33,10 @@ def test_a_run_that_samples_from_a_server_learns_and_ends_the_same_in_pieces(tmp
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        ([], r"rollout\.urls=\[\] and rollout\.start=false: give rollout\.urls="),
         (["rollout.weights=nccl"], r"rollout\.weights=nccl"),
+        (["rollout.start=true", "rollout.weights=lora"], r"lora: the policy of stage ppo has no adapters"),
+        (["stage=pipeline", "rollout.start=true", "rollout.weights=lora", "+model.lora.r=8"], r"policy of stage rank"),
         (["rollout.concurrency=0"], r"concurrency=0: must be at least 1"),
         (["rollout.stop_at=0"], r"stop_at=0: must be above 0"),
         (["rollout.timeout=x"], r"rollout\.timeout"),
