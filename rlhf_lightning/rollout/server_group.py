@@ -52,6 +52,7 @@ class ServerGroup:
         self.ram_disk, self.weights, self.deadline = ram_disk, weights, deadline
         self.servers = [connect(url) for url in urls]
         self.place: Place | None = None  # None before the first weights
+        self._leads = False  # whether this process gives them the weights
         self._process: ServerProcess | None = None
         self._disk: WeightFolder | None = None
         self._written: Written | None = None
@@ -65,7 +66,6 @@ class ServerGroup:
         if self.weights == "lora" and lora_of(policy) is None:
             raise ConfigError(NO_ADAPTERS.format("the policy"))
         if self.place is None:
-            self.place = place()
             self._begin(policy)
         self._written = None  # until they have all of it
         written = on_every_rank(partial(self._write, policy, version))
@@ -105,25 +105,25 @@ class ServerGroup:
             self.servers = []
         self._disk = self._process = self.place = self._written = None
 
-    @property
-    def _leads(self) -> bool:
-        """Whether this process gives weights to servers: the first of those that share them."""
-        assert self.place is not None
-        return self.place.rank == (0 if self.urls else self.place.first_here)
-
     def _begin(self, policy: PreTrainedModel) -> None:
-        addresses = on_every_rank(partial(self._start, policy))
+        """Find the servers, or start them. The first of the ranks that share some leads: it gives them the weights."""
+        found = place()
+        self._leads = found.rank == (0 if self.urls else found.first_here)
+        home = self.folder / f"rank-{found.rank}" if found.rank else self.folder
+        addresses = on_every_rank(partial(self._start, policy, home))
         if not self.urls:
-            assert self.place is not None
-            self.servers = [self.connect(str(addresses[self.place.first_here]))]
+            self.servers = [self.connect(addresses[found.first_here])]
         here = all(urlsplit(server.url).hostname in HERE for server in self.servers)
-        if self._leads:
-            self._disk = WeightFolder(self.folder, self.ram_disk and here, size_of(policy))
+        on_every_rank(partial(self._make_folder, home, self.ram_disk and here, size_of(policy)))
+        self.place = found
 
-    def _start(self, policy: PreTrainedModel) -> str | None:
+    def _make_folder(self, home: Path, ram_disk: bool, size: int) -> None:
+        self._disk = WeightFolder(home, ram_disk, size) if self._leads else None
+
+    def _start(self, policy: PreTrainedModel, home: Path) -> str:
         """The address of a server that was started, on the rank that starts one."""
         if self.urls or not self._leads:
-            return None
+            return ""
         port, source = free_port(), policy.name_or_path
         if not source or not Path(source).is_dir():
             raise ConfigError(
@@ -135,7 +135,7 @@ class ServerGroup:
             *training_words(_dtype(policy), None if (adapters := lora_of(policy)) is None else adapters.r),
             *self.program[1:],
         ]
-        self._process = ServerProcess(command, TRAINING_ENVIRONMENT, self.folder / LOG)
+        self._process = ServerProcess(command, TRAINING_ENVIRONMENT, home / LOG)
         server = self.connect(f"http://127.0.0.1:{port}")
         self._process.wait(server.answers, time.monotonic() + self.deadline)
         return server.url

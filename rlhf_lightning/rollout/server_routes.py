@@ -14,6 +14,7 @@ from rlhf_lightning.rollout.server_weights import ADAPTER, Written
 
 KEY = "RLHF_LIGHTNING_ROLLOUT_KEY"
 Weights = Literal["files", "reload", "lora"]
+_SOON = 5.0  # seconds for one that is there to say so
 _STARTED = "It has to be started as `rlhf-lightning serve FOLDER --training` says (docs/server.md)"
 _HALF = f"It may hold half of the new weights: start it again. {_STARTED}"
 
@@ -68,7 +69,8 @@ class VLLMServer:
     def answers(self) -> bool:
         """Whether it is there; one try."""
         try:
-            return self._tells.ask(None, lambda answer: isinstance(answer, dict), path="/v1/models")
+            soon = time.monotonic() + _SOON
+            return self._tells.ask(None, lambda answer: isinstance(answer, dict), soon, path="/v1/models")
         except RolloutError:
             return False
 
