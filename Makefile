@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.set-up
-EXTRAS := test,dev,gguf,lora,label
+EXTRAS := test,dev,gguf,lora,qlora,label
 
 export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS = 1

@@ -30,8 +30,9 @@ MODELS: dict[str, dict[str, Any]] = {
             "num_key_value_heads": 8, "vocab_size": 128256},
 }  # fmt: skip
 STEP = {"gather": "layer"}
-TABLE = [
+TABLE: list[Any] = [
     ("1.5b", 1, {}), ("1.5b", 1, {"offload": True, "checkpointed": 1.0}), ("8b", 1, {"adapters": 16, "offload": True}),
+    ("8b", 1, {"adapters": 16, "checkpointed": 1.0, "critic": "own", "weight_bytes": 2, "four_bits": True}, 24.0),
     ("8b", 8, {}), ("8b", 8, {"sharded": True, "checkpointed": 1.0}),
     ("8b", 8, {"sharded": True, "checkpointed": 1.0, "reward_bytes": 0}),
     ("32b", 32, {"sharded": True, "checkpointed": 1.0}), ("32b", 32, {"sharded": True, "checkpointed": 1.0, **STEP}),
@@ -54,6 +55,7 @@ def line(model: str, setup: Setup, card: float) -> str:
     layout = "fsdp2" if setup.sharded else "ddp" if setup.ranks > 1 else "single"
     rest = [f"LoRA {setup.adapters}"] * bool(setup.adapters) + ["offload"] * setup.offload
     rest += ["checkpointing"] * bool(setup.checkpointed) + ["no reward model"] * (not setup.reward_bytes)
+    rest += ["4 bits"] * setup.four_bits
     rest += ["a layer at a time"] * (setup.gather == "layer")
     cells = [model, f"{setup.ranks} x {card:g} GB, {', '.join([layout, *rest])}"]
     cells += [f"{device[phase]:.0f}" for phase in ("load", "generate", "score", "learn")]
@@ -77,18 +79,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="in a micro-batch")
     parser.add_argument("--sampled", type=int, default=32, help="rows that a rank decodes at once")
     parser.add_argument("--context", type=int, default=1024, help="tokens of prompt and answer")
+    parser.add_argument("--bfloat16", action="store_true", help="model.dtype=bfloat16")
+    parser.add_argument("--four-bits", action="store_true", help="model.load_in_4bit=true")
     parser.add_argument("--gather", choices=("model", "layer"), default="model", help="rollout.gather")
     given = parser.parse_args()
     print("| model | layout | load | generate | score | learn | host | host at a save | |")
     print("|---|---|---|---|---|---|---|---|---|")
     if given.model is None:
-        for model, ranks, more in TABLE:
-            print(line(model, Setup(ranks, **more), given.card))  # type: ignore[arg-type]
+        for model, ranks, more, *card in TABLE:
+            print(line(model, Setup(ranks, **more), *(card or [given.card])))
         return
     setup = Setup(
         given.gpus, given.layout == "fsdp2", not given.float32, given.critic, given.adapters == 0, given.reward_bytes,
         given.offload, given.adapters, 1 / given.checkpointing if given.checkpointing else 0.0, given.tokens,
         given.sampled, given.context, gather=given.gather,
+        weight_bytes=2 if given.bfloat16 else 4, four_bits=given.four_bits,
     )  # fmt: skip
     print(line(given.model, setup, given.card))
 

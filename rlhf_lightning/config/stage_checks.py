@@ -90,6 +90,11 @@ def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     if offload and shards:
         raise ConfigError(combinations.FSDP2_OFFLOAD)
     adapters = lora(config)
+    if (config.get("model") or {}).get("load_in_4bit"):
+        if shards:
+            raise ConfigError(combinations.FSDP2_4BIT)
+        if adapters is None and "optimizer" in {**(section.get("sft") or {}), **section}:
+            raise ConfigError(combinations.FOUR_BIT_LEARNS)
     if adapters is not None and stage == "ppo":
         combinations.check_adapter_dropout(adapters.get("lora_dropout", 0.0))
     if stage == "ppo":

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.quantized import whole_weights
 from rlhf_lightning.models.trunk import decoder, layers, probe_ids, states_of
 from rlhf_lightning.models.unread import run_on_zeros
 from rlhf_lightning.rules.ranges import require
@@ -181,7 +182,8 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the same model without adapters that computes the same: ``W + lora_alpha / r * B A``.
+    """Weights of the same model without adapters that computes the same: ``W + lora_alpha / r * B A``, all in floating
+    point.
 
     Args:
         model: with or without adapters.
@@ -190,7 +192,8 @@ def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     adapted = adapted_layers(model)
     if not adapted:
         return weights
-    plain = {name.replace(".base_layer.", "."): w for name, w in weights.items() if ".lora_" not in name}
+    there = whole_weights(model, weights)
+    plain = {name.replace(".base_layer.", "."): w for name, w in there.items() if ".lora_" not in name}
     for name, layer in adapted.items():
         if f"{name}.weight" not in plain:
             continue

@@ -18,6 +18,7 @@ from rlhf_lightning.private_api.transformers import from_config
 
 FULL = 4  # bytes of a float32 number
 ADAM = 2 * FULL  # both moments of a weight
+FOUR_BITS = 4.5 / 8  # of a weight and its part of a block's scale
 Phase = Literal["load", "generate", "score", "learn", "save"]
 
 
@@ -78,6 +79,8 @@ class Setup:
         sampled: rows that a rank decodes at once.
         context: tokens of prompt and answer.
         head_chunk: tokens whose logits are there at once.
+        weight_bytes: of each weight of policy and reference, ``model.dtype``.
+        four_bits: linear layers keep 4 bits of each weight, those of the reward model too.
         gather: what of a sharded policy a rank holds while it answers, as ``rollout.gather``.
     """
 
@@ -95,6 +98,8 @@ class Setup:
     context: int = 1024
     head_chunk: int = 512
     gather: Literal["model", "layer"] = "model"
+    weight_bytes: int = FULL
+    four_bits: bool = False
 
     @property
     def parts(self) -> int:
@@ -105,6 +110,13 @@ class Setup:
     def computed(self) -> int:
         """Bytes of a number in the linear layers."""
         return 2 if self.mixed else FULL
+
+
+def stored(shape: Shape, size: float, setup: Setup) -> float:
+    """Bytes of the weights of a model with so many for each number; none where that is 0."""
+    if not (size and setup.four_bits):
+        return size * shape.parameters
+    return size * shape.tables + FOUR_BITS * (shape.parameters - shape.tables)
 
 
 def activations(shape: Shape, setup: Setup) -> float:
@@ -131,38 +143,46 @@ def on_device(shape: Shape, setup: Setup) -> dict[Phase, float]:
     """Bytes on the device of a rank in each phase, from the second iteration on: Adam has its state then."""
     n, part, computed = shape.parameters, setup.parts, setup.computed
     learns = trained(shape, setup)
-    base = n * (2 if setup.critic == "own" else 1)
-    weights = FULL * (base if not setup.adapters else base + learns) / part
-    reference = FULL * n / part if setup.reference and not setup.adapters else 0.0
-    reward = setup.reward_bytes * n / part
+    kept = stored(shape, setup.weight_bytes, setup)
+    models = 2 if setup.critic == "own" and not setup.adapters else 1  # adapters of both are on one model
+    weights = (models * kept + (FULL * learns if setup.adapters else 0)) / part
+    reference = kept / part if setup.reference and not setup.adapters else 0.0
+    reward = stored(shape, setup.reward_bytes, setup) / part
     resting = 0.0 if setup.offload else reference + reward
     always = weights + ADAM * learns / part + resting
     # A forward or backward of sharded weights holds the tables and two layers whole.
     whole = computed * (shape.tables + 2 * shape.layer) if setup.sharded else 0.0
+    if setup.four_bits:
+        whole = computed * shape.layer
     logits = 3 * FULL * setup.head_chunk * shape.vocabulary
     cache = setup.sampled * setup.context * 2 * shape.layers * shape.states * computed
-    copied = computed * n if setup.sharded or setup.mixed else 0.0  # decoding gathers, or copies in bfloat16
-    if setup.sharded and setup.gather == "layer":
+    copies = setup.sharded or (setup.mixed and setup.weight_bytes > computed)  # decoding gathers, or has a copy
+    copied = computed * n if copies else 0.0
+    if setup.four_bits or (setup.sharded and setup.gather == "layer"):
         copied = whole
     asked = (reward if setup.offload else 0.0) + whole + setup.tokens * computed * (4 * shape.hidden + 2 * shape.inner)
     gradients = FULL * learns / part + (FULL * shape.layer if setup.sharded else 0.0)
-    kept = activations(shape, setup) * (2 if setup.critic == "own" else 1)
+    inputs = activations(shape, setup) * (2 if setup.critic == "own" else 1)
     return {
         "load": weights + resting,
         "generate": always + copied + cache + 2 * FULL * setup.sampled * shape.vocabulary,
         "score": always + asked,
-        "learn": always + gradients + whole + kept + logits,
+        "learn": always + gradients + whole + inputs + logits,
         "save": always,
     }
 
 
 def on_host(shape: Shape, setup: Setup) -> dict[Phase, float]:
     """Bytes on the host of the first rank in each phase; those of the others are at most as many."""
-    n, models = shape.parameters, (2 if setup.critic == "own" else 1) + (setup.reference and not setup.adapters)
+    n, whole = shape.parameters, setup.weight_bytes * shape.parameters
+    models = (2 if setup.critic == "own" and not setup.adapters else 1) + (setup.reference and not setup.adapters)
     probe = FULL * (shape.tables + PROBED * shape.layer)
-    resting = FULL * n * bool(setup.reference and not setup.adapters) + setup.reward_bytes * n if setup.offload else 0.0
-    built = models * FULL * n if not setup.sharded else probe
-    saved = (FULL + ADAM) * trained(shape, setup) + (FULL * n if setup.adapters else 0.0)
+    resting = stored(shape, setup.reward_bytes, setup) if setup.offload else 0.0
+    resting += whole if setup.offload and setup.reference and not setup.adapters else 0.0
+    built = models * whole if not setup.sharded else probe
+    saved = (FULL + ADAM) * trained(shape, setup) + (
+        stored(shape, setup.weight_bytes, setup) if setup.adapters else 0.0
+    )
     return {
         "load": built + max(0.0 if setup.sharded else float(setup.reward_bytes * n), resting),
         "generate": resting, "score": resting, "learn": resting,

@@ -26,10 +26,12 @@ from rlhf_lightning.models.folders import check_files, check_folder, check_kind,
 from rlhf_lightning.models.kinds import causal_class, heads_of, scalar_class
 from rlhf_lightning.models.packing import can_pack
 from rlhf_lightning.models.probes import check_rows
+from rlhf_lightning.models.quantized import check_library, quantize
 from rlhf_lightning.models.reading import leave_other_parts, nothing_there, read_weights, tell
 from rlhf_lightning.models.tokenizer_file import as_file_says
 from rlhf_lightning.models.trunk import checkpoint_activations, freeze_layers
 from rlhf_lightning.models.unread import loaded_or_unread, unread_of
+from rlhf_lightning.rules.combinations import FOUR_BIT_LEARNS
 from rlhf_lightning.rules.ranges import require
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -59,6 +61,8 @@ class Pretrained:
         activation_checkpointing: True keeps the inputs of the decoder layers only, and computes the rest again in the
             backward pass: less memory for about a third more time, the same numbers. A number n does so for every n-th
             layer.
+        load_in_4bit: keep 4 bits of each weight in the linear layers of the decoder, see
+            `rlhf_lightning.models.quantized`; a model that is trained then needs ``lora``. It is read whole first.
         offload: keep frozen models (the reference of PPO, a reward model) in the memory of the host, and bring them to
             the device for the part of an iteration that asks them.
     """
@@ -74,12 +78,15 @@ class Pretrained:
     lora: Lora | None = None
     activation_checkpointing: bool | int = False
     offload: bool = False
+    load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
         require("model.freeze_below", self.freeze_below, at_least=0)
         require("model.head_chunk", self.head_chunk, at_least=0, why="tokens; null computes all at once")
         require("model.activation_checkpointing", self.activation_checkpointing, at_least=0)
         object.__setattr__(self, "lora", lora(self.lora))  # a config gives a mapping
+        if self.load_in_4bit:
+            check_library()
         if self.dtype not in _DTYPES:
             raise ConfigError(f"model.dtype={self.dtype!r}: choose one of {', '.join(_DTYPES)}")
         if self.attn_implementation not in get_args(Attention):
@@ -175,7 +182,12 @@ class Pretrained:
         """A model that was loaded to be trained, with its adapters put in, if there are to be any; see `Lora.put_into`.
 
         Models that only sample or judge are left as they are.
+
+        Raises:
+            ConfigError: it has 4-bit weights, which do not learn, and is to have no adapters.
         """
+        if self.load_in_4bit and self.lora is None:
+            raise ConfigError(FOUR_BIT_LEARNS)
         if self.lora is not None:
             self.lora.put_into(model, self.freeze_below)
         return model
@@ -192,7 +204,10 @@ class Pretrained:
         return config
 
     def _loaded(self, load: Any, kind: Any, config: PretrainedConfig) -> PreTrainedModel:
-        """See `loaded_or_unread`; frozen lower layers are tried on the whole model."""
+        """See `loaded_or_unread`; frozen lower layers are tried on the whole model, and 4 bits are made of it."""
+        if self.load_in_4bit:
+            with torch.device("cpu"):  # a device may have room for the 4 bits only
+                return load(config, None)
         if self.freeze_below:
             return load(config, None)
         model = loaded_or_unread(load, kind, config, self.path)
@@ -228,6 +243,8 @@ class Pretrained:
             tell(f"sequences of {model.config.model_type} models cannot share a row: each gets a row of its own")
         if self.activation_checkpointing:
             checkpoint_activations(model, int(self.activation_checkpointing))
+        if self.load_in_4bit:
+            quantize(model)
         return model.train()
 
 

@@ -16,6 +16,11 @@ FSDP1_REFUSED = (
 )
 FSDP2_LAYOUT = "trainer=fsdp2 needs model.freeze_below=0; use trainer=ddp with frozen layers"
 FSDP2_OFFLOAD = "trainer=fsdp2 keeps the shards of each model on their devices; set model.offload=false"
+FSDP2_4BIT = "trainer=fsdp2 shards weights in floating point; set model.load_in_4bit=false, or use trainer=ddp"
+FOUR_BIT_LEARNS = (
+    "model.load_in_4bit=true: 4-bit weights do not learn; set model.lora='{r: 16}', whose adapters do, or "
+    "model.load_in_4bit=false"
+)
 OFFLOAD_OFFLINE = (
     "{0}: model.offload=true would move the reference in and out for each micro-batch; set {0}.cache_reference=true, "
     "which lets it go, or model.offload=false"

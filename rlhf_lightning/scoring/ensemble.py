@@ -88,11 +88,12 @@ def reward_models(
     normalise: bool = True,
     micro_batch_size: int = 16,
     offload: bool = False,
+    load_in_4bit: bool = False,
 ) -> list[RewardModelScorer]:
     """One `RewardModelScorer` for each folder, named after its place; arguments as there and in `Pretrained`."""
     return [
         RewardModelScorer(
-            Pretrained(folder, dtype, attn_implementation, offload=offload),
+            Pretrained(folder, dtype, attn_implementation, offload=offload, load_in_4bit=load_in_4bit),
             name=f"reward_model_{number}",
             normalise=normalise,
             micro_batch_size=micro_batch_size,

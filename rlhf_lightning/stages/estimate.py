@@ -55,6 +55,7 @@ def setup_of(config: Mapping[str, Any], stage: str) -> Setup:
         checkpointed=1 / int(every) if every else 0.0, tokens=rows * context * (2 if stage in ("dpo", "reward") else 1),
         sampled=-(-data["batch_size"] // ranks) if ppo else 0, context=context,
         head_chunk=model.get("head_chunk") or 512, gather=(config.get("rollout") or {}).get("gather", "model"),
+        weight_bytes=4 if model.get("dtype") == "float32" else 2, four_bits=bool(model.get("load_in_4bit")),
     )  # fmt: skip
 
 

@@ -106,15 +106,18 @@ def test_optimizers_of_other_libraries_may_be_named_and_nothing_else_of_them(lib
     (tmp_path / library / "optim" / "adam.py").write_text("class AdamW8bit:\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     node = {"_target_": f"{library}.optim.AdamW8bit", "_partial_": True}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in (library, f"{library}.optim", f"{library}.optim.adam"):
-            patch.delitem(sys.modules, name, raising=False)
+    real = {name: module for name, module in sys.modules.items() if name.split(".")[0] == library}
+    for name in real:
+        del sys.modules[name]
+    try:
         assert type(safe_instantiate(node)()).__name__ == "AdamW8bit"
         for name in (f"{library}.Other", f"{library}.optim.system", f"{library}.optim.adam.os.system"):
             with pytest.raises(ConfigError):
                 safe_instantiate({"_target_": name, "_partial_": True})
-    for name in (library, f"{library}.optim", f"{library}.optim.adam"):
-        sys.modules.pop(name, None)
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == library]:
+            del sys.modules[name]
+        sys.modules |= real
 
 
 @pytest.fixture

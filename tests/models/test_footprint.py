@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rlhf_lightning.models.footprint import Setup, activations, on_device, on_host, shape_of
+from rlhf_lightning.models.footprint import Setup, activations, on_device, on_host, shape_of, stored
+from rlhf_lightning.models.quantized import quantize
 from rlhf_lightning.models.trunk import checkpoint_activations
 from rlhf_lightning.rollout import LoopEngine, Sampling
 from tests.support import tiny
@@ -70,6 +71,14 @@ def test_weights_gradients_and_adam_are_counted():
     assert on_host(shape, ALONE)["save"] == 12 * shape.parameters
     sharded = on_device(shape, Setup(4, True, critic="none", reference=False, reward_bytes=0, tokens=80, sampled=0))
     assert sharded["load"] == on_device(shape, ALONE)["load"] / 4
+
+
+def test_what_four_bits_keep_is_counted():
+    policy = model(4)
+    quantize(policy)
+    held, shape = sum(w.nbytes for w in policy.parameters()), shape_of(policy.config)
+    assert held == pytest.approx(stored(shape, 4, Setup(four_bits=True)), rel=0.05)  # norms are in float32
+    assert stored(shape, 2, Setup()) == 2 * shape.parameters and stored(shape, 0, Setup(four_bits=True)) == 0
 
 
 def test_tied_tables_are_counted_once():
