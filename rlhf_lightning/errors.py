@@ -52,6 +52,12 @@ class RewardFunctionError(RLHFError):
     exit_code = 6
 
 
+class RolloutError(RLHFError):
+    """A server that samples did not answer, or not what it was asked for, or has other weights than it was given."""
+
+    exit_code = 7
+
+
 class RankError(RLHFError):
     """One of several ranks failed.
 

@@ -117,7 +117,7 @@ class Rollout(TensorData):
     mask: Tensor  # bool [B, T], True at response tokens that the policy wrote: those that are learned from
     finished: Tensor  # bool [B], True where the answer ended by itself (EOS or stop), False where it was truncated
     rollout_logprobs: Tensor | None  # float [B, T], as the engine computed them while sampling
-    weight_version: int  # optimizer steps of the policy that sampled
+    weight_version: Tensor  # long [B], optimizer steps of the policy that sampled the row
     rows: tuple[Row, ...]  # B dataset rows
     context: Tensor | None = None  # bool [B, T], True at response tokens that others wrote; None: there are none
     asked: PromptBatch | None = None  # B prompts before an environment added to them; None: nothing was added

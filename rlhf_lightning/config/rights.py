@@ -155,6 +155,8 @@ class _Judge:
             return "may name no host, port, address or further node"
         if names[-1] == "_target_":
             return self._target(told)
+        if last == "program" and value != "vllm":
+            return "may start no program"
         if not isinstance(value, (str, bytes, PurePath)) or last in _TEXT:
             return ""
         if _ADDRESS.search(told):

@@ -102,6 +102,11 @@ def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
         combinations.check_adapter_dropout(adapters.get("lora_dropout", 0.0))
     if stage == "ppo":
         _check_online(section, world_size)
+    engine = _completed(config.get("rollout") or {})
+    if engine is not None and hasattr(engine, "urls") and section.get("sampling"):
+        combinations.check_servers(engine.urls, engine.start)
+        if engine.weights == "lora" and (stage != "ppo" or adapters is None):
+            raise ConfigError(combinations.NO_ADAPTERS.format(f"the policy of stage {stage}"))
     loss = str((section.get("loss") or {}).get("_target_"))
     if offload and not (section.get("cache_reference", True) or loss.startswith(_REFERENCE_FREE)):
         raise ConfigError(combinations.OFFLOAD_OFFLINE.format(stage))

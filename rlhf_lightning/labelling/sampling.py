@@ -16,6 +16,7 @@ from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import FrozenModels, Pretrained, eos_token_ids
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling, rank_seed
+from rlhf_lightning.rollout.engine import close
 from rlhf_lightning.rollout.hf import warn_of_unused_fields
 from rlhf_lightning.scoring import Scorer, completion_texts
 from rlhf_lightning.training.ranks import Ranks
@@ -92,6 +93,10 @@ class SamplingModule(lightning.LightningModule):
         """Collect the answers of all ranks, in the order of the prompts."""
         ranks = Ranks(self.trainer.strategy, self.device).gather_objects(self.records)
         self.records = [record for part in ranks for record in part]
+
+    def teardown(self, stage: str) -> None:
+        """Let the engine go."""
+        close(self.engine)
 
     def configure_optimizers(self) -> None:
         """Nothing is trained here."""

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.functional.diagnostics import distinct_n, repetition_n
+from rlhf_lightning.functional.kl import estimate, k3
 from rlhf_lightning.functional.masking import masked_sum
+from rlhf_lightning.functional.ppo import masked_log_ratio
 from rlhf_lightning.metrics.correlation import pearson
 from rlhf_lightning.training.ranks import Ranks
-from rlhf_lightning.types import Experience
+from rlhf_lightning.types import Experience, Rollout
+
+ENGINE_GAP = "sampling/sampling_logp_difference"
+CLOSE = (0.9, 1.1)  # ratios of probabilities that two engines with the same weights rarely leave
 
 
 def rollout_metrics(
@@ -103,15 +108,37 @@ def _gathered(columns: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
 
 def engine_gap(experience: Experience, ranks: Ranks) -> dict[str, float]:
     """How far the engine's log-probabilities are from those of the training forward, and the correction for it."""
-    rollout, logprobs = experience.rollout, experience.logprobs
+    rollout = experience.rollout
     if rollout.rollout_logprobs is None:
         return {}
-    gap = torch.where(rollout.mask, (rollout.rollout_logprobs - logprobs).abs(), 0)
-    total, count = ranks.sum(gap.sum(), rollout.mask.sum())
-    name = "sampling/sampling_logp_difference"
-    logged = {f"{name}/mean": total / max(count, 1.0), f"{name}/max": float(ranks.gather(gap.max()).max())}
+    logged = gap_to_training(rollout, experience.logprobs, ranks)
     if experience.weights is not None:
-        weights = experience.weights.expand_as(gap)
-        mean = ranks.sum(masked_sum(weights, rollout.mask))[0] / max(count, 1.0)
-        logged["sampling/importance_sampling_ratio/mean"] = mean
+        weights = experience.weights.expand_as(experience.logprobs)
+        total, count = ranks.sum(masked_sum(weights, rollout.mask), rollout.mask.sum())
+        logged["sampling/importance_sampling_ratio/mean"] = total / max(count, 1.0)
     return logged
+
+
+def gap_to_training(rollout: Rollout, logprobs: Tensor, ranks: Ranks) -> dict[str, float]:
+    """Mean and largest ``|log p_engine - log p_training|``, k3 of KL(engine || training), and the share of tokens whose
+    ratio p_training / p_engine is outside of `CLOSE`. Collective.
+
+    Args:
+        rollout: with log-probabilities of the engine.
+        logprobs: of the training forward, [B, T].
+        ranks: over which is averaged.
+    """
+    mask, sampled = rollout.mask, rollout.rollout_logprobs
+    assert sampled is not None
+    gap = torch.where(mask, (sampled - logprobs).abs(), 0)
+    ratio = masked_log_ratio(logprobs, sampled, mask).exp()
+    outside = mask & ((ratio < CLOSE[0]) | (ratio > CLOSE[1]))
+    kl = estimate(sampled, logprobs, mask, k3)
+    *sums, count = ranks.sum(gap.sum(), kl.sum(), outside.sum(), mask.sum())
+    mean, kl_mean, share = (total / max(count, 1.0) for total in sums)
+    return {
+        f"{ENGINE_GAP}/mean": mean,
+        f"{ENGINE_GAP}/max": float(ranks.gather(gap.max()).max()),
+        "sampling/engine_kl": kl_mean,
+        "sampling/ratio_outside": share,
+    }

@@ -187,7 +187,7 @@ def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         model: with or without adapters.
-        weights: its state dict, whole; not changed.
+        weights: its state dict, or the part of some layers, whole; not changed.
     """
     adapted = adapted_layers(model)
     if not adapted:
@@ -195,6 +195,8 @@ def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     there = whole_weights(model, weights)
     plain = {name.replace(".base_layer.", "."): w for name, w in there.items() if ".lora_" not in name}
     for name, layer in adapted.items():
+        if f"{name}.weight" not in plain:
+            continue
         weight = plain[f"{name}.weight"]
         low, high = (weights[f"{name}.lora_{part}.{NAME}.weight"].float() for part in "AB")
         product = layer.scaling[NAME] * (high @ low)

@@ -120,10 +120,12 @@ def whole_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, 
 
     Args:
         model: with or without 4-bit layers.
-        weights: its state dict; not changed.
+        weights: its state dict, or a part of it; not changed.
     """
     found = dict(weights)
     for name, layer in quantized_layers(model).items():
+        if f"{name}.weight" not in found:
+            continue
         shape, dtype = (layer.out_features, layer.in_features), _dtype_of(model)
         found[f"{name}.weight"] = whole(found[f"{name}.weight"], found.pop(f"{name}.absmax"), shape, dtype)
     return found

@@ -37,7 +37,7 @@ def values_after(rollout: Rollout, values: Tensor) -> Tensor:
 
     >>> three = torch.ones(2, 3, dtype=torch.bool)
     >>> ids, ends = torch.zeros(2, 3, dtype=torch.long), torch.tensor([True, False])
-    >>> rollout = Rollout(ids, three, ids, three, ends, None, 0, ({}, {}))
+    >>> rollout = Rollout(ids, three, ids, three, ends, None, torch.zeros(2).long(), ({}, {}))
     >>> values_after(rollout, torch.tensor([[1.0, 1.0, 1.0, 9.0], [1.0, 1.0, 1.0, 9.0]]))
     tensor([0., 9.])
     """

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rlhf_lightning.errors import NumericalError
+from rlhf_lightning.metrics.rollout import ENGINE_GAP, gap_to_training
+from rlhf_lightning.rollout.engine import Agreement
 from rlhf_lightning.training.micro_batches import micro_batches, take
 from rlhf_lightning.types import Rollout
 
@@ -15,16 +18,18 @@ ROUNDING, HALF_ROUNDING = 1e-3, 0.05  # nats per token, on average
 
 
 class EngineCheck:
-    """Stops a run whose first rollout has other log-probabilities in the engine than in training. Collective."""
+    """Stops a run whose engine has other log-probabilities than training. Collective.
+
+    Of an engine that runs the policy itself the first rollout of a process is looked at; of one that is given its
+    weights as many as its `rlhf_lightning.rollout.engine.Agreement` says.
+    """
 
     def __init__(self) -> None:
-        self.gap: float | None = (
-            None  # nats per token; None before the first rollout, or where the engine keeps nothing
-        )
-        self._done = False
+        self.gap: float | None = None  # nats per token at the last look; None: no look, or the engine keeps nothing
+        self._rollouts = 0
 
     def __call__(self, module: Any, rollout: Rollout, logprobs: Tensor) -> None:
-        """Look at the first rollout of a process, and at no other.
+        """Look at a rollout, if it is its turn.
 
         Args:
             module: a `PPOModule`.
@@ -32,29 +37,50 @@ class EngineCheck:
             logprobs: of the training forward, [B, T]. Where that was saved, it is run here on one micro-batch.
 
         Raises:
-            NumericalError: the two differ by more than rounding.
+            NumericalError: the two differ by more than rounding, or than the agreement allows.
         """
-        if self._done or rollout.rollout_logprobs is None:
+        agreement: Agreement | None = getattr(module.engine, "agreement", None)
+        turn = self._rollouts == 0 if agreement is None else self._rollouts % agreement.every_n == 0
+        self._rollouts += 1
+        if not turn or rollout.rollout_logprobs is None:
             return
-        self._done = True
         if module.reuses_logprobs(rollout):
             schedule = module.schedule(len(rollout))
             rollout = take(rollout, micro_batches(rollout, schedule)[0], schedule)
             logprobs = module.forward_policy(rollout, entropy=False).logprobs
-        gaps = torch.where(rollout.mask, (rollout.rollout_logprobs - logprobs).abs(), 0)  # type: ignore[operator]
-        total, count = module.ranks.sum(gaps.sum(), rollout.mask.sum())
-        self.gap = total / max(count, 1.0)
+        self.gap = gap_to_training(rollout, logprobs, module.ranks)[f"{ENGINE_GAP}/mean"]
+        if agreement is None:
+            self._require_rounding(module, self.gap)
+        else:
+            _require(agreement, module.stage, self.gap)
+
+    def _require_rounding(self, module: Any, gap: float) -> None:
         wide = all(weight.dtype.itemsize >= 4 for weight in module.policy.parameters())
         whole = wide and in_full_precision(module.engine, module.trainer.precision)
         limit = ROUNDING if whole else HALF_ROUNDING
-        if self.gap > limit:
+        if not gap <= limit:
             kind = getattr(getattr(module.policy, "config", None), "model_type", type(module.policy).__name__)
             raise NumericalError(
-                f"{module.stage}: for this {kind} model the engine's log-probabilities are {self.gap:.2g} nats per "
+                f"{module.stage}: for this {kind} model the engine's log-probabilities are {gap:.2g} nats per "
                 f"token from those of the training forward on the same answers, and rounding makes {limit:g} at most. "
                 "It would learn from another model's answers: use rollout=hf, or model.pack_rows=false where that "
                 "closes the gap"
             )
+
+
+def _require(agreement: Agreement, stage: str, gap: float) -> None:
+    says = (
+        f"{stage}: the log-probabilities of the server are {gap:.2g} nats per token from those of the training forward "
+        "on the same answers"
+    )
+    if not gap <= agreement.stop_at:
+        raise NumericalError(
+            f"{says}, and rollout.stop_at={agreement.stop_at:g}. It has other weights, computes in another dtype "
+            "(--dtype), or says the log-probabilities of another distribution (--logprobs-mode processed_logprobs): "
+            "see docs/server.md"
+        )
+    if gap > agreement.warn_at:
+        rank_zero_warn(f"{says} (rollout.warn_at={agreement.warn_at:g})")
 
 
 def in_full_precision(engine: Any, precision: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -21,7 +21,6 @@ from rlhf_lightning.functional.aggregate import Aggregation
 from rlhf_lightning.metrics.update import UpdateMetrics, moments, of_padding
 from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.forward import packs_rows
-from rlhf_lightning.models.sharding import gathered
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.ppo_rules import check_start
 from rlhf_lightning.modules.ppo_settings import PPOSettings
@@ -29,6 +28,7 @@ from rlhf_lightning.modules.resampling import Judged, with_other_prompts
 from rlhf_lightning.modules.scales import ScoreScale, ValueScale
 from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
+from rlhf_lightning.rollout.engine import close, weights_for
 from rlhf_lightning.scoring import Scorer, details_of, place
 from rlhf_lightning.training.micro_batches import Schedule, micro_batches, take
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
@@ -93,7 +93,7 @@ class OnlineModule(RLHFModule):
         self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
         start = time.perf_counter()
         answer = partial(self.engine.generate, prompts, sampling or self.sampling, self.tokenizer)
-        with gathered(self.policy) if getattr(self.engine, "holds_policy", True) else nullcontext():
+        with weights_for(self.engine, self.policy):
             rollout = on_all_ranks("a logit in generation", answer, prompts, self.ranks)
         seconds = time.perf_counter() - start
         self._sampled = Sampled(self._sampled.tokens + int(rollout.mask.sum()), self._sampled.seconds + seconds)
@@ -256,6 +256,10 @@ class OnlineModule(RLHFModule):
         self.frozen.to(self.device)
         place(self.scorer, self)
         self.engine.seed(rank_seed(self.settings.seed, self.global_rank))
+
+    def teardown(self, stage: str) -> None:
+        """Let the engine go."""
+        close(self.engine)
 
     def on_train_start(self) -> None:
         """Train mode for the critic too; refuse prompts that leave no room for an answer."""

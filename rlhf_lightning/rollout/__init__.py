@@ -5,6 +5,7 @@ from rlhf_lightning.rollout.engine import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.environment import Environment, EnvironmentEngine
 from rlhf_lightning.rollout.hf import HFGenerateEngine
 from rlhf_lightning.rollout.loop import LoopEngine
+from rlhf_lightning.rollout.server import ServerEngine
 
 __all__ = [
     "ContinuousEngine",
@@ -14,5 +15,6 @@ __all__ = [
     "LoopEngine",
     "RolloutEngine",
     "Sampling",
+    "ServerEngine",
     "rank_seed",
 ]

@@ -75,6 +75,6 @@ class ContinuousEngine(HFGenerateEngine):
             mask=mask,
             finished=torch.isin(last, torch.tensor(self._eos, device=device)),
             rollout_logprobs=logprobs * mask,
-            weight_version=self._version,
+            weight_version=torch.full_like(prompts.input_ids[:, 0], self._version),
             rows=prompts.rows,
         )

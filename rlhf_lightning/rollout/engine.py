@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.forward import contiguous_head
+from rlhf_lightning.models.sharding import gathered
 from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Rollout
@@ -79,11 +80,24 @@ class Sampling:
         combinations.check_sampling(self.top_k, self.top_p, self.min_new_tokens)
 
 
+class Agreement(NamedTuple):
+    """How far the log-probabilities of an engine may be from those of the training forward on the same tokens."""
+
+    every_n: int  # rollouts between two looks; the first of a process is looked at
+    warn_at: float  # nats per token on average, above which a warning says so
+    stop_at: float  # above which the run ends
+
+
 class RolloutEngine(Protocol):
-    """Anything that answers prompts with the current weights of a policy."""
+    """Anything that answers prompts with the current weights of a policy.
+
+    It may also have ``is_exact`` (whether it computes with the very weights of training), ``holds_policy`` (False where
+    it does not decode with all weights of the policy, which are then not gathered for it), ``agreement`` (an
+    `Agreement`) and ``close()``, called when nothing more is sampled.
+    """
 
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
-        """Use these weights from now on; ``version`` is stamped on every rollout."""
+        """Use these weights from now on; ``version`` is stamped on every row."""
 
     def generate(
         self, prompts: PromptBatch, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None = None
@@ -111,6 +125,18 @@ def decoding(policy: nn.Module) -> Iterator[None]:
             yield
     finally:
         policy.train(was_training)
+
+
+@contextmanager
+def weights_for(engine: RolloutEngine, policy: nn.Module) -> Iterator[None]:
+    """The full weights on every rank, where the engine decodes with them."""
+    with gathered(policy) if getattr(engine, "holds_policy", True) else nullcontext():
+        yield
+
+
+def close(engine: RolloutEngine) -> None:
+    """Let go what an engine holds, if it holds anything."""
+    getattr(engine, "close", lambda: None)()
 
 
 def check_context(policy: PreTrainedModel, prompt_length: int, sampling: Sampling) -> None:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError, RewardFunctionError
 from rlhf_lightning.functional.sequences import left_pad, right_pad
 from rlhf_lightning.models.templates import render
 from rlhf_lightning.models.tokens import decode, encode
-from rlhf_lightning.rollout.engine import RolloutEngine, Sampling
+from rlhf_lightning.rollout.engine import Agreement, RolloutEngine, Sampling, close
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.rules.rows import template_arguments
 from rlhf_lightning.types import PromptBatch, Rollout, Row
@@ -88,7 +89,7 @@ class EnvironmentEngine:
         max_turns: int = 4,
         max_tokens: int | None = None,
     ) -> None:
-        if not getattr(engine, "holds_policy", True):
+        if getattr(engine, "in_step", False):
             raise ConfigError(
                 "rollout.engine.gather=layer: ranks would wait for each other, since episodes have other numbers of "
                 "turns on other ranks; set rollout.engine.gather=model"
@@ -104,6 +105,20 @@ class EnvironmentEngine:
     def is_exact(self) -> bool:
         """Whether the engine's log-probabilities of the policy's tokens are those of training."""
         return getattr(self.engine, "is_exact", False)
+
+    @property
+    def holds_policy(self) -> bool:
+        """Whether the engine decodes with all weights of the policy."""
+        return getattr(self.engine, "holds_policy", True)
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How far the engine's log-probabilities may be from those of training."""
+        return getattr(self.engine, "agreement", None)
+
+    def close(self) -> None:
+        """Close the engine."""
+        close(self.engine)
 
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
         """See `RolloutEngine`."""
@@ -138,6 +153,7 @@ class EnvironmentEngine:
                 f"rollout.max_tokens={self.max_tokens}: one turn may have sampling.max_new_tokens="
                 f"{sampling.max_new_tokens}; give more, or null"
             )
+        versions: Tensor | None = None
         episodes = [
             self._begin(row, ids[real].tolist(), tokenizer)
             for row, ids, real in zip(prompts.rows, prompts.input_ids, prompts.attention_mask, strict=True)
@@ -146,6 +162,7 @@ class EnvironmentEngine:
         for turn in range(1, self.max_turns + 1):
             rollout = self.engine.generate(self._prompts(running, prompts), sampling, tokenizer)
             kept = kept and rollout.rollout_logprobs is not None
+            versions = rollout.weight_version if versions is None else versions
             answered, running = running, []
             for episode, (ids, logprobs, ended) in zip(answered, _turns(rollout), strict=True):
                 episode.append(ids, logprobs)
@@ -162,7 +179,8 @@ class EnvironmentEngine:
                     running.append(episode)
             if not running:
                 break
-        return self._rollout(episodes, prompts, rollout.weight_version, kept)
+        assert versions is not None
+        return self._rollout(episodes, prompts, versions, kept)
 
     def _begin(self, row: Row, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> _Episode:
         episode = _Episode(self.environment(), row, ids)
@@ -189,7 +207,7 @@ class EnvironmentEngine:
         ids, mask = left_pad([episode.prompt + episode.ids for episode in episodes], self._pad)
         return PromptBatch(ids, mask, tuple(e.row for e in episodes)).to(prompts.input_ids.device)
 
-    def _rollout(self, episodes: Sequence[_Episode], prompts: PromptBatch, version: int, kept: bool) -> Rollout:
+    def _rollout(self, episodes: Sequence[_Episode], prompts: PromptBatch, version: Tensor, kept: bool) -> Rollout:
         prompt_ids, prompt_mask = left_pad([episode.prompt for episode in episodes], self._pad)
         ids, attended = right_pad([episode.ids for episode in episodes], self._pad)
         mask = right_pad([episode.written for episode in episodes], 0)[0].bool()

@@ -58,6 +58,7 @@ def replaced(rollout: Rollout, rows: Tensor, fresh: Rollout, pad_token_id: int) 
         mask=put(rollout.mask, rows, fresh.mask),
         finished=put(rollout.finished, rows, fresh.finished),
         rollout_logprobs=logprobs,
+        weight_version=put(rollout.weight_version, rows, fresh.weight_version),
         rows=prompts.rows,
         context=context,
         asked=asked,

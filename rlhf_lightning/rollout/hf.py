@@ -101,7 +101,7 @@ class HFGenerateEngine:
             mask=found.mask,
             finished=found.finished,
             rollout_logprobs=None,
-            weight_version=self._version,
+            weight_version=torch.full_like(prompts.input_ids[:, 0], self._version),
             rows=prompts.rows,
         )
 

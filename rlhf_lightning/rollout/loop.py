@@ -85,6 +85,7 @@ class LoopEngine:
         self.share_prefill = share_prefill
         self.look_every = look_every
         self.holds_policy = gather == "model"
+        self.in_step = gather == "layer"  # with other ranks
         self._lockstep = Lockstep(None)
         self._copy: PreTrainedModel | None = None
         self._generator = torch.Generator()
@@ -172,7 +173,7 @@ class LoopEngine:
             mask=mask[:, :width],
             finished=finished,
             rollout_logprobs=logprobs[:, :width],
-            weight_version=self._version,
+            weight_version=torch.full_like(prompts.input_ids[:, 0], self._version),
             rows=prompts.rows,
         )
 

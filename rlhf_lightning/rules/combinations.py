@@ -41,6 +41,10 @@ NO_RANKING = (
     "rank: no judge is configured, so it writes candidates for people to rank, but {} learns from {}; add "
     "judge=function judge.function=my_project.fn, or stop after rank and go on with rank.human_ranks=FILE"
 )
+NO_ADAPTERS = (
+    "rollout.weights=lora: {} has no adapters; set model.lora, run stage=ppo without the others, or take "
+    "rollout.weights=files"
+)
 NOTHING_TO_CACHE = "{}.cache_reference=true: the loss compares answers without a reference; set it to false"
 WARM_HEAD = (
     "ppo.settings.critic_warmup={}: a head on the policy would move the policy with it; set ppo.critic=policy, a copy "
@@ -200,6 +204,23 @@ def sampling_note(sections: Mapping[str, Any]) -> str | None:
     ]
     listed = ", ".join(f"{key}={value}" for found in differing for key, value in found.items())
     return f"Answers are not drawn alike in all stages: {listed}" if listed else None
+
+
+def check_servers(urls: Any, start: bool) -> None:
+    """Refuse servers that are neither there nor started.
+
+    Args:
+        urls: of servers that run.
+        start: whether the run starts one.
+
+    Raises:
+        ConfigError: neither or both, or one address where a list belongs.
+    """
+    if isinstance(urls, str) or bool(urls) == start:
+        raise ConfigError(
+            f"rollout.urls={urls} and rollout.start={str(start).lower()}: give rollout.urls=[http://127.0.0.1:8000] "
+            "for servers that run, or rollout.start=true for one of the run's own"
+        )
 
 
 def check_adapter_dropout(dropout: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from threading import Event
 from typing import Any
 
+from rlhf_lightning.network.json_client import JsonClient, Unreadable
 from rlhf_lightning.rules.ranges import require
-from rlhf_lightning.scoring.json_client import JsonClient, Unreadable
 from rlhf_lightning.scoring.kept_answers import KeptAnswers
 
 KEY = "RLHF_LIGHTNING_JUDGE_KEY"

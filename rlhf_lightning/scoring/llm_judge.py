@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.network.in_threads import in_threads
+from rlhf_lightning.network.json_client import Unreadable
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.scoring.chat_client import ChatClient
-from rlhf_lightning.scoring.in_threads import in_threads
-from rlhf_lightning.scoring.json_client import Unreadable
 from rlhf_lightning.scoring.scorer import Remembers, completion_texts
 from rlhf_lightning.types import Rollout
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ConfigError, RewardFunctionError
+from rlhf_lightning.network.in_threads import in_threads
+from rlhf_lightning.network.json_client import JsonClient
 from rlhf_lightning.rules.ranges import FLOAT32_MAX, require
-from rlhf_lightning.scoring.in_threads import in_threads
-from rlhf_lightning.scoring.json_client import JsonClient
 from rlhf_lightning.scoring.kept_answers import KeptAnswers
 from rlhf_lightning.scoring.returned_scores import error_policy
 from rlhf_lightning.scoring.scorer import Remembers, completion_texts

@@ -87,6 +87,14 @@ def test_serve_prints_what_vllm_is_asked_for(tmp_path):
         "--runner", "pooling", "--convert", "classify", "--pooler-config"
     ]  # fmt: skip
     assert json.loads(vllm_command(tmp_path / "judge", "judge")[-1]) == {"use_activation": False}
+    training = ["serve", str(tmp_path / "policy"), "--training", "--dtype", "bfloat16", "--lora-rank", "12"]
+    line, _, hint = commands.answer(training)["out"].splitlines()
+    assert line.startswith(
+        "VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 VLLM_NO_USAGE_STATS=1 vllm serve "
+    )
+    assert line.endswith("--dtype bfloat16 --enable-lora --max-lora-rank 16") and "processed_logprobs" in line
+    assert hint == "rollout=server 'rollout.urls=[http://127.0.0.1:8000]'"
+    assert "add --training" in commands.answer(["serve", str(tmp_path / "policy"), "--lora-rank", "8"])["err"]
     asked = commands.answer(["serve", str(tmp_path / "policy"), "--run", "--vllm", "no_program"])
     assert asked["code"] == 2 and "--vllm PROGRAM" in asked["err"] and len(asked["err"].splitlines()) == 2
     with pytest.raises(CheckpointError, match=r"no config\.json"):

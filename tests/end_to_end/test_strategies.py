@@ -107,6 +107,14 @@ def test_two_ranks_of_ppo_answer_their_own_prompts_and_end_with_the_same_weights
     assert {n: first["logged"][n] for n in shared} == {n: second["logged"][n] for n in shared}
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_ranks_that_ask_one_server_give_it_whole_weights_and_get_answers_of_their_own(ranks, strategy):
+    first, second = ranks(f"served_{strategy}")
+    assert first["updates"] == 3 and first["gap"] == second["gap"] < 1e-5
+    assert torch.equal(first["served"], first["policy"]) and torch.equal(first["policy"], second["policy"])
+    assert len(set(first["seeds"])) == 2 * 8 and first["answers"] != second["answers"]
+
+
 def test_a_reward_model_in_shards_scores_as_a_whole_one(folder, ranks):
     whole = RewardModelScorer(Pretrained(str(folder / "reward_model")))
     expected = whole.score(torch.load(folder / "experience.pt", weights_only=False).rollout, tiny.tokenizer())

@@ -4,7 +4,7 @@ import ast
 
 ROOMS = (
     ("__init__", "types", "functional", "errors", "rules", "signals", "console", "private_api"),
-    ("models", "optim", "checkpoint"),
+    ("models", "optim", "checkpoint", "network"),
     ("training", "loggers"),
     ("data", "rollout", "scoring"),
     ("metrics",),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
@@ -10,6 +11,7 @@ from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.quantized import Linear4bit, quantize, quantized_layers
+from rlhf_lightning.rollout.server_weights import write_weights
 from rlhf_lightning.scoring import RewardModelScorer
 from tests.support import phases, tiny
 
@@ -131,3 +133,12 @@ def test_what_cannot_work_is_said(folder):
         source.adapted(source.causal_lm())
     with pytest.raises(ConfigError, match=r"GPT2LMHeadModel have no torch\.nn\.Linear"):
         quantize(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=16)))
+
+
+def test_a_layer_at_a_time_is_written_whole_for_a_server(folder, tmp_path):
+    model = with_adapters(folder).eval()
+    written = write_weights(model, tmp_path, 1)
+    weights = {name: w for file in written.files for name, w in load_file(file["path"]).items()}
+    plain = tiny.policy(seed=9).eval()
+    plain.load_state_dict(weights)
+    torch.testing.assert_close(plain(IDS).logits, model(IDS).logits, atol=1e-4, rtol=1e-4)

@@ -79,7 +79,9 @@ def test_the_score_of_a_truncated_answer_changes_nothing_and_neither_does_a_pena
 def test_text_of_an_environment_stands_before_the_state_that_counts():
     ids, wrote = torch.tensor([[5, 6, 7]]), torch.tensor([[True, False, False]])
     said = torch.tensor([[False, True, False]])
-    rollout = Rollout(ids, wrote | True, ids, wrote, torch.tensor([False]), None, 0, ({},), context=said)
+    rollout = Rollout(
+        ids, wrote | True, ids, wrote, torch.tensor([False]), None, torch.tensor([0]), ({},), context=said
+    )
     assert one_token_longer(rollout).mask.tolist() == [[True, False, True, False]]
     assert values_after(rollout, torch.tensor([[1.0, 0.0, 3.0, 0.0]])).tolist() == [3.0]
     ppo = with_environment(bootstrap_truncated=True, missing_eos_penalty=0.0)

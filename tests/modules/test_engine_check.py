@@ -1,12 +1,17 @@
 """The first rollout shows whether the engine samples from the model that learns; if not, the run ends there."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from rlhf_lightning.errors import NumericalError
 from rlhf_lightning.functional.advantage import grpo
+from rlhf_lightning.metrics.rollout import gap_to_training
 from rlhf_lightning.models import packing
 from rlhf_lightning.rollout import LoopEngine
+from rlhf_lightning.training.ranks import Ranks
 from tests.modules.test_shared_work import group_run
 
 
@@ -55,3 +60,17 @@ def test_packing_that_gives_other_numbers_ends_the_run(monkeypatch):
     monkeypatch.setattr(packing, "pack", blurred)
     with pytest.raises(NumericalError, match=r"model\.pack_rows=false where that closes the gap"):
         group_run(share=True, reuse_logprobs=False, advantage=grpo)
+
+
+def test_the_share_of_ratios_and_the_kl_are_those_of_the_formulas():
+    mask = torch.tensor([[True, True, True, False]])
+    sampled = torch.tensor([[0.5, 0.5, 0.5, 0.1]]).log()
+    training = torch.tensor([[0.5, 0.56, 0.44, 0.9]]).log()
+    rollout = SimpleNamespace(mask=mask, rollout_logprobs=sampled)
+    found = gap_to_training(rollout, training, Ranks())
+    assert found["sampling/ratio_outside"] == pytest.approx(2 / 3)  # 1.12 and 0.88
+    expected = sum(r - 1 - math.log(r) for r in (1.12, 0.88)) / 3
+    assert found["sampling/engine_kl"] == pytest.approx(expected, rel=1e-4)
+    largest = -math.log(0.88)
+    assert found["sampling/sampling_logp_difference/max"] == pytest.approx(largest, rel=1e-5)
+    assert found["sampling/sampling_logp_difference/mean"] == pytest.approx((largest + math.log(1.12)) / 3, rel=1e-5)

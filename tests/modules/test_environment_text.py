@@ -228,7 +228,7 @@ def test_micro_batches_are_cut_by_whole_responses_and_trimmed_behind_them(packed
     mask[:, :2], context[[0, 2], 2:7] = True, True  # all policies wrote as much
     ids = torch.arange(4)[:, None].expand(4, 9)
     rows = ({"prompt": ""},) * 4
-    rollout = Rollout(ids[:, :1], mask[:, :1], ids, mask, mask[:, 0], None, 0, rows, context=context)
+    rollout = Rollout(ids[:, :1], mask[:, :1], ids, mask, mask[:, 0], None, ids[:, 0], rows, context=context)
     schedule = replace(PPOSettings(micro_batch_size=2).schedule(4, 1), packed=packed)
     parts = {tuple(rows.tolist()): take(rollout, rows, schedule) for rows in micro_batches(rollout, schedule)}
     if packed:  # as many tokens in each

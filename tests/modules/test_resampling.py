@@ -45,7 +45,15 @@ class Bench:
         )
         ids = prompts.input_ids.expand(-1, 2)
         rollout = Rollout(
-            prompts.input_ids, prompts.attention_mask, ids, mask, number.bool(), None, 0, prompts.rows, asked=prompts
+            prompts.input_ids,
+            prompts.attention_mask,
+            ids,
+            mask,
+            number.bool(),
+            None,
+            number,
+            prompts.rows,
+            asked=prompts,
         )
         return Judged(rollout, scores, {"id": prompts.input_ids[:, 0].float(), "now and then": scores})
 

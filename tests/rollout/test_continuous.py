@@ -60,7 +60,7 @@ def test_answers_of_generate_batch_become_a_rollout():
     assert (model.config_given.temperature, model.config_given.eos_token_id) == (0.7, [1])
     assert rollout.response_ids.tolist() == [[5, 6, 1, 0], [7, 0, 0, 0], [8, 9, 10, 11]]
     assert rollout.lengths.tolist() == [3, 1, 4] and rollout.finished.tolist() == [True, False, False]
-    assert rollout.weight_version == 4 and model.keeps
+    assert rollout.weight_version.tolist() == [4, 4, 4] and model.keeps
     assert rollout.rollout_logprobs.tolist() == [[-2.5, -3, -0.5, 0], [-3.5, 0, 0, 0], [-4, -4.5, -5, -5.5]]
 
 

@@ -8,12 +8,13 @@ from rlhf_lightning.rollout.groups import replaced, undecided
 from rlhf_lightning.types import Rollout
 
 
-def rollout(ids, finished, logprobs=True):
+def rollout(ids, finished, logprobs=True, version=0):
     ids = torch.tensor(ids)
     rows = tuple({"prompt": str(i)} for i in range(len(ids)))
     prompt = torch.zeros(len(ids), 2, dtype=torch.long)
     kept = ids.float() if logprobs else None
-    return Rollout(prompt, prompt.bool(), ids, ids > 0, torch.tensor(finished), kept, 0, rows)
+    versions = torch.full((len(ids),), version)
+    return Rollout(prompt, prompt.bool(), ids, ids > 0, torch.tensor(finished), kept, versions, rows)
 
 
 def test_groups_without_spread_are_undecided():
@@ -24,9 +25,10 @@ def test_groups_without_spread_are_undecided():
 
 def test_fresh_rows_take_their_places_and_the_narrow_side_is_padded():
     old = rollout([[1, 2], [3, 4], [5, 6]], [True, True, False])
-    wide, narrow = rollout([[7, 8, 9]], [False]), rollout([[7]], [False])
+    wide, narrow = rollout([[7, 8, 9]], [False], version=3), rollout([[7]], [False])
     out = replaced(old, torch.tensor([1]), wide, pad_token_id=-1)
     assert out.response_ids.tolist() == [[1, 2, -1], [7, 8, 9], [5, 6, -1]]
+    assert out.weight_version.tolist() == [0, 3, 0]
     assert torch.equal(out.mask, out.response_ids > 0) and out.finished.tolist() == [True, False, False]
     assert torch.equal(out.rollout_logprobs, out.response_ids.clamp(min=0).float())
     out = replaced(old, torch.tensor([0]), narrow, pad_token_id=0)

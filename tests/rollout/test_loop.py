@@ -166,7 +166,7 @@ def test_hugging_face_generate_keeps_the_same_contract():
     made.seed(5)
     again = made.generate(tiny.prompts(*PROMPTS, repeats=4), Sampling(max_new_tokens=12))
     assert torch.equal(rollout.response_ids, again.response_ids)
-    assert rollout.weight_version == 2
+    assert set(rollout.weight_version.tolist()) == {2}
     ends = [row[m][-1].item() == 1 for row, m in zip(rollout.response_ids, rollout.mask, strict=True)]
     assert rollout.finished.tolist() == ends
 

@@ -45,7 +45,14 @@ def rollout(lengths=(2, 3), rows=None):
     ids = torch.where(mask, torch.arange(count)[:, None] + 3, 0)
     prompt = torch.full((count, 1), 3)
     return Rollout(
-        prompt, prompt > 0, ids, mask, torch.ones(count).bool(), None, 0, rows or ({"prompt": "the"},) * count
+        prompt,
+        prompt > 0,
+        ids,
+        mask,
+        torch.ones(count).bool(),
+        None,
+        torch.zeros(count).long(),
+        rows or ({"prompt": "the"},) * count,
     )
 
 

@@ -28,7 +28,7 @@ def experience():
         mask=mask,
         finished=torch.tensor([True, True, False]),
         rollout_logprobs=None,
-        weight_version=0,
+        weight_version=torch.zeros(3).long(),
         rows=({}, {}, {}),
     )
     logprobs = torch.tensor([[-1.0, -1.0], [-2.0, float("nan")], [-1.0, 7.0]])

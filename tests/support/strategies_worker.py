@@ -32,6 +32,7 @@ from rlhf_lightning.rollout import LoopEngine, Sampling
 from rlhf_lightning.scoring import EnsembleScorer, RewardModelScorer
 from rlhf_lightning.types import PromptBatch
 from tests.support import offline, phases, tiny
+from tests.support.served_ranks import served
 
 WORLD = int(os.environ.get("WORLD_SIZE", "2"))
 
@@ -374,6 +375,8 @@ CASES = {
     "resume_hsdp": resume(hsdp, "resume_hsdp", batch=8),
     "best": best,
     "checked_at_start": checked_at_start,
+    "served_ddp": served(ddp, "served_ddp"),
+    "served_fsdp2": served(fsdp2, "served_fsdp2"),
     **{
         f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
         for phase in OFFLINE | CACHED

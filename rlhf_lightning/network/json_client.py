@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from rlhf_lightning.console.redaction import is_secret, redact_text
-from rlhf_lightning.errors import ConfigError, RewardFunctionError
+from rlhf_lightning.errors import ConfigError, RewardFunctionError, RLHFError
 from rlhf_lightning.rules.ranges import require
 
 T = TypeVar("T")
@@ -30,31 +30,40 @@ class Unreadable(Exception):
 
 
 class JsonClient:
-    """Posts JSON to one address and tries again where that may help; safe to be called from several threads.
+    """Sends JSON to one service and tries again where that may help; safe to be called from several threads.
 
     Where the service asks all to wait (``Retry-After``), all threads do.
 
     Args:
         url: http or https; a redirection is not followed.
-        owner: the config node it works for, ``judge`` or ``scorer``, for messages.
+        owner: the config node it works for, such as ``judge`` or ``scorer``, for messages.
         key: environment variable whose value is sent as a bearer token, if it is set; not a knob, so that no file
             chooses which secret is sent.
         timeout: seconds that one try may take.
         retries: tries after the first, each after a longer wait: 1, 2, 4, ... seconds, or what the service asks for.
         per_second: requests that may begin in a second; None for any number.
+        error: raised where a request fails.
 
     Raises:
         ConfigError: an argument out of range, or an address that is none of http or https.
     """
 
     def __init__(
-        self, url: str, owner: str, key: str, timeout: float = 60.0, retries: int = 4, per_second: float | None = None
+        self,
+        url: str,
+        owner: str,
+        key: str,
+        timeout: float = 60.0,
+        retries: int = 4,
+        per_second: float | None = None,
+        error: type[RLHFError] = RewardFunctionError,
     ) -> None:
         _check_address(url, owner, key)
         require("timeout", timeout, above=0, at_most=1e9, why="seconds")
         require("retries", retries, at_least=0)
         require("per_second", per_second, above=0)
         self.url, self.owner, self.key, self.timeout, self.retries = url, owner, key, timeout, retries
+        self.error = error
         self.pause = 1.0  # seconds before the second try
         self.asked = 0  # requests sent
         self._apart = 0.0 if per_second is None else 1 / per_second
@@ -63,30 +72,36 @@ class JsonClient:
 
     def ask(
         self,
-        body: Mapping[str, Any],
+        body: Mapping[str, Any] | None,
         read: Callable[[Any], T],
         until: float | None = None,
         over: threading.Event | None = None,
+        path: str = "",
+        advice: str = "",
+        plain: bool = False,
     ) -> T:
         """What ``read`` makes of the answer to ``body``.
 
         Args:
-            body: plain data.
+            body: plain data to post; None only gets what is there.
             read: raises ValueError where the answer has not the form asked for, or `Unreadable`; it is asked again.
             until: time on `time.monotonic` after which nothing is tried again.
             over: nothing is tried again once it is set.
+            path: behind the address.
+            advice: what to do where no try brings an answer, if it is not the usual.
+            plain: ``read`` gets the answer as text, which need not be JSON.
 
         Raises:
             Unreadable: no try brought an answer that can be read.
-            RewardFunctionError: no try brought an answer at all, or the service refuses the request.
+            RLHFError: `error`, where no try brought an answer at all, or the service refuses the request.
         """
         over = over or threading.Event()
         for tried in range(self.retries + 1):
             try:
                 over.wait(self._begin(until))
-                answer = self._ask(body, until)
+                text = self._ask(body, until, path, advice)
                 try:
-                    return read(answer)
+                    return read(text if plain else _decoded(text))
                 except ValueError as error:
                     raise _Failed(str(error)) from error
             except (_Failed, Unreadable) as failure:
@@ -96,22 +111,25 @@ class JsonClient:
                     continue
                 if isinstance(failure, Unreadable):
                     raise
-                advice = "raise {0}.deadline" if late else "raise {0}.retries or {0}.timeout"
-                raise RewardFunctionError(
-                    f"{self.owner}: {self.url} gave no answer after {tried + 1} tries: {failure}. See whether the "
-                    f"server is well, {advice.format(self.owner)}, or lower {self.owner}.concurrency"
+                who = self.owner
+                knobs = f"raise {who}.deadline" if late else f"raise {who}.retries or {who}.timeout"
+                usual = f"See whether the server is well, {knobs}, or lower {who}.concurrency"
+                raise self.error(
+                    f"{who}: {self.url}{path} gave no answer after {tried + 1} "
+                    f"{'tries' if tried else 'try'}: {failure}. {advice or usual}"
                 ) from failure
         raise AssertionError("unreachable")
 
-    def _ask(self, body: Mapping[str, Any], until: float | None) -> Any:
+    def _ask(self, body: Mapping[str, Any] | None, until: float | None, path: str, advice: str) -> str:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key, ""):
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, content, headers)
         left = self.timeout if until is None else min(self.timeout, max(until - time.monotonic(), 0.01))
         try:
             with self._opener.open(request, timeout=left) as answer:
-                return json.loads(answer.read(_MOST))
+                return _whole(answer, time.monotonic() + left).decode()
         except urllib.error.HTTPError as error:
             told = _reason(error)
             if error.code in _AGAIN:
@@ -119,13 +137,12 @@ class JsonClient:
             hint = f"; the key is that of {self.key}" if error.code in (401, 403) else ""
             if 300 <= error.code < 400:
                 hint = f"; redirections are not followed: give the address itself, {error.headers.get('Location')}"
-            raise RewardFunctionError(
-                f"{self.owner}: {self.url} refuses the request: HTTP {error.code} {told}{hint}"
+            raise self.error(
+                f"{self.owner}: {self.url}{path} refuses the request: HTTP {error.code} {told}{hint}"
+                f"{f'. {advice}' if advice else ''}"
             ) from error
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, UnicodeDecodeError) as error:
             raise _Failed(str(error) or type(error).__name__) from error
-        except (ValueError, RecursionError) as error:
-            raise _Failed(f"an answer that is not JSON ({error})") from error
 
     def _begin(self, until: float | None) -> float:
         """Take a place in the row of requests; returns the seconds until it is there.
@@ -175,6 +192,29 @@ def _check_address(url: str, owner: str, key: str) -> None:
         raise ConfigError(
             f"{owner}: the address holds {secret}=..., which would stand in the config of the run; set {key} instead"
         )
+
+
+def _decoded(text: str) -> Any:
+    """Raises: ValueError: it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"an answer that is not JSON ({error})") from error
+
+
+def _whole(answer: Any, end: float) -> bytes:
+    """The bytes of an answer. A server that sends a few at a time is not waited for beyond ``end``, `time.monotonic`.
+
+    Raises:
+        TimeoutError: not all had come by then.
+    """
+    parts, size = [], 0
+    while size < _MOST and (part := answer.read1(1 << 16)):
+        parts.append(part)
+        size += len(part)
+        if time.monotonic() > end:
+            raise TimeoutError("timed out while the answer was read")
+    return b"".join(parts)
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

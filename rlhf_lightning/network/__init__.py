@@ -1,0 +1,1 @@
+"""Requests to services of others, many at a time."""

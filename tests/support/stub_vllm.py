@@ -1,0 +1,58 @@
+"""A program in the place of vLLM, of the standard library only: it says one token to everybody and takes any weights.
+
+The environment variable STUB_VLLM tells it to ``die`` while it starts, or to ``sleep``. It starts a child, as vLLM
+does, and writes both process ids, its words and its environment beside the model.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+class Handler(BaseHTTPRequestHandler):
+    version = "default"
+
+    def do_POST(self):
+        size = int(self.headers.get("Content-Length") or 0)
+        body, path = json.loads(self.rfile.read(size) or b"null"), urlsplit(self.path).path
+        said = {"data": [], "weight_version": Handler.version}
+        if path == "/finish_weight_update":
+            Handler.version = body["weight_version"]
+        if path == "/v1/completions":
+            choice = {"token_ids": [1], "prompt_token_ids": body["prompt"], "finish_reason": "stop", "stop_reason": 1}
+            said = {"id": body["request_id"], "choices": [{**choice, "logprobs": {"token_logprobs": [-0.5]}}]}
+        text = json.dumps(said).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST
+
+    def log_message(self, *given):
+        pass
+
+
+def main():
+    print("the server begins")
+    print("and says \x1b[2J something", flush=True)
+    how = os.environ.get("STUB_VLLM")
+    child = subprocess.Popen(["sleep", "100"])
+    record = {"words": sys.argv[1:], "environment": dict(os.environ), "pids": [os.getpid(), child.pid]}
+    folder = Path(sys.argv[sys.argv.index("serve") + 1])
+    (folder / "started.tmp").write_text(json.dumps(record))
+    (folder / "started.tmp").rename(folder / "started.json")
+    if how == "die":
+        sys.exit(3)
+    if how == "sleep":
+        time.sleep(100)
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
