@@ -92,7 +92,7 @@ class Cluster:
         return file.read_text().splitlines() if file.exists() else []
 
 
-def torchrun(nodes, each, words, log, seconds=120, **environment):
+def torchrun(nodes, each, words, log, seconds=300, **environment):
     """The exit codes of torchrun on so many machines, with so many processes on each."""
     port = free_port()
     command = [
@@ -112,7 +112,7 @@ def torchrun(nodes, each, words, log, seconds=120, **environment):
                 machine.wait()
 
 
-def wait_until(holds, seconds=60):
+def wait_until(holds, seconds=180):
     """Return as soon as something holds."""
     limit = time.monotonic() + seconds
     while not holds():
