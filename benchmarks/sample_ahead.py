@@ -79,7 +79,7 @@ def serve(delay: float, address: Any) -> None:
         address.recv()
 
 
-def laps(seconds: float, rollouts: int, **settings: Any) -> tuple[float, float, float]:
+def laps(seconds: float, rollouts: int, settings: dict[str, Any]) -> tuple[float, float, float]:
     """What `Laps` saw of a run with a server and a scorer that take so many seconds."""
 
     def slow(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -104,8 +104,8 @@ def laps(seconds: float, rollouts: int, **settings: Any) -> tuple[float, float, 
 def clock(limit: float, seconds: float, rollouts: int) -> bool:
     """Seconds of a rollout, sampled before and ahead."""
     torch.set_num_threads(1)
-    step, generate, rest = laps(seconds, rollouts)
-    ahead, waited, busy = laps(seconds, rollouts, **AHEAD)
+    step, generate, rest = laps(seconds, rollouts, {})
+    ahead, waited, busy = laps(seconds, rollouts, AHEAD)
     share = ahead / max(generate, rest)
     print(f"sampling {generate:.2f} s, all else {rest:.2f} s (beside sampling {busy:.2f} s)\n"
           f"a rollout: sync {step:.2f} s, ahead {ahead:.2f} s, of which {waited:.2f} s wait for answers; "

@@ -13,7 +13,7 @@ from rlhf_lightning.config.messages import shown
 from rlhf_lightning.config.signatures import Signature, signature
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.rules import combinations
-from rlhf_lightning.rules.ahead import check_ahead_node
+from rlhf_lightning.rules.ahead import check_ahead, check_ahead_node
 from rlhf_lightning.rules.stages import STAGES, stage_of
 
 _TRANSLATED = {
@@ -130,6 +130,7 @@ def _check_online(section: Mapping[str, Any], world_size: int) -> None:
     if sampling is not None:
         combinations.check_sampling(sampling.top_k, sampling.top_p, sampling.min_new_tokens)
     if settings is not None:
+        check_ahead(settings)
         advantage, loss = (section.get(part) or {} for part in ("advantage", "loss"))
         targets = str(advantage.get("_target_")), str(loss.get("_target_"))
         combinations.check_algorithm(settings, targets[0], advantage, targets[1], critic)

@@ -140,7 +140,7 @@ class PPOModule(OnlineModule):
         """What the rollout achieved, and at which KL coefficient. Collective."""
         self.guard.note_scores(experience.scores, self.step)
         details = self.details_of(experience.rollout)
-        metrics = rollout_metrics(experience, self.ranks, self.settings.group_size, details)
+        metrics = rollout_metrics(self.as_sampled(experience), self.ranks, self.settings.group_size, details)
         metrics["objective/kl_coef"] = self.kl_controller.coef
         if self.kl_controller.target is not None:
             metrics["objective/kl_target"] = self.kl_controller.target

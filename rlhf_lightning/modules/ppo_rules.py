@@ -21,7 +21,7 @@ from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling
 from rlhf_lightning.rollout.engine import check_prompts
 from rlhf_lightning.rollout.hf import warn_of_unused_fields
-from rlhf_lightning.rules.ahead import check_ahead_engine, check_peek
+from rlhf_lightning.rules.ahead import check_ahead, check_ahead_engine, check_peek
 from rlhf_lightning.rules.combinations import UNPENALISED, check_algorithm
 from rlhf_lightning.rules.partials import called, takes, unwrapped
 from rlhf_lightning.scoring import Scorer
@@ -61,6 +61,7 @@ def check_combination(
         ConfigError: the combination cannot learn what it says it learns, or a function cannot be called as it will be.
     """
     sampling.require_scorable()
+    check_ahead(settings)
     function, bound = unwrapped(advantage)
     made = unwrapped(critic)[0]
     head = isinstance(made, type) and issubclass(made, ValueHead)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from rlhf_lightning.rollout.copies import refreshed
 from rlhf_lightning.rollout.engine import close, weights_for
 from rlhf_lightning.training.pending import PendingRollout
 from rlhf_lightning.training.step_guard import on_all_ranks
-from rlhf_lightning.types import PromptBatch, Rollout
+from rlhf_lightning.types import Experience, PromptBatch, Rollout
 
 A_LOGIT = "a logit in generation"
 
@@ -98,6 +99,17 @@ class SamplingModule(RLHFModule):
         finally:
             self.engine.load_state_dict(state)
             self._sampled = sampled
+
+    def as_sampled(self, experience: Experience) -> Experience:
+        """The experience with log-probabilities of the policy that drew the answers, of which KL and entropy are told.
+
+        With ``sample_ahead`` that is the one before. Its answers are not where the policy that learns would go, so that
+        their mean log-ratio to the reference under the latter is no KL, and can be negative.
+        """
+        drawn = experience.rollout.rollout_logprobs
+        if not self.settings.sample_ahead or drawn is None:
+            return experience
+        return replace(experience, logprobs=drawn)
 
     def _begin_next(self) -> None:
         loader: Any = self.trainer.train_dataloader

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.rules.ahead import check_ahead
 
 _ADVANTAGES = "rlhf_lightning.functional.advantage"
 _GROUPED = tuple(f"{_ADVANTAGES}.{name}" for name in ("rloo", "grpo", "dr_grpo"))
@@ -256,7 +255,6 @@ def check_algorithm(
         ConfigError: the combination cannot learn what it says it learns.
     """
     has_critic = settings.baseline == "critic"
-    check_ahead(settings)
     _check_groups(settings, advantage, bound)
     if settings.kl_placement == "loss" and settings.kl_estimator == "k1":
         raise ConfigError(
