@@ -107,7 +107,7 @@ def work(folder: Path, ranks: int) -> None:
     data = PromptData(
         folder / "prompts.jsonl", None, source.tokenizer(), batch_size=4, rollouts=2, validation_fraction=0.0
     )
-    sharded = DurableModelParallelStrategy(ranks, 1, save_distributed_checkpoint=False)
+    sharded = DurableModelParallelStrategy(ranks)
     strategy: Any = {} if ranks == 1 else {"strategy": sharded}
     trainer = lightning.Trainer(
         accelerator="cpu", devices=ranks, max_epochs=1, logger=False, enable_progress_bar=False,

@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done, steps_planned, unpenalised_limit
 from rlhf_lightning.checkpoint.nonfinite import first_nonfinite
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.models.sharding import sharded_as, whole_on_first
+from rlhf_lightning.models.sharding import sharded_as
 from rlhf_lightning.rules.ranges import require
 
 KL, KL_TARGET = "objective/kl", "objective/kl_target"
@@ -129,7 +129,7 @@ class BestPolicy(pl.Callback):
         return {
             "best": self.best,
             "recent": [list(pair) for pair in self._recent],
-            "weights": whole_on_first(self._weights),
+            "weights": self._weights,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

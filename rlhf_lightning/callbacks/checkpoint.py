@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +15,6 @@ from rlhf_lightning.callbacks.history import OnError
 from rlhf_lightning.callbacks.steps import steps_done, steps_planned
 from rlhf_lightning.checkpoint.io import END, DurableCheckpointIO, expired
 from rlhf_lightning.checkpoint.places import foreign
-from rlhf_lightning.checkpoint.sharded import DurableModelParallelStrategy
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.private_api.lightning import (
     begin_epoch,
@@ -103,10 +101,7 @@ class DurableCheckpoint(Checkpoint):
         """
         io = trainer.strategy.checkpoint_io
         if isinstance(io, DurableCheckpointIO):
-            strategy = trainer.strategy
-            shards = isinstance(strategy, DurableModelParallelStrategy)
-            with strategy.structure_only() if shards else nullcontext():  # type: ignore[attr-defined]
-                state = saved_state(trainer)  # collective
+            state = saved_state(trainer)  # collective
             if trainer.is_global_zero:
                 io.check(state)
         begin_epoch(trainer)

@@ -34,11 +34,7 @@ def ddp():
 
 
 def fsdp2():
-    strategy = DurableModelParallelStrategy(
-        data_parallel_size=WORLD, tensor_parallel_size=1, save_distributed_checkpoint=False,
-        timeout=timedelta(seconds=100),
-    )  # fmt: skip
-    return {"strategy": strategy, "devices": WORLD}
+    return {"strategy": DurableModelParallelStrategy(timeout=timedelta(seconds=100)), "devices": WORLD}
 
 
 def mixed():
