@@ -240,15 +240,11 @@ class OnlineModule(RLHFModule):
         total = sum(self._seconds.values())
         sampled, seconds = self.ranks.sum(*self._sampled)
         self._sampled = Sampled(0, 0.0)
-        counters = (
-            self.guard.logged()
-            | self.smaller.logged()
-            | {
-                "episode": float(self.episodes),
-                "perf/tokens_per_second": metrics["tokens"] / max(total, 1e-9),
-                "perf/tokens_per_second_generate": self.ranks.size * sampled / max(seconds, 1e-9),
-            }
-        )
+        counters = self.guard.logged() | self.smaller.logged() | {
+            "episode": float(self.episodes),
+            "perf/tokens_per_second": metrics["tokens"] / max(total, 1e-9),
+            "perf/tokens_per_second_generate": self.ranks.size * sampled / max(seconds, 1e-9),
+        }  # fmt: skip
         self.log_dict({n: v for n, v in metrics.items() if n not in ("episodes", "tokens")} | counters | self._seconds)
 
     def on_fit_start(self) -> None:
@@ -289,6 +285,12 @@ class OnlineModule(RLHFModule):
         super().load_rank_state(state)
         self.engine.load_state_dict(state["engine"])
         self._order.set_state(state["order"])
+
+    def seed_rank_state(self, first: Mapping[str, Any], seed: int) -> None:
+        """See `RLHFModule`; the order of minibatches is drawn alike on all ranks, and goes on."""
+        super().seed_rank_state(first, seed)
+        self.engine.seed(seed)
+        self._order.set_state(first["order"])
 
 
 def _state_of(scorer: Any) -> dict[str, Any]:

@@ -91,6 +91,17 @@ def with_more_to_come(loops: dict[str, Any]) -> None:
     loops["epoch_loop.batch_progress"]["is_last_batch"] = False
 
 
+def with_other_accumulation(loops: dict[str, Any], before: int, now: int) -> None:
+    """The same for a run that cuts each optimizer step into ``now`` micro-batches and not into ``before``, as one with
+    another number of processes does; it was saved at the end of a step. Where the data stands is left to the data.
+    """
+    for count in (batches := loops["epoch_loop.batch_progress"])["total"], batches["current"]:
+        last = count["ready"] - count["completed"]  # 1 where the last batch was not done with
+        count |= {name: count[name] * now // before for name in ("ready", "started", "processed")}
+        count["completed"] = count["ready"] - last
+    loops["state_dict"].pop("combined_loader", None)
+
+
 def begin_epoch(trainer: pl.Trainer) -> None:
     """At the start of a fit: do not go back into an epoch that is done, as a Trainer with ``max_steps`` does.
 

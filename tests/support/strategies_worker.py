@@ -24,7 +24,7 @@ from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_
 from rlhf_lightning.models.sharding import kept_shared, shard
 from rlhf_lightning.models.trunk import layers
 from rlhf_lightning.models.unread import fill, weights_later
-from tests.support import offline, phases, tiny
+from tests.support import offline, phases, tiny, worlds_worker
 
 WORLD = 2
 
@@ -250,6 +250,12 @@ def best(folder):
     return {"whole": whole, "resumed": fit(resume=checkpoints(folder / "best")[0])}
 
 
+def worlds(folder):
+    """What one process has left is resumed by two, and what two leave by one; see `worlds_worker`."""
+    worlds_worker.work(folder, "sft:fsdp2:single-1", "sft:ddp:single-1", "sft:fsdp2:", "sft:ddp:", size=WORLD)
+    return {}
+
+
 def logged(trainer):
     return {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("perf")}
 
@@ -286,6 +292,7 @@ CASES = {
     "unread": unread,
     "unread_lora": partial(unread, lora={"r": 4}),
     "best": best,
+    "worlds": worlds,
     "checked_at_start": checked_at_start,
     **{
         f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
