@@ -78,6 +78,8 @@ class Setup:
         sampled: rows that a rank decodes at once.
         context: tokens of prompt and answer.
         head_chunk: tokens whose logits are there at once.
+        asynchronous: a save copies what learns into host memory and is written from there
+            (``checkpoint.asynchronous``); else one tensor at a time passes through it.
     """
 
     ranks: int = 1
@@ -93,6 +95,7 @@ class Setup:
     sampled: int = 32
     context: int = 1024
     head_chunk: int = 512
+    asynchronous: bool = False
 
     @property
     def parts(self) -> int:
@@ -153,12 +156,13 @@ def on_device(shape: Shape, setup: Setup) -> dict[Phase, float]:
 
 
 def on_host(shape: Shape, setup: Setup) -> dict[Phase, float]:
-    """Bytes on the host of the first rank in each phase; those of the others are at most as many."""
+    """Bytes on the host that the first rank takes in each phase; the others take at most as many, each for itself."""
     n, models = shape.parameters, (2 if setup.critic == "own" else 1) + (setup.reference and not setup.adapters)
     probe = FULL * (shape.tables + PROBED * shape.layer)
     resting = FULL * n * bool(setup.reference and not setup.adapters) + setup.reward_bytes * n if setup.offload else 0.0
     built = models * FULL * n if not setup.sharded else probe
-    saved = (FULL + ADAM) * trained(shape, setup) + (FULL * n if setup.adapters else 0.0)
+    table = max(shape.vocabulary, shape.inner) * shape.hidden if not setup.adapters else setup.adapters * shape.inner
+    saved = ((FULL + ADAM) * trained(shape, setup) if setup.asynchronous else FULL * table) / setup.parts
     return {
         "load": built + max(float(setup.reward_bytes * n), resting),
         "generate": resting, "score": resting, "learn": resting,
