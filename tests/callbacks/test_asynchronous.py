@@ -102,6 +102,13 @@ def test_an_error_of_the_thread_is_that_of_the_next_boundary(tmp_path, full):
     assert f"step-00000{full}" not in saved and len(saved) == 2
 
 
+def test_an_error_of_the_thread_does_not_wait_for_the_next_save(tmp_path):
+    log = []
+    with pytest.raises(DiskError, match="disk full"):
+        sft(tmp_path, log, Slow(log, full=(2,)), every_n_steps=2, every_n_minutes=None)
+    assert "step 3" in log and "step 4" not in log
+
+
 def test_a_full_disk_at_the_end_is_told_of_and_no_error(tmp_path):
     log = []
     with pytest.warns(UserWarning, match="the end is not saved, so that the stage cannot be made longer: disk full"):
