@@ -60,6 +60,21 @@ class Memory(Callback):
         self.note(f"after step {batch_idx + 1}")
 
 
+class Saver(DurableCheckpoint):
+    """Notes what a save takes."""
+
+    def __init__(self, folder: Path, memory: Memory) -> None:
+        super().__init__(folder, every_n_steps=1, at_end=False)
+        self.memory = memory
+
+    def save(self, trainer: Any) -> Path | None:
+        """See `DurableCheckpoint`."""
+        self.memory.note("before the save")
+        path = super().save(trainer)
+        self.memory.note("after the save")
+        return path
+
+
 class Loaded(PPOModule):
     """Says what it holds once its models are there."""
 
@@ -121,10 +136,10 @@ def work(folder: Path, ranks: int) -> None:
     memory = Memory()
     memory.note("imports")
     Loaded.memory = memory
-    saver = DurableCheckpoint(folder / f"saved{ranks}", every_n_steps=1, at_end=False)
+    saver = Saver(folder / f"saved{ranks}", memory)
     trainer, module, data = run_of(folder, ranks, [saver, memory], Loaded)
     trainer.fit(module, datamodule=data)
-    memory.note("after the save and the rest")
+    memory.note("at the end")
     rank = trainer.global_rank
     (folder / f"{ranks}.{rank}").write_text("\n".join(memory.moments))
 
