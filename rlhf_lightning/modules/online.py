@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.aggregate import Aggregation
+from rlhf_lightning.metrics.rollout import Sampled
 from rlhf_lightning.metrics.update import UpdateMetrics, moments, of_padding
 from rlhf_lightning.models import FrozenModels, eos_token_ids
 from rlhf_lightning.models.forward import packs_rows
@@ -44,13 +45,6 @@ class Denominators(NamedTuple):
 
     policy: Tensor  # as the aggregation of the policy loss counts
     tokens: Tensor
-
-
-class Sampled(NamedTuple):
-    """What `generate` has done in an iteration on this rank, samples for baselines and repeated ones included."""
-
-    tokens: int
-    seconds: float
 
 
 class OnlineModule(RLHFModule):
@@ -96,8 +90,7 @@ class OnlineModule(RLHFModule):
         answer = partial(self.engine.generate, prompts, sampling or self.sampling, self.tokenizer)
         with weights_for(self.engine, self.policy):
             rollout = on_all_ranks("a logit in generation", answer, prompts, self.ranks)
-        seconds = time.perf_counter() - start
-        self._sampled = Sampled(self._sampled.tokens + int(rollout.mask.sum()), self._sampled.seconds + seconds)
+        self._sampled = self._sampled.plus(rollout, time.perf_counter() - start)
         if self.recorder is not None:
             self.recorder.sampled(rollout, self.tokenizer)
         return rollout
@@ -295,3 +288,9 @@ class OnlineModule(RLHFModule):
         super().load_rank_state(state)
         self.engine.load_state_dict(state["engine"])
         self._order.set_state(state["order"])
+
+    def seed_rank_state(self, first: Mapping[str, Any], seed: int) -> None:
+        """See `RLHFModule`; the order of minibatches is drawn alike on all ranks, and goes on."""
+        super().seed_rank_state(first, seed)
+        self.engine.seed(seed)
+        self._order.set_state(first["order"])
