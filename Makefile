@@ -1,4 +1,4 @@
-# make setup | check | test | demo | format | mutants | families.  Everything runs in .venv; nothing needs the network after set-up.
+# make setup | check | test | demo | format | docs | dist | mutants | families.  Everything runs in .venv; nothing needs the network after set-up.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.set-up
@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup check lint test demo format mutants families
+.PHONY: setup check lint test demo format docs dist mutants families
 .DEFAULT_GOAL := check
 
 setup: $(STAMP)
@@ -46,6 +46,20 @@ demo: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages as a site in site/; a link that leads nowhere is an error. `.venv/bin/mkdocs serve` shows them while you write.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Wheel and source archive in dist/, each tried in an environment of its own; `make dist TAG=v0.1.0` also compares the versions.
+TAG ?=
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[release]"
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m benchmarks.distribution dist $(if $(TAG),--tag $(TAG))
 
 # Not in CI: about 20 minutes on one core. `make mutants MUTANTS="--rooms optim,rollout --sample 50 --seed 1"`
 MUTANTS ?=

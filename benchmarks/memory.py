@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--model", help=f"{', '.join(MODELS)}, or a folder")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--layout", choices=("single", "ddp", "fsdp2"), default="single")
+    parser.add_argument("--replicas", type=int, default=1, help="trainer.strategy.replicate_size; of fsdp2")
     parser.add_argument("--card", type=float, default=80.0, help="GB of a device")
     parser.add_argument("--float32", action="store_true", help="trainer.precision=32-true; else bf16-mixed")
     parser.add_argument("--critic", choices=("none", "shared_trunk", "own"), default="shared_trunk")
@@ -92,7 +93,7 @@ def main() -> None:
     setup = Setup(
         given.gpus, given.layout == "fsdp2", not given.float32, given.critic, given.adapters == 0, given.reward_bytes,
         given.offload, given.adapters, 1 / given.checkpointing if given.checkpointing else 0.0, given.tokens,
-        given.sampled, given.context, gather=given.gather,
+        given.sampled, given.context, gather=given.gather, replicas=given.replicas,
         weight_bytes=2 if given.bfloat16 else 4, four_bits=given.four_bits,
     )  # fmt: skip
     print(line(given.model, setup, given.card))

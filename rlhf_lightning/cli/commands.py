@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-COMMANDS = ("chat", "generate", "score", "compare", "label", "arena", "runs", "card", "serve", "new", "data", "prepare")
+COMMANDS = (
+    "chat",
+    "generate",
+    "score",
+    "compare",
+    "label",
+    "arena",
+    "runs",
+    "card",
+    "serve",
+    "new",
+    "data",
+    "prepare",
+    "slurm",
+)
 Command = Callable[[Sequence[str]], Sequence[str] | None]
 """Called with the words behind its name; what it returns are the words of a run that is to follow."""
 
@@ -38,6 +52,8 @@ def command(name: str) -> Command:
             from rlhf_lightning.cli.data import run
         case "prepare":
             from rlhf_lightning.cli.prepare import run
+        case "slurm":
+            from rlhf_lightning.cli.slurm import run
         case _:
             raise KeyError(name)
     return run

@@ -24,16 +24,16 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from rlhf_lightning import signals
-from rlhf_lightning.cli import HANDOVER_VARIABLE
 from rlhf_lightning.cli.grace import Grace
 from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.console import redaction
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import ConfigError, RankError, RLHFError
-from rlhf_lightning.rules.started import started_by_others
+from rlhf_lightning.rules.started import started
 
+HANDOVER_VARIABLE = "RLHF_LIGHTNING_RANK_CONFIG"  # in the environment of a rank
 REPORT_VARIABLE = "RLHF_LIGHTNING_RANK_REPORT"
-OF_A_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")
+RANK_PROGRAM = ["-P", "-m", "rlhf_lightning.cli.rank"]  # whatever the process is that starts it: a worker of joblib too
 LOOK_SECONDS = 0.05
 END_SECONDS = 3.0  # for the other ranks to end by themselves after the first has
 LONGEST = 10_000  # characters of a message or traceback
@@ -97,7 +97,7 @@ def count(trainer: Mapping[str, Any]) -> int:
     if strategy.endswith(("_spawn", "_fork", "_forkserver", "_notebook")):
         raise ConfigError(f"trainer.strategy={strategy}: copies of a process lose what they trained; use trainer=ddp")
     devices = trainer.get("devices", 1)
-    if devices == 1 or started_by_others()[0] or any(name in os.environ for name in OF_A_RANK):
+    if devices == 1 or started() or "LOCAL_RANK" in os.environ:
         return 1
     if isinstance(devices, int) and devices > 1:
         return devices
@@ -112,7 +112,7 @@ def count(trainer: Mapping[str, Any]) -> int:
 
 
 def launch(config: Mapping[str, Any], processes: int, logging: Any = None) -> Any:
-    """Run the command that this process was started with in so many ranks, which `serve` in each of them answers.
+    """Train in so many ranks, which `serve` in each of them answers.
 
     Args:
         config: resolved.
@@ -132,6 +132,7 @@ def launch(config: Mapping[str, Any], processes: int, logging: Any = None) -> An
     # In a batch script of Slurm the ranks are ours, while Lightning takes this variable for a sign of srun.
     surroundings = {name: value for name, value in os.environ.items() if name != "SLURM_NTASKS"} | {
         HANDOVER_VARIABLE: json.dumps(handed, default=str),
+        "PYTHONPATH": os.pathsep.join(sys.path),  # what this process can import, a rank can
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
         "MASTER_PORT": os.environ.get("MASTER_PORT", str(_free_port())),
         "NODE_RANK": os.environ.get("NODE_RANK", "0"),
@@ -185,11 +186,9 @@ def serve(work: Callable[[dict[str, Any]], Any]) -> NoReturn:
 
 
 def _start(number: int, first: int, surroundings: Mapping[str, str]) -> _Rank:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["-m", spec.name] if spec else [os.path.abspath(sys.argv[0])]
     read, write = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, *program, *sys.argv[1:]],
+        [sys.executable, *RANK_PROGRAM],
         env={**surroundings, "LOCAL_RANK": str(number), "RANK": str(first + number), REPORT_VARIABLE: str(write)},
         pass_fds=[write],
         start_new_session=True,  # Ctrl-C is for the command, which tells its ranks

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning import __version__, signals
-from rlhf_lightning.cli import HANDOVER_VARIABLE
 from rlhf_lightning.cli.commands import COMMANDS, command
 from rlhf_lightning.errors import ConfigError, DiskError, RankError, RLHFError, nearest
+from rlhf_lightning.rules.started import adopt_mpirun, check_folder, number
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,7 +30,7 @@ def main(config_dir: str = "") -> None:
     Args:
         config_dir: a folder with more config files, as ``--config-dir`` names one; for a project's own command.
     """
-    with signals.watched(tells="LOCAL_RANK" not in os.environ, at_once=True):
+    with signals.watched(tells=number() == 0, at_once=True):
         from rlhf_lightning.console.streams import say, unbreakable
 
         unbreakable()
@@ -66,12 +66,8 @@ def _guard(arguments: list[str], config_dir: str) -> int:
 def _dispatch(arguments: list[str], config_dir: str) -> None:
     more = ["--config-dir", config_dir] if config_dir and not {"--config-dir", "-cd"} & set(arguments) else []
     if arguments[:1] and arguments[0] in COMMANDS:
-        if words := command(arguments[0])(arguments[1:]):
+        if words := command(arguments[0])([*arguments[1:], *(more if arguments[0] == "slurm" else [])]):
             _compose_and_run([*more, *words])
-    elif HANDOVER_VARIABLE in os.environ:
-        from rlhf_lightning.cli.launch import serve
-
-        serve(_run)  # a rank of a run whose command has composed already: one config and one folder for all of them
     else:
         _check_first(arguments[:1])
         _check_flags(arguments)
@@ -106,8 +102,8 @@ def _compose_and_run(arguments: list[str]) -> None:
     arguments = [word for a in arguments for word in ([a] if a.startswith("-") else readable([a]))]
     sys.argv[1:] = arguments
     Typed([argument for argument in arguments if not argument.startswith("-")])  # nobody repeats its secrets
-    if "TORCHELASTIC_RUN_ID" in os.environ and not any(a.startswith(("run_dir=", "hydra.run.dir=")) for a in arguments):
-        raise ConfigError("under torchrun every rank composes for itself and needs the same folder: add run_dir=FOLDER")
+    adopt_mpirun()
+    check_folder(arguments)
     shown = _wants_traceback()
 
     started = False
@@ -172,12 +168,13 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
         signals.poll()
         config = judged(load_config(cfg))
         from rlhf_lightning.cli.launch import count, launch
+        from rlhf_lightning.cli.rank import train
 
         if swept:
             sweeps.check_objective(config, HydraConfig.get().sweeper["_target_"])
         processes = count(config.get("trainer") or {})
         logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-        metrics = _run(config) if processes == 1 else launch(config, processes, logging)
+        metrics = train(config) if processes == 1 else launch(config, processes, logging)
         if not swept:
             return metrics
         _keep(folder, {"state": "finished", "metrics": metrics})
@@ -189,6 +186,8 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
         if swept:
             _keep(folder, {"state": "stopped", "error": str(stop)})
         _remove_empty(folder)
+        if not swept:
+            stop.note = "; ".join(filter(None, (stop.note, _requeued(stop.signum, cfg))))
         raise
     except Exception as error:
         if swept:
@@ -200,6 +199,15 @@ def _job(cfg: DictConfig, shown: bool) -> Any:
             _complain(_told(error))
         _remove_empty(folder)
         raise SystemExit(getattr(error, "exit_code", 1)) from None
+
+
+def _requeued(signum: int, cfg: DictConfig) -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    from rlhf_lightning.cli.requeue import requeue
+
+    typed = HydraConfig.get().overrides
+    return requeue(signum, str(cfg.resume), [*typed.task, *typed.hydra])
 
 
 def _keep(folder: str, outcome: dict[str, Any]) -> None:
@@ -220,19 +228,6 @@ def _remove_empty(folder: str) -> None:
     with suppress(OSError):
         if _is_new(folder):
             os.rmdir(folder)
-
-
-def _run(config: dict[str, Any]) -> Any:
-    from rlhf_lightning.config.screen import opening
-    from rlhf_lightning.console.streams import quiet, say
-
-    quiet()
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        say(opening(config, __version__))  # before torch, whose import takes seconds
-    gc.enable()
-    from rlhf_lightning.stages.pipeline import run
-
-    return run(config)
 
 
 def _told(error: RLHFError) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.cli.arguments import add_machine, check_new, device_of, parser, rows_to
 from rlhf_lightning.console.streams import quiet, say
+from rlhf_lightning.data.rows.bench import check_bench, is_bench
 from rlhf_lightning.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def arguments() -> argparse.ArgumentParser:
         "score",
         "Score answers with a reward model as PPO does: read at the EOS token, normalised with the mean and standard "
         "deviation that its folder stores. Rows with prompt+completion or messages get a column score, "
-        "prompt+chosen+rejected two, prompt+completions a list.",
+        "prompt+chosen+rejected two, prompt+completions a list. Rows in the format of RewardBench 2, whose chosen and "
+        "rejected are lists, get a list too, and the figures of that benchmark are told.",
         "rlhf-lightning score runs/mine/reward answers.jsonl --out scored.jsonl",
     )
     words.add_argument("reward", metavar="REWARD", help="folder of a reward model")
@@ -53,6 +55,7 @@ def run(words: Sequence[str]) -> None:
     from rlhf_lightning.data.readers.files import read_rows
 
     rows = [(row, _exchanges(row)) for row in read_rows(given.rows)]  # before torch, whose import takes seconds
+    from rlhf_lightning.evaluation.reward_bench import Judged, figures, judged_row
     from rlhf_lightning.models import Pretrained
     from rlhf_lightning.scoring.reward_model import RewardModelScorer, statistics
 
@@ -60,22 +63,29 @@ def run(words: Sequence[str]) -> None:
     scorer = RewardModelScorer(source, normalise=not given.raw, micro_batch_size=given.batch_size)
     scorer.to(device_of(given))
     seen: list[float] = []
+    judged: list[Judged] = []
     with rows_to(given.out) as write:
         for at in range(0, len(rows), AT_ONCE):
             part = rows[at : at + AT_ONCE]
             pairs = [(pair, row.row) for row, exchanges in part for pair in exchanges.values()]
+            if scorer.tokenizer.chat_template:
+                pairs = [(_asked(pair) if is_bench(row) else pair, row) for pair, row in pairs]
             found = scorer.score_texts(
                 [p for (p, _), _ in pairs], [a for (_, a), _ in pairs], [row for _, row in pairs]
             )
             seen += found
             scores = iter(found)
             for row, exchanges in part:
-                write({**row.row, **_columns({name: next(scores) for name in exchanges})})
+                columns = _columns({name: next(scores) for name in exchanges})
+                judged += [judged_row(row.row, columns["scores"])] if is_bench(row.row) else []
+                write({**row.row, **columns})
     mean = math.fsum(seen) / len(seen)
     spread = math.sqrt(math.fsum((score - mean) ** 2 for score in seen) / len(seen))
     stored = statistics(given.reward)
     unit = "as the model gives them" if given.raw or stored is None else "held-out answers of its training: 0 ± 1"
     say(f"{len(seen)} answers: {mean:.3f} ± {spread:.3f} (mean and standard deviation; {unit})", sys.stderr)
+    if judged:
+        say("RewardBench 2: " + ", ".join(f"{name} {100 * n:.1f}" for name, n in figures(judged).items()), sys.stderr)
 
 
 def _exchanges(row: LocatedRow) -> Exchanges:
@@ -89,13 +99,20 @@ def _exchanges(row: LocatedRow) -> Exchanges:
 
     if there := [name for name in ADDED if name in row.row]:
         raise DataError(f"{row.where}: {there[0]}: is there already; rename the column or take it out")
-    asked = dict(row.row)
+    given = dict(row.row)
+    if is_bench(given):
+        try:
+            check_bench(given)
+        except ValueError as error:
+            raise DataError(f"{row.where}: {error}") from error
+        given["completions"] = [*given.pop("chosen"), *given.pop("rejected")]
+    asked = dict(given)
     if isinstance(answers := asked.get("completions"), list) and answers:
         asked |= {"completions": [_filled(answer) for answer in answers], "ranks": list(range(len(answers)))}
     asked |= {name: _filled(asked[name]) for name in ("completion", "chosen", "rejected") if name in asked}
     ranked = {"chosen", "rejected", "completions"} & asked.keys()
     (found,) = validate_rows([row._replace(row=asked)], "comparisons" if ranked else "demonstrations")
-    sound: Mapping[str, Any] = {**found.row, **{name: row.row[name] for name in _ANSWERS if name in row.row}}
+    sound: Mapping[str, Any] = {**found.row, **{name: given[name] for name in _ANSWERS if name in given}}
     if "completions" in sound:
         return {str(place): (sound["prompt"], answer) for place, answer in enumerate(sound["completions"])}
     if "chosen" in sound:
@@ -118,6 +135,12 @@ def _filled(answer: Any) -> Any:
     if isinstance(answer, list) and answer and isinstance(answer[-1], dict) and answer[-1].get("content") == "":
         return [*answer[:-1], {**answer[-1], "content": "-"}]
     return answer
+
+
+def _asked(exchange: tuple[Any, Any]) -> tuple[Any, Any]:
+    """An exchange whose prompt is a user's message."""
+    prompt, answer = exchange
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, answer
 
 
 def _columns(scores: Mapping[str, float]) -> dict[str, Any]:

@@ -182,15 +182,28 @@ def check_sweep(folder: Path, overrides: Sequence[str] = ()) -> None:
             "would replace it. Choose another folder"
         )
     for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key == "run_dir":
+        if override.lstrip("+").startswith("run_dir="):
             raise ConfigError(
                 "run_dir: the jobs of a sweep have folders of their own; give hydra.sweep.dir=FOLDER instead"
             )
+    refuse_secrets(overrides, "a sweep prints and saves its command line")
+
+
+def refuse_secrets(overrides: Sequence[str], why: str) -> None:
+    """Refuse a command line that is written down somewhere and holds a secret.
+
+    Args:
+        overrides: the command line.
+        why: what becomes of it.
+
+    Raises:
+        ConfigError: names the key, and says where the secret is to be.
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
         if redact_text(override) != override or (is_secret(key) and value and "${" not in value):
             raise ConfigError(
-                f"{key}: a sweep prints and saves its command line; write {key}='${{oc.env:NAME}}' and put the secret "
-                "into an environment variable"
+                f"{key}: {why}; write {key}='${{oc.env:NAME}}' and put the secret into an environment variable"
             )
 
 

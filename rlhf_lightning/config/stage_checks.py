@@ -54,6 +54,9 @@ def check_trainer(trainer: Mapping[str, Any], stages: Sequence[str]) -> None:
     devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
     if not (isinstance(devices, list) or re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(devices))):
         raise ConfigError(f"trainer.devices={devices}: must be a number above 0, a list of them, -1 (all), or auto")
+    strategy = trainer.get("strategy")
+    if isinstance(strategy, Mapping) and str(devices).isdigit():
+        combinations.check_replicas(strategy.get("replicate_size") or 1, world_size(trainer))
     if isinstance(accelerator, str) and accelerator not in _ACCELERATORS:
         hint = nearest(accelerator, _ACCELERATORS)
         raise ConfigError(f"trainer.accelerator={accelerator}: must be one of {', '.join(_ACCELERATORS)}.{hint}")

@@ -82,6 +82,7 @@ class Setup:
         weight_bytes: of each weight of policy and reference, ``model.dtype``.
         four_bits: linear layers keep 4 bits of each weight, those of the reward model too.
         gather: what of a sharded policy a rank holds while it answers, as ``rollout.gather``.
+        replicas: copies of what is sharded, ``trainer.strategy.replicate_size``.
     """
 
     ranks: int = 1
@@ -100,11 +101,12 @@ class Setup:
     gather: Literal["model", "layer"] = "model"
     weight_bytes: int = FULL
     four_bits: bool = False
+    replicas: int = 1
 
     @property
     def parts(self) -> int:
         """Ranks that share what is sharded."""
-        return self.ranks if self.sharded else 1
+        return self.ranks // self.replicas if self.sharded else 1
 
     @property
     def computed(self) -> int:

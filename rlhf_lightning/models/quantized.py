@@ -27,7 +27,7 @@ class Linear4bit(nn.Linear):
 
     Attributes:
         weight: two weights in a byte, uint8 [out * in / 2, 1], rounded up.
-        absmax: float32 [out * in / 64], rounded up.
+        absmax: of each block, [out * in / 64], rounded up; float32 in the bits of int32, which no dtype changes.
     """
 
     absmax: nn.Parameter
@@ -38,7 +38,7 @@ class Linear4bit(nn.Linear):
             layer.weight.detach(), blocksize=BLOCK, quant_type=KIND, compress_statistics=False
         )
         self.weight = nn.Parameter(packed, requires_grad=False)
-        self.absmax = nn.Parameter(state.absmax, requires_grad=False)
+        self.absmax = nn.Parameter(state.absmax.view(torch.int32), requires_grad=False)
         self.bias = layer.bias
         if self.bias is not None:
             self.bias.requires_grad_(False)
@@ -50,13 +50,6 @@ class Linear4bit(nn.Linear):
             input = input.to(torch.get_autocast_dtype(device))
         product: Tensor = _Product.apply(input, self)
         return product if self.bias is None else product + self.bias.to(product.dtype)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Another dtype is for the numbers that the weights are made of again, and not for what makes them."""
-        kept = self.absmax.data
-        super()._apply(fn, recurse)
-        self.absmax.data = kept.to(self.absmax.device)
-        return self
 
     def whole(self, dtype: torch.dtype) -> Tensor:
         """The weights in floating point, [out, in]."""
@@ -83,7 +76,12 @@ def whole(packed: Tensor, absmax: Tensor, shape: tuple[int, int], dtype: torch.d
     library = _library()
     code = library.get_4bit_type(KIND, device=packed.device)
     state = library.QuantState(
-        absmax=absmax.detach(), shape=torch.Size(shape), code=code, blocksize=BLOCK, quant_type=KIND, dtype=dtype
+        absmax=absmax.detach().view(torch.float32),
+        shape=torch.Size(shape),
+        code=code,
+        blocksize=BLOCK,
+        quant_type=KIND,
+        dtype=dtype,
     )
     return library.dequantize_4bit(packed.detach(), state)
 

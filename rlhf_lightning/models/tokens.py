@@ -50,6 +50,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bo
     return _searched(tokenizer, attempt, texts, "cannot encode the text")
 
 
+def same_ids(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether ids of one tokenizer mean the same to a model with the other one."""
+    return tokenizer.get_vocab() == other.get_vocab()
+
+
 def encode_placed(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> list[tuple[list[int], list[tuple[int, int]] | None]]:

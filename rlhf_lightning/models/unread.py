@@ -248,11 +248,11 @@ class _Reader:
         """The tensor that belongs in the place of ``weight``, which may be sharded by rows."""
         if not isinstance(weight, DTensor):
             return self._rows(name, slice(None)).to(weight.dtype)
-        placement, mesh = weight.placements[0], weight.device_mesh
-        assert placement == Shard(0) and mesh.ndim == 1
+        mesh, across = weight.device_mesh, weight.placements.index(Shard(0))
+        assert all(place.is_replicate() for place in weight.placements if place != Shard(0))
         local = weight.to_local()
-        each = -(-weight.shape[0] // mesh.size())  # as `torch.chunk` cuts
-        start = min(each * mesh.get_local_rank(), weight.shape[0])
+        each = -(-weight.shape[0] // mesh.size(across))  # as `torch.chunk` cuts
+        start = min(each * mesh.get_local_rank(across), weight.shape[0])
         rows = self._rows(name, slice(start, start + len(local))).to(local.dtype)
         return DTensor.from_local(rows, mesh, weight.placements, shape=weight.shape, stride=weight.stride())
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.checkpoint import write_folder
+from rlhf_lightning.checkpoint.sharded import weights_mesh
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.metrics.shown import LIKELIHOOD, Shown
 from rlhf_lightning.models import eos_token_ids
@@ -91,12 +92,12 @@ class RLHFModule(lightning.LightningModule):
         return getattr(self, self.trains)
 
     def configure_model(self) -> None:
-        """Build once; under FSDP2 (`ModelParallelStrategy`) shard what is trained."""
+        """Build once; under FSDP2 shard what is trained."""
         if getattr(self, self.trains, None) is not None:
             return
         if isinstance(strategy_of(self), FSDPStrategy):
             raise ConfigError(FSDP1_REFUSED)
-        mesh = self.device_mesh
+        mesh = weights_mesh(strategy_of(self))
         with nullcontext() if mesh is None else weights_later():
             self.build()
         convert_weights(self, strategy_of(self))
@@ -105,7 +106,7 @@ class RLHFModule(lightning.LightningModule):
             models = self.sharded_modules()
             with kept_shared(models):
                 for model in models:
-                    shard(model, mesh["data_parallel"], sharded_dtype(strategy_of(self)))
+                    shard(model, mesh, sharded_dtype(strategy_of(self)))
                     fill(model)
 
     def configure_optimizers(self) -> Any:

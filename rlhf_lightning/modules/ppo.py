@@ -116,7 +116,7 @@ class PPOModule(OnlineModule):
         reference = load_reference(self._sources[2], self.policy)
         self.frozen.add("reference", reference, offload=offloads(self._sources[0]), beside=self.policy)
         if self.has_critic:
-            self.critic = build_critic(self._sources[1], self.policy, self.freeze_below, self.settings.critic_warmup)
+            self.critic = build_critic(self._sources[1], self.policy, self.tokenizer, self.freeze_below, self.settings)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One PPO iteration; given up where a number is not finite."""

@@ -50,6 +50,10 @@ WARM_HEAD = (
     "ppo.settings.critic_warmup={}: a head on the policy would move the policy with it; set ppo.critic=policy, a copy "
     "of its own"
 )
+OTHER_IDS = (
+    "ppo.critic={}: reads the policy's token ids, and its own tokenizer gives other ones; take a reward model that was "
+    "trained from this policy, or policy or shared_trunk"
+)
 WHICH_CRITIC = (
     "ppo.critic={}: choose policy, shared_trunk, the folder of a reward model, or a node that makes one. Without a "
     "critic: ppo.settings.baseline=none, as in algorithm=rloo or grpo."
@@ -64,6 +68,19 @@ UNPENALISED = (
 def votes_judge(judge: Mapping[str, Any] | None) -> bool:
     """Whether the judge is what people voted, which has a score for policies and none for answers."""
     return (judge or {}).get("_target_") == "rlhf_lightning.evaluation.votes.PeopleJudge"
+
+
+def check_replicas(replicate_size: int, world_size: int) -> None:
+    """Judge whether so many processes can hold so many copies of the weights.
+
+    Raises:
+        ConfigError: names the key and both numbers.
+    """
+    if world_size % replicate_size:
+        raise ConfigError(
+            f"trainer.strategy.replicate_size={replicate_size}: copies of the weights must divide the {world_size} "
+            "processes (trainer.devices x trainer.num_nodes); trainer=hsdp has one on each node"
+        )
 
 
 def check_schedule(settings: Any, rollout: int, world_size: int) -> None:

@@ -26,7 +26,7 @@ from rlhf_lightning.models.memory import halved
 from rlhf_lightning.models.resting import Resting
 from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.models.templates import render
-from rlhf_lightning.models.tokens import encode, through_eos
+from rlhf_lightning.models.tokens import encode, same_ids, through_eos
 from rlhf_lightning.models.unread import fill, unread_of
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.rules.rows import template_arguments
@@ -189,7 +189,7 @@ class RewardModelScorer:
 
     def _encode(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
         if self._same_ids is None:
-            self._same_ids = tokenizer.get_vocab() == self.tokenizer.get_vocab()
+            self._same_ids = same_ids(tokenizer, self.tokenizer)
         if self._same_ids:
             return close(rollout, self.tokenizer.eos_token_id)
         texts = completion_texts(rollout, tokenizer)

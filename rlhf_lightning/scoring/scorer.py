@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning.checkpoint.sharded import weights_mesh
 from rlhf_lightning.errors import ConfigError, NumericalError
 from rlhf_lightning.functional.sequences import last_index
 from rlhf_lightning.models.tokens import decode
@@ -56,8 +57,9 @@ def as_scorer(judge: Scorer | None) -> Scorer:
 
 def place(scorer: Scorer, module: pl.LightningModule) -> None:
     """Have a scorer where a module computes, its weights sharded where those of the module are. Collective."""
-    if module.device_mesh is not None and hasattr(scorer, "shard"):
-        scorer.shard(module.device_mesh["data_parallel"], sharded_dtype(strategy_of(module)))
+    mesh = weights_mesh(strategy_of(module))
+    if mesh is not None and hasattr(scorer, "shard"):
+        scorer.shard(mesh, sharded_dtype(strategy_of(module)))
     scorer.to(module.device)
 
 

@@ -33,7 +33,8 @@ def setup_of(config: Mapping[str, Any], stage: str) -> Setup:
     """
     trainer, model, section, ppo = config["trainer"], config["model"], config[stage], stage == "ppo"
     strategy, devices = trainer.get("strategy"), trainer.get("devices")
-    sharded = isinstance(strategy, Mapping) and "ModelParallel" in str(strategy.get("_target_"))
+    strategy = strategy if isinstance(strategy, Mapping) else {}
+    sharded = "ModelParallel" in str(strategy.get("_target_"))
     named = len(devices) if isinstance(devices, list) else devices  # auto and -1: all there are
     here = named if isinstance(named, int) and named > 0 else max(torch.cuda.device_count(), 1)
     ranks = here * (trainer.get("num_nodes") or 1)
@@ -56,6 +57,7 @@ def setup_of(config: Mapping[str, Any], stage: str) -> Setup:
         sampled=-(-data["batch_size"] // ranks) if ppo else 0, context=context,
         head_chunk=model.get("head_chunk") or 512, gather=(config.get("rollout") or {}).get("gather", "model"),
         weight_bytes=4 if model.get("dtype") == "float32" else 2, four_bits=bool(model.get("load_in_4bit")),
+        replicas=strategy.get("replicate_size") or 1,
     )  # fmt: skip
 
 

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
+import tempfile
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 
 from rlhf_lightning import signals
+from rlhf_lightning.checkpoint.places import TMP
 from rlhf_lightning.config.compose import redact
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.stages.changes import differences
 
+APPEARS_SECONDS = 30.0  # for which a network file system may remember what was not there
+
 
 def join(trainer: lightning.Trainer, config: Mapping[str, Any]) -> None:
-    """Meet the other ranks, if there are any, and see that all have the same config.
+    """Meet the other ranks, if there are any, and see that all have the same config and folder.
 
     Args:
         trainer: one like those of the stages; it says how many ranks there are and how they talk.
         config: resolved.
 
     Raises:
-        ConfigError: the config of a rank is another one; names the keys.
+        ConfigError: the config of a rank is another one, or it does not see the run's folder.
     """
     if trainer.world_size == 1:
         return
@@ -34,6 +42,7 @@ def join(trainer: lightning.Trainer, config: Mapping[str, Any]) -> None:
     trainer.strategy.connect(lightning.LightningModule())  # FSDP2 tells it the device mesh
     trainer.strategy.setup_environment()
     compare(config)
+    check_shared(Path(config["run_dir"]))
 
 
 def compare(config: Mapping[str, Any]) -> None:
@@ -53,6 +62,37 @@ def compare(config: Mapping[str, Any]) -> None:
         f"rank {other} has another config than rank 0 ({'; '.join(changed[:5])}); start all ranks with the same "
         "command, in the same folder and environment"
     )
+
+
+def check_shared(folder: Path) -> None:
+    """Refuse a folder of the run that is not one and the same for all ranks, such as a disk of each machine.
+
+    Raises:
+        ConfigError: on every rank; names the first rank that does not see what rank 0 has written.
+    """
+    first = torch.distributed.get_rank() == 0
+    written = tempfile.mkdtemp(prefix=f"{TMP}shared-", dir=folder) if first else ""
+    place = folder / Path(_everywhere(written)[0]).name
+    try:
+        seen = _everywhere((platform.node(), _appears(place)))
+    finally:
+        if first:
+            place.rmdir()
+    if blind := [rank for rank, (_, found) in enumerate(seen) if not found]:
+        raise ConfigError(
+            f"run_dir={folder}: rank {blind[0]} on {seen[blind[0]][0]} does not see what rank 0 on {seen[0][0]} writes "
+            "there; choose a folder on a disk that all machines share"
+        )
+
+
+def _appears(place: Path) -> bool:
+    """Whether something is there, or will be before long."""
+    limit = time.monotonic() + APPEARS_SECONDS
+    while not (found := place.exists()) and time.monotonic() < limit:
+        if place.parent.is_dir():
+            os.listdir(place.parent)  # has the file system ask again
+        time.sleep(0.1)
+    return found
 
 
 def stop_if_asked() -> None:

@@ -45,7 +45,7 @@ from pathlib import Path
 import rlhf_lightning.config.locations as locations
 locations.CONF_DIR = Path("conf").resolve()
 from rlhf_lightning import errors
-from rlhf_lightning.cli import main as cli
+from rlhf_lightning.cli import launch, main as cli, rank
 def run(config):
     os.write(1, f"RUN {config['run_dir']} {config['seed']}\\n".encode())  # ranks write at once
     if config["seed"] == 2: raise errors.DataError("rows.jsonl:3: prompt: is empty")
@@ -55,6 +55,9 @@ def run(config):
 pipeline = types.ModuleType("rlhf_lightning.stages.pipeline")
 pipeline.run = run
 sys.modules["rlhf_lightning.stages.pipeline"] = pipeline
+if launch.HANDOVER_VARIABLE in os.environ:
+    launch.serve(rank.train)
+launch.RANK_PROGRAM = [__file__]
 cli.main()
 """
 
@@ -244,10 +247,18 @@ def test_tracebacks_can_be_asked_for(app):
     assert "Traceback" in app("stage=ppo", "data.train=x", "seed=2", HYDRA_FULL_ERROR="1").stderr
 
 
-def test_torchrun_needs_a_named_folder(app):
-    done = app("stage=ppo", "data.train=x", TORCHELASTIC_RUN_ID="1")
+@pytest.mark.parametrize(
+    ("program", "variables"),
+    [
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "1"}),
+        ("srun", {"SLURM_STEP_NUM_TASKS": "2"}),
+        ("mpirun", {"OMPI_COMM_WORLD_SIZE": "2"}),
+    ],
+)
+def test_ranks_of_another_program_need_a_named_folder(app, program, variables):
+    done = app("stage=ppo", "data.train=x", **variables)
     assert done.returncode == 2
-    assert "run_dir=" in done.stderr
+    assert f"under {program} every rank composes for itself" in done.stderr and "run_dir=" in done.stderr
 
 
 def test_help_fits_a_screen_and_imports_no_hydra():

@@ -12,8 +12,7 @@ from rlhf_lightning.errors import CheckpointError, ConfigError, DataError
 from rlhf_lightning.stages.pipeline import run
 from tests.gates.gate_docs import blocks
 from tests.gates.gate_sources import ROOT
-from tests.support import small_pipeline
-from tests.support.small_run import start
+from tests.support import cluster, small_pipeline
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),
@@ -62,15 +61,15 @@ def test_a_chain_without_a_reward_model_runs_as_typed(words, tmp_path, chain, te
     assert f"evaluate/{last}/praise" in metrics
 
 
-def test_all_stages_run_sharded_over_two_ranks_also_where_batches_do_not_divide(words, tmp_path):
+def test_all_stages_run_sharded_over_two_machines_also_where_batches_do_not_divide(words, tmp_path):
     odd = [f"{stage}.data.batch_size=3" for stage in ("rank", "best_of_n", "evaluate")]
-    machine = ["trainer=fsdp2", "trainer.devices=2", "trainer.accelerator=cpu", "sft.max_epochs=1"]
+    machines = ["trainer=fsdp2", "trainer.num_nodes=2", "trainer.accelerator=cpu", "sft.max_epochs=1"]
     learned = ["rollout.gather=layer", "reward.data.validation_fraction=0.25", *SMALL]
     chain = "stages=[sft,rank,reward,best_of_n,ppo,evaluate]"
-    command = start([*words, *odd, *machine, *learned, chain, f"run_dir={tmp_path}"])
-    said = command.communicate(timeout=300)[0]
-    assert command.returncode == 0, said
-    judged = json.loads((tmp_path / "evaluation.json").read_text())["policies"]
+    log = tmp_path / "log"
+    run = [*words, *odd, *machines, *learned, chain, f"run_dir={tmp_path / 'run'}"]
+    assert cluster.torchrun(2, 1, run, log, seconds=300) == [0, 0], log.read_text()
+    judged = json.loads((tmp_path / "run" / "evaluation.json").read_text())["policies"]
     assert list(judged) == ["base", "sft", "best_of_n", "ppo"]
     assert all(-10 < policy["summary"]["scores"]["praise"]["mean"] < 10 for policy in judged.values())
 

@@ -230,10 +230,24 @@ def record_scores(monkeypatch):
 def check_scores_again(seen, reward, folder):
     """The command and the line that a reward model's card shows give the scores that PPO saw."""
     assert not any(ended for _, _, ended in seen)  # scored at an EOS that the policy has not written
-    (folder / "rows.jsonl").write_text("".join(json.dumps({**row, "n": 1}) + "\n" for row, _, _ in seen))
+    first, other = (row for row, _, _ in seen[:2])
+    wrong = [other["completion"]] * 3
+    bench = {
+        "id": "1",
+        "prompt": first["prompt"],
+        "chosen": [first["completion"]],
+        "rejected": wrong,
+        "subset": "Focus",
+    }
+    rows = [*({**row, "n": 1} for row, _, _ in seen), bench]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = commands.answer(["score", str(reward), f"{folder / 'rows.jsonl'}", "--out", f"{folder / 'scored.jsonl'}"])
-    assert done["code"] == 0 and f"{len(seen)} answers: " in done["err"], done["err"]
-    scored = [json.loads(line) for line in (folder / "scored.jsonl").read_text().splitlines()]
+    assert done["code"] == 0 and f"{len(seen) + 4} answers: " in done["err"], done["err"]
+    *scored, benched = [json.loads(line) for line in (folder / "scored.jsonl").read_text().splitlines()]
+    best, *rest = benched["scores"]
+    assert best == pytest.approx(seen[0][1], abs=1e-5) and rest[0] == rest[1] == rest[2]
+    points = 100 if best > rest[0] else 25 if best == rest[0] else 0
+    assert f"RewardBench 2: Focus {points}.0, mean {points}.0" in done["err"]
     assert [{**row, "n": 1} for row, _, _ in seen] == [{k: v for k, v in row.items() if k != "score"} for row in scored]
     assert [row["score"] for row in scored] == pytest.approx([score for _, score, _ in seen], abs=1e-5)
     (program,) = [b.body for b in blocks((reward / "README.md").read_text()) if b.language == "python"]

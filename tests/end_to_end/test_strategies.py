@@ -1,5 +1,7 @@
 """DDP, FSDP2 and mixed precision: more processes or fewer bits, the same learning."""
 
+from functools import partial
+
 import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
@@ -38,18 +40,19 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def ranks(folder):
-    def read(name):
-        both = []
-        for rank in range(2):
-            file = folder / f"{name}.{rank}.pt"
-            log = (folder / f"rank{rank}.log").read_text()
-            assert file.is_file(), f"rank {rank} has not finished {name}:\n{log[-3000:]}"
-            result = torch.load(file, weights_only=True)
-            assert "error" not in result, f"rank {rank}:\n{result['error']}"
-            both.append(result)
-        return both
+    return partial(results, folder)
 
-    return read
+
+def results(folder, name, world=2):
+    found = []
+    for rank in range(world):
+        file = folder / f"{name}.{rank}.pt"
+        log = (folder / f"rank{rank}.log").read_text()
+        assert file.is_file(), f"rank {rank} has not finished {name}:\n{log[-3000:]}"
+        result = torch.load(file, weights_only=True)
+        assert "error" not in result, f"rank {rank}:\n{result['error']}"
+        found.append(result)
+    return found
 
 
 def assert_same_step(after, expected, start):
@@ -60,7 +63,7 @@ def assert_same_step(after, expected, start):
     assert (after - expected).norm() <= 1e-4 * way
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "hsdp"])
 @pytest.mark.parametrize("phase", ["sft", "reward"])
 def test_two_processes_learn_what_one_learns_from_the_same_global_batch(folder, ranks, phase, strategy):
     first, second = ranks(f"{phase}_{strategy}")
@@ -69,6 +72,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_global_batch(folder, 
     expected = phases.flat(alone.trained)
     assert torch.equal(first["weights"], second["weights"])
     assert_same_step(first["weights"], expected, start if start is not None else torch.zeros_like(expected))
+    assert first["held"] == pytest.approx(0.5 if strategy == "fsdp2" else 1.0, abs=0.02)  # the first has rows more
     for name, value in run.callback_metrics.items():
         rounding = 5e-5 if name.endswith(("_max", "_min")) else 1e-6  # one score, not a mean of many
         assert first["logged"][name] == pytest.approx(float(value), rel=1e-4, abs=rounding), name
@@ -141,7 +145,7 @@ def test_ranks_draw_distinct_samples_for_the_same_prompt(ranks):
     assert first["answers"] != second["answers"]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "hsdp"])
 def test_the_gradient_of_one_experience_is_the_same_on_one_and_on_two_ranks(folder, ranks, strategy):
     first, second = ranks(f"replay_{strategy}")
     alone, _ = phases.replay(folder)
@@ -215,7 +219,7 @@ def test_groups_without_a_critic_give_the_same_gradient_on_one_and_on_two_ranks(
     assert_same_step(first["weights"], phases.flat(alone.policy), phases.flat(start.policy))
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "lora_fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "hsdp", "lora_fsdp2"])
 def test_two_ranks_resume_ppo_bit_for_bit(folder, ranks, strategy):
     for rank in ranks(f"resume_{strategy}"):
         assert len(rank["resumed"]) == 2
@@ -273,8 +277,8 @@ def test_a_policy_in_shards_starts_at_its_reference_in_bfloat16_too(folder, rank
     assert torch.equal(phases.flat(plain), first["weights"])
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 4}])
-def test_models_that_are_sharded_before_they_are_read_are_those_that_are_loaded(folder, ranks, lora):
+@pytest.mark.parametrize(("case", "lora"), [("unread", None), ("unread_lora", {"r": 4}), ("unread_hsdp", None)])
+def test_models_that_are_sharded_before_they_are_read_are_those_that_are_loaded(folder, ranks, case, lora):
     source = Pretrained(str(folder / "policy"), lora=lora)
     torch.manual_seed(3)
     policy = source.adapted(source.causal_lm())
@@ -283,7 +287,7 @@ def test_models_that_are_sharded_before_they_are_read_are_those_that_are_loaded(
     models["reward"] = ScalarModel(source.adapted(source.reward_model(init_head=True)))
     frozen, ids = FrozenModels(), torch.arange(10)[None]
     frozen.add("reference", models["reference"])
-    for rank in ranks("unread_lora" if lora else "unread"):
+    for rank in ranks(case):
         assert rank["fingerprints"] == frozen.fingerprints
         for name, model in models.items():
             drawn = torch.cat([torch.full((w.numel(),), "lora_A" in n) for n, w in model.named_parameters()])
@@ -292,6 +296,32 @@ def test_models_that_are_sharded_before_they_are_read_are_those_that_are_loaded(
             with torch.no_grad():
                 out = model(ids, torch.ones_like(ids).bool())
             assert torch.equal(rank[name]["out"], getattr(out, "logits", out)), name
+
+
+@pytest.mark.slow  # four processes; two of them, in the tests above, make two copies or one in two shards
+def test_two_copies_in_shards_on_four_processes_learn_what_two_processes_learn(folder, ranks):
+    cases = [f"{phase}_hsdp" for phase in ("sft", "reward", "replay", "resume", "unread")]
+    (four := folder / "four").mkdir()
+    for file in [*folder.glob("*.jsonl"), *folder.glob("experience.pt"), folder / "policy"]:
+        (four / file.name).symlink_to(file)
+    pair.launch("tests.support.strategies_worker", str(four), *cases, log=four, seconds=SECONDS, world=4)
+    found = {case: results(four, case, world=4) for case in cases}
+    for phase, start in {
+        "sft": tiny.policy(),
+        "reward": phases.reward_model(),
+        "replay": tiny.policy(scale=0.3),
+    }.items():
+        expected = ranks(f"{phase}_ddp")[0]["weights"]
+        for rank in found[f"{phase}_hsdp"]:
+            assert_same_step(rank["weights"], expected, phases.flat(start))
+            assert phase == "replay" or rank["held"] == pytest.approx(0.5, abs=0.02)
+    for rank in found["resume_hsdp"]:
+        for resumed in rank["resumed"]:
+            assert all(torch.equal(a, b) for a, b in zip(rank["whole"], resumed, strict=True))
+    [expected, _] = ranks("unread")
+    for rank in found["unread_hsdp"]:
+        for name in ("policy", "critic", "reference", "reward"):
+            assert torch.equal(rank[name]["weights"], expected[name]["weights"]), name
 
 
 def test_a_run_looks_at_its_start_whether_it_can_be_saved_without_gathering_anything(ranks):

@@ -103,6 +103,11 @@ MISTAKES = [
     ("+trainer.fast_dev_run=true", "exports no model, so that nothing after sft could run|stages=[sft]"),
     ("matmul_precision=full", "matmul_precision=full: must be one of highest, high, medium"),
     ("stage=ppo trainer.strategy=fsdp", "trainer.strategy=fsdp|use trainer=fsdp2"),
+    (
+        "stage=ppo trainer=hsdp trainer.devices=3 trainer.strategy.replicate_size=2",
+        "trainer.strategy.replicate_size=2: copies of the weights must divide the 3 processes",
+    ),
+    ("stage=ppo trainer=hsdp trainer.strategy.replicate_size=0", "replicate_size=0: must be at least 1"),
     ("stage=ppo trainer=fsdp2 model.freeze_below=2", "trainer=fsdp2 needs model.freeze_below=0"),
     ("stage=ppo model.lora={lora_dropout:0.1}", "model.lora.lora_dropout=0.1: PPO compares the policy with itself"),
     ("stage=ppo trainer=fsdp2 model.offload=true", "trainer=fsdp2 keeps the shards|model.offload=false"),

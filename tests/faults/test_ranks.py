@@ -1,4 +1,4 @@
-"""Several ranks: one raises, dies, hangs or is told to stop (case 53), sweeps (54), locks and folders (11, 15, 17)."""
+"""Several ranks: one raises, dies, hangs or is told to stop (case 53), sweeps (54), locks and folders (11, 17)."""
 
 import os
 import platform
@@ -7,18 +7,20 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
+import torch
 
-from rlhf_lightning.checkpoint.io import checkpoints
 from rlhf_lightning.checkpoint.places import LOCK
 from rlhf_lightning.checkpoint.provenance import verify_folder
 from rlhf_lightning.cli import launch
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError
-from rlhf_lightning.rules.started import check_started
+from rlhf_lightning.rules.started import adopt_mpirun, check_started, number
 from rlhf_lightning.stages import pipeline, ranks
 from rlhf_lightning.stages.resume import RunFolder
 from tests.support import small_run
@@ -45,6 +47,7 @@ PROGRAM = """
     from pathlib import Path
     from rlhf_lightning import signals
     from rlhf_lightning.errors import DataError
+    from rlhf_lightning.cli import launch as launching
     from rlhf_lightning.cli.launch import HANDOVER_VARIABLE, RankError, launch, serve
 
     def work(config):
@@ -73,9 +76,18 @@ PROGRAM = """
         if sys.argv[1] == "early" and os.environ["RANK"] != sys.argv[2]:
             time.sleep(1e6)  # starting up, without a handler yet
         serve(work)
+
+    def job(how, rank):
+        launching.RANK_PROGRAM = [os.environ["PROGRAM"], how, str(rank)]
+        return launch({"how": how, "rank": rank, "trainer": {}}, 2)
+
     try:
+        if sys.argv[1] == "joblib":
+            from joblib import Parallel, delayed
+            print(Parallel(n_jobs=2)(delayed(job)("none", 0) for _ in range(2)))
+            sys.exit()
         with signals.watched():
-            print(launch({"how": sys.argv[1], "rank": int(sys.argv[2]), "trainer": {}}, 2), flush=True)
+            print(job(sys.argv[1], int(sys.argv[2])), flush=True)
     except RankError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
@@ -91,7 +103,7 @@ def command(tmp_path):
     started = []
 
     def start(how, rank):
-        environment = {**os.environ, "PYTHONPATH": str(small_run.ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(small_run.ROOT), "PROGRAM": str(program)}
         process = subprocess.Popen(
             [sys.executable, str(program), how, str(rank)], cwd=folder, env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -180,6 +192,13 @@ def test_the_first_rank_returns_what_its_work_returned(command):
     assert output == "{'rank': 0, 'config': {'how': 'none', 'rank': 0, 'trainer': {}}}\n", errors
 
 
+def test_workers_of_joblib_start_ranks_and_return_what_the_first_of_them_does(command):
+    pytest.importorskip("joblib")
+    output, errors = command("joblib", 0).communicate(timeout=40)
+    returned = {"rank": 0, "config": {"how": "none", "rank": 0, "trainer": {}}}
+    assert output == f"{[returned, returned]}\n", errors
+
+
 @pytest.mark.parametrize(
     ("trainer", "variable", "processes"),
     [
@@ -190,11 +209,13 @@ def test_the_first_rank_returns_what_its_work_returned(command):
         ({"devices": 2}, "TORCHELASTIC_RUN_ID", 1),
         ({"devices": 2}, "SLURM_STEP_NUM_TASKS", 1),
         ({"devices": 2}, "SLURM_PROCID", 2),
+        ({"devices": 2}, "OMPI_COMM_WORLD_NUM_APP_CTX", 2),
+        ({"devices": 2}, "PMI_SIZE", 1),
     ],
 )
 def test_as_many_processes_are_started_as_nobody_else_has(monkeypatch, trainer, variable, processes):
     if variable:
-        monkeypatch.setenv(variable, "2" if "NUM" in variable else "0")
+        monkeypatch.setenv(variable, "2" if "NUM" in variable or "SIZE" in variable else "0")
     assert launch.count(trainer) == processes
 
 
@@ -216,6 +237,8 @@ def test_as_many_processes_are_started_as_nobody_else_has(monkeypatch, trainer, 
         ({"SLURM_STEP_NUM_TASKS": "8"}, {"devices": 4, "num_nodes": 2}, None),
         ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}, {"devices": "auto"}, None),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, {"devices": 2}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, {"devices": 2}, "mpirun has started 4 .*; set trainer.num_nodes=2"),
+        ({"PMI_SIZE": "2"}, {"devices": 2}, None),
         ({}, {"devices": 2, "num_nodes": 2}, None),
     ],
 )
@@ -224,6 +247,66 @@ def test_another_number_of_processes_than_were_started_is_one_sentence(monkeypat
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=says) if says else nullcontext():
         check_started(trainer)
+
+
+OF_OPEN_MPI = [f"OMPI_COMM_WORLD_{name}" for name in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")]
+OF_MPICH = ["PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"]
+ADDRESS = {"MASTER_ADDR": "first", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "given", "expected"),
+    [
+        (OF_OPEN_MPI, (2, 1, 1, 2), {}, ("2", "1", "1", "0", "127.0.0.1", "29500")),
+        (OF_MPICH, (4, 2, 0, 2), ADDRESS, ("4", "2", "0", "1", "first", "1")),
+        (OF_OPEN_MPI, (1, 0, 0, 1), {}, (None,) * 6),
+        (OF_OPEN_MPI, (4, 2, 0, 2), {}, "add -x MASTER_ADDR=HOST"),
+        (OF_OPEN_MPI, (4, 1, 0, 2), ADDRESS, "rank 1 of mpirun is number 0 of 2 on its machine.*--map-by slot"),
+        (OF_OPEN_MPI, (3, 0, 0, 2), ADDRESS, "must have as many ranks"),
+        (OF_MPICH[:2], (2, 1), {}, "or use torchrun"),
+    ],
+)
+def test_a_rank_of_mpirun_gets_the_variables_of_torch(monkeypatch, names, values, given, expected):
+    found = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+    monkeypatch.setattr(os, "environ", {**given, **{name: str(v) for name, v in zip(names, values, strict=True)}})
+    with pytest.raises(ConfigError, match=expected) if isinstance(expected, str) else nullcontext():
+        adopt_mpirun()
+        assert tuple(os.environ.get(name) for name in found) == expected
+        assert number() == int(expected[1] or 0)
+
+
+@pytest.mark.parametrize("folders", [("run", "run"), ("run", "elsewhere"), ("run", "")], ids=lambda names: names[1])
+def test_a_folder_that_is_not_the_same_for_all_ranks_is_one_sentence(monkeypatch, tmp_path, folders):
+    """Two ranks as threads; a disk of a machine's own is another folder for the second, which need not be there."""
+    here, values, barrier = threading.local(), [None, None], threading.Barrier(2)
+    for name in filter(None, folders):
+        (tmp_path / name).mkdir(exist_ok=True)
+
+    def meet(value):
+        values[here.rank] = value
+        barrier.wait(10)
+        found = list(values)
+        barrier.wait(10)
+        return found
+
+    def check(rank):
+        here.rank = rank
+        try:
+            return ranks.check_shared(tmp_path / (folders[rank] or "nowhere"))
+        except ConfigError as error:
+            return str(error).partition(": ")[2]
+
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: here.rank)
+    monkeypatch.setattr(ranks, "APPEARS_SECONDS", 0.2)
+    monkeypatch.setattr(ranks, "_everywhere", meet)
+    with ThreadPoolExecutor(2) as both:
+        told = list(both.map(check, range(2)))
+    name = platform.node()
+    says = (
+        f"rank 1 on {name} does not see what rank 0 on {name} writes there; choose a folder on a disk that all machines"
+    )
+    assert told == ([None, None] if folders == ("run", "run") else [f"{says} share"] * 2)
+    assert not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.parametrize("trainer", ["strategy=dpp", "accelerator=tpu", "accelerator=gpu", "devices=-1"])
@@ -288,17 +371,6 @@ def test_case_53_every_fault_of_a_rank_ends_the_run_within_the_time_out_and_ten_
     assert time.time() - written < limit
     first = 1 - int(rank) if how == "hang" else rank
     assert lines[-1].startswith(f"rank {first}: "), lines[-1]
-
-
-def test_case_52_and_15_a_signal_to_one_rank_saves_and_another_number_of_ranks_cannot_go_on(words, tmp_path):
-    process = small_run.start(words, *TWO_RANKS, small_run.misbehave("SIGTERM", 1), f"run_dir={tmp_path / 'run'}")
-    code, lines = ended(process, 120)
-    assert code == 143, lines
-    assert re.match(r"stopped by SIGTERM; saved up to .*step-000002\. Go on with", lines[-1])
-    [saved] = checkpoints(tmp_path / "run" / "checkpoints" / "ppo")
-    assert verify_folder(saved)["stage"] == "checkpoint"
-    with pytest.raises(ConfigError, match=r"written by 2 processes, and this run has 1.*trainer\.devices=2"):
-        small_run.go(words, tmp_path / "run", "resume=auto")
 
 
 @pytest.mark.slow  # tests/cli/test_cli.py has the same without training

@@ -285,6 +285,7 @@ import os, signal, sys, time
 from pathlib import Path
 from rlhf_lightning import signals
 from rlhf_lightning.cli import grace
+from rlhf_lightning.cli import launch as launching
 from rlhf_lightning.cli.launch import HANDOVER_VARIABLE, launch, serve
 
 def hangs(config):
@@ -294,6 +295,7 @@ def hangs(config):
 
 if HANDOVER_VARIABLE in os.environ:
     serve(hangs)
+launching.RANK_PROGRAM = [__file__]
 grace.GRACE_SECONDS = 0.3
 try:
     with signals.watched():

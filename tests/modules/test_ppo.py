@@ -1,6 +1,7 @@
 """The PPO iteration: first ratio exactly 1, gradients that no split changes, KL 0 at the start, hooks that can be
 overridden."""
 
+import json
 from functools import partial
 
 import lightning
@@ -223,6 +224,19 @@ def test_the_policy_stands_still_while_the_critic_warms_up():
     assert ppo.critic.model.score.weight.abs().sum() > 0
     with pytest.raises(ConfigError, match=r"critic_warmup=1: a head on the policy would move the policy"):
         module(lambda policy: ValueHead(policy.config.hidden_size), critic_warmup=1).build()
+
+
+def test_a_critic_that_would_read_other_words_is_refused(tmp_path):
+    ScalarModel.from_policy(tiny.policy()).model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    critic = Pretrained(str(tmp_path))
+    module(critic).build()
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["good"], words["bad"] = words["bad"], words["good"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ConfigError, match=r"^ppo\.critic=.*: reads the policy's token ids.* policy or shared_trunk"):
+        module(critic).build()
 
 
 def test_the_reference_never_moves_and_is_not_in_the_state():

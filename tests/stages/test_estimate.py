@@ -1,5 +1,7 @@
 """A stage that will not fit is told before it is loaded."""
 
+from dataclasses import replace
+
 import pytest
 from transformers import MambaConfig, T5Config
 
@@ -16,6 +18,9 @@ def test_a_config_says_how_a_run_lies_on_its_devices():
     config = compose([*WORDS, "model.path=m", "trainer=fsdp2", "trainer.devices=8", "trainer.precision=bf16-mixed"])
     expected = Setup(8, True, True, "shared_trunk", True, 4, tokens=16 * 320, sampled=8, context=320)
     assert setup_of(config, "ppo") == expected
+    hybrid = ["trainer=hsdp", "trainer.devices=4", "trainer.num_nodes=2", "trainer.precision=bf16-mixed"]
+    hybrid = setup_of(compose([*WORDS, "model.path=m", *hybrid]), "ppo")
+    assert hybrid == replace(expected, replicas=2) and (hybrid.parts, expected.parts) == (4, 8)
     more = ["ppo.critic=policy", "model.offload=true", "model.activation_checkpointing=2",
             "scorer.model.dtype=bfloat16", "model.lora={r: 4}", "ppo.settings.micro_batch_size=2"]  # fmt: skip
     config = compose([*WORDS, "model.path=m", "trainer.precision=32-true", *more])

@@ -1,4 +1,4 @@
-"""Two processes of one job on this machine."""
+"""Two or more processes of one job on this machine."""
 
 import os
 import socket
@@ -8,11 +8,11 @@ import sys
 from tests.gates.gate_sources import ROOT
 
 
-def launch(module: str, *words: str, log, seconds: float = 300) -> list[int]:
-    """Run ``python -m module words`` as ranks 0 and 1; both are gone after ``seconds`` at the latest.
+def launch(module: str, *words: str, log, seconds: float = 300, world: int = 2) -> list[int]:
+    """Run ``python -m module words`` as so many ranks; all are gone after ``seconds`` at the latest.
 
     Args:
-        log: a folder for ``rank0.log`` and ``rank1.log``.
+        log: a folder for ``rank0.log`` and so on.
 
     Returns:
         the exit codes.
@@ -22,10 +22,10 @@ def launch(module: str, *words: str, log, seconds: float = 300) -> list[int]:
         port = probe.getsockname()[1]
     surroundings = {
         **os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2", "NODE_RANK": "0",
+        "WORLD_SIZE": str(world), "NODE_RANK": "0",
     }  # fmt: skip
     ranks = []
-    for rank in range(2):
+    for rank in range(world):
         environment = {**surroundings, "LOCAL_RANK": str(rank), "RANK": str(rank)}
         with (log / f"rank{rank}.log").open("w") as stream:
             command = [sys.executable, "-m", module, *words]

@@ -1,5 +1,6 @@
-"""One rank of several: ``python -m tests.support.strategies_worker FOLDER`` runs all cases and saves what came out."""
+"""One rank of several: ``python -m tests.support.strategies_worker FOLDER [CASE ...]`` saves what came out of cases."""
 
+import os
 import sys
 import traceback
 from datetime import timedelta
@@ -33,7 +34,7 @@ from rlhf_lightning.types import PromptBatch
 from tests.support import offline, phases, tiny
 from tests.support.served_ranks import served
 
-WORLD = 2
+WORLD = int(os.environ.get("WORLD_SIZE", "2"))
 
 
 def ddp():
@@ -48,6 +49,12 @@ def fsdp2():
     return {"strategy": strategy, "devices": WORLD}
 
 
+def hsdp():
+    """Two copies of the weights, each in shards on half of the processes."""
+    strategy = DurableModelParallelStrategy(replicate_size=2, timeout=timedelta(seconds=100))
+    return {"strategy": strategy, "devices": WORLD}
+
+
 def mixed():
     return {**fsdp2(), "precision": "bf16-mixed"}
 
@@ -55,9 +62,16 @@ def mixed():
 def supervised(phase, where, **given):
     def run(folder):
         module, trainer = phase(folder, world_size=WORLD, **given, **where())
-        return {"weights": phases.flat(module.trained), "logged": logged(trainer)}
+        return {"weights": phases.flat(module.trained), "logged": logged(trainer), "held": held(module.trained)}
 
     return run
+
+
+def held(model):
+    """How much of a model's weights this rank holds."""
+    weights = list(model.parameters())
+    here = sum((w.to_local() if hasattr(w, "to_local") else w).numel() for w in weights)
+    return here / sum(w.numel() for w in weights)
 
 
 def replay(where, grouped=False, lora=False, critic="policy", checkpoint_every=0):
@@ -88,7 +102,7 @@ def ppo(where, name, rollouts=2):
     return run
 
 
-def resume(where, name, lora=False):
+def resume(where, name, lora=False, batch=4):
     """Three rollouts at once, and the same from the checkpoint after each of the first two."""
 
     def state(module):
@@ -98,7 +112,7 @@ def resume(where, name, lora=False):
         def fit(**options):
             io = DurableCheckpointIO()
             learner = phases.ppo_module(lora=lora)
-            module, _ = phases.ppo(folder, learner, rollouts=3, batch=4, plugins=[io], **options, **where())
+            module, _ = phases.ppo(folder, learner, rollouts=3, batch=batch, plugins=[io], **options, **where())
             return state(module)
 
         saver = DurableCheckpoint(folder / name, every_n_steps=1, keep=2)
@@ -181,7 +195,7 @@ def sharded_head(folder):
         return {"found": found, "expected": expected, "rounded": plain(ids, torch.ones_like(ids).bool())}
 
 
-def unread(folder, lora=None):
+def unread(folder, lora=None, mesh=(WORLD,)):
     """The models of a run that are sharded before they are read, with rows that two ranks do not share evenly."""
     source = Pretrained(str(folder / "policy"), lora=lora)
     with weights_later():
@@ -196,7 +210,7 @@ def unread(folder, lora=None):
     found = {}
     with kept_shared([*models.values()]):
         for model in models.values():
-            shard(model, init_device_mesh("cpu", (WORLD,)))
+            shard(model, init_device_mesh("cpu", mesh, mesh_dim_names=("replicate", "shard")[-len(mesh) :]))
             assert all(weight.is_meta for weight in model.parameters())
             fill(model)
     for name, model in models.items():
@@ -354,6 +368,11 @@ CASES = {
     "lockstep": lockstep,
     "unread": unread,
     "unread_lora": partial(unread, lora={"r": 4}),
+    "unread_hsdp": partial(unread, mesh=(WORLD // 2, 2)),
+    "sft_hsdp": supervised(phases.sft, hsdp, micro=4 // WORLD),
+    "reward_hsdp": supervised(phases.reward, hsdp),
+    "replay_hsdp": replay(hsdp),
+    "resume_hsdp": resume(hsdp, "resume_hsdp", batch=8),
     "best": best,
     "checked_at_start": checked_at_start,
     "served_ddp": served(ddp, "served_ddp"),
@@ -366,10 +385,10 @@ CASES = {
 }
 
 
-def main(folder: Path) -> None:
-    for name, case in CASES.items():
+def main(folder: Path, names: list[str]) -> None:
+    for name in names or CASES:
         try:
-            result = case(folder)
+            result = CASES[name](folder)
         except Exception:
             result = {"error": traceback.format_exc()}
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else "none"
@@ -377,4 +396,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
