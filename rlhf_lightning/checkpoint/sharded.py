@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
 from rlhf_lightning.private_api.lightning import named_optimizer_state, saves_shards, share_among_all
-from rlhf_lightning.rules.combinations import check_replicas
+from rlhf_lightning.rules.placement import check_replicas
 from rlhf_lightning.rules.ranges import require
 
 

@@ -27,7 +27,7 @@ from rlhf_lightning.optim.schedules import make_schedule
 from rlhf_lightning.private_api.lightning import strategy_of, trainer_of
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.rollout.hf import generation_config
-from rlhf_lightning.rules.combinations import FSDP1_REFUSED
+from rlhf_lightning.rules.placement import FSDP1_REFUSED
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.training.precision import convert_weights, sharded_dtype, warn_of_half
 from rlhf_lightning.training.random_state import random_state, restore_random_state

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.aggregate import Aggregation
@@ -29,7 +29,7 @@ from rlhf_lightning.modules.scales import ScoreScale, ValueScale
 from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
 from rlhf_lightning.rollout.engine import close, weights_for
-from rlhf_lightning.scoring import Scorer, details_of, place
+from rlhf_lightning.scoring import Scorer, details_of, place, state_of
 from rlhf_lightning.training.micro_batches import Schedule, micro_batches, take
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
 from rlhf_lightning.training.step_guard import NotFinite, on_all_ranks
@@ -81,6 +81,7 @@ class OnlineModule(RLHFModule):
         self._seconds: dict[str, float] = {}
         self._sampled = Sampled(0, 0.0)
         self._resampled: Judged | None = None
+        self.recorder: Any = None  # set by `RecordRollouts`
         self.pretraining: Callable[[OnlineModule], Tensor] | None = None  # set by `PretrainingMix`
         self.smaller = SmallerMicroBatches(self.stage)
         self.score_scale, self.value_scale = ScoreScale(), ValueScale()
@@ -97,11 +98,16 @@ class OnlineModule(RLHFModule):
             rollout = on_all_ranks("a logit in generation", answer, prompts, self.ranks)
         seconds = time.perf_counter() - start
         self._sampled = Sampled(self._sampled.tokens + int(rollout.mask.sum()), self._sampled.seconds + seconds)
+        if self.recorder is not None:
+            self.recorder.sampled(rollout, self.tokenizer)
         return rollout
 
     def score(self, rollout: Rollout) -> Tensor:
         """What the scorer gives, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
-        return on_all_ranks("a score", partial(self.scorer.score, rollout, self.tokenizer), rollout, self.ranks)
+        scores = on_all_ranks("a score", partial(self.scorer.score, rollout, self.tokenizer), rollout, self.ranks)
+        if self.recorder is not None:
+            self.recorder.scored(rollout, scores)
+        return scores
 
     def resample(self, rollout: Rollout, scores: Tensor) -> tuple[Rollout, Tensor]:
         """Answers to other prompts instead of groups whose scores are all the same, see `with_other_prompts`."""
@@ -240,15 +246,11 @@ class OnlineModule(RLHFModule):
         total = sum(self._seconds.values())
         sampled, seconds = self.ranks.sum(*self._sampled)
         self._sampled = Sampled(0, 0.0)
-        counters = (
-            self.guard.logged()
-            | self.smaller.logged()
-            | {
-                "episode": float(self.episodes),
-                "perf/tokens_per_second": metrics["tokens"] / max(total, 1e-9),
-                "perf/tokens_per_second_generate": self.ranks.size * sampled / max(seconds, 1e-9),
-            }
-        )
+        speeds = {
+            "perf/tokens_per_second": metrics["tokens"] / max(total, 1e-9),
+            "perf/tokens_per_second_generate": self.ranks.size * sampled / max(seconds, 1e-9),
+        }
+        counters = self.guard.logged() | self.smaller.logged() | {"episode": float(self.episodes)} | speeds
         self.log_dict({n: v for n, v in metrics.items() if n not in ("episodes", "tokens")} | counters | self._seconds)
 
     def on_fit_start(self) -> None:
@@ -272,7 +274,7 @@ class OnlineModule(RLHFModule):
         """Counters, KL controller, scorer and the scales of scores and values."""
         counters = {name: getattr(self, name) for name in COUNTERS}
         scales = {"score_std": self.score_scale.std, "values": self.value_scale.state_dict()}
-        return {**counters, "kl": self.kl_controller.state_dict(), "scorer": _state_of(self.scorer), "scales": scales}
+        return {**counters, "kl": self.kl_controller.state_dict(), "scorer": state_of(self.scorer), "scales": scales}
 
     def load_progress(self, state: Mapping[str, Any]) -> None:
         """See `RLHFModule`."""
@@ -293,8 +295,3 @@ class OnlineModule(RLHFModule):
         super().load_rank_state(state)
         self.engine.load_state_dict(state["engine"])
         self._order.set_state(state["order"])
-
-
-def _state_of(scorer: Any) -> dict[str, Any]:
-    """What a scorer wants to keep; a network among the children of the module is saved with them."""
-    return scorer.state_dict() if hasattr(scorer, "state_dict") and not isinstance(scorer, nn.Module) else {}
