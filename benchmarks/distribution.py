@@ -67,7 +67,7 @@ def tried(archive: Path, folder: Path) -> None:
     call(*pip, f"{archive}[lora]", "pytest")
     call(programs / "rlhf-lightning", "trainer=cpu", "run_dir=runs/demo", *SMALL)
     call(programs / "rlhf-lightning", "new", "my_lab")
-    call(programs / "python", "train.py", "experiment=first", *SMALL, at=folder / "my_lab")
+    call(programs / "python", "train.py", "experiment=first", "trainer=cpu", at=folder / "my_lab")
     call(programs / "python", "-m", "pytest", "-q", at=folder / "my_lab")
     for number, page in enumerate(PAGES):
         (folder / f"page{number}.py").write_text(program(page), encoding="utf-8")

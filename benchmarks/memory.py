@@ -11,6 +11,7 @@ of `rlhf_lightning.models.footprint`; the tests hold them against measured bytes
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def config_of(model: str) -> PretrainedConfig:
 def line(model: str, setup: Setup, card: float) -> str:
     """A row of the table."""
     shape = shape_of(config_of(model))
-    device, host = ({name: n / GB for name, n in found(shape, setup).items()} for found in (on_device, on_host))
+    device = {name: n / GB for name, n in on_device(shape, setup).items()}
+    host = {name: n / GB for name, n in on_host(shape, setup).items()}
+    copied = on_host(shape, replace(setup, asynchronous=True))["save"] / GB
     left = card - max(device.values())
     layout = "fsdp2" if setup.sharded else "ddp" if setup.ranks > 1 else "single"
     rest = [f"LoRA {setup.adapters}"] * bool(setup.adapters) + ["offload"] * setup.offload
@@ -59,7 +62,7 @@ def line(model: str, setup: Setup, card: float) -> str:
     rest += ["a layer at a time"] * (setup.gather == "layer")
     cells = [model, f"{setup.ranks} x {card:g} GB, {', '.join([layout, *rest])}"]
     cells += [f"{device[phase]:.0f}" for phase in ("load", "generate", "score", "learn")]
-    cells += [f"{max(host['load'], host['generate']):.0f}", f"{host['save']:.0f}"]
+    cells += [f"{max(host.values()):.0f}", f"{copied:.0f}"]
     return f"| {' | '.join(cells)} | {f'{left:.0f} GB left' if left > 0 else 'does not fit'} |"
 
 
@@ -84,7 +87,7 @@ def main() -> None:
     parser.add_argument("--four-bits", action="store_true", help="model.load_in_4bit=true")
     parser.add_argument("--gather", choices=("model", "layer"), default="model", help="rollout.gather")
     given = parser.parse_args()
-    print("| model | layout | load | generate | score | learn | host | host at a save | |")
+    print("| model | layout | load | generate | score | learn | host | host at an asynchronous save | |")
     print("|---|---|---|---|---|---|---|---|---|")
     if given.model is None:
         for model, ranks, more, *card in TABLE:

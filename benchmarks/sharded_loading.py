@@ -60,6 +60,21 @@ class Memory(Callback):
         self.note(f"after step {batch_idx + 1}")
 
 
+class Saver(DurableCheckpoint):
+    """Notes what a save takes."""
+
+    def __init__(self, folder: Path, memory: Memory) -> None:
+        super().__init__(folder, every_n_steps=1, at_end=False)
+        self.memory = memory
+
+    def save(self, trainer: Any) -> Path | None:
+        """See `DurableCheckpoint`."""
+        self.memory.note("before the save")
+        path = super().save(trainer)
+        self.memory.note("after the save")
+        return path
+
+
 class Loaded(PPOModule):
     """Says what it holds once its models are there."""
 
@@ -83,7 +98,7 @@ def prepare(folder: Path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(**SIZES, pad_token_id=0, eos_token_id=1, bos_token_id=None, max_position_embeddings=64)
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder, max_shard_size="40MB")
-    (folder / "prompts.jsonl").write_text("".join(f'{{"prompt": "w{n} w{n + 1}"}}\n' for n in range(3, 11)))
+    (folder / "prompts.jsonl").write_text("".join(f'{{"prompt": "w{n} w{n + 1}"}}\n' for n in range(3, 67)))
 
 
 def length(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -91,31 +106,40 @@ def length(prompts: list[str], completions: list[str], **columns: Any) -> list[f
     return [float(len(text)) for text in completions]
 
 
+def run_of(
+    folder: Path, ranks: int, callbacks: list[Callback], cls: type[PPOModule] = PPOModule, rollouts: int = 2,
+    rows: int = 4, tokens: int = 8,
+) -> tuple[lightning.Trainer, PPOModule, PromptData]:  # fmt: skip
+    """A Trainer, a module and data of PPO on the model in a folder; ``rows`` answers of ``tokens`` in a rollout."""
+    source = Pretrained(str(folder))
+    settings = PPOSettings(num_minibatches=1, micro_batch_size=1)
+    scorer: Any = FunctionScorer(length)
+    module = cls(
+        source, scorer, critic="policy", sampling=Sampling(max_new_tokens=tokens), settings=settings,
+        optimizer=partial(torch.optim.AdamW, lr=1e-5, foreach=False),
+    )  # fmt: skip
+    data = PromptData(
+        folder / "prompts.jsonl", None, source.tokenizer(), batch_size=rows, rollouts=rollouts, validation_fraction=0.0
+    )
+    strategy: Any = {} if ranks == 1 else {"strategy": DurableModelParallelStrategy(ranks)}
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=ranks, max_epochs=1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, callbacks=callbacks,
+        **strategy,
+    )  # fmt: skip
+    return trainer, module, data
+
+
 def work(folder: Path, ranks: int) -> None:
     """One rank of a run of two steps, a save after each."""
     torch.set_num_threads(1)
     memory = Memory()
     memory.note("imports")
-    source = Pretrained(str(folder))
-    settings = PPOSettings(num_minibatches=1, micro_batch_size=1)
-    scorer: Any = FunctionScorer(length)
-    module = Loaded(
-        source, scorer, critic="policy", sampling=Sampling(max_new_tokens=8), settings=settings,
-        optimizer=partial(torch.optim.AdamW, lr=1e-5, foreach=False),
-    )  # fmt: skip
-    module.memory = memory
-    data = PromptData(
-        folder / "prompts.jsonl", None, source.tokenizer(), batch_size=4, rollouts=2, validation_fraction=0.0
-    )
-    sharded = DurableModelParallelStrategy(ranks, 1, save_distributed_checkpoint=False)
-    strategy: Any = {} if ranks == 1 else {"strategy": sharded}
-    trainer = lightning.Trainer(
-        accelerator="cpu", devices=ranks, max_epochs=1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
-        callbacks=[DurableCheckpoint(folder / f"saved{ranks}", every_n_steps=1, at_end=False), memory], **strategy,
-    )  # fmt: skip
+    Loaded.memory = memory
+    saver = Saver(folder / f"saved{ranks}", memory)
+    trainer, module, data = run_of(folder, ranks, [saver, memory], Loaded)
     trainer.fit(module, datamodule=data)
-    memory.note("after the save and the rest")
+    memory.note("at the end")
     rank = trainer.global_rank
     (folder / f"{ranks}.{rank}").write_text("\n".join(memory.moments))
 

@@ -1,10 +1,12 @@
 """Kill a pipeline again and again, let it go on, and compare its end with that of a run nobody touched.
 
-python -m benchmarks.soak --kills 200 [--seed 0] [--json FILE] [--folder FOLDER]
+python -m benchmarks.soak --kills 200 [--seed 0] [--ranks 2] [--json FILE] [--folder FOLDER] [WORD...]
 
 Every attempt is the command `rlhf-lightning ... resume=auto` in a process of its own, forked from one that has imported
 torch and Lightning already, and ended with SIGKILL: after a random delay, or within milliseconds of the appearance of a
-temporary folder, which is inside of a save, an export or a removal.
+temporary folder, which is inside of a save, an export or a removal. With ``--ranks`` it is so many processes under
+``trainer=fsdp2``, which are all killed within 50 ms. Words are added to the command, like
+``checkpoint.asynchronous=true``.
 """
 
 from __future__ import annotations
@@ -15,18 +17,19 @@ import os
 import random
 import re
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.soak_traces import finished_files, history_rows, saved_steps
 
 STAGES = ("sft", "rank", "reward", "ppo")
 WORDS = [
-    "logger=none", "trainer=cpu", "resume=auto",
+    "logger=none", "resume=auto",
     "task.texts=400", "task.demonstrations=48", "task.prompts=32", "task.heldout_prompts=16",
     "sft.data.batch_size=8", "sft.data.micro_batch_size=4", "rank.max_prompts=16", "rank.data.batch_size=16",
     "sampling.max_new_tokens=6", "reward.data.batch_size=4", "ppo.rollouts=8", "ppo.data.batch_size=8",
@@ -44,10 +47,14 @@ class Soak:
     Args:
         folder: for the task's files, the runs and their logs.
         seed: of the moments.
+        ranks: processes of a run.
+        more: words of the command.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, seed: int, ranks: int = 1, more: Sequence[str] = ()) -> None:
+        self.folder, self.ranks = folder, ranks
+        sharded = ["trainer=fsdp2", f"trainer.devices={ranks}", "trainer.accelerator=cpu"]
+        self.words = [*WORDS, *(["trainer=cpu"] if ranks == 1 else sharded), *more]
         self.draw = random.Random(seed)
         self.seconds = 0.0  # that a run takes
         self.counts: Counter[str] = Counter()
@@ -55,13 +62,13 @@ class Soak:
 
     def command(self, run: Path, stages: Sequence[str] = STAGES) -> list[str]:
         """The words of one run."""
-        return [*WORDS, f"stages=[{','.join(stages)}]", f"output_root={self.folder}", f"run_dir={run}"]
+        return [*self.words, f"stages=[{','.join(stages)}]", f"output_root={self.folder}", f"run_dir={run}"]
 
     def uninterrupted(self) -> dict[str, object]:
         """What a run leaves that nobody kills; one before it makes the task's files."""
         for name, stages in (("first", STAGES[:1]), ("uninterrupted", STAGES)):
             run, since = self.folder / name, time.monotonic()
-            if _wait(_start(self.command(run, stages), run.with_suffix(".log"))) != 0:
+            if _wait(_start(self.command(run, stages), run.with_suffix(".log"), self.ranks)) != 0:
                 raise SystemExit(f"the uninterrupted run failed; see {run.with_suffix('.log')}")
             self.seconds = time.monotonic() - since
         return _end(run)
@@ -71,8 +78,8 @@ class Soak:
         before: dict[str, int] = {}
         for attempt in range(1000):
             log = run.with_suffix(f".{attempt}.log")
-            process = _start(self.command(run), log)
-            code = _wait(process) if attempt >= kills else self._kill(process, run)
+            processes = _start(self.command(run), log, self.ranks)
+            code = _wait(processes) if attempt >= kills else self._kill(processes, run)
             self._check_resume(log, before)
             before = self._check_folder(run, before)
             self.counts[f"killed in {_stage(run)}"] += code is None
@@ -85,22 +92,25 @@ class Soak:
             differing = [name for name in expected if found.get(name) != expected[name]]
             self._fault("other result", f"{run}: {', '.join(differing)}")
 
-    def _kill(self, process: int, run: Path) -> int | None:
-        """Kill a process at a random moment; its exit status if it was done before that."""
+    def _kill(self, processes: list[int], run: Path) -> int | None:
+        """Kill processes at a random moment; the exit status if the first was done before that."""
         saves = self.draw.randint(1, 8) if self.draw.random() < DURING_SAVES else 0
         end = time.monotonic() + self.draw.uniform(0, self.seconds)
         seen = before = _temporary(run)
         while saves or time.monotonic() < end:
-            ended, status = os.waitpid(process, os.WNOHANG)
+            ended, status = os.waitpid(processes[0], os.WNOHANG)
             if ended:
-                return os.waitstatus_to_exitcode(status)
+                return os.waitstatus_to_exitcode(status) or (_wait(processes[1:]) if processes[1:] else 0)
             if saves and (new := _temporary(run) - seen):
                 seen = seen | new
                 saves -= 1
                 end = time.monotonic() + self.draw.uniform(0, 0.008)
             time.sleep(0.0002 if saves else 0.001)
-        os.kill(process, signal.SIGKILL)
-        _wait(process)
+        self.draw.shuffle(processes)
+        for number, process in enumerate(processes):
+            time.sleep(self.draw.uniform(0, 0.05) if number else 0)
+            os.kill(process, signal.SIGKILL)
+        _wait(processes)
         self.counts["kills"] += 1
         self.counts["kills inside of a save"] += bool(_temporary(run) - before)
         return None
@@ -140,8 +150,25 @@ class Soak:
 _BAD = ("lost steps", "damaged", "needed help", "other result")
 
 
-def _start(words: Sequence[str], log: Path) -> int:
-    """Fork a process that is the command; its number."""
+def _start(words: Sequence[str], log: Path, ranks: int) -> list[int]:
+    """Fork the processes that are the command; their numbers. The first one writes the log."""
+    if ranks == 1:
+        return [_fork(words, log, {})]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
+    return [
+        _fork(
+            words,
+            log if not rank else log.with_suffix(f".{rank}"),
+            {**shared, "LOCAL_RANK": str(rank), "RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
+
+
+def _fork(words: Sequence[str], log: Path, surroundings: Mapping[str, str]) -> int:
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     process = os.fork()
     if process:
@@ -149,8 +176,12 @@ def _start(words: Sequence[str], log: Path) -> int:
         return process
     code: object = 1
     try:
+        from lightning.pytorch.utilities import rank_zero_only
+
         os.dup2(stream, 1)
         os.dup2(stream, 2)
+        os.environ.update(surroundings)
+        rank_zero_only.rank = int(surroundings.get("RANK", "0"))  # Lightning was imported without
         sys.argv = ["rlhf-lightning", *words]
         from rlhf_lightning.cli.main import main
 
@@ -164,18 +195,20 @@ def _start(words: Sequence[str], log: Path) -> int:
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
-def _wait(process: int) -> int | None:
-    """The exit status; None for one that was killed."""
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        ended, status = os.waitpid(process, os.WNOHANG)
+def _wait(processes: Sequence[int]) -> int | None:
+    """The exit status of the first that failed, or 0; None for those that were killed."""
+    end, left, codes = time.monotonic() + SECONDS * len(processes), list(processes), [0]
+    while left and time.monotonic() < end:
+        ended, status = os.waitpid(left[0], os.WNOHANG)
         if ended:
-            code = os.waitstatus_to_exitcode(status)
-            return None if code == -signal.SIGKILL else code
-        time.sleep(0.01)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return 124
+            codes.append(os.waitstatus_to_exitcode(status))
+            left.pop(0)
+        time.sleep(0 if ended else 0.01)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    failed = next((code for code in codes if code), 124 if left else 0)
+    return None if failed == -signal.SIGKILL else failed
 
 
 def _temporary(run: Path) -> set[str]:
@@ -220,8 +253,10 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("words", nargs="*")
     given = parser.parse_args(arguments)
     from rlhf_lightning.console.streams import quiet
 
@@ -230,7 +265,7 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = (given.folder or Path(place)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        soak, since = Soak(folder, given.seed), time.monotonic()
+        soak, since = Soak(folder, given.seed, given.ranks, given.words), time.monotonic()
         expected = soak.uninterrupted()
         while (left := given.kills - soak.counts["kills"]) > 0:
             soak.kill_one_run(folder / f"run-{soak.counts['runs']:03d}", min(left, KILLS_PER_RUN), expected)

@@ -6,6 +6,7 @@ from rlhf_lightning.callbacks.guard import RewardHackingGuard
 from rlhf_lightning.callbacks.history import History
 from rlhf_lightning.callbacks.pretraining import PretrainingMix
 from rlhf_lightning.callbacks.progress import ProgressLine
+from rlhf_lightning.callbacks.record import RecordRollouts
 from rlhf_lightning.callbacks.samples import Samples
 from rlhf_lightning.callbacks.score_monitor import ScoreMonitor
 from rlhf_lightning.callbacks.stop import StopAtBoundary
@@ -17,6 +18,7 @@ __all__ = [
     "History",
     "PretrainingMix",
     "ProgressLine",
+    "RecordRollouts",
     "RewardHackingGuard",
     "Samples",
     "ScoreMonitor",

@@ -14,7 +14,8 @@ from torch import Tensor
 from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done, steps_planned, unpenalised_limit
 from rlhf_lightning.checkpoint.nonfinite import first_nonfinite
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.models.sharding import sharded_as, whole_on_first
+from rlhf_lightning.models.adapters import learned_state
+from rlhf_lightning.models.sharding import sharded_as
 from rlhf_lightning.rules.ranges import require
 
 KL, KL_TARGET = "objective/kl", "objective/kl_target"
@@ -104,7 +105,7 @@ class BestPolicy(pl.Callback):
         wins = better and first_nonfinite(policy.named_parameters()) is None
         if trainer.strategy.broadcast(wins):  # rank 0 decides for all
             self.best = {"rollout": rollout, "score": score, "kl": kl}
-            self._weights = _copy(policy.state_dict())
+            self._weights = _copy(learned_state(policy))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.best is None:
@@ -118,18 +119,18 @@ class BestPolicy(pl.Callback):
             f"KL {best['kl']:.3g} nats per response"
         )
         policy: Any = pl_module.policy
-        last = None if self.restore_best else _copy(policy.state_dict())
-        policy.load_state_dict(self._weights)
+        last = None if self.restore_best else _copy(learned_state(policy))
+        policy.load_state_dict(policy.state_dict() | self._weights)
         if self.folder is not None:
             pl_module.export(self.folder, {"stage": "ppo", "metrics": {f"best/{k}": v for k, v in best.items()}})  # type: ignore[operator]
         if last is not None:
-            policy.load_state_dict(last)
+            policy.load_state_dict(policy.state_dict() | last)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "best": self.best,
             "recent": [list(pair) for pair in self._recent],
-            "weights": whole_on_first(self._weights),
+            "weights": self._weights,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,9 +14,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from rlhf_lightning.callbacks.history import OnError
 from rlhf_lightning.callbacks.steps import steps_done, steps_planned
+from rlhf_lightning.checkpoint.background import Writing, snapshot
 from rlhf_lightning.checkpoint.io import END, DurableCheckpointIO, expired
 from rlhf_lightning.checkpoint.places import foreign
-from rlhf_lightning.checkpoint.sharded import DurableModelParallelStrategy
+from rlhf_lightning.checkpoint.processes import Processes, together
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.private_api.lightning import (
     begin_epoch,
@@ -30,6 +31,7 @@ from rlhf_lightning.private_api.lightning import (
 )
 from rlhf_lightning.rules.ranges import require
 
+LAST_SECONDS = 300.0  # in which what was begun may still be written when an error has ended the run
 COST = 20  # times what a save took must pass until a long step is saved again
 
 
@@ -44,6 +46,10 @@ class DurableCheckpoint(Checkpoint):
     A step that took longer than ``grace_period_seconds``, and that a signal may therefore give up, is saved too, where
     that costs little: the first of a fit, and later ones 20 times as long after the last save as that took.
 
+    With ``asynchronous`` a save copies what changes into host memory, and a thread hashes and writes it while the run
+    goes on. The next save, a signal and the end of the fit wait for it; an error is raised at the end of the step in
+    which it comes, on all ranks.
+
     Args:
         folder: where to; a Trainer without an IO plugin is given `DurableCheckpointIO`, which writes folders.
         every_n_steps: save each time this many steps are done; None leaves it to the minutes.
@@ -53,6 +59,8 @@ class DurableCheckpoint(Checkpoint):
             warned of.
         on_error: what a full or failing disk does: "raise" ends the run, "warn" goes on and tries again when the next
             checkpoint is due. The older ones stay in both cases.
+        asynchronous: write beside the training. It takes as much host memory as the checkpoint, or this rank's part of
+            it, which is why it is not the default: no save should be what a run ends for.
         grace_period_seconds: how long a step may still take to be saved after the run was told to stop; a longer one is
             given up. Below the time your scheduler leaves between SIGTERM and SIGKILL.
 
@@ -68,6 +76,7 @@ class DurableCheckpoint(Checkpoint):
         keep: int = 2,
         at_end: bool = True,
         on_error: OnError = "raise",
+        asynchronous: bool = False,
         grace_period_seconds: float = 5.0,
     ) -> None:
         require("keep", keep, at_least=2, why="so that a damaged one does not cost the run")
@@ -82,7 +91,10 @@ class DurableCheckpoint(Checkpoint):
         self.keep = keep
         self.at_end = at_end
         self.on_error = on_error
+        self.asynchronous = asynchronous
         self.grace_period_seconds = grace_period_seconds
+        self._ranks = Processes()
+        self._writing: Writing | None = None
         self._good: set[Path] = set()  # checkpoints that are whole
         self._left: set[Path] = set()  # and that are not, and stay
         self._saved = self._seen = 0  # steps
@@ -94,6 +106,9 @@ class DurableCheckpoint(Checkpoint):
         """Write folders where the Trainer was given no plugin that says otherwise, before a checkpoint is read."""
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default, a pickle
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        self._ranks = together()
+        if isinstance(io := trainer.strategy.checkpoint_io, DurableCheckpointIO):
+            io.readers = self._ranks
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from where the run stands.
@@ -103,10 +118,7 @@ class DurableCheckpoint(Checkpoint):
         """
         io = trainer.strategy.checkpoint_io
         if isinstance(io, DurableCheckpointIO):
-            strategy = trainer.strategy
-            shards = isinstance(strategy, DurableModelParallelStrategy)
-            with strategy.structure_only() if shards else nullcontext():  # type: ignore[attr-defined]
-                state = saved_state(trainer)  # collective
+            state = saved_state(trainer)  # collective
             if trainer.is_global_zero:
                 io.check(state)
         begin_epoch(trainer)
@@ -128,6 +140,8 @@ class DurableCheckpoint(Checkpoint):
         if steps_done(trainer) == self._seen:  # inside gradient accumulation
             return
         self._seen = steps_done(trainer)
+        if self._writing is not None and trainer.strategy.reduce_boolean_decision(self._writing.done()):
+            self.finish(trainer)
         self._step_took, self._in_step = time.monotonic() - self._began, False
         self._validates = validates_next(trainer)
         self._postponed = self._validates or ends_epoch(trainer)
@@ -149,6 +163,15 @@ class DurableCheckpoint(Checkpoint):
             self._save_if_due(trainer)
             self._epoch_done = False
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing is left to write when the fit is over."""
+        self.finish(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Complete what was begun, if it takes no longer than `LAST_SECONDS`; the other ranks may be gone."""
+        if self._writing is not None:
+            self._writing.done(LAST_SECONDS)
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -167,6 +190,8 @@ class DurableCheckpoint(Checkpoint):
     def _save_if_due(self, trainer: pl.Trainer) -> None:
         """Save at a step boundary where the number of steps or the time says so; all ranks agree on that."""
         step = steps_done(trainer)
+        if step == steps_planned(trainer) or stops_here(trainer):
+            self.finish(trainer)  # before other callbacks export
         if step == self._saved or stops_here(trainer):
             return
         if step == steps_planned(trainer):
@@ -179,12 +204,9 @@ class DurableCheckpoint(Checkpoint):
 
     def _save_end(self, trainer: pl.Trainer) -> None:
         self._ended = True
-        try:
-            trainer.save_checkpoint(self.folder / END)
-        except DiskError as error:
-            rank_zero_warn(f"the end is not saved, so that the stage cannot be made longer: {error}")
-            trainer.strategy.barrier("Trainer.save_checkpoint")
+        self._begin(trainer, self.folder / END)
         self._ended = False
+        self.finish(trainer)
 
     def _time_says_so(self) -> bool:
         since = time.monotonic() - self._since
@@ -192,27 +214,51 @@ class DurableCheckpoint(Checkpoint):
         return (self.every_n_minutes is not None and since >= 60 * self.every_n_minutes) or (long and cheap)
 
     def save(self, trainer: pl.Trainer) -> Path | None:
-        """Write a checkpoint of this moment, which must be a step boundary; returns its folder.
+        """Write a checkpoint of this moment, which must be a step boundary, or begin to; returns its folder.
 
         None means that the disk did not take it and `on_error` is "warn".
         """
+        self.finish(trainer)
         self._saved, self._since = steps_done(trainer), time.monotonic()
         path = self.folder / f"step-{self._saved:06d}"
         try:
-            trainer.save_checkpoint(path)
-        except DiskError as error:
-            if self.on_error == "raise":
-                raise
-            rank_zero_warn(f"no checkpoint at step {self._saved}, training goes on: {error}")
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait for this one
-            return None
+            self._begin(trainer, path)
+            return path if self.asynchronous or self.finish(trainer) else None
         finally:
             self._save_took = time.monotonic() - self._since
-        self._good.add(path)
+
+    def _begin(self, trainer: pl.Trainer, path: Path) -> None:
+        state = saved_state(trainer)  # collective
+        state = snapshot(state) if self.asynchronous else state
+        self._writing = Writing(path, partial(trainer.strategy.save_checkpoint, state, path), self.asynchronous)
+
+    def finish(self, trainer: pl.Trainer) -> bool:
+        """Wait for what is being written, on all ranks; False where the disk did not take it. Collective.
+
+        Raises:
+            DiskError: the disk did not take it, and `on_error` is "raise".
+            NumericalError: a number in it is not finite.
+        """
+        if self._writing is None:
+            return True
+        writing, self._writing = self._writing, None
+        error = self._ranks.first(writing.error())
+        if isinstance(error, DiskError) and writing.path.name == END:
+            rank_zero_warn(f"the end is not saved, so that the stage cannot be made longer: {error}")
+        elif isinstance(error, DiskError) and self.on_error == "warn":
+            rank_zero_warn(f"no checkpoint at step {self._saved}, training goes on: {error}")
+        elif error is not None:
+            raise error
+        elif writing.path.name != END:
+            self._clear_up(trainer, writing.path)
+        return error is None
+
+    def _clear_up(self, trainer: pl.Trainer, new: Path) -> None:
+        """Delete what is not needed any more, now that ``new`` is complete."""
+        self._good.add(new)
         if trainer.is_global_zero:
             for old in expired(self.folder, self._saved, self.keep, self._is_good):
                 self._remove(trainer, old)
-        return path
 
     def _is_good(self, path: Path) -> bool:
         """Whether this process has written a checkpoint, or has found it whole."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.data.demonstrations import DemonstrationData
+from rlhf_lightning.data.loader import MICRO_BATCHES
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.rules.ranges import require
@@ -71,4 +72,5 @@ class PretrainingMix(pl.Callback):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Refuse other rows than those of the checkpoint, once they are read."""
-        self.data.load_state_dict(dict(state_dict))
+        micro_batches = {MICRO_BATCHES: self.data.accumulate} if state_dict else {}  # the step says where its rows are
+        self.data.load_state_dict({**state_dict, **micro_batches})

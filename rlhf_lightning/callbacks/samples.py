@@ -19,9 +19,9 @@ from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.functional.sequences import left_pad
 from rlhf_lightning.loggers.records import Value, log_table
 from rlhf_lightning.models import eos_token_ids
-from rlhf_lightning.models.sharding import gathered
 from rlhf_lightning.models.tokens import decode
 from rlhf_lightning.rollout import LoopEngine, Sampling
+from rlhf_lightning.rollout.engine import weights_for
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import Experience, PromptBatch, Rollout, Row
 
@@ -100,9 +100,10 @@ class Samples(pl.Callback):
         told: list[Row] = [{"prompt": text, **row} for text, (_, row) in zip(texts, prompts, strict=True)]
         ids, mask = left_pad(asked, tokenizer.pad_token_id or 0)
         batch = PromptBatch(ids, mask, tuple(told)).to(pl_module.device)
-        engine = LoopEngine()
+        whole = getattr(getattr(pl_module, "engine", None), "holds_policy", True)
+        engine = LoopEngine(gather="model" if whole else "layer")
         engine.seed(SEED)
-        with gathered(policy):
+        with weights_for(engine, policy):
             engine.sync(policy, eos_token_ids(policy, tokenizer), tokenizer.pad_token_id, 0)
             rollout = engine.generate(batch, sampling, tokenizer)
         judges = self._judges(trainer, pl_module)

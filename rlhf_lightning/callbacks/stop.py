@@ -54,6 +54,9 @@ class StopAtBoundary(pl.Callback):
     ) -> None:
         """Stop, once everybody has seen the step before."""
         if self._signum:
+            for saver in trainer.checkpoint_callbacks:
+                if isinstance(saver, DurableCheckpoint):
+                    saver.finish(trainer)
             raise signals.Stopped(self._signum)
 
     def on_validation_batch_end(self, *given: Any) -> None:

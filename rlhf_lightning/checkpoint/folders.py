@@ -18,7 +18,9 @@ from rlhf_lightning.checkpoint.swap import exchange
 from rlhf_lightning.errors import CheckpointError, DiskError
 
 
-def write_folder(path: str | Path, write: Callable[[Path], None], provenance: Mapping[str, Any], size: int = 0) -> Path:
+def write_folder(
+    path: str | Path, write: Callable[[Path], Mapping[str, Any] | None], provenance: Mapping[str, Any], size: int = 0
+) -> Path:
     """Let ``write`` fill a temporary sibling of ``path``, seal it with ``provenance.json`` and rename it into place.
 
     A crash at any moment leaves the previous folder as it was. Files and folder are flushed to disk before the rename,
@@ -27,7 +29,8 @@ def write_folder(path: str | Path, write: Callable[[Path], None], provenance: Ma
     Args:
         path: where the finished folder will be. What is there is replaced only if it is an empty folder, or one of this
             library whose files are all as it wrote them and which holds no others.
-        write: called with the temporary folder.
+        write: called with the temporary folder; may return the ``sha256`` and ``bytes`` of files by name, which are not
+            read again then.
         provenance: plain data: ``stage``, ``parents``, ``config``, ``metrics``; file checksums and versions are added.
         size: bytes that ``write`` is going to need, if they are known.
 
@@ -46,8 +49,8 @@ def write_folder(path: str | Path, write: Callable[[Path], None], provenance: Ma
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         tmp = Path(tempfile.mkdtemp(prefix=f"{TMP}{path.name}-", dir=path.parent))
         (tmp / MARK).touch()
-        write(tmp)
-        (tmp / PROVENANCE).write_text(describe(tmp, provenance), encoding="utf-8")
+        known = write(tmp)
+        (tmp / PROVENANCE).write_text(describe(tmp, provenance, known or {}), encoding="utf-8")
         (tmp / MARK).unlink()
         _flush(*tmp.rglob("*"), tmp)
         tmp.chmod(0o755)

@@ -1,33 +1,41 @@
-"""FSDP2 with checkpoint folders: Lightning's strategy replaces no folder and reads with `torch.load`."""
+"""FSDP2 with checkpoint folders: every process writes and reads its own rows of weights and optimizer state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed import default_pg_timeout
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.optim import Optimizer
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-from rlhf_lightning.private_api.lightning import named_optimizer_state, saves_shards, share_among_all
-from rlhf_lightning.rules.combinations import check_replicas
+from rlhf_lightning.checkpoint.codec import read_tensors
+from rlhf_lightning.checkpoint.io import DurableCheckpointIO
+from rlhf_lightning.checkpoint.processes import together
+from rlhf_lightning.checkpoint.tensors import Stored, own_rows, part_of
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.private_api.lightning import share_among_all
+from rlhf_lightning.rules.placement import check_replicas
 from rlhf_lightning.rules.ranges import require
+
+CPU = torch.device("cpu")
 
 
 class DurableModelParallelStrategy(ModelParallelStrategy):
-    """`ModelParallelStrategy` whose whole-model checkpoints are verified folders.
+    """`ModelParallelStrategy` whose checkpoints are verified folders that any number of processes can read.
+
+    Nothing is gathered: every process writes the rows that it has, and reads those that it will have.
 
     Args:
         data_parallel_size: processes that learn from data of their own; None: all of all nodes.
-        tensor_parallel_size: parameters are sharded, computations are not.
-        save_distributed_checkpoint: one verified folder, which any number of processes can read, unless it is true.
-        process_group_backend: Lightning chooses.
-        timeout: in which a process must answer the others, before all of them end.
+        process_group_backend: by which they talk; None: that of the device.
+        timeout: in which a process must answer the others, as long as nothing is saved; see
+            `rlhf_lightning.checkpoint.processes.LONGEST`.
         replicate_size: copies of the weights, each in shards on consecutive processes: 1 shards among all of them, the
             number of nodes inside of each. Gradients are summed inside of a copy, then over the copies (hybrid
             sharding, Zhao et al. 2023, "PyTorch FSDP", section 3.2.2).
@@ -36,22 +44,28 @@ class DurableModelParallelStrategy(ModelParallelStrategy):
         ConfigError: the copies do not divide the processes.
     """
 
-    _structure_only = False
-
     def __init__(
         self,
         data_parallel_size: int | None = None,
-        tensor_parallel_size: int = 1,
-        save_distributed_checkpoint: bool = False,
         process_group_backend: str | None = None,
-        timeout: timedelta | None = default_pg_timeout,
+        timeout: timedelta = timedelta(minutes=5),
         replicate_size: int = 1,
     ) -> None:
         require("replicate_size", replicate_size, at_least=1)
         among_all: Any = data_parallel_size  # None: until `setup_environment` knows their number
-        super().__init__(among_all, tensor_parallel_size, save_distributed_checkpoint, process_group_backend, timeout)
+        super().__init__(among_all, 1, False, process_group_backend, timeout)
         self.replicate_size = replicate_size
         self.weights_mesh: DeviceMesh | None = None
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Weights and optimizer state take the way they take without sharding."""
+        return True
+
+    lightning_module_state_dict = ParallelStrategy.lightning_module_state_dict
+    load_model_state_dict = ParallelStrategy.load_model_state_dict
+    optimizer_state = ParallelStrategy.optimizer_state
+    load_optimizer_state_dict = ParallelStrategy.load_optimizer_state_dict
 
     def setup_environment(self) -> None:
         """Meet the other processes."""
@@ -63,48 +77,76 @@ class DurableModelParallelStrategy(ModelParallelStrategy):
             sizes = (self.replicate_size, self.world_size // self.replicate_size)
             self.weights_mesh = init_device_mesh(self.root_device.type, sizes, mesh_dim_names=("replicate", "shard"))
 
-    @contextmanager
-    def structure_only(self) -> Iterator[None]:
-        """Inside, a checkpoint has no weights and no state of optimizers: nothing is gathered to look at the rest."""
-        self._structure_only = True
-        try:
-            yield
-        finally:
-            self._structure_only = False
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """On the first rank, and gathered; collective."""
-        return {} if self._structure_only else super().lightning_module_state_dict()
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """On the first rank, and gathered; collective."""
-        if not self._structure_only:
-            return super().optimizer_state(optimizer)
-        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        return {"state": {}, "param_groups": groups}
-
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """The first rank writes the folder, also where an older one is; Lightning refuses to replace a folder."""
-        if saves_shards(self):
-            super().save_checkpoint(checkpoint, filepath, storage_options)
-        elif self.is_global_zero:
-            self.checkpoint_io.save_checkpoint(checkpoint, Path(filepath))
+        """Write a folder together. Collective."""
+        io = self._io()
+        io.writers = together()
+        io.save_checkpoint(checkpoint, filepath)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Every rank reads the folder and keeps its shard of weights and optimizer state."""
-        if saves_shards(self):
-            return super().load_checkpoint(checkpoint_path, weights_only=True)
-        path = Path(self.broadcast(checkpoint_path))
-        checkpoint = self.checkpoint_io.load_checkpoint(path)
-        assert self.lightning_module is not None and self.model is not None
-        options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)
-        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
-        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=True):
-            named = named_optimizer_state(state, self.model)  # one process numbers its parameters
-            set_optimizer_state_dict(self.model, optimizer, named, options=options)
-        return checkpoint
+        """Read, of what is sharded here or was when it was written, this process's own rows. Collective."""
+        io = self._io()
+        io.readers = together()
+        tree = io.open_checkpoint(self.broadcast(checkpoint_path))
+        assert self.lightning_module is not None
+        weights = self.lightning_module.state_dict()
+        tree["state_dict"] = _read_as(tree.get("state_dict", {}), weights)
+        for optimizer, saved in zip(self.optimizers, tree.get("optimizer_states", []), strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            numbers = [number for group in saved["param_groups"] for number in group["params"]]
+            like = dict(zip(numbers, parameters, strict=False))  # torch refuses another number of them
+            saved["state"] = {
+                number: _read_as(state, dict.fromkeys(state, like.get(number)))
+                for number, state in saved["state"].items()
+            }
+        loaded: dict[str, Any] = read_tensors(tree, self._read)
+        return loaded
+
+    def _read(self, stored: Stored) -> Tensor:
+        """A tensor that no other here tells the layout of: sharded if it was when it was written."""
+        if not stored.bounds:
+            return stored.read()
+        assert self.weights_mesh is not None
+        placements = (*[Replicate()] * (self.weights_mesh.ndim - 1), Shard(0))
+        return _rows_as(stored, self.weights_mesh, placements, torch.empty(stored.shape, device="meta"), CPU)
+
+    def _io(self) -> DurableCheckpointIO:
+        """What writes and reads.
+
+        Raises:
+            ConfigError: it is not of this library.
+        """
+        if type(self.checkpoint_io) is TorchCheckpointIO:  # Lightning's default, a pickle
+            self.checkpoint_io = DurableCheckpointIO()
+        io = self.checkpoint_io
+        if not isinstance(io, DurableCheckpointIO):
+            raise ConfigError(
+                f"{type(self).__name__} saves with DurableCheckpointIO, and the Trainer was given {type(io).__name__}; "
+                "take it out of plugins"
+            )
+        return io
+
+
+def _read_as(stored: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each tensor that is sharded in ``like``, this process's own rows; others are left as they are."""
+    return {
+        name: _rows_as(node, other.device_mesh, other.placements, other, other.device)
+        if isinstance(node, Stored) and isinstance(other := like.get(name), DTensor) and node.shape == other.shape
+        else node
+        for name, node in stored.items()
+    }
+
+
+def _rows_as(
+    stored: Stored, mesh: DeviceMesh, placements: Sequence[Placement], whole: Tensor, device: torch.device
+) -> DTensor:
+    """A stored tensor, sharded over ``mesh`` by its rows; ``whole`` has its shape and stride."""
+    part = part_of(mesh, placements)
+    assert part is not None
+    rows = stored.read(*own_rows(whole.shape[0], part.number, part.size)).to(device)
+    return DTensor.from_local(rows, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
 
 
 def weights_mesh(strategy: Any) -> DeviceMesh | None:

@@ -18,6 +18,7 @@ COMMANDS = (
     "data",
     "prepare",
     "slurm",
+    "rollouts",
 )
 Command = Callable[[Sequence[str]], Sequence[str] | None]
 """Called with the words behind its name; what it returns are the words of a run that is to follow."""
@@ -42,6 +43,8 @@ def command(name: str) -> Command:
             from rlhf_lightning.cli.arena import run
         case "runs":
             from rlhf_lightning.cli.runs import run
+        case "rollouts":
+            from rlhf_lightning.cli.rollouts import run
         case "card":
             from rlhf_lightning.cli.card import run
         case "serve":

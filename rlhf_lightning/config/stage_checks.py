@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_lightning.config.messages import shown
 from rlhf_lightning.config.signatures import Signature, signature
 from rlhf_lightning.errors import ConfigError, nearest
-from rlhf_lightning.rules import combinations
+from rlhf_lightning.rules import combinations, placement
 from rlhf_lightning.rules.ahead import check_ahead, check_ahead_node
 from rlhf_lightning.rules.stages import STAGES, stage_of
 
@@ -51,13 +51,13 @@ def check_trainer(trainer: Mapping[str, Any], stages: Sequence[str]) -> None:
             f"try one stage, stages=[{stages[0]}]"
         )
     if str(trainer.get("strategy")).startswith("fsdp"):
-        raise ConfigError(combinations.FSDP1_REFUSED)
+        raise ConfigError(placement.FSDP1_REFUSED)
     devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
     if not (isinstance(devices, list) or re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(devices))):
         raise ConfigError(f"trainer.devices={devices}: must be a number above 0, a list of them, -1 (all), or auto")
     strategy = trainer.get("strategy")
     if isinstance(strategy, Mapping) and str(devices).isdigit():
-        combinations.check_replicas(strategy.get("replicate_size") or 1, world_size(trainer))
+        placement.check_replicas(strategy.get("replicate_size") or 1, world_size(trainer))
     if isinstance(accelerator, str) and accelerator not in _ACCELERATORS:
         hint = nearest(accelerator, _ACCELERATORS)
         raise ConfigError(f"trainer.accelerator={accelerator}: must be one of {', '.join(_ACCELERATORS)}.{hint}")
@@ -89,18 +89,18 @@ def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     frozen = (config.get("model") or {}).get("freeze_below")
     record = STAGES.get(stage, stage_of(stage))
     if shards and record.reference and frozen:
-        raise ConfigError(combinations.FSDP2_LAYOUT)
+        raise ConfigError(placement.FSDP2_LAYOUT)
     offload = (config.get("model") or {}).get("offload")
     if offload and shards:
-        raise ConfigError(combinations.FSDP2_OFFLOAD)
+        raise ConfigError(placement.FSDP2_OFFLOAD)
     adapters = lora(config)
     if (config.get("model") or {}).get("load_in_4bit"):
         if shards:
-            raise ConfigError(combinations.FSDP2_4BIT)
+            raise ConfigError(placement.FSDP2_4BIT)
         if adapters is None and "optimizer" in {**(section.get("sft") or {}), **section}:
-            raise ConfigError(combinations.FOUR_BIT_LEARNS)
+            raise ConfigError(placement.FOUR_BIT_LEARNS)
     if adapters is not None and stage == "ppo":
-        combinations.check_adapter_dropout(adapters.get("lora_dropout", 0.0))
+        placement.check_adapter_dropout(adapters.get("lora_dropout", 0.0))
     if stage == "ppo":
         _check_online(section, world_size)
         if (section.get("settings") or {}).get("sample_ahead"):
@@ -109,10 +109,10 @@ def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     if engine is not None and hasattr(engine, "urls") and section.get("sampling"):
         combinations.check_servers(engine.urls, engine.start)
         if engine.weights == "lora" and (stage != "ppo" or adapters is None):
-            raise ConfigError(combinations.NO_ADAPTERS.format(f"the policy of stage {stage}"))
+            raise ConfigError(placement.NO_ADAPTERS.format(f"the policy of stage {stage}"))
     loss = str((section.get("loss") or {}).get("_target_"))
     if offload and not (section.get("cache_reference", True) or loss.startswith(_REFERENCE_FREE)):
-        raise ConfigError(combinations.OFFLOAD_OFFLINE.format(stage))
+        raise ConfigError(placement.OFFLOAD_OFFLINE.format(stage))
     if stage == "dpo" and loss.startswith(_REFERENCE_FREE):
         if section.get("reference"):
             raise ConfigError(

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data.loader import Item, ShardedLoader, T, split_batch
+from rlhf_lightning.data.loader import MICRO_BATCHES, Item, ShardedLoader, T, split_batch
 from rlhf_lightning.data.readers.files import LocatedRow
 from rlhf_lightning.data.rows.repeats import canonical, count_repeats, identity, prompt_identity
 from rlhf_lightning.data.rows.shape import AS_IT_IS, Shape
@@ -259,7 +259,7 @@ class RowDataModule(LightningDataModule, Generic[T]):
             "data": self._fingerprint,
             "seed": self.seed,
             "batch_size": self.batch_size,
-            "micro_batches_per_step": self.accumulate,
+            MICRO_BATCHES: self.accumulate,
             "length_window": self.length_window,
             "rows_per_epoch": self.loader.rows_per_epoch(len(self.train_items), self.batch_size),
         }

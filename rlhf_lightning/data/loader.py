@@ -13,6 +13,8 @@ from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.rules.combinations import check_batch
 
+MICRO_BATCHES = "micro_batches_per_step"  # in the state of a data module
+
 
 class Item(Protocol):
     """One encoded example."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ from rlhf_lightning.types import Experience, Rollout
 
 ENGINE_GAP = "sampling/sampling_logp_difference"
 CLOSE = (0.9, 1.1)  # ratios of probabilities that two engines with the same weights rarely leave
+
+
+class Sampled(NamedTuple):
+    """What was sampled in an iteration on this rank, samples for baselines and repeated ones included."""
+
+    tokens: int
+    seconds: float
+
+    def plus(self, rollout: Rollout, seconds: float) -> Sampled:
+        """The same with another rollout, which took so long."""
+        return Sampled(self.tokens + int(rollout.mask.sum()), self.seconds + seconds)
 
 
 def rollout_metrics(

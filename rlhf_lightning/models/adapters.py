@@ -180,6 +180,14 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, kind)}
 
 
+def learned_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a module; where it, or a model in it, has adapters, without the weights below them."""
+    frozen: set[str] = set()
+    if any(lora_of(part) is not None for part in module.modules()):
+        frozen |= {n for n, w in module.named_parameters(remove_duplicate=False) if not w.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
 @torch.no_grad()
 def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of the same model without adapters that computes the same: ``W + lora_alpha / r * B A``, all in floating

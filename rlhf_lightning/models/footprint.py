@@ -83,6 +83,8 @@ class Setup:
         four_bits: linear layers keep 4 bits of each weight, those of the reward model too.
         gather: what of a sharded policy a rank holds while it answers, as ``rollout.gather``.
         replicas: copies of what is sharded, ``trainer.strategy.replicate_size``.
+        asynchronous: a save copies what learns into host memory and is written from there
+            (``checkpoint.asynchronous``); else one tensor at a time passes through it.
     """
 
     ranks: int = 1
@@ -102,6 +104,7 @@ class Setup:
     weight_bytes: int = FULL
     four_bits: bool = False
     replicas: int = 1
+    asynchronous: bool = False
 
     @property
     def parts(self) -> int:
@@ -175,18 +178,17 @@ def on_device(shape: Shape, setup: Setup) -> dict[Phase, float]:
 
 
 def on_host(shape: Shape, setup: Setup) -> dict[Phase, float]:
-    """Bytes on the host of the first rank in each phase; those of the others are at most as many."""
-    n, whole = shape.parameters, setup.weight_bytes * shape.parameters
+    """Bytes on the host that the first rank takes in each phase; the others take at most as many, each for itself."""
+    whole = setup.weight_bytes * shape.parameters
     models = (2 if setup.critic == "own" and not setup.adapters else 1) + (setup.reference and not setup.adapters)
     probe = FULL * (shape.tables + PROBED * shape.layer)
     resting = stored(shape, setup.reward_bytes, setup) if setup.offload else 0.0
     resting += whole if setup.offload and setup.reference and not setup.adapters else 0.0
     built = models * whole if not setup.sharded else probe
-    saved = (FULL + ADAM) * trained(shape, setup) + (
-        stored(shape, setup.weight_bytes, setup) if setup.adapters else 0.0
-    )
+    table = max(shape.vocabulary, shape.inner) * shape.hidden if not setup.adapters else setup.adapters * shape.inner
+    saved = ((FULL + ADAM) * trained(shape, setup) if setup.asynchronous else FULL * table) / setup.parts
     return {
-        "load": built + max(0.0 if setup.sharded else float(setup.reward_bytes * n), resting),
+        "load": built + max(0.0 if setup.sharded else float(setup.reward_bytes * shape.parameters), resting),
         "generate": resting, "score": resting, "learn": resting,
         "save": resting + saved,
     }  # fmt: skip

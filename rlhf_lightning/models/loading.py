@@ -31,7 +31,7 @@ from rlhf_lightning.models.reading import leave_other_parts, nothing_there, read
 from rlhf_lightning.models.tokenizer_file import as_file_says
 from rlhf_lightning.models.trunk import checkpoint_activations, freeze_layers
 from rlhf_lightning.models.unread import loaded_or_unread, unread_of
-from rlhf_lightning.rules.combinations import FOUR_BIT_LEARNS
+from rlhf_lightning.rules.placement import FOUR_BIT_LEARNS
 from rlhf_lightning.rules.ranges import require
 
 DType = Literal["float32", "bfloat16", "float16"]

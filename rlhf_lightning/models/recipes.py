@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained, frozen_copy
 from rlhf_lightning.models.adapters import lora_of
-from rlhf_lightning.rules.combinations import check_adapter_dropout
+from rlhf_lightning.rules.placement import check_adapter_dropout
 
 
 def _require(source: object) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.rules.combinations import FSDP2_OFFLOAD
+from rlhf_lightning.rules.placement import FSDP2_OFFLOAD
 
 
 class Resting:

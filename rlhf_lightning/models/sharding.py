@@ -84,21 +84,6 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return gathered
 
 
-@torch.no_grad()
-def whole_on_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of plain tensors on the CPU: of the first rank alone where it is sharded. Collective, one by one."""
-    gathered: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if isinstance(value, DTensor):
-            on_device: Any = value.to(value.device_mesh.device_type)
-            whole = on_device.full_tensor()
-            if value.device_mesh.get_rank() == 0:
-                gathered[name] = whole.cpu()
-        else:
-            gathered[name] = value
-    return gathered
-
-
 def sharded_as(state: Mapping[str, Tensor], other: Mapping[str, Any]) -> dict[str, Tensor]:
     """What this rank keeps of a state dict of whole tensors, where another one with these names is sharded."""
     return {

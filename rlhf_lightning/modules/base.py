@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,25 +17,33 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.checkpoint.sharded import weights_mesh
+from rlhf_lightning.data.loader import MICRO_BATCHES
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.metrics.shown import LIKELIHOOD, Shown
 from rlhf_lightning.models import eos_token_ids
-from rlhf_lightning.models.adapters import merged, save_adapter
+from rlhf_lightning.models.adapters import learned_state, merged, save_adapter
 from rlhf_lightning.models.sharding import clip_gradients, full_state_dict, kept_shared, shard
 from rlhf_lightning.models.unread import fill, weights_later
 from rlhf_lightning.optim.adam import build_optimizer
 from rlhf_lightning.optim.schedules import make_schedule
-from rlhf_lightning.private_api.lightning import strategy_of, trainer_of
+from rlhf_lightning.private_api.lightning import strategy_of, trainer_of, with_other_accumulation
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.rollout.hf import generation_config
-from rlhf_lightning.rules.combinations import FSDP1_REFUSED
+from rlhf_lightning.rules.placement import FSDP1_REFUSED
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.training.precision import convert_weights, sharded_dtype, warn_of_half
-from rlhf_lightning.training.random_state import random_state, restore_random_state
+from rlhf_lightning.training.random_state import random_state, restore_random_state, seed_after, seed_random_state
 from rlhf_lightning.training.ranks import Ranks
-from rlhf_lightning.training.resume_checks import fingerprints, refuse_other_frozen, refuse_other_weights
+from rlhf_lightning.training.resume_checks import (
+    BASE,
+    base_weights,
+    fingerprints,
+    refuse_other_frozen,
+    refuse_other_weights,
+)
 from rlhf_lightning.training.step_guard import Step, StepGuard
 
+log = logging.getLogger(__name__)
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[..., Any]
 
@@ -160,7 +169,15 @@ class RLHFModule(lightning.LightningModule):
             state, self._restored = self._restored, None
             self.guard.load_state_dict(state.get("guard", {}))
             self.load_progress(state)
-            self.load_rank_state(state["ranks"][self.global_rank])
+            ranks, number, size = state["ranks"], self.global_rank, self.ranks.size
+            if len(ranks) == size:
+                self.load_rank_state(ranks[number])
+            else:
+                log.warning(
+                    "%s: written by %d processes and resumed by %d: the same rows in the same order, and new random "
+                    "streams", self.stage, len(ranks), size,
+                )  # fmt: skip
+                self.seed_rank_state(ranks[0], seed_after(ranks[0], number, size))
 
     def progress(self) -> dict[str, Any]:
         """Plain state of the whole run for its checkpoint, beside weights and optimizer."""
@@ -177,18 +194,31 @@ class RLHFModule(lightning.LightningModule):
         """Restore `rank_state`."""
         restore_random_state(state, self.device)
 
+    def seed_rank_state(self, first: Mapping[str, Any], seed: int) -> None:
+        """In place of `load_rank_state` where another number of processes goes on; each has a ``seed`` of its own.
+
+        ``first`` is the `rank_state` of the first process that there was.
+        """
+        seed_random_state(seed)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """`progress`, and `rank_state` of every rank, under ``rlhf``. Raises: NumericalError: a weight is broken."""
+        """`progress`, and `rank_state` of every rank, under ``rlhf``; no weights that lie below adapters.
+
+        Raises:
+            NumericalError: a weight is broken.
+        """
         self.guard.require_weights(self.step, "not saved")
         ranks = self.ranks.gather_objects(self.rank_state())
         own = {"guard": self.guard.state_dict(), "frozen": fingerprints(self), **self.progress(), "ranks": ranks}
+        learned = learned_state(self)
+        checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in learned}
         checkpoint["rlhf"] = {"schema": 1, "phase": type(self).__name__} | own
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state until training starts.
 
         Raises:
-            ConfigError: the checkpoint is of another phase, of another library, or of another number of processes.
+            ConfigError: the checkpoint is of another phase or of another library.
             CheckpointError: it is of a model with other weights, or its reference was another one.
         """
         state = checkpoint.get("rlhf") or {}
@@ -197,15 +227,23 @@ class RLHFModule(lightning.LightningModule):
                 f"this checkpoint was written by {state.get('phase', 'another library')}, not by "
                 f"{type(self).__name__}; give the right one"
             )
-        if (written_by := len(state["ranks"])) != self.ranks.size:
-            raise ConfigError(
-                f"this checkpoint was written by {written_by} processes, and this run has {self.ranks.size}: each has "
-                f"random streams and a place in the data of its own; use trainer.devices={written_by}, or start a new "
-                "run from the exported model"
-            )
-        refuse_other_weights(checkpoint.get("state_dict"), self)
         refuse_other_frozen(state.get("frozen", {}), self)
+        if BASE in state.get("frozen", {}):
+            checkpoint["state_dict"] = base_weights(self) | checkpoint["state_dict"]
+        refuse_other_weights(checkpoint.get("state_dict"), self)
+        if len(state["ranks"]) != self.ranks.size:
+            self._cut_otherwise(checkpoint)
         self._restored = state
+
+    def _cut_otherwise(self, checkpoint: dict[str, Any]) -> None:
+        """Have the data go on behind the same rows, though another number of processes cuts a step otherwise."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        at = checkpoint.get(type(data).__qualname__) or {}
+        if not (before := at.get(MICRO_BATCHES)) or at["position"] % before:  # refused by the data
+            return
+        if (now := data.accumulate) != before:
+            at |= {"position": at["position"] // before * now, MICRO_BATCHES: now}
+            with_other_accumulation(checkpoint["loops"]["fit_loop"], before, now)
 
     @property
     def ranks(self) -> Ranks:

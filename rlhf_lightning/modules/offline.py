@@ -22,7 +22,8 @@ from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained
 from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.automatic import AutomaticModule
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
-from rlhf_lightning.rules.combinations import FSDP2_LAYOUT, NOTHING_TO_CACHE, OFFLOAD_OFFLINE
+from rlhf_lightning.rules.combinations import NOTHING_TO_CACHE
+from rlhf_lightning.rules.placement import FSDP2_LAYOUT, OFFLOAD_OFFLINE
 from rlhf_lightning.training.reference_logprobs import ReferenceLogprobs, answer_keys
 from rlhf_lightning.types import AnswerBatch, ComparisonBatch
 

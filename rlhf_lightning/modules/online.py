@@ -15,10 +15,11 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.aggregate import Aggregation
+from rlhf_lightning.metrics.rollout import Sampled
 from rlhf_lightning.metrics.update import UpdateMetrics, moments, of_padding
 from rlhf_lightning.models import FrozenModels
 from rlhf_lightning.models.forward import packs_rows
@@ -26,10 +27,10 @@ from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.ppo_rules import check_start
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.modules.resampling import Judged, with_other_prompts
-from rlhf_lightning.modules.sampling import Sampled, SamplingModule
+from rlhf_lightning.modules.sampling import SamplingModule
 from rlhf_lightning.modules.scales import ScoreScale, ValueScale
 from rlhf_lightning.optim.kl_controllers import KLController
-from rlhf_lightning.scoring import Scorer, details_of, place
+from rlhf_lightning.scoring import Scorer, details_of, place, state_of
 from rlhf_lightning.training.micro_batches import Schedule, micro_batches, take
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
 from rlhf_lightning.training.step_guard import NotFinite, on_all_ranks
@@ -76,7 +77,10 @@ class OnlineModule(SamplingModule):
 
     def score(self, rollout: Rollout) -> Tensor:
         """What the scorer gives, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
-        return on_all_ranks("a score", partial(self.scorer.score, rollout, self.tokenizer), rollout, self.ranks)
+        scores = on_all_ranks("a score", partial(self.scorer.score, rollout, self.tokenizer), rollout, self.ranks)
+        if self.recorder is not None:
+            self.recorder.scored(rollout, scores)
+        return scores
 
     def resample(self, rollout: Rollout, scores: Tensor) -> tuple[Rollout, Tensor]:
         """Answers to other prompts instead of groups whose scores are all the same, see `with_other_prompts`."""
@@ -215,15 +219,11 @@ class OnlineModule(SamplingModule):
         total = sum(self._seconds.values())
         sampled, seconds = self.ranks.sum(*self._sampled)
         self._sampled = Sampled(0, 0.0)
-        counters = (
-            self.guard.logged()
-            | self.smaller.logged()
-            | {
-                "episode": float(self.episodes),
-                "perf/tokens_per_second": metrics["tokens"] / max(total, 1e-9),
-                "perf/tokens_per_second_generate": self.ranks.size * sampled / max(seconds, 1e-9),
-            }
-        )
+        speeds = {
+            "perf/tokens_per_second": metrics["tokens"] / max(total, 1e-9),
+            "perf/tokens_per_second_generate": self.ranks.size * sampled / max(seconds, 1e-9),
+        }
+        counters = self.guard.logged() | self.smaller.logged() | {"episode": float(self.episodes)} | speeds
         self.log_dict({n: v for n, v in metrics.items() if n not in ("episodes", "tokens")} | counters | self._seconds)
 
     def on_fit_start(self) -> None:
@@ -243,7 +243,7 @@ class OnlineModule(SamplingModule):
         """Counters, KL controller, scorer and the scales of scores and values."""
         counters = {name: getattr(self, name) for name in COUNTERS}
         scales = {"score_std": self.score_scale.std, "values": self.value_scale.state_dict()}
-        return {**counters, "kl": self.kl_controller.state_dict(), "scorer": _state_of(self.scorer), "scales": scales}
+        return {**counters, "kl": self.kl_controller.state_dict(), "scorer": state_of(self.scorer), "scales": scales}
 
     def load_progress(self, state: Mapping[str, Any]) -> None:
         """See `RLHFModule`."""
@@ -264,7 +264,7 @@ class OnlineModule(SamplingModule):
         super().load_rank_state(state)
         self._order.set_state(state["order"])
 
-
-def _state_of(scorer: Any) -> dict[str, Any]:
-    """What a scorer wants to keep; a network among the children of the module is saved with them."""
-    return scorer.state_dict() if hasattr(scorer, "state_dict") and not isinstance(scorer, nn.Module) else {}
+    def seed_rank_state(self, first: Mapping[str, Any], seed: int) -> None:
+        """See `RLHFModule`; the order of minibatches is drawn alike on all ranks, and goes on."""
+        super().seed_rank_state(first, seed)
+        self._order.set_state(first["order"])

@@ -34,7 +34,7 @@ from rlhf_lightning.modules.ppo_rules import check_combination, check_parts, eng
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
-from rlhf_lightning.rules.combinations import FSDP2_LAYOUT
+from rlhf_lightning.rules.placement import FSDP2_LAYOUT
 from rlhf_lightning.scoring import Scorer
 from rlhf_lightning.training.micro_batches import evaluated, neighbours
 from rlhf_lightning.training.step_guard import require_finite

@@ -6,10 +6,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.metrics.rollout import Sampled
 from rlhf_lightning.models import eos_token_ids
 from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
 from rlhf_lightning.modules.engine_check import EngineCheck
@@ -22,13 +23,6 @@ from rlhf_lightning.training.step_guard import on_all_ranks
 from rlhf_lightning.types import Experience, PromptBatch, Rollout
 
 A_LOGIT = "a logit in generation"
-
-
-class Sampled(NamedTuple):
-    """What the engine has done for an iteration on this rank, samples for baselines and repeated ones included."""
-
-    tokens: int
-    seconds: float
 
 
 class _Copy:
@@ -58,6 +52,7 @@ class SamplingModule(RLHFModule):
         self.pending = PendingRollout()  # of the next step, with ``sample_ahead``
         self._copy = _Copy()
         self._sampled = Sampled(0, 0.0)
+        self.recorder: Any = None  # set by `RecordRollouts`
 
     def answers(self, prompts: PromptBatch) -> Rollout:
         """One answer to each row of the batch at hand; with ``sample_ahead`` sampled during the step before.
@@ -69,7 +64,7 @@ class SamplingModule(RLHFModule):
             return self.generate(prompts)
         if self.pending.is_there:
             rollout = on_all_ranks(A_LOGIT, partial(self.pending.take, prompts), prompts, self.ranks)
-            self._count(rollout, self.pending.seconds)
+            self._note(rollout, self.pending.seconds)
         else:
             self.check_engine.before(self, prompts)
             rollout = self.generate(prompts)
@@ -79,26 +74,20 @@ class SamplingModule(RLHFModule):
 
     def generate(self, prompts: PromptBatch, sampling: Sampling | None = None) -> Rollout:
         """Sample one answer per row from the current policy, when nothing else is sampled any more."""
-        self.pending.wait()
-        self._give_weights()
         start = time.perf_counter()
-        answer = partial(self.engine.generate, prompts, sampling or self.sampling, self.tokenizer)
-        assert self.policy is not None
-        with weights_for(self.engine, self.policy):
-            rollout = on_all_ranks(A_LOGIT, answer, prompts, self.ranks)
-        self._count(rollout, time.perf_counter() - start)
+        rollout = self._sample(prompts, sampling)
+        self._note(rollout, time.perf_counter() - start)
         return rollout
 
     def generate_aside(self, prompts: PromptBatch, seed: int, sampling: Sampling | None = None) -> Rollout:
         """The same by random numbers of ``seed`` and the rank; training samples as if nobody had asked."""
         self.pending.wait()
-        state, sampled = self.engine.state_dict(), self._sampled
+        state = self.engine.state_dict()
         self.engine.seed(rank_seed(seed, self.global_rank))
         try:
-            return self.generate(prompts, sampling)
+            return self._sample(prompts, sampling)
         finally:
             self.engine.load_state_dict(state)
-            self._sampled = sampled
 
     def as_sampled(self, experience: Experience) -> Experience:
         """The experience with log-probabilities of the policy that drew the answers, of which KL and entropy are told.
@@ -127,8 +116,18 @@ class SamplingModule(RLHFModule):
             self._copy.model = refreshed(self._copy.model, self.policy)
             self.engine.sync(self._copy.model, ends, pad, self.optimizer_steps)
 
-    def _count(self, rollout: Rollout, seconds: float) -> None:
-        self._sampled = Sampled(self._sampled.tokens + int(rollout.mask.sum()), self._sampled.seconds + seconds)
+    def _sample(self, prompts: PromptBatch, sampling: Sampling | None) -> Rollout:
+        self.pending.wait()
+        self._give_weights()
+        answer = partial(self.engine.generate, prompts, sampling or self.sampling, self.tokenizer)
+        assert self.policy is not None
+        with weights_for(self.engine, self.policy):
+            return on_all_ranks(A_LOGIT, answer, prompts, self.ranks)
+
+    def _note(self, rollout: Rollout, seconds: float) -> None:
+        self._sampled = self._sampled.plus(rollout, seconds)
+        if self.recorder is not None:
+            self.recorder.sampled(rollout, self.tokenizer)
 
     def on_fit_start(self) -> None:
         """Give every rank its own random stream."""
@@ -149,3 +148,8 @@ class SamplingModule(RLHFModule):
         super().load_rank_state(state)
         self.engine.load_state_dict(state["engine"])
         self.pending.load_state_dict(state["pending"] if self.settings.sample_ahead else {})
+
+    def seed_rank_state(self, first: Mapping[str, Any], seed: int) -> None:
+        """See `RLHFModule`; what the processes before have sampled ahead is sampled again."""
+        super().seed_rank_state(first, seed)
+        self.engine.seed(seed)

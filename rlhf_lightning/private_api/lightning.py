@@ -10,9 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.strategies.model_parallel import _rekey_optimizer_state_if_needed
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
 
 
 def trainer_of(module: pl.LightningModule) -> pl.Trainer | None:
@@ -48,19 +46,6 @@ def share_among_all(strategy: ModelParallelStrategy) -> None:
     """Let all processes share the weights of a strategy that was given ``data_parallel_size=None``."""
     if strategy._data_parallel_size is None:
         strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
-
-
-def saves_shards(strategy: ModelParallelStrategy) -> bool:
-    """Whether each rank saves its own part; the argument ``save_distributed_checkpoint`` has no public attribute."""
-    return strategy._save_distributed_checkpoint
-
-
-def named_optimizer_state(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Optimizer state by names of parameters, where one process saved it by numbers.
-
-    Lightning's own strategy does this inside its `load_checkpoint`, and torch has no function for it.
-    """
-    return _rekey_optimizer_state_if_needed(state, model)
 
 
 def validates_next(trainer: pl.Trainer) -> bool:
@@ -104,6 +89,17 @@ def with_more_to_come(loops: dict[str, Any]) -> None:
     for count in loops["epoch_progress"].values():
         count["processed"] = count["completed"]
     loops["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+
+def with_other_accumulation(loops: dict[str, Any], before: int, now: int) -> None:
+    """The same for a run that cuts each optimizer step into ``now`` micro-batches and not into ``before``, as one with
+    another number of processes does; it was saved at the end of a step. Where the data stands is left to the data.
+    """
+    for count in (batches := loops["epoch_loop.batch_progress"])["total"], batches["current"]:
+        last = count["ready"] - count["completed"]  # 1 where the last batch was not done with
+        count |= {name: count[name] * now // before for name in ("ready", "started", "processed")}
+        count["completed"] = count["ready"] - last
+    loops["state_dict"].pop("combined_loader", None)
 
 
 def begin_epoch(trainer: pl.Trainer) -> None:

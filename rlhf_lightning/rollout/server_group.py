@@ -21,7 +21,7 @@ from rlhf_lightning.rollout.server_process import ENDING_SECONDS, LOG, ServerPro
 from rlhf_lightning.rollout.server_ranks import Place, on_every_rank, place
 from rlhf_lightning.rollout.server_routes import VLLMServer, Weights
 from rlhf_lightning.rollout.server_weights import WeightFolder, Written, size_of, write_adapter, write_weights
-from rlhf_lightning.rules.combinations import NO_ADAPTERS
+from rlhf_lightning.rules.placement import NO_ADAPTERS
 
 T = TypeVar("T")
 HERE = ("127.0.0.1", "localhost", "::1")

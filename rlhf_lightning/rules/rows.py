@@ -17,3 +17,7 @@ def template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = {name: row[name] for name in TEMPLATE if row.get(name)}
     return given | given.pop("chat_template_kwargs", {})
+
+
+RECORDED_SCORE = "recorded_score"
+"""Column of a replayed row: what the scorer said, a number or one for each token; None where it was not asked."""

@@ -3,7 +3,7 @@
 from rlhf_lightning.scoring.ensemble import EnsembleScorer
 from rlhf_lightning.scoring.functions import FunctionScorer
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
-from rlhf_lightning.scoring.scorer import Scorer, completion_texts, details_of, place
+from rlhf_lightning.scoring.scorer import Scorer, completion_texts, details_of, place, state_of
 from rlhf_lightning.scoring.sources import RewardSources, Source
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "completion_texts",
     "details_of",
     "place",
+    "state_of",
 ]

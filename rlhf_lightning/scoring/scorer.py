@@ -145,6 +145,11 @@ class Composite(Remembers):
         )
 
 
+def state_of(scorer: Any) -> dict[str, Any]:
+    """What a scorer wants to keep; a network among the children of a module is saved with them."""
+    return scorer.state_dict() if hasattr(scorer, "state_dict") and not isinstance(scorer, nn.Module) else {}
+
+
 def details_of(scorer: Any, rollout: Rollout) -> Details:
     """What a scorer can tell about a rollout it has scored; empty where it tells nothing."""
     if hasattr(scorer, "details_of"):

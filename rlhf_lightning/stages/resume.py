@@ -17,6 +17,7 @@ from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.folders import probe
 from rlhf_lightning.checkpoint.io import END, checkpoints, is_checkpoint, newest_checkpoint
 from rlhf_lightning.checkpoint.places import lock, sweep, write_file
+from rlhf_lightning.checkpoint.processes import together
 from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
 from rlhf_lightning.config.compose import config_text, redact
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
@@ -177,7 +178,7 @@ class RunFolder:
         if stage in self._longer and is_checkpoint(folder / END):
             log.info(f"stage {stage}: goes on from its end, {self._longer[stage]}")
             return folder / END
-        found = newest_checkpoint(folder, rank_zero_warn)
+        found = newest_checkpoint(folder, rank_zero_warn, together())
         log.info(f"stage {stage}: " + (f"goes on from {found}" if found else "no checkpoint, starting new"))
         return found
 

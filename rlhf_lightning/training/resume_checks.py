@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import lightning
 from torch import Tensor
 
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.models import FrozenModels
+from rlhf_lightning.models.adapters import learned_state
+from rlhf_lightning.models.frozen import checksum
+
+BASE = "base model below the adapters"
+_bases: WeakKeyDictionary[lightning.LightningModule, str] = WeakKeyDictionary()  # checksums, which take a while
 
 
 def fingerprints(module: lightning.LightningModule) -> dict[str, str]:
-    """Of the frozen models of a module, by name; a checkpoint holds these in place of their weights."""
+    """Of what is frozen in a module, by name; a checkpoint holds these in place of the weights. Collective."""
     frozen = getattr(module, "frozen", None)
-    return dict(frozen.fingerprints) if isinstance(frozen, FrozenModels) else {}
+    found = dict(frozen.fingerprints) if isinstance(frozen, FrozenModels) else {}
+    if module not in _bases and (base := base_weights(module)):
+        _bases[module] = checksum(base)
+    return found | ({BASE: _bases[module]} if module in _bases else {})
+
+
+def base_weights(module: lightning.LightningModule) -> dict[str, Tensor]:
+    """What of a module's state lies below adapters, and does not learn; nothing without adapters."""
+    learned = learned_state(module)
+    return {name: value for name, value in module.state_dict().items() if name not in learned}
 
 
 def refuse_other_frozen(stored: Mapping[str, str], module: lightning.LightningModule) -> None:
@@ -31,7 +46,7 @@ def refuse_other_frozen(stored: Mapping[str, str], module: lightning.LightningMo
         if stored.get(name, found) != found:
             raise CheckpointError(
                 f"the {name} has other weights than when this checkpoint was written: the rest of the run would "
-                "be measured against another model; give the folder it began with, unchanged, or start a new run"
+                "go on with another model; give the folder it began with, unchanged, or start a new run"
             )
 
 

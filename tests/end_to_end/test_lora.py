@@ -4,11 +4,15 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from rlhf_lightning.callbacks import BestPolicy
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
-from tests.support import tiny
+from rlhf_lightning.errors import CheckpointError
+from rlhf_lightning.training import resume_checks
+from tests.support import phases, tiny
 from tests.support.small_pipeline import STAGES, assert_same_metrics, exported, go, go_in_pieces, prepare
 
 pytest.importorskip("peft")
@@ -42,15 +46,16 @@ def test_every_stage_hands_on_a_plain_model_and_its_adapter(whole):
         assert written["r"] == 4 and len(written["target_modules"]) == 6
 
 
-def test_checkpoints_hold_each_base_weight_once_and_optimizer_state_of_adapters_only(whole):
+def test_checkpoints_hold_adapters_and_heads_and_of_the_base_a_checksum(whole):
     folder, _ = whole
     path = checkpoints(folder / "checkpoints" / "ppo")[0]
-    assert len(DurableCheckpointIO().load_checkpoint(path)["optimizer_states"][0]["state"]) == 2 * (2 * 6) + 1
+    saved = DurableCheckpointIO().load_checkpoint(path)
+    assert len(saved["optimizer_states"][0]["state"]) == 2 * (2 * 6) + 1
+    assert len(saved["rlhf"]["frozen"][resume_checks.BASE]) == 64
     with safe_open(path / "tensors.safetensors", framework="pt") as stored:
         names = [name for name in stored.keys() if name.startswith("state_dict.")]  # noqa: SIM118
-    plain = [name for name in names if ".lora_" not in name]
-    assert len(names) - len(plain) == 2 * (2 * 6)
-    assert len(plain) == len(dict(tiny.policy().named_parameters())) + 1  # the head of the critic
+    assert [name for name in names if ".lora_" not in name] == ["state_dict.critic.model.score.weight"]
+    assert len(names) == 2 * (2 * 6) + 1
 
 
 def test_a_run_stopped_again_and_again_ends_where_an_uninterrupted_one_ends(words, whole, tmp_path):
@@ -59,3 +64,33 @@ def test_a_run_stopped_again_and_again_ends_where_an_uninterrupted_one_ends(word
     assert stops >= 3
     assert exported(tmp_path) == exported(folder) and len(exported(folder)) == 2 * len(STAGES)
     assert_same_metrics(metrics, found)
+
+
+def test_the_best_policy_is_kept_as_its_adapters_and_comes_back(tmp_path):
+    best, seen = BestPolicy(window=1, max_kl=1e9), []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, module, *given):
+            seen.append(phases.flat(module.policy))
+
+    module, _ = phases.ppo(
+        phases.write(tmp_path), phases.ppo_module(lora=True), rollouts=3, batch=4, callbacks=[Look(), best]
+    )
+    assert all(".lora_" in name for name in best.state_dict()["weights"]) and best.best["rollout"] < 3
+    assert torch.equal(phases.flat(module.policy), seen[int(best.best["rollout"]) - 1])
+
+
+def test_a_checkpoint_of_adapters_on_another_base_is_refused(tmp_path):
+    phases.write(tmp_path)
+    plugins = {"plugins": [DurableCheckpointIO()]}
+    module, _ = phases.sft(tmp_path, lora=True, callbacks=[phases.SaveAt(2, tmp_path / "saved")], **plugins)
+    again, _ = phases.sft(tmp_path, lora=True, resume=tmp_path / "saved", **plugins)
+    assert torch.equal(phases.flat(again.policy), phases.flat(module.policy))
+    other = phases.SFTModule(tiny.adapted(tiny.policy(), True), tiny.tokenizer(), phases.sgd(0.1), phases.linear)
+    other.trainer = phases.trainer(accumulate=2)
+    other.configure_model()
+    with torch.no_grad():
+        other.policy.lm_head.weight[3, 1] += 1e-6
+    says = f"^the {resume_checks.BASE} has other weights than when this checkpoint was written: [^.]*$"
+    with pytest.raises(CheckpointError, match=says):
+        other.on_load_checkpoint(DurableCheckpointIO().load_checkpoint(tmp_path / "saved"))

@@ -14,7 +14,7 @@ from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_
 from rlhf_lightning.rollout import LoopEngine, Sampling
 from rlhf_lightning.scoring import RewardModelScorer
 from rlhf_lightning.types import PromptBatch
-from tests.support import jobs, offline, pair, phases, strategies_worker, tiny
+from tests.support import jobs, offline, pair, phases, strategies_worker, tiny, worlds_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 SECONDS = 300
@@ -34,6 +34,7 @@ def folder(tmp_path_factory):
     tiny.tokenizer().save_pretrained(folder / "policy")
     phases.reward_model().model.save_pretrained(folder / "reward_model")
     tiny.tokenizer().save_pretrained(folder / "reward_model")
+    worlds_worker.work(folder, "sft:single:")
     pair.launch("tests.support.strategies_worker", str(folder), log=folder, seconds=SECONDS)
     return folder
 
@@ -230,6 +231,43 @@ def test_two_ranks_resume_ppo_bit_for_bit(folder, ranks, strategy):
     assert len(checkpoint["rlhf"]["ranks"]) == 2
 
 
+def assert_the_same_run(folder, phase, whole="single-1"):
+    """All that `worlds_worker` left of a phase ended where one process ended that nobody stopped."""
+    whole = torch.load(folder / f"{phase}-{whole}.pt")
+    found = {path.stem: torch.load(path) for path in folder.glob(f"{phase}-*.pt")}
+    for name, end in found.items():
+        assert end["steps"] == 2 * worlds_worker.STEPS
+        for part in ("weights", "moments"):
+            assert torch.allclose(end[part], whole[part], rtol=0, atol=1e-6), (name, part)
+    return set(found)
+
+
+def test_case_15_another_number_of_processes_goes_on_with_the_same_rows_to_the_same_end(folder, ranks):
+    ranks("worlds")
+    worlds_worker.work(folder, "sft:single:fsdp2-2", "sft:single:ddp-2")
+    found = assert_the_same_run(folder, "sft")
+    resumed = {f"sft-{layout}-2-from-single-1" for layout in ("ddp", "fsdp2")}
+    assert found >= resumed | {f"sft-single-1-from-{layout}-2" for layout in ("ddp", "fsdp2")}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("phase", ["sft", "dpo", "reward", "lora"])
+def test_case_15_one_two_and_four_processes_go_on_from_each_other(tmp_path, phase):
+    jobs.write(tmp_path)
+
+    def launch(size, *names):
+        words = [f"{phase}:{name}" for name in names]
+        codes = pair.launch("tests.support.worlds_worker", str(tmp_path), *words, log=tmp_path, size=size)
+        assert codes == [0] * size, (tmp_path / "rank0.log").read_text()
+
+    launch(1, "single:")
+    launch(2, "fsdp2:", "ddp:", "fsdp2:single-1", "ddp:single-1", "fsdp2:ddp-2", "ddp:fsdp2-2")
+    launch(4, "fsdp2:", "fsdp2:single-1", "fsdp2:fsdp2-2")
+    launch(2, "fsdp2:fsdp2-4")
+    launch(1, "single:fsdp2-2", "single:fsdp2-4", "single:ddp-2")
+    assert len(assert_the_same_run(tmp_path, phase)) == 14
+
+
 def test_sharded_ppo_is_ddp_and_exports_a_plain_folder(folder, ranks):
     sharded, _ = ranks("ppo_fsdp2")
     whole, _ = ranks("ppo_ddp")
@@ -304,7 +342,7 @@ def test_two_copies_in_shards_on_four_processes_learn_what_two_processes_learn(f
     (four := folder / "four").mkdir()
     for file in [*folder.glob("*.jsonl"), *folder.glob("experience.pt"), folder / "policy"]:
         (four / file.name).symlink_to(file)
-    pair.launch("tests.support.strategies_worker", str(four), *cases, log=four, seconds=SECONDS, world=4)
+    pair.launch("tests.support.strategies_worker", str(four), *cases, log=four, seconds=SECONDS, size=4)
     found = {case: results(four, case, world=4) for case in cases}
     for phase, start in {
         "sft": tiny.policy(),

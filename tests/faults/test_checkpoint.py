@@ -448,10 +448,11 @@ def test_a_damaged_newest_checkpoint_does_not_push_out_those_of_the_run_that_goe
     for step in (10, 20, 30):
         IO.save_checkpoint(state(step), tmp_path / f"step-{step:06d}")
     saver = DurableCheckpoint(tmp_path)
+    strategy = SimpleNamespace(remove_checkpoint=IO.remove_checkpoint, save_checkpoint=IO.save_checkpoint)
     trainer = SimpleNamespace(
-        global_step=23, is_global_zero=True, save_checkpoint=lambda path: IO.save_checkpoint(state(23), path),
-        strategy=SimpleNamespace(remove_checkpoint=IO.remove_checkpoint),
+        global_step=23, is_global_zero=True, strategy=strategy,
         lightning_module=SimpleNamespace(automatic_optimization=True),
+        _checkpoint_connector=SimpleNamespace(dump_checkpoint=lambda: state(23)),
     )  # fmt: skip
     saver.save(trainer)  # of a run that went on from 20, since 30 was damaged
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000023", "step-000020"]

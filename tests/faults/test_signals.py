@@ -129,17 +129,17 @@ def test_case_52_a_reward_function_that_takes_too_long_is_given_up_with_its_proc
 
 
 def test_case_18_a_save_that_was_begun_is_completed(go, whole, tmp_path, monkeypatch):
-    write = io.write_state
+    write = io.write_first
 
-    def slow(folder, state):
+    def slow(folder, encoded):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.2)
-        write(folder, state)
+        return write(folder, encoded)
 
-    monkeypatch.setattr(io, "write_state", slow)
+    monkeypatch.setattr(io, "write_first", slow)
     with pytest.raises(signals.Stopped):
         go("checkpoint.every_n_steps=1")
-    monkeypatch.setattr(io, "write_state", write)
+    monkeypatch.setattr(io, "write_first", write)
     saved = checkpoints(tmp_path / "run" / "checkpoints" / "ppo")
     assert [verify_folder(path)["stage"] for path in saved] == ["checkpoint"] * len(saved)
     assert not [path for path in saved[0].parent.iterdir() if path not in saved]

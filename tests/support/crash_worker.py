@@ -32,8 +32,9 @@ def saver(folder, step):
     io = DurableCheckpointIO()
     callback = DurableCheckpoint(folder, keep=KEEP)
     trainer = SimpleNamespace(
-        save_checkpoint=lambda path: io.save_checkpoint(state(step), path),
-        strategy=SimpleNamespace(remove_checkpoint=io.remove_checkpoint), is_global_zero=True, global_step=step,
+        strategy=SimpleNamespace(save_checkpoint=io.save_checkpoint, remove_checkpoint=io.remove_checkpoint),
+        _checkpoint_connector=SimpleNamespace(dump_checkpoint=lambda: state(step)), is_global_zero=True,
+        global_step=step,
         lightning_module=SimpleNamespace(automatic_optimization=True),
     )  # fmt: skip
     return callback, trainer

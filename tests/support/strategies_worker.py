@@ -31,7 +31,7 @@ from rlhf_lightning.models.unread import fill, weights_later
 from rlhf_lightning.rollout import LoopEngine, Sampling
 from rlhf_lightning.scoring import EnsembleScorer, RewardModelScorer
 from rlhf_lightning.types import PromptBatch
-from tests.support import offline, phases, tiny
+from tests.support import offline, phases, tiny, worlds_worker
 from tests.support.served_ranks import served
 
 WORLD = int(os.environ.get("WORLD_SIZE", "2"))
@@ -42,11 +42,7 @@ def ddp():
 
 
 def fsdp2():
-    strategy = DurableModelParallelStrategy(
-        data_parallel_size=WORLD, tensor_parallel_size=1, save_distributed_checkpoint=False,
-        timeout=timedelta(seconds=100),
-    )  # fmt: skip
-    return {"strategy": strategy, "devices": WORLD}
+    return {"strategy": DurableModelParallelStrategy(timeout=timedelta(seconds=100)), "devices": WORLD}
 
 
 def hsdp():
@@ -331,6 +327,12 @@ def best(folder):
     return {"whole": whole, "resumed": fit(resume=checkpoints(folder / "best")[0])}
 
 
+def worlds(folder):
+    """What one process has left is resumed by two, and what two leave by one; see `worlds_worker`."""
+    worlds_worker.work(folder, "sft:fsdp2:single-1", "sft:ddp:single-1", "sft:fsdp2:", "sft:ddp:", size=WORLD)
+    return {}
+
+
 def logged(trainer):
     return {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("perf")}
 
@@ -374,6 +376,7 @@ CASES = {
     "replay_hsdp": replay(hsdp),
     "resume_hsdp": resume(hsdp, "resume_hsdp", batch=8),
     "best": best,
+    "worlds": worlds,
     "checked_at_start": checked_at_start,
     "served_ddp": served(ddp, "served_ddp"),
     "served_fsdp2": served(fsdp2, "served_fsdp2"),
