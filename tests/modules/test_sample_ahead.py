@@ -119,6 +119,8 @@ def test_old_log_probabilities_are_those_of_the_policy_that_learns_and_weights_t
         expected = CORRECTIONS["token_truncate"](now, then, rollout.mask)
         torch.testing.assert_close(experience.weights, expected)
         assert place < 2 or not torch.allclose(now, then, atol=1e-3)
+        kl = (then - experience.ref_logprobs).masked_fill(~rollout.mask, 0).sum(1).mean()
+        assert module.rollout_metrics(experience)["objective/kl"] == pytest.approx(float(kl), abs=1e-5)
 
 
 def test_the_same_prompts_are_answered_in_the_same_order_as_without(folder):
