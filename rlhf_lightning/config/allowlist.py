@@ -29,7 +29,7 @@ _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 _NOT_COMPONENTS = (
     "cli", "config", "console", "rules", "stages", "signals", "errors", "models.memory", "models.templates",
     "checkpoint.folders", "checkpoint.places", "checkpoint.provenance", "checkpoint.codec", "checkpoint.swap",
-    "scoring.isolation", "network", "rollout.server_process",
+    "scoring.isolation", "network", "rollout.server.process",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rlhf_lightning.errors import ConfigError
 
 KEY = "ppo.settings.sample_ahead=true"
-_ENGINES = ("rlhf_lightning.rollout.loop.LoopEngine", "rlhf_lightning.rollout.server.ServerEngine")
+_ENGINES = ("rlhf_lightning.rollout.loop.LoopEngine", "rlhf_lightning.rollout.server.engine.ServerEngine")
 
 
 def check_ahead(settings: Any) -> None:

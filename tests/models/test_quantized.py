@@ -11,7 +11,7 @@ from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.quantized import Linear4bit, quantize, quantized_layers
-from rlhf_lightning.rollout.server_weights import write_weights
+from rlhf_lightning.rollout.server.weights import write_weights
 from rlhf_lightning.scoring import RewardModelScorer
 from tests.support import phases, tiny
 

@@ -1,10 +1,12 @@
 """PPO that samples each rollout while it learns from the one before: with which weights, and what stays the same."""
 
 import threading
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from rlhf_lightning import signals
 from rlhf_lightning.callbacks import DurableCheckpoint
@@ -13,7 +15,9 @@ from rlhf_lightning.errors import ConfigError, NumericalError, RolloutError
 from rlhf_lightning.functional.ratios import CORRECTIONS
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, ServerEngine
+from rlhf_lightning.rules.ahead import check_ahead_node
 from rlhf_lightning.training.pending import PendingRollout
+from tests.gates.gate_sources import ROOT
 from tests.support import phases, scene, tiny
 from tests.support.fake_vllm import fake_vllm
 
@@ -246,6 +250,20 @@ def test_a_server_that_keeps_old_weights_is_found_before_it_samples_with_them(st
 def test_what_cannot_be_sampled_ahead_is_refused(parts, settings, says):
     with pytest.raises(ConfigError, match=says):
         scene.ppo(parts=parts, **{**AHEAD, **settings})
+
+
+@pytest.mark.parametrize(
+    ("name", "shards", "says"),
+    [
+        ("server", True, None), ("loop", False, None), ("loop", True, r"sharded ones \(trainer=fsdp2\) cannot be"),
+        ("hf", False, "HFGenerateEngine cannot"), ("environment", False, "EnvironmentEngine cannot"),
+        ("replay", False, "ReplayEngine cannot"),
+    ],
+)  # fmt: skip
+def test_a_config_is_refused_by_its_engine_before_anything_is_built(name, shards, says):
+    node = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "rollout" / f"{name}.yaml"), resolve=False)
+    with nullcontext() if says is None else pytest.raises(ConfigError, match=says):
+        check_ahead_node(node, shards=shards)
 
 
 def test_a_loader_that_cannot_say_what_comes_next_is_refused_and_one_that_says_something_else_is_found(folder):

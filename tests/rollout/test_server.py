@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from rlhf_lightning.errors import ConfigError, RolloutError
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.rollout import Sampling, ServerEngine, server_weights
-from rlhf_lightning.rollout.server_answers import read, request
-from rlhf_lightning.rollout.server_ranks import Place
-from rlhf_lightning.rollout.server_routes import VLLMServer
-from rlhf_lightning.rollout.server_weights import WeightFolder
+from rlhf_lightning.rollout import Sampling, ServerEngine
+from rlhf_lightning.rollout.server import weights as weights_on_disk
+from rlhf_lightning.rollout.server.answers import read, request
+from rlhf_lightning.rollout.server.ranks import Place
+from rlhf_lightning.rollout.server.routes import VLLMServer
+from rlhf_lightning.rollout.server.weights import WeightFolder
 from tests.support import tiny
 from tests.support.fake_vllm import fake_vllm
 
@@ -396,7 +397,7 @@ def test_weights_lie_in_the_ram_disk_where_it_has_room_for_nobody_else_and_not_l
 ):
     disk = tmp_path / "shm"
     disk.mkdir()
-    monkeypatch.setattr(server_weights, "RAM_DISK", disk)
+    monkeypatch.setattr(weights_on_disk, "RAM_DISK", disk)
     assert WeightFolder(tmp_path / "run", True, 1 << 60).path == tmp_path / "run" / "weights"
     assert WeightFolder(tmp_path / "run", False, 1).path == tmp_path / "run" / "weights"
     made = WeightFolder(tmp_path / "run", True, 1)

@@ -10,8 +10,9 @@ import time
 import pytest
 
 from rlhf_lightning.errors import ConfigError, RolloutError
-from rlhf_lightning.rollout import Sampling, ServerEngine, server_keeper, server_process
-from rlhf_lightning.rollout.server_process import free_port
+from rlhf_lightning.rollout import Sampling, ServerEngine
+from rlhf_lightning.rollout.server import keeper, process
+from rlhf_lightning.rollout.server.process import free_port
 from tests.gates.gate_sources import ROOT
 from tests.support import tiny
 
@@ -99,7 +100,7 @@ def test_a_server_that_is_killed_ends_the_run_with_its_last_words(place):
 )
 def test_a_server_that_does_not_come_up_is_told_with_its_log(how, says, place, monkeypatch):
     monkeypatch.setenv("STUB_VLLM", how)
-    monkeypatch.setattr(server_process, "ENDING_SECONDS", 0.5)
+    monkeypatch.setattr(process, "ENDING_SECONDS", 0.5)
     made = engine(place, deadline=1.5)
     with pytest.raises(RolloutError, match=says):
         made.sync(policy(place), (1,), 0, 1)
@@ -115,7 +116,7 @@ def test_a_server_ends_with_a_run_that_is_killed(place):
         "while not os.path.exists(sys.argv[4] + '/started.json') and time.monotonic() < end: time.sleep(0.01)\n"
         "os.kill(os.getpid(), 9)"
     )
-    words = [server_keeper.__file__, str(place / "vllm"), "serve", str(place / "model"), "--port", str(free_port())]
+    words = [keeper.__file__, str(place / "vllm"), "serve", str(place / "model"), "--port", str(free_port())]
     ended = subprocess.run([sys.executable, "-c", code, *words], timeout=30, stdout=subprocess.DEVNULL)
     assert ended.returncode == -signal.SIGKILL and gone(started(place)["pids"])
 

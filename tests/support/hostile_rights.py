@@ -93,8 +93,8 @@ CONNECTS = {
     "cluster": "trainer: {plugins: [{_target_: lightning.pytorch.plugins.environments.LightningEnvironment}]}",
     "nodes": "trainer: {num_nodes: 2}",
     "main_address": "trainer: {main_address: 127.0.0.1}",
-    "servers": "rollout: {_target_: rlhf_lightning.rollout.server.ServerEngine, urls: [x]}",
-    "program": "rollout: {_target_: rlhf_lightning.rollout.server.ServerEngine, start: true, program: [sh, -c, x]}",
+    "servers": "rollout: {_target_: rlhf_lightning.rollout.server.engine.ServerEngine, urls: [x]}",
+    "program": "rollout: {_target_: rlhf_lightning.rollout.server.engine.ServerEngine, start: true, program: [sh]}",
 }
 ASKS = {
     "variable": f"x: '{SECRET}'",

@@ -17,10 +17,10 @@ from rlhf_lightning.checkpoint.serving import TRAINING_ENVIRONMENT, training_wor
 from rlhf_lightning.errors import ConfigError, RolloutError
 from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.network.in_threads import in_threads
-from rlhf_lightning.rollout.server_process import ENDING_SECONDS, LOG, ServerProcess, free_port
-from rlhf_lightning.rollout.server_ranks import Place, on_every_rank, place
-from rlhf_lightning.rollout.server_routes import VLLMServer, Weights
-from rlhf_lightning.rollout.server_weights import WeightFolder, Written, size_of, write_adapter, write_weights
+from rlhf_lightning.rollout.server.process import ENDING_SECONDS, LOG, ServerProcess, free_port
+from rlhf_lightning.rollout.server.ranks import Place, on_every_rank, place
+from rlhf_lightning.rollout.server.routes import VLLMServer, Weights
+from rlhf_lightning.rollout.server.weights import WeightFolder, Written, size_of, write_adapter, write_weights
 from rlhf_lightning.rules.placement import NO_ADAPTERS
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class ServerGroup:
         connect: makes a `VLLMServer` of an address.
         program: vLLM's command and words to add.
         folder: for the log and for weights.
-        ram_disk: see `rlhf_lightning.rollout.server.ServerEngine`, as ``weights`` and ``deadline``.
+        ram_disk: see `rlhf_lightning.rollout.server.engine.ServerEngine`, as ``weights`` and ``deadline``.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ServerGroup:
         """Give all servers the weights of a policy; ``version`` is its number of optimizer steps. Collective.
 
         Raises:
-            ConfigError, DiskError, RolloutError: see `rlhf_lightning.rollout.server.ServerEngine.sync`.
+            ConfigError, DiskError, RolloutError: see `rlhf_lightning.rollout.server.engine.ServerEngine.sync`.
         """
         if self.weights == "lora" and lora_of(policy) is None:
             raise ConfigError(NO_ADAPTERS.format("the policy"))

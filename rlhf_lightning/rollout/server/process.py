@@ -16,11 +16,11 @@ from pathlib import Path
 from rlhf_lightning import signals
 from rlhf_lightning.console.display import plain
 from rlhf_lightning.errors import ConfigError, RolloutError
-from rlhf_lightning.rollout import server_keeper
+from rlhf_lightning.rollout.server import keeper
 
 LOG = "server.log"
 LOOK_SECONDS = 0.25
-ENDING_SECONDS = 4.0  # of a server and all that it has started, see `server_keeper.REST_SECONDS`
+ENDING_SECONDS = 4.0  # of a server and all that it has started, see `keeper.REST_SECONDS`
 _LINES = 12  # of the log, in a message
 _OF_A_JOB = (
     "RANK",
@@ -58,7 +58,7 @@ class ServerProcess:
         with log.open("ab") as output:
             self._began = output.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-P", server_keeper.__file__, *command],
+                [sys.executable, "-P", keeper.__file__, *command],
                 stdin=subprocess.PIPE, stdout=output, stderr=output, env={**inherited, **environment},
                 start_new_session=True,
             )  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from rlhf_lightning.errors import RolloutError
 from rlhf_lightning.network.json_client import JsonClient
-from rlhf_lightning.rollout.server_answers import Answer, read
-from rlhf_lightning.rollout.server_weights import ADAPTER, Written
+from rlhf_lightning.rollout.server.answers import Answer, read
+from rlhf_lightning.rollout.server.weights import ADAPTER, Written
 
 KEY = "RLHF_LIGHTNING_ROLLOUT_KEY"
 Weights = Literal["files", "reload", "lora"]
@@ -41,7 +41,7 @@ class VLLMServer:
         self._ready = False  # to take weights from files
 
     def complete(self, body: Mapping[str, Any], until: float, over: Event) -> Answer:
-        """The answer to a row, see `rlhf_lightning.rollout.server_answers`. The same body brings the same answer.
+        """The answer to a row, see `rlhf_lightning.rollout.server.answers`. The same body brings the same answer.
 
         Raises:
             RolloutError: no try brought one by ``until``, a time on `time.monotonic`.

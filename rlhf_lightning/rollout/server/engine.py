@@ -16,10 +16,10 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.network.in_threads import in_threads
 from rlhf_lightning.rollout.engine import Agreement, Sampling, check_context, stream_seed
-from rlhf_lightning.rollout.server_answers import Answer, request
-from rlhf_lightning.rollout.server_group import ServerGroup
-from rlhf_lightning.rollout.server_routes import VLLMServer, Weights
-from rlhf_lightning.rollout.server_weights import ADAPTER
+from rlhf_lightning.rollout.server.answers import Answer, request
+from rlhf_lightning.rollout.server.group import ServerGroup
+from rlhf_lightning.rollout.server.routes import VLLMServer, Weights
+from rlhf_lightning.rollout.server.weights import ADAPTER
 from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.ranges import require
