@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,22 @@ def columns(run_dir: Path) -> dict[str, list[float]]:
     rows: list[Any] = read_history(run_dir / "history" / "ppo.csv")
     tags = {tag for row in rows for tag in row}
     return {tag: [row[tag] for row in rows if isinstance(row.get(tag), (int, float))] for tag in tags}
+
+
+def gold(run_dir: Path) -> float:
+    """Mean of the hidden judge's score of PPO's answers to held-out prompts."""
+    mean: float = evaluation(run_dir)["policies"]["ppo"]["summary"]["scores"]["gold"]["mean"]
+    return mean
+
+
+def compared(pairs: Sequence[tuple[float, float]], errors: float) -> bool:
+    """Print the means over seeds of two ways to train; whether they are ``errors`` standard errors apart at most."""
+    one, other = zip(*pairs, strict=True)
+    error = ((statistics.variance(one) + statistics.variance(other)) / len(pairs)) ** 0.5
+    apart = abs(statistics.mean(other) - statistics.mean(one))
+    print(f"means {statistics.mean(one):.3f} and {statistics.mean(other):.3f}: {apart:.3f} apart, "
+          f"standard error of the difference {error:.3f}; minima {min(one):.3f} and {min(other):.3f}")  # fmt: skip
+    return apart <= errors * error
 
 
 def smooth(track: list[float]) -> list[float]:

@@ -12,20 +12,13 @@ the difference.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.runs import columns, common, evaluation, hand_over, train
+from benchmarks.runs import columns, common, compared, gold, hand_over, train
 from tests.support.fake_vllm import fake_vllm
-
-
-def gold(run_dir: Path) -> float:
-    """Mean of the hidden judge's score of PPO's answers."""
-    mean: float = evaluation(run_dir)["policies"]["ppo"]["summary"]["scores"]["gold"]["mean"]
-    return mean
 
 
 def run_seed(seed: int, root: Path, overrides: list[str]) -> tuple[float, float]:
@@ -51,12 +44,7 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     print(f"seed {'loop':>8} {'server':>8} {'gap':>10}")
     pairs = [run_seed(seed, options.root.absolute(), overrides) for seed in range(options.seeds)]
-    loop, served = zip(*pairs, strict=True)
-    error = ((statistics.variance(loop) + statistics.variance(served)) / len(pairs)) ** 0.5
-    apart = abs(statistics.mean(served) - statistics.mean(loop))
-    print(f"means {statistics.mean(loop):.3f} and {statistics.mean(served):.3f}: {apart:.3f} apart, "
-          f"standard error of the difference {error:.3f}")  # fmt: skip
-    sys.exit(apart > options.errors * error)
+    sys.exit(not compared(pairs, options.errors))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,12 @@ class _Wish:
     report: int | None = None  # descriptor
 
 
+class Unwanted(Exception):
+    """Nobody waits any more for what this thread does."""
+
+
 _wish = _Wish()
+_thread = threading.local()
 
 
 @contextmanager
@@ -120,12 +125,25 @@ def adopt(signum: int) -> None:
         _wish.signum, _wish.since = signum, time.monotonic()
 
 
+@contextmanager
+def wanted_until(event: threading.Event) -> Iterator[None]:
+    """Let work of this thread be given up once ``event`` is set: inside, `poll` looks at it."""
+    _thread.unwanted = event
+    try:
+        yield
+    finally:
+        del _thread.unwanted
+
+
 def poll() -> None:
     """A place where unfinished work may be given up.
 
     Raises:
         Stopped: a signal has come, and the `grace_period` is over.
+        Unwanted: see `wanted_until`.
     """
+    if (unwanted := getattr(_thread, "unwanted", None)) is not None and unwanted.is_set():
+        raise Unwanted
     if _wish.signum and time.monotonic() - _wish.since >= _wish.grace_period:
         raise Stopped(_wish.signum, "the step in progress was given up" if _wish.grace_period else "")
 

@@ -15,7 +15,6 @@ from rlhf_lightning.data import PromptData
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import PROXY, Alarm, HackingDetector, Limits
 from rlhf_lightning.loggers.records import log_table
-from rlhf_lightning.rollout import rank_seed
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.scoring import Scorer, place
 from rlhf_lightning.types import PromptBatch, Rollout
@@ -153,9 +152,4 @@ class RewardHackingGuard(pl.Callback):
 
     def _answers(self, pl_module: Any, rollout: int) -> Rollout:
         """Fresh answers to the held-out prompts, by random numbers of their own."""
-        state = pl_module.engine.state_dict()
-        pl_module.engine.seed(rank_seed(rollout, pl_module.global_rank))
-        try:
-            return pl_module.generate(self._prompts)
-        finally:
-            pl_module.engine.load_state_dict(state)
+        return pl_module.generate_aside(self._prompts, rollout)

@@ -13,6 +13,7 @@ from rlhf_lightning.config.messages import shown
 from rlhf_lightning.config.signatures import Signature, signature
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.rules import combinations, placement
+from rlhf_lightning.rules.ahead import check_ahead, check_ahead_node
 from rlhf_lightning.rules.stages import STAGES, stage_of
 
 _TRANSLATED = {
@@ -102,6 +103,8 @@ def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
         placement.check_adapter_dropout(adapters.get("lora_dropout", 0.0))
     if stage == "ppo":
         _check_online(section, world_size)
+        if (section.get("settings") or {}).get("sample_ahead"):
+            check_ahead_node(config.get("rollout") or {}, shards=shards)
     engine = _completed(config.get("rollout") or {})
     if engine is not None and hasattr(engine, "urls") and section.get("sampling"):
         combinations.check_servers(engine.urls, engine.start)
@@ -127,6 +130,7 @@ def _check_online(section: Mapping[str, Any], world_size: int) -> None:
     if sampling is not None:
         combinations.check_sampling(sampling.top_k, sampling.top_p, sampling.min_new_tokens)
     if settings is not None:
+        check_ahead(settings)
         advantage, loss = (section.get(part) or {} for part in ("advantage", "loss"))
         targets = str(advantage.get("_target_")), str(loss.get("_target_"))
         combinations.check_algorithm(settings, targets[0], advantage, targets[1], critic)

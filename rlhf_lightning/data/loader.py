@@ -169,6 +169,10 @@ class ShardedLoader(Generic[T]):
         self.position += 1
         return batch
 
+    def peek(self) -> Any:
+        """What `draw` will hand out next, without moving the stream."""
+        return self._training_batch(self.position)
+
     def look_through(self, epoch: int, at_most: int | None = None) -> Iterator[Any]:
         """The micro-batches of one pass of training, or the first of them, without moving the stream."""
         start = epoch * self._pass_length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from rlhf_lightning.errors import NumericalError
 from rlhf_lightning.metrics.rollout import ENGINE_GAP, gap_to_training
 from rlhf_lightning.rollout.engine import Agreement
 from rlhf_lightning.training.micro_batches import micro_batches, take
-from rlhf_lightning.types import Rollout
+from rlhf_lightning.types import PromptBatch, Rollout
 
 ROUNDING, HALF_ROUNDING = 1e-3, 0.05  # nats per token, on average
+ROWS, TOKENS = 8, 16  # that are looked at before a rollout is sampled ahead
 
 
 class EngineCheck:
@@ -29,7 +31,7 @@ class EngineCheck:
         self._rollouts = 0
 
     def __call__(self, module: Any, rollout: Rollout, logprobs: Tensor) -> None:
-        """Look at a rollout, if it is its turn.
+        """Look at a rollout, if it is its turn and `before` did not.
 
         Args:
             module: a `PPOModule`.
@@ -39,15 +41,39 @@ class EngineCheck:
         Raises:
             NumericalError: the two differ by more than rounding, or than the agreement allows.
         """
-        agreement: Agreement | None = getattr(module.engine, "agreement", None)
-        turn = self._rollouts == 0 if agreement is None else self._rollouts % agreement.every_n == 0
-        self._rollouts += 1
-        if not turn or rollout.rollout_logprobs is None:
+        if module.settings.sample_ahead or not self._is_turn(module) or rollout.rollout_logprobs is None:
             return
         if module.reuses_logprobs(rollout):
             schedule = module.schedule(len(rollout))
             rollout = take(rollout, micro_batches(rollout, schedule)[0], schedule)
             logprobs = module.forward_policy(rollout, entropy=False).logprobs
+        self._compare(module, rollout, logprobs)
+
+    @torch.no_grad()
+    def before(self, module: Any, prompts: PromptBatch) -> None:
+        """Look at a few tokens for the first of these prompts, if it is the turn of the rollout that answers them.
+
+        With ``sample_ahead`` the policy has learned by the time its rollout is there, and an old policy would look like
+        a wrong engine.
+
+        Raises:
+            NumericalError: see `__call__`.
+        """
+        if not self._is_turn(module):
+            return
+        sampling = replace(module.sampling, max_new_tokens=min(TOKENS, module.sampling.max_new_tokens))
+        few = prompts.select(torch.arange(min(ROWS, len(prompts))))
+        rollout = module.generate_aside(few, module.optimizer_steps, sampling)
+        if rollout.rollout_logprobs is not None:
+            self._compare(module, rollout, module.forward_policy(rollout, entropy=False).logprobs)
+
+    def _is_turn(self, module: Any) -> bool:
+        agreement: Agreement | None = getattr(module.engine, "agreement", None)
+        self._rollouts += 1
+        return self._rollouts == 1 if agreement is None else (self._rollouts - 1) % agreement.every_n == 0
+
+    def _compare(self, module: Any, rollout: Rollout, logprobs: Tensor) -> None:
+        agreement: Agreement | None = getattr(module.engine, "agreement", None)
         self.gap = gap_to_training(rollout, logprobs, module.ranks)[f"{ENGINE_GAP}/mean"]
         if agreement is None:
             self._require_rounding(module, self.gap)

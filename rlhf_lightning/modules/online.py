@@ -1,7 +1,8 @@
 """The machinery around the algorithm: updates in micro-batches over ranks, counters, logging, resume.
 
 Everything persistent changes between the fetch of a batch and the end of `training_step`; checkpoints fall on that
-boundary, so a rollout is never saved. Lightning's manual optimisation leaves accumulation, clipping and schedule to us.
+boundary, so no rollout is saved but one that was sampled ahead. Lightning's manual optimisation leaves accumulation,
+clipping and schedule to us.
 """
 
 from __future__ import annotations
@@ -15,21 +16,20 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.aggregate import Aggregation
 from rlhf_lightning.metrics.rollout import Sampled
 from rlhf_lightning.metrics.update import UpdateMetrics, moments, of_padding
-from rlhf_lightning.models import FrozenModels, eos_token_ids
+from rlhf_lightning.models import FrozenModels
 from rlhf_lightning.models.forward import packs_rows
-from rlhf_lightning.modules.base import OptimizerFactory, RLHFModule, SchedulerFactory
+from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.ppo_rules import check_start
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.modules.resampling import Judged, with_other_prompts
+from rlhf_lightning.modules.sampling import SamplingModule
 from rlhf_lightning.modules.scales import ScoreScale, ValueScale
 from rlhf_lightning.optim.kl_controllers import KLController
-from rlhf_lightning.rollout import RolloutEngine, Sampling, rank_seed
-from rlhf_lightning.rollout.engine import close, weights_for
 from rlhf_lightning.scoring import Scorer, details_of, place, state_of
 from rlhf_lightning.training.micro_batches import Schedule, micro_batches, take
 from rlhf_lightning.training.smaller_batches import SmallerMicroBatches
@@ -47,16 +47,13 @@ class Denominators(NamedTuple):
     tokens: Tensor
 
 
-class OnlineModule(RLHFModule):
+class OnlineModule(SamplingModule):
     """Base of modules whose `training_step` samples its own data and takes several optimizer steps."""
 
-    engine: RolloutEngine
     scorer: Scorer
     kl_controller: KLController
     frozen: FrozenModels
     aggregation: Aggregation
-    sampling: Sampling
-    policy: PreTrainedModel | None
     freeze_below: int = 0  # lowest layers of the policy that do not learn
 
     def __init__(
@@ -66,34 +63,17 @@ class OnlineModule(RLHFModule):
         scheduler: SchedulerFactory | None,
         settings: PPOSettings,
     ) -> None:
-        super().__init__(tokenizer, optimizer, scheduler, settings.max_grad_norm, settings.max_skipped_steps)
+        super().__init__(tokenizer, optimizer, scheduler, settings)
         self.automatic_optimization = False
-        self.settings = settings
-        self.rollouts = self.optimizer_steps = self.episodes = self.tokens = 0
+        self.rollouts = self.episodes = self.tokens = 0
         self.last_experience: Experience | None = None
         self._order = torch.Generator().manual_seed(settings.seed)
         self._seconds: dict[str, float] = {}
-        self._sampled = Sampled(0, 0.0)
         self._resampled: Judged | None = None
-        self.recorder: Any = None  # set by `RecordRollouts`
         self.pretraining: Callable[[OnlineModule], Tensor] | None = None  # set by `PretrainingMix`
         self.smaller = SmallerMicroBatches(self.stage)
         self.score_scale, self.value_scale = ScoreScale(), ValueScale()
         self.gave_up = False  # whether the last iteration ended before there was anything to learn from
-
-    def generate(self, prompts: PromptBatch, sampling: Sampling | None = None) -> Rollout:
-        """Sample one answer per row from the current policy."""
-        assert self.policy is not None
-        ends = eos_token_ids(self.policy, self.tokenizer)
-        self.engine.sync(self.policy, ends, self.tokenizer.pad_token_id, self.optimizer_steps)
-        start = time.perf_counter()
-        answer = partial(self.engine.generate, prompts, sampling or self.sampling, self.tokenizer)
-        with weights_for(self.engine, self.policy):
-            rollout = on_all_ranks("a logit in generation", answer, prompts, self.ranks)
-        self._sampled = self._sampled.plus(rollout, time.perf_counter() - start)
-        if self.recorder is not None:
-            self.recorder.sampled(rollout, self.tokenizer)
-        return rollout
 
     def score(self, rollout: Rollout) -> Tensor:
         """What the scorer gives, float32: [B], or [B, T] where it judges tokens; NaN where nobody judged."""
@@ -247,14 +227,10 @@ class OnlineModule(RLHFModule):
         self.log_dict({n: v for n, v in metrics.items() if n not in ("episodes", "tokens")} | counters | self._seconds)
 
     def on_fit_start(self) -> None:
-        """Move what Lightning does not see, and give every rank its own random stream."""
+        """Move what Lightning does not see too."""
+        super().on_fit_start()
         self.frozen.to(self.device)
         place(self.scorer, self)
-        self.engine.seed(rank_seed(self.settings.seed, self.global_rank))
-
-    def teardown(self, stage: str) -> None:
-        """Let the engine go."""
-        close(self.engine)
 
     def on_train_start(self) -> None:
         """Train mode for the critic too; refuse prompts that leave no room for an answer."""
@@ -280,17 +256,15 @@ class OnlineModule(RLHFModule):
             self.scorer.load_state_dict(state["scorer"])
 
     def rank_state(self) -> dict[str, Any]:
-        """Also the streams of sampling and of the minibatch order."""
-        return super().rank_state() | {"engine": self.engine.state_dict(), "order": self._order.get_state()}
+        """Also the stream of the minibatch order."""
+        return super().rank_state() | {"order": self._order.get_state()}
 
     def load_rank_state(self, state: Mapping[str, Any]) -> None:
         """See `RLHFModule`."""
         super().load_rank_state(state)
-        self.engine.load_state_dict(state["engine"])
         self._order.set_state(state["order"])
 
     def seed_rank_state(self, first: Mapping[str, Any], seed: int) -> None:
         """See `RLHFModule`; the order of minibatches is drawn alike on all ranks, and goes on."""
         super().seed_rank_state(first, seed)
-        self.engine.seed(seed)
         self._order.set_state(first["order"])

@@ -30,7 +30,7 @@ from rlhf_lightning.modules.bootstrapping import one_token_longer, values_after
 from rlhf_lightning.modules.critics import Critic, build_critic, critic_numbers
 from rlhf_lightning.modules.engine_check import EngineCheck, in_full_precision
 from rlhf_lightning.modules.online import Denominators, OnlineModule
-from rlhf_lightning.modules.ppo_rules import check_combination, check_parts, penalty_of
+from rlhf_lightning.modules.ppo_rules import check_combination, check_parts, engine_for, penalty_of
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
 from rlhf_lightning.rollout import LoopEngine, RolloutEngine, Sampling
@@ -98,7 +98,7 @@ class PPOModule(OnlineModule):
         )
         self._sources = (policy, critic, reference)  # a tuple: Lightning would register bare models
         self.scorer = scorer
-        self.engine: RolloutEngine = engine or LoopEngine()
+        self.engine: RolloutEngine = engine_for(settings, engine or LoopEngine())
         self.sampling = sampling
         self.kl_controller: KLController = penalty_of(kl_controller or FixedKL(), scorer)
         self.advantage = advantage
@@ -123,7 +123,7 @@ class PPOModule(OnlineModule):
         with self.guarded():
             batch = batch.repeat_interleave(self.settings.group_size)
             with self.phase("generate"):
-                rollout = self.generate(batch)
+                rollout = self.answers(batch)
             with self.phase("score"):
                 scores = self.score(rollout)
             rollout, scores = self.resample(rollout, scores)
@@ -140,7 +140,7 @@ class PPOModule(OnlineModule):
         """What the rollout achieved, and at which KL coefficient. Collective."""
         self.guard.note_scores(experience.scores, self.step)
         details = self.details_of(experience.rollout)
-        metrics = rollout_metrics(experience, self.ranks, self.settings.group_size, details)
+        metrics = rollout_metrics(self.as_sampled(experience), self.ranks, self.settings.group_size, details)
         metrics["objective/kl_coef"] = self.kl_controller.coef
         if self.kl_controller.target is not None:
             metrics["objective/kl_target"] = self.kl_controller.target

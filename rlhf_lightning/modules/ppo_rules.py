@@ -18,9 +18,10 @@ from rlhf_lightning.modules.formulas import check_advantage, check_policy_loss
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.modules.resampling import check_draws
 from rlhf_lightning.optim.kl_controllers import FixedKL, KLController
-from rlhf_lightning.rollout import Sampling
+from rlhf_lightning.rollout import RolloutEngine, Sampling
 from rlhf_lightning.rollout.engine import check_prompts
 from rlhf_lightning.rollout.hf import warn_of_unused_fields
+from rlhf_lightning.rules.ahead import check_ahead, check_ahead_engine, check_peek
 from rlhf_lightning.rules.combinations import UNPENALISED, check_algorithm
 from rlhf_lightning.rules.partials import called, takes, unwrapped
 from rlhf_lightning.scoring import Scorer
@@ -60,6 +61,7 @@ def check_combination(
         ConfigError: the combination cannot learn what it says it learns, or a function cannot be called as it will be.
     """
     sampling.require_scorable()
+    check_ahead(settings)
     function, bound = unwrapped(advantage)
     made = unwrapped(critic)[0]
     head = isinstance(made, type) and issubclass(made, ValueHead)
@@ -79,9 +81,12 @@ def check_start(policy: Any, trainer: Any, settings: PPOSettings, sampling: Samp
     """Check what only model and data together show.
 
     Raises:
-        ConfigError: the longest prompt leaves no room for an answer, or the loader cannot give other prompts.
+        ConfigError: the longest prompt leaves no room for an answer, or the loader cannot give the prompts that the
+            settings ask for beside those of the step.
     """
-    check_draws(trainer.train_dataloader, settings.max_resamples)
+    loader = trainer.train_dataloader
+    check_draws(loader, settings.max_resamples)
+    check_peek(type(loader).__name__, fit=not settings.sample_ahead or hasattr(loader, "peek"))
     longest = sampling.max_new_tokens + settings.bootstrap_truncated  # see `bootstrapping.one_token_longer`
     check_prompts(policy, getattr(trainer, "datamodule", None), replace(sampling, max_new_tokens=longest))
     warn_of_unused_fields(policy, sampling)
@@ -98,6 +103,12 @@ def penalty_of(controller: KLController, scorer: Scorer) -> KLController:
     if learned and isinstance(controller, FixedKL) and controller.coef == 0.0 and not rank_zero_only.rank:  # type: ignore[attr-defined]
         log.warning(UNPENALISED)
     return controller
+
+
+def engine_for(settings: PPOSettings, engine: RolloutEngine) -> RolloutEngine:
+    """The engine. Raises: ConfigError: rollouts are to be sampled ahead, and it cannot."""
+    check_ahead_engine(type(engine).__name__, fit=not settings.sample_ahead or getattr(engine, "samples_ahead", False))
+    return engine
 
 
 def _path(function: Callable[..., Any]) -> str:

@@ -39,6 +39,8 @@ class PPOSettings:
         kl_estimator: of the KL of a sampled token: k1, k2, k3 or abs.
         correction: how the policy loss weighs tokens that the engine drew from other probabilities than training
             computes, see `rlhf_lightning.functional.ratios`; None ignores the difference.
+        sample_ahead: sample each rollout while the one before is learned from, with the policy from before that; needs
+            a ``correction``, and an engine that can (``rollout=loop`` or ``server``).
         entropy_coef: bonus per nat of the policy's entropy per token.
         reuse_logprobs: where a rollout is learned from in one update, without a critic and in full precision, take the
             log-probabilities of the engine for the KL penalty, and those of the update itself for its ratio, instead of
@@ -74,6 +76,7 @@ class PPOSettings:
     kl_placement: Placement = "reward"
     kl_estimator: Estimator = "k1"
     correction: Correction | None = None
+    sample_ahead: bool = False
     entropy_coef: float = 0.0
     reuse_logprobs: bool = True
     max_approx_kl: float | None = 0.1

@@ -1,4 +1,4 @@
-"""A copy of the policy that decodes in fewer bits than training computes with."""
+"""A copy of the policy that decodes in fewer bits than training computes with, or while it learns."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ def autocast_dtype(policy: PreTrainedModel) -> torch.dtype | None:
 
 
 @torch.no_grad()
-def refreshed(copied: PreTrainedModel | None, policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A copy of ``policy`` in ``dtype``, made on the first call and overwritten on later ones."""
+def refreshed(
+    copied: PreTrainedModel | None, policy: PreTrainedModel, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """A copy of ``policy``, made on the first call and overwritten on later ones; ``dtype`` None is the policy's."""
     if any(isinstance(p, DTensor) for p in policy.parameters()):
         raise ConfigError(
             "rollout.dtype: sharded weights cannot be copied for sampling; set rollout.dtype=auto, and "
-            "trainer.precision=bf16-mixed, which gathers them in bfloat16"
+            "trainer.precision=bf16-mixed, which gathers them in bfloat16, and ppo.settings.sample_ahead=false"
         )
     if copied is None:
         fresh: Any = copy.deepcopy(policy)
-        return fresh.to(dtype).eval().requires_grad_(False)
+        return (fresh if dtype is None else fresh.to(dtype)).eval().requires_grad_(False)
     for mine, theirs in zip(copied.parameters(), policy.parameters(), strict=True):
         mine.copy_(theirs)
     return copied

@@ -93,7 +93,10 @@ class RolloutEngine(Protocol):
 
     It may also have ``is_exact`` (whether it computes with the very weights of training), ``holds_policy`` (False where
     it does not decode with all weights of the policy, which are then not gathered for it), ``agreement`` (an
-    `Agreement`) and ``close()``, called when nothing more is sampled.
+    `Agreement`), ``close()``, called when nothing more is sampled, and ``samples_ahead``: True where ``generate`` may
+    run in a thread while the policy learns. It then draws from no global random stream, talks to no other rank, calls
+    `rlhf_lightning.signals.poll` often, and keeps to the weights of the last ``sync``; one with ``is_exact`` is given a
+    copy of them.
     """
 
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:

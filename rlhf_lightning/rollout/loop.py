@@ -102,6 +102,11 @@ class LoopEngine:
         """Whether it decodes with the very weights that training computes with."""
         return self.dtype is None or (self.dtype == "auto" and self._copy is None)
 
+    @property
+    def samples_ahead(self) -> bool:
+        """Whether it may sample in a thread while the policy learns: not in step with other ranks."""
+        return not self.in_step
+
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
         """Sample with these weights, or with a copy of them in another dtype.
 

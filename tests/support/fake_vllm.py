@@ -27,7 +27,7 @@ class FakeVLLM:
     ``faults`` meet the next completions, one each: an HTTP state, ``closed``, ``slow``, ``garbage``, or a function that
     changes the answer in place. ``each`` is a function that does so to every answer. ``broken`` gives the fault of
     every call of a path. ``stale``: updates are accepted and change nothing. ``says_version`` is said instead of the
-    version. ``jitter``: seconds that answers take at most, by their seeds.
+    version. ``jitter``: seconds that answers take at most, by their seeds; ``delay``: that each of them takes.
     """
 
     def __init__(self, model, tokenizer=None):
@@ -37,7 +37,8 @@ class FakeVLLM:
         self.version, self.url = "default", ""
         self.asked, self.paths, self.faults, self.broken, self.queries = [], [], [], {}, {}
         self.each = None
-        self.stale, self.says_version, self.jitter, self.slow_seconds = False, None, 0.0, 5.0
+        self.stale, self.says_version, self.slow_seconds = False, None, 5.0
+        self.jitter = self.delay = 0.0
         self.most = self.open = 0
         self.running = threading.Event()
         self.running.set()
@@ -76,7 +77,7 @@ class FakeVLLM:
                 self.open += 1
                 self.most = max(self.most, self.open)
             self.running.wait()
-            time.sleep(self.jitter * (body["seed"] % 97) / 97)
+            time.sleep(self.delay + self.jitter * (body["seed"] % 97) / 97)
             with self.lock:
                 found = self.complete(body)
             with self.guard:

@@ -58,6 +58,7 @@ class ServerEngine:
 
     holds_policy = False
     is_exact = False
+    samples_ahead = True
 
     def __init__(
         self,
