@@ -27,7 +27,7 @@ from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.ppo_rules import check_start
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.modules.resampling import Judged, with_other_prompts
-from rlhf_lightning.modules.sampling import SamplingModule
+from rlhf_lightning.modules.rollouts import RolloutModule
 from rlhf_lightning.modules.scales import ScoreScale, ValueScale
 from rlhf_lightning.optim.kl_controllers import KLController
 from rlhf_lightning.scoring import Scorer, details_of, place, state_of
@@ -47,7 +47,7 @@ class Denominators(NamedTuple):
     tokens: Tensor
 
 
-class OnlineModule(SamplingModule):
+class OnlineModule(RolloutModule):
     """Base of modules whose `training_step` samples its own data and takes several optimizer steps."""
 
     scorer: Scorer

@@ -31,7 +31,7 @@ class _Copy:
     model: PreTrainedModel | None = None
 
 
-class SamplingModule(RLHFModule):
+class RolloutModule(RLHFModule):
     """Base of modules that sample what they learn from."""
 
     engine: RolloutEngine
