@@ -40,11 +40,15 @@ class StopAtBoundary(pl.Callback):
         if step == self._seen:  # inside gradient accumulation
             return
         self._seen = step
+        signum = (
+            signals.received()
+        )  # one that comes from here on waits for the next step: the others know nothing of it
         if trainer.world_size > 1:
-            signum = torch.tensor(signals.received(), device=trainer.strategy.root_device)
-            signals.adopt(int(trainer.strategy.reduce(signum, reduce_op="max")))
-        if signals.received() and step != steps_planned(trainer):
-            self._signum = signals.received()
+            agreed = torch.tensor(signum, device=trainer.strategy.root_device)
+            signum = int(trainer.strategy.reduce(agreed, reduce_op="max"))
+            signals.adopt(signum)
+        if signum and step != steps_planned(trainer):
+            self._signum = signum
             for saver in trainer.checkpoint_callbacks:
                 if isinstance(saver, DurableCheckpoint):
                     saver.ask()

@@ -50,7 +50,8 @@ def write_folder(
         tmp = Path(tempfile.mkdtemp(prefix=f"{TMP}{path.name}-", dir=path.parent))
         (tmp / MARK).touch()
         known = write(tmp)
-        (tmp / PROVENANCE).write_text(describe(tmp, provenance, known or {}), encoding="utf-8")
+        known = known if isinstance(known, Mapping) else {}
+        (tmp / PROVENANCE).write_text(describe(tmp, provenance, known), encoding="utf-8")
         (tmp / MARK).unlink()
         _flush(*tmp.rglob("*"), tmp)
         tmp.chmod(0o755)

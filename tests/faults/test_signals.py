@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from rlhf_lightning import signals
 from rlhf_lightning.callbacks import DurableCheckpoint, checkpoint, stop
@@ -432,3 +434,30 @@ def test_case_52_ctrl_c_in_a_terminal_ends_the_command_with_130_and_its_worker_w
     for call in calls.iterdir():
         with pytest.raises(ProcessLookupError):
             os.kill(int(call.suffix[1:]), 0)
+
+
+def test_a_signal_that_comes_while_ranks_agree_waits_for_the_next_step(monkeypatch):
+    """Acted upon by one rank alone it would leave the others waiting."""
+    with signals.watched():
+        asked = []
+
+        def reduce(signum, reduce_op):
+            asked.append(int(signum))
+            if len(asked) == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                time.sleep(0.05)
+                return signum
+            return torch.tensor(max(int(signum), 0))
+
+        strategy = SimpleNamespace(reduce=reduce, root_device=torch.device("cpu"))
+        trainer = SimpleNamespace(world_size=2, strategy=strategy, checkpoint_callbacks=[])
+        callback, done = stop.StopAtBoundary(), iter(range(10))
+        monkeypatch.setattr(stop, "steps_done", lambda trainer: next(done))
+        monkeypatch.setattr(stop, "steps_planned", lambda trainer: 9)
+        callback.on_train_start(trainer, None)
+        callback.on_train_batch_end(trainer, None, None, None, 0)
+        callback.on_train_batch_start(trainer, None, None, 1)  # goes on
+        callback.on_train_batch_end(trainer, None, None, None, 1)
+        with pytest.raises(signals.Stopped):
+            callback.on_train_batch_start(trainer, None, None, 2)
+        assert asked == [0, signal.SIGUSR1]
