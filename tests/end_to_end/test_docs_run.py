@@ -17,7 +17,14 @@ from tests.support import docs_world
 
 DOCS = ROOT / "docs"
 STAGES = [DOCS / "stages" / f"{name}.md" for name in ("sft", "rank", "reward", "ppo", "evaluate")]
-START = [ROOT / "README.md", DOCS / "getting_started.md", *STAGES, DOCS / "after_training.md", DOCS / "people.md"]
+START = [
+    ROOT / "README.md",
+    DOCS / "getting_started.md",
+    *STAGES,
+    DOCS / "after_training.md",
+    DOCS / "people.md",
+    DOCS / "tutorial.md",
+]
 EXTENDING = DOCS / "extending.md"
 ELSEWHERE = "--config-dir"  # tests/end_to_end/test_chains.py runs that section of extending.md
 SEAMS = {
