@@ -71,6 +71,15 @@ def verify_folder(path: str | Path, expect_stage: str | None = None, part: tuple
     return record
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """An object from a JSON file; empty where there is no such file, or something else in it."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def describe(folder: Path, provenance: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     """The text of ``provenance.json`` for the files in a folder; those whose entries are ``known`` are not read."""
     apart = [folder / name for name in (PROVENANCE, MARK, CARD, FIGURE)]

@@ -60,7 +60,8 @@ def run(words: Sequence[str]) -> list[str]:
     else:
         made += ["judge=reward_model", f"judge.model.path={given.reward}"]
     chosen = [word for word in words if word not in own]
-    made += [word for word in _shared_sampling(given.folders) if word.partition("=")[0] not in " ".join(chosen)]
+    keys = {word.lstrip("+~").partition("=")[0] for word in chosen}
+    made += [word for word in _shared_sampling(given.folders) if word.partition("=")[0] not in keys]
     say(f"rlhf-lightning {shlex.join([*made, *chosen])}")
     return [*made, *chosen]
 

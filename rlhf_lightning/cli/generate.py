@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.checkpoint import read_json
 from rlhf_lightning.cli.arguments import add_machine, check_new, device_of, parser, rows_to
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import ConfigError
@@ -32,7 +31,7 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
 
 def agreed_sampling(folders: Sequence[str]) -> dict[str, Any]:
     """What the generation configs of several folders say alike of `Sampling`, and the longest of their lengths."""
-    every = [_json(Path(folder) / "generation_config.json") for folder in folders]
+    every = [read_json(Path(folder) / "generation_config.json") for folder in folders]
     said = {name: every[0].get(name) for name in ("temperature", "top_k", "top_p")}
     said = {
         name: value for name, value in said.items() if value is not None and all(c.get(name) == value for c in every)
@@ -49,15 +48,8 @@ def shared_sampling(folders: Sequence[str]) -> dict[str, Any]:
 
 def positions(folders: Sequence[str]) -> int:
     """For how many tokens all models have places, 0 where none says so."""
-    found = [_json(Path(folder) / "config.json").get("max_position_embeddings") for folder in folders]
+    found = [read_json(Path(folder) / "config.json").get("max_position_embeddings") for folder in folders]
     return min((int(number) for number in found if number), default=0)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def arguments() -> argparse.ArgumentParser:

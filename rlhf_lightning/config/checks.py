@@ -95,6 +95,7 @@ def _check_defaults(config: Mapping[str, Any], stages: list[str]) -> None:
     if group := next((key for key in _GROUPS if not isinstance(config.get(key) or {}, Mapping)), None):
         raise ConfigError(f"{group}={shown(group, config[group])}: must be a section, such as those in conf/{group}")
     _check_value("matmul_precision", config.get("matmul_precision", "high"), (Kind("choice", _PRODUCTS),))
+    require("seed", config.get("seed", 0), at_least=0, at_most=2**32 - 1, why="what random number generators take")
     if (threads := config.get("threads")) is not None:
         _check_value("threads", threads, (Kind("int"), Kind("None")))
         require("threads", threads, at_least=1)

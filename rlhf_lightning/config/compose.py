@@ -77,8 +77,12 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Judg
     _check_remote_code(config, overrides)
     check_names(config, config["trusted_targets"])
     check_numbers(config)  # one of very many digits has no text, which all others ask for
-    check_rights(config, OmegaConf.to_container(cfg, resolve=False) if typed.local else None, typed)
-    check_config(config)
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    check_rights(config, raw if typed.local else None, typed)
+    try:
+        check_config(config)
+    except ConfigError as error:
+        raise ConfigError(_named_by_source(str(error), raw)) from None
     check_ignored(config, typed)
     return Judged(config, overrides=overrides)
 
@@ -165,6 +169,18 @@ def _resolved(node: Any, key: str = "", counted: list[str] | None = None) -> Any
         missing = OmegaConf.is_missing(node, name)
         tree[name] = "???" if missing else _resolved(node[name], inside, counted)
     return tree if isinstance(node, DictConfig) else list(tree.values())
+
+
+def _named_by_source(message: str, raw: Any) -> str:
+    """A message about a value that is taken from another key, with that key in front: it is the one to change."""
+    while found := re.match(r"([\w.]+)(?=[=:])", message):
+        value = raw
+        for name in found[1].split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if (taken := re.fullmatch(r"\$\{([\w.]*\w)\}", str(value))) is None or taken[1].startswith("."):
+            break
+        message = taken[1] + message[found.end() :]
+    return message
 
 
 def _not_given(missing: list[str]) -> ConfigError:

@@ -20,7 +20,7 @@ RESERVED = frozenset(("_target_", "_partial_", "_args_", "_recursive_", "_conver
 
 WORDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null",
-    "list": "a list such as [a, b]", "dict": "a mapping such as {a: 1}",
+    "list": "a list such as [a, b]", "dict": "a mapping such as {a: 1}", "object": "a part with a _target_",
 }  # fmt: skip
 """How the kinds that a config can write are called in messages."""
 
@@ -213,6 +213,8 @@ def _alternatives(node: ast.expr, module: _Module) -> Iterator[Kind | None]:
             match _lookup(module, name):
                 case (home, ast.Assign(value=alias) | ast.AnnAssign(value=ast.expr() as alias)):
                     yield from _alternatives(alias, home)
+                case (_, ast.ClassDef()):
+                    yield Kind("object")
                 case _:
                     yield None
         case _:

@@ -14,6 +14,7 @@ from rlhf_lightning.checkpoint.provenance import (
     PROVENANCE,
     marked_card,
     own_card,
+    read_json,
     read_provenance,
     sha256,
 )
@@ -24,7 +25,6 @@ from rlhf_lightning.evaluation.report import CAPTIONS, read_evaluation
 from rlhf_lightning.evaluation.runs import flattened
 from rlhf_lightning.evaluation.table import before_and_after
 from rlhf_lightning.evaluation.trust import accuracy_text
-from rlhf_lightning.models.folders import read_json
 from rlhf_lightning.models.kinds import LABEL
 
 UNKNOWN = "unknown"  # what a hub calls a licence that nobody has named

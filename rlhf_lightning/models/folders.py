@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.checkpoint import read_provenance, verify_folder
+from rlhf_lightning.checkpoint import read_json, read_provenance, verify_folder
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.models.configs import noise
 
@@ -130,15 +130,6 @@ def check_labels(folder: str) -> None:
             f"{folder}: config.json: the classifier has {labels} outputs, and a reward model has one (num_labels: 1); "
             "train one with stage=reward, or score with a function of your own (scorer=function)"
         )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """An object from a file; empty where there is none, or something else."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _adapter(folder: Path) -> str:

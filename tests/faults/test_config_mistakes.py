@@ -50,6 +50,9 @@ MISTAKES = [
     ("stage=evaluate evaluate.sampling.stop=END", "evaluate.sampling.stop=END: must be a list"),
     ("stages=sft", "stages=sft: must be a list"),
     ("seed=1.5", "seed=1.5: must be a whole number"),
+    ("seed=-1", "seed=-1: must be at least 0"),
+    ("stage=ppo ppo.settings.group_size=0", "ConfigError: ppo.settings.group_size=0: must be at least 1"),
+    ("stage=sft data.shape=3", "ConfigError: data.shape=3: must be a part with a _target_ or null"),
     ("threads=two", "threads=two: must be a whole number or null"),
     ("model.revision=1234567", "model.revision=1234567: must be text or null"),
     ("stage=sft trainer.devices=two", "trainer.devices=two: must be a number above 0"),
@@ -84,7 +87,7 @@ MISTAKES = [
     ("stage=ppo ppo.max_skipped_steps=0", "ConfigError: ppo.max_skipped_steps=0: must be at least 1"),
     ("stage=ppo ppo.settings.max_grad_norm=2", "ppo.settings.max_grad_norm=2: set ppo.max_grad_norm instead"),
     ("stage=best_of_n best_of_n.n=1", "best_of_n.n=1: must be at least 2"),
-    ("stage=ppo ppo.rollouts=0", "ppo.data.rollouts=0: must be at least 1"),
+    ("stage=ppo ppo.rollouts=0", "ppo.rollouts=0: must be at least 1"),
     ("stage=sft model.lora={r:0}", "model.lora.r=0: must be at least 1"),
     # combinations
     ("stage=ppo ppo.data.batch_size=60 ppo.settings.num_minibatches=7",
