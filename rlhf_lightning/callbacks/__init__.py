@@ -10,7 +10,9 @@ from rlhf_lightning.callbacks.record import RecordRollouts
 from rlhf_lightning.callbacks.samples import Samples
 from rlhf_lightning.callbacks.score_monitor import ScoreMonitor
 from rlhf_lightning.callbacks.stop import StopAtBoundary
+from rlhf_lightning.callbacks.stop_early import StopEarly
 from rlhf_lightning.callbacks.tensorboard import TensorBoardExtras
+from rlhf_lightning.callbacks.validate_first import ValidateFirst
 
 __all__ = [
     "BestPolicy",
@@ -23,5 +25,7 @@ __all__ = [
     "Samples",
     "ScoreMonitor",
     "StopAtBoundary",
+    "StopEarly",
     "TensorBoardExtras",
+    "ValidateFirst",
 ]

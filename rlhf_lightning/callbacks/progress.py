@@ -180,7 +180,7 @@ def shown_parts(module: Any, metrics: Metrics, first: Metrics | None = None) -> 
     Args:
         module: what trains; without ``shown`` loss and perplexity.
         metrics: numbers by tag.
-        first: of the first step; the number that comes first is then shown with where it came from.
+        first: of the first step; the number that comes first, and validations, are then shown with what they were.
 
     >>> shown_parts(None, {"train/loss": 1.5, "train/perplexity": 4.48}, {"train/loss": 2.0})
     ['loss 2.000 -> 1.500', 'ppl 4.48']
@@ -190,7 +190,7 @@ def shown_parts(module: Any, metrics: Metrics, first: Metrics | None = None) -> 
     for word, tag, form in (*table, *((t.removeprefix(MONITOR), t, ".2f") for t in metrics if t.startswith(MONITOR))):
         if tag not in metrics:
             continue
-        since = f"{first[tag]:{form}} -> " if first and tag in first and not parts else ""
+        since = f"{first[tag]:{form}} -> " if first and tag in first and (not parts or tag.startswith("val/")) else ""
         target = metrics.get(TARGETS.get(tag, ""), math.nan)
         towards = f"/{target:.2g}" if math.isfinite(target) and target > 0 else ""
         parts.append(f"{word} {since}{metrics[tag]:{form}}{towards}")
@@ -216,8 +216,8 @@ def why_early(trainer: pl.Trainer) -> str:
     for part in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(part, Timer) and part.time_remaining() is not None and (part.time_remaining() or 0) <= 0:
             return "trainer.max_time is over"
-        if isinstance(part, EarlyStopping) and part.stopped_epoch:
-            return f"EarlyStopping, {part.monitor} no longer gets better"
+        if isinstance(part, EarlyStopping) and part.stopping_reason_message:
+            return f"{type(part).__name__}: {part.stopping_reason_message}"
         if getattr(part, "action", "") == "stop" and getattr(part, "alarms", None):
             return f"the alarm of {type(part).__name__}"
     if 0 < trainer.max_steps <= trainer.global_step:

@@ -17,7 +17,7 @@ from rlhf_lightning.config.loggers import logger_nodes
 from rlhf_lightning.config.messages import shown
 from rlhf_lightning.config.other_tools import same_value
 from rlhf_lightning.config.signatures import RESERVED, WORDS, Kind, is_number, signature
-from rlhf_lightning.config.stage_checks import check_stage, check_trainer, lora, world_size
+from rlhf_lightning.config.stage_checks import check_callbacks, check_stage, check_trainer, lora, world_size
 from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.optim import kl_controllers
@@ -58,6 +58,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     logger_nodes(config.get("logger"))
     trainer = config.get("trainer") or {}
     check_trainer(trainer, names(stages))
+    check_callbacks(config.get("callbacks") or {}, names(stages))
     for name in names(stages):
         check_stage(config, name, world_size(trainer))
 

@@ -63,6 +63,25 @@ def check_trainer(trainer: Mapping[str, Any], stages: Sequence[str]) -> None:
         raise ConfigError(f"trainer.accelerator={accelerator}: must be one of {', '.join(_ACCELERATORS)}.{hint}")
 
 
+def check_callbacks(callbacks: Mapping[str, Any], stages: Sequence[str]) -> None:
+    """Refuse callbacks of Lightning that would do something else here than what they are for."""
+    targets = {name: str((node or {}).get("_target_")) for name, node in callbacks.items()}
+    for name, target in targets.items():
+        kind = target.rpartition(".")[2] if target.startswith("lightning.pytorch.callbacks.") else ""
+        if kind == "EarlyStopping" and "ppo" in stages:
+            raise ConfigError(
+                f"callbacks.{name}: Lightning's EarlyStopping looks after each epoch, and stage ppo is one epoch. Set "
+                f"callbacks.{name}._target_=rlhf_lightning.callbacks.StopEarly, which looks after each rollout, and "
+                "after each validation of the other stages"
+            )
+        if kind == "GradientAccumulationScheduler":
+            instead = _TRANSLATED["accumulate_grad_batches"]
+            raise ConfigError(f"callbacks.{name}: {kind} would change the loss; set {instead} instead")
+        line = next((key for key, other in targets.items() if other.endswith(".ProgressLine")), None)
+        if kind.endswith("ProgressBar") and line is not None:
+            raise ConfigError(f"callbacks.{name}: {kind} beside callbacks.{line}; add '~callbacks.{line}'")
+
+
 def world_size(trainer: Mapping[str, Any]) -> int:
     """Processes, as far as the config tells; 1 where the machine decides."""
     devices: Any = trainer.get("devices")

@@ -31,7 +31,8 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         ``count``, ``prompts``; ``scores`` (an estimate for each name); ``length`` (tokens), ``kl`` and ``nll_ref``
         (nats per response, None where no record has them), each an estimate; ``eos_rate``; over words: ``distinct_1``,
         ``distinct_2`` (share of n-grams that are different, all responses pooled) and ``repetition_3`` (share of
-        3-grams that repeat an earlier one of the same response, mean over responses).
+        3-grams that repeat an earlier one of the same response, mean over responses); ``same_answers``: share of the
+        responses that are, word for word, also one to an earlier prompt.
 
     Raises:
         DataError: no records, records with different score names, or a score that is not finite; names the record.
@@ -49,6 +50,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "distinct_1": distinct_n(words, 1),
         "distinct_2": distinct_n(words, 2),
         "repetition_3": math.fsum(repetition_n(response, 3) for response in words) / len(words),
+        "same_answers": _same_answers(records),
     }
 
 
@@ -148,6 +150,12 @@ def _words(records: Sequence[Record]) -> list[list[int]]:
     """Completions as lists of word numbers: one number for each different word of the records."""
     numbers: dict[str, int] = {}
     return [[numbers.setdefault(w, len(numbers)) for w in str(record["completion"]).split()] for record in records]
+
+
+def _same_answers(records: Sequence[Record]) -> float:
+    """Share of the responses that were given to an earlier prompt, too."""
+    first: dict[str, str] = {}
+    return sum(first.setdefault(str(r["completion"]), _key(r)) != _key(r) for r in records) / len(records)
 
 
 def _estimate(records: Sequence[Record], values: Sequence[float]) -> Estimate:

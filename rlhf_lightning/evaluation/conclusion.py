@@ -7,6 +7,7 @@ from typing import Any
 
 CLEAR = 1.96  # standard errors that make a difference clear (95 percent)
 PEOPLE = "people"  # the judge where people voted; the evaluation then has a part of this name
+REPEATS = 0.1  # share by which repetition has to rise before it is told
 OUTRUN = 1.0  # standard deviations by which a proxy may rise more than the judge
 
 
@@ -60,6 +61,28 @@ def conclusion(evaluation: Mapping[str, Any]) -> str:
         rises = _rises(evaluation, proxy_change, change)
         warning = _warning(_direction(proxy_change, proxy_stderr), direction, proxy, judge, rises)
     return "; ".join(parts) + "." + warning
+
+
+def repetitions(evaluation: Mapping[str, Any]) -> list[str]:
+    """A sentence where answers of the newest policy repeat themselves, and one where they repeat each other.
+
+    Both are told where the share has risen by more than a tenth from the policy that it is compared with.
+    """
+    new, old = winner(evaluation), opponent(evaluation)
+    after, before = (evaluation["policies"][name]["summary"] for name in (new, old))
+    within, among = ([of.get(name) for of in (after, before)] for name in ("repetition_3", "same_answers"))
+    told = []
+    if None not in within and within[0] > within[1] + REPEATS:
+        told.append(
+            f"{new} repeats itself: {100 * within[0]:.0f} % of three words in a row stood in the same answer before, "
+            f"of {old} {100 * within[1]:.0f} %"
+        )
+    if None not in among and among[0] > among[1] + REPEATS:
+        told.append(
+            f"{new} gives the same answer again: {100 * among[0]:.0f} % of its answers are those to another prompt, "
+            f"word for word, of {old} {100 * among[1]:.0f} %"
+        )
+    return told
 
 
 def _change(evaluation: Mapping[str, Any], score: str) -> tuple[float, float]:

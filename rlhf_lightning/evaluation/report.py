@@ -3,6 +3,7 @@
 Read from a run folder (every part is optional but ``evaluation.json``):
 
 * ``history/<stage>.csv``: what the `History` callback wrote, for ``sft``, ``reward`` and ``ppo``.
+* ``history/reward_most_wrong.jsonl``: held-out pairs that the reward model puts the wrong way round.
 * ``config.yaml``: named.
 * ``tensorboard/``: the report says how to open it.
 * ``evaluation.json``, see `rlhf_lightning.evaluation.compare` for the numbers::
@@ -39,13 +40,14 @@ from typing import Any
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.console.display import markdown
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.evaluation.conclusion import conclusion, scores_of_answers, winner
+from rlhf_lightning.evaluation.conclusion import conclusion, repetitions, scores_of_answers, winner
 from rlhf_lightning.evaluation.figures import save_figures
 from rlhf_lightning.evaluation.history import HistoryRow, read_histories, series
 from rlhf_lightning.evaluation.page import page
 from rlhf_lightning.evaluation.table import before_and_after
 from rlhf_lightning.evaluation.votes import people_section
 
+MOST_WRONG = "reward_most_wrong.jsonl"
 CAPTIONS = {
     "score_and_judge": "What is learned from and what nobody learned from. The second falling while the first rises is "
     "reward hacking. The dotted line is the rollout whose policy was exported.",
@@ -97,7 +99,7 @@ def write_report(run_dir: str | Path) -> Path:
     sections = [
         f"# Report: {' → '.join(map(markdown, evaluation['policies']))}",
         f"**{markdown(conclusion(evaluation))}**",
-        *(f"**Warning: {markdown(doubt)}.**" for doubt in evaluation.get("doubts", [])),
+        *(f"**Warning: {markdown(said)}.**" for said in (*repetitions(evaluation), *evaluation.get("doubts", ()))),
         *(markdown(note) for note in evaluation.get("notes", ())),
         "## Before and after\n\n" + before_and_after(evaluation),
         people_section(evaluation),
@@ -106,7 +108,12 @@ def write_report(run_dir: str | Path) -> Path:
     if figures:
         drawn = [f"![{path.stem}](figures/{path.name})\n\n{CAPTIONS[path.stem]}" for path in figures]
         sections.append("## Figures\n\n" + "\n\n".join(drawn))
-    sections += [_reward_model(evaluation), _training(histories), _run(evaluation, histories, run_dir)]
+    sections += [
+        _reward_model(evaluation),
+        _most_wrong(run_dir),
+        _training(histories),
+        _run(evaluation, histories, run_dir),
+    ]
     text = "\n\n".join(section for section in [*sections, _how_to_look(run_dir)] if section) + "\n"
     write_file(run_dir / "report.html", page(text, run_dir))
     return write_file(run_dir / "report.md", text)
@@ -166,8 +173,12 @@ def _training(histories: Mapping[str, list[HistoryRow]]) -> str:
     lines = []
     for stage, tags in shown.items():
         rows = histories.get(stage, [])
-        found = [(word, series(rows, tag)[1], form) for word, tag, form in tags]
-        parts = [f"{word} {values[-1]:{form}}" for word, values, form in found if values]
+        found = [(word, *series(rows, tag), form) for word, tag, form in tags]
+        parts = [
+            f"{word} {f'{values[0]:{form}} → ' if steps[0] == 0 else ''}{values[-1]:{form}}"
+            for word, steps, values, form in found
+            if values
+        ]
         if rows:
             parts.append(f"{float(rows[-1]['seconds']):.0f} s")
             lines.append(f"* **{stage}**: {', '.join(parts)}")
@@ -204,6 +215,31 @@ def _reward_model(evaluation: Mapping[str, Any]) -> str:
         return ""
     table = "\n".join(["| on held-out pairs | |", "| --- | ---: |", *rows])
     return "## Reward model\n\n" + (f"{markdown(sentence)}\n\n" if sentence else "") + table
+
+
+def _most_wrong(run_dir: Path, count: int = 5) -> str:
+    """A row for each pair that the reward model gets most wrong."""
+    file = run_dir / "history" / MOST_WRONG
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()[:count] if file.is_file() else []
+        cells = [_wrong_pair(json.loads(line)) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: is damaged ({error!r}); delete it, or run the reward stage again") from None
+    if not cells:
+        return ""
+    table = [["prompt", "labelled better", "labelled worse", "score", "score"], ["---"] * 3 + ["---:"] * 2, *cells]
+    return (
+        "## Where the reward model is most wrong\n\nIs the model wrong, or the label? "
+        f"More of these held-out pairs are in [{MOST_WRONG}](history/{MOST_WRONG}).\n\n"
+        + "\n".join(f"| {' | '.join(row)} |" for row in table)
+    )
+
+
+def _wrong_pair(row: Mapping[str, Any]) -> list[str]:
+    texts = [
+        _inline(str(row[name]), longest) for name, longest in (("prompt", 200), ("chosen", 300), ("rejected", 300))
+    ]
+    return [*texts, f"{row['score_chosen']:z.2f}", f"{row['score_rejected']:z.2f}"]
 
 
 def _how_to_look(run_dir: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_lightning.console.display import markdown, plain
 from rlhf_lightning.console.streams import say
-from rlhf_lightning.evaluation.conclusion import PEOPLE, conclusion, opponent, rate_text
+from rlhf_lightning.evaluation.conclusion import PEOPLE, conclusion, opponent, rate_text, repetitions
 
 
 def print_table(evaluation: Mapping[str, Any]) -> None:
@@ -26,7 +26,8 @@ def print_table(evaluation: Mapping[str, Any]) -> None:
     console = Console(highlight=False, force_terminal=False)
     with console.capture() as shown:
         console.print(table)
-        for sentence in (conclusion(evaluation), *(f"warning: {doubt}." for doubt in evaluation.get("doubts", []))):
+        warnings = [*repetitions(evaluation), *evaluation.get("doubts", ())]
+        for sentence in (conclusion(evaluation), *(f"warning: {warning}." for warning in warnings)):
             console.print(Text(plain(sentence)))
     say(shown.get().rstrip())
 

@@ -21,7 +21,18 @@ from rlhf_lightning.metrics.correlation import auroc, length_bias, spearman_with
 from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import ComparisonBatch
 
+MOST_WRONG = 20  # pairs kept of a validation epoch
 ENOUGH_PROMPTS = 20  # with fewer, a temperature fitted on half of them says nothing about the other half
+
+
+class WrongPair(NamedTuple):
+    """Two answers to a prompt, as token ids, whose scores stand the wrong way round."""
+
+    margin: float  # score of the better answer minus that of the worse one, below 0
+    prompt: list[int]
+    better: list[int]
+    worse: list[int]
+    scores: tuple[float, float]  # of the better and of the worse answer
 
 
 class Findings(NamedTuple):
@@ -29,6 +40,7 @@ class Findings(NamedTuple):
 
     logged: dict[str, float]  # by tag, without ``val/``
     stored: dict[str, Any]  # plain data for the provenance of the exported folder
+    most_wrong: list[WrongPair]  # at most `MOST_WRONG`, those with the largest difference first
 
 
 class RewardModelEvaluation:
@@ -40,6 +52,7 @@ class RewardModelEvaluation:
 
     def __init__(self) -> None:
         self._parts: list[tuple[dict[str, Tensor], list[str]]] = []  # columns, and the subset of each pair
+        self._wrong: list[WrongPair] = []
 
     def add(self, scores: Tensor, batch: ComparisonBatch) -> None:
         """Keep the scores [N] of a batch; a padding row of the loader is left out."""
@@ -61,6 +74,7 @@ class RewardModelEvaluation:
         }
         subsets = [batch.subsets[answer] if batch.subsets else "" for answer in better.tolist()]
         self._parts.append(({name: column.detach().cpu() for name, column in part.items()}, subsets))
+        self._wrong = sorted([*self._wrong, *_wrong_pairs(scores, better, worse, batch)])[:MOST_WRONG]
 
     def findings(self, ranks: Ranks) -> Findings | None:
         """Evaluate what was collected on all ranks, None if there was nothing. Collective.
@@ -68,7 +82,8 @@ class RewardModelEvaluation:
         Raises:
             NumericalError: a score is not finite.
         """
-        parts = [part for rank in ranks.gather_objects(self._parts) for part in rank]
+        gathered = ranks.gather_objects((self._parts, self._wrong))
+        parts = [part for columns, _ in gathered for part in columns]
         if not parts:
             return None
         table = {name: torch.cat([columns[name] for columns, _ in parts]) for name in parts[0][0]}
@@ -77,27 +92,47 @@ class RewardModelEvaluation:
             raise NumericalError(
                 "a held-out score is not finite; lower reward.optimizer.lr and look at train/grad_norm"
             )
-        answers = _of_answers(table)
-        if not len(table["better"]):
-            return answers
-        pairs = _with_pairs(answers, table)
-        return Findings(pairs.logged | _by_subset(table["better"] - table["worse"], subsets), pairs.stored)
+        logged, stored = _of_answers(table)
+        if len(table["better"]):
+            of_pairs, stored_of_pairs = _of_pairs(table)
+            logged |= of_pairs | _by_subset(table["better"] - table["worse"], subsets)
+            stored |= stored_of_pairs
+        return Findings(logged, stored, sorted(pair for _, wrong in gathered for pair in wrong)[:MOST_WRONG])
+
+
+def _wrong_pairs(scores: Tensor, better: Tensor, worse: Tensor, batch: ComparisonBatch) -> list[WrongPair]:
+    """The pairs [P] of a batch that are most wrong."""
+    margins = (scores[better] - scores[worse]).detach()
+    found = []
+    for pair in margins.argsort()[:MOST_WRONG].tolist():
+        if margins[pair] < 0:
+            right, left = int(better[pair]), int(worse[pair])
+            (prompt, liked), (_, other) = _prompt_and_answer(batch, right), _prompt_and_answer(batch, left)
+            found.append(
+                WrongPair(float(margins[pair]), prompt, liked, other, (float(scores[right]), float(scores[left])))
+            )
+    return found
+
+
+def _prompt_and_answer(batch: ComparisonBatch, row: int) -> tuple[list[int], list[int]]:
+    """Token ids of a row, without padding."""
+    tokens = batch.input_ids[row][batch.attention_mask[row]].tolist()
+    start = len(tokens) - int(batch.lengths[row])
+    return tokens[:start], tokens[start:]
 
 
 def _prompt_keys(batch: ComparisonBatch) -> Tensor:
     """A checksum of the tokens of each prompt in the batch, long [M]; its first answer tells where it ends."""
     keys = []
     for number in range(int(batch.prompt_index.max()) + 1):
-        row = (batch.prompt_index == number).nonzero()[0, 0]
-        tokens = batch.input_ids[row][batch.attention_mask[row]]
-        prompt = tokens[: len(tokens) - int(batch.lengths[row])]
-        digest = hashlib.blake2b(repr(prompt.tolist()).encode(), digest_size=8).digest()
+        prompt, _ = _prompt_and_answer(batch, int((batch.prompt_index == number).nonzero()[0, 0]))
+        digest = hashlib.blake2b(repr(prompt).encode(), digest_size=8).digest()
         keys.append(int.from_bytes(digest, "big", signed=True))
     return torch.tensor(keys)
 
 
-def _of_answers(table: dict[str, Tensor]) -> Findings:
-    """Level, spread and length bias over all answers."""
+def _of_answers(table: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Level, spread and length bias over all answers: what is logged, and what is stored."""
     scores = table["score"]
     mean, std = scores.mean().item(), scores.std(correction=0).item()
     bias = length_bias(scores, table["length"])
@@ -111,11 +146,11 @@ def _of_answers(table: dict[str, Tensor]) -> Findings:
         "length_spearman_in_prompt": spearman_within(scores, table["length"], table["owner"]),
         "length_spearman_of_labels": spearman_within(-table["rank"], table["length"], table["owner"]),
     }
-    return Findings(logged, {"score_mean": mean, "score_std": std})
+    return logged, {"score_mean": mean, "score_std": std}
 
 
-def _with_pairs(answers: Findings, table: dict[str, Tensor]) -> Findings:
-    """Add what pairs tell: rewards of either side, calibration before and after a temperature, accuracy by kind."""
+def _of_pairs(table: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, Any]]:
+    """What pairs tell: rewards of either side, calibration before and after a temperature, accuracy by kind."""
     better, worse = table["better"], table["worse"]
     fit, temperature = calibration(better, worse), fit_temperature(better, worse).item()
     margins = accuracy_by_margin(better, worse)
@@ -140,7 +175,7 @@ def _with_pairs(answers: Findings, table: dict[str, Tensor]) -> Findings:
         "reliability": _bins(fit.bins, "confidence"),
         "accuracy_by_margin": _bins(margins, "margin"),
     }
-    return Findings(answers.logged | logged, answers.stored | stored)
+    return logged, stored
 
 
 def _by_subset(margins: Tensor, subsets: list[str]) -> dict[str, float]:

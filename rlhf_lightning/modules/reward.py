@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.functional.reward import kwise_logistic_loss, kwise_pairs
-from rlhf_lightning.metrics.reward_model import RewardModelEvaluation
+from rlhf_lightning.metrics.reward_model import RewardModelEvaluation, WrongPair
 from rlhf_lightning.metrics.shown import REWARD
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.kinds import LABEL
@@ -39,6 +39,10 @@ class RewardModule(AutomaticModule):
         num_layers: see `Pretrained.reward_model`.
         max_grad_norm: see `RLHFModule`.
         max_skipped_steps: see `RLHFModule`.
+
+    Attributes:
+        held_out: statistics of the last validation, for the provenance.
+        most_wrong: held-out pairs of it that the scores put furthest the wrong way round.
 
     Raises:
         ConfigError: the ranking loss cannot be called so, see `rlhf_lightning.modules.formulas`.
@@ -70,6 +74,7 @@ class RewardModule(AutomaticModule):
         self.model: ScalarModel | None = None
         self._seen = RewardModelEvaluation()
         self.held_out: dict[str, Any] = {}
+        self.most_wrong: list[WrongPair] = []
 
     def build(self) -> None:
         """Load the model and give it a scalar head."""
@@ -120,7 +125,7 @@ class RewardModule(AutomaticModule):
         super().on_validation_epoch_end()
         found = self._seen.findings(self.ranks)
         if found is not None:
-            self.held_out = found.stored
+            self.held_out, self.most_wrong = found.stored, found.most_wrong
             self.log_dict({f"val/{name}": value for name, value in found.logged.items()})
 
     def _sums(self, loss: Tensor, scores: Tensor, batch: ComparisonBatch) -> dict[str, Tensor]:

@@ -55,6 +55,13 @@ def validates_next(trainer: pl.Trainer) -> bool:
     return not loop.val_loop.skip and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
 
 
+def validate_now(trainer: pl.Trainer) -> None:
+    """Run the validation of a fit, where there is one, before an epoch begins."""
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+
+
 def ends_epoch(trainer: pl.Trainer) -> bool:
     """Whether the step that is ending is the last one of its epoch; ``is_last_batch`` knows of no limit of batches."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()

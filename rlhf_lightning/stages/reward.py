@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.data.comparisons import ComparisonData
 from rlhf_lightning.errors import ConfigError, NumericalError
+from rlhf_lightning.evaluation.report import MOST_WRONG
 from rlhf_lightning.evaluation.trust import accuracy_text, conclusion, doubts
 from rlhf_lightning.metrics.preference_baselines import baselines
 from rlhf_lightning.modules.formulas import check_ranking_loss
 from rlhf_lightning.people.training import PEOPLE, ceiling_of
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.stages.places import HISTORY
 from rlhf_lightning.stages.run import Run, scalars
 from rlhf_lightning.stages.train import Metrics, train
 
@@ -54,8 +59,10 @@ def _judged(run: Run, module: Any) -> dict[str, Any]:
     if isinstance(data, ComparisonData):
         found |= baselines(data.train_items, data.val_items)
     found |= _people(run.section("reward")["data"])
-    if run.is_first and (sentence := conclusion(logged | found)):
-        log.info(sentence)
+    if run.is_first:
+        if sentence := conclusion(logged | found):
+            log.info(sentence)
+        _write_most_wrong(run, module)
     if reasons := doubts(logged | found):
         found["doubts"] = reasons
         if run.is_first:
@@ -70,6 +77,19 @@ def _judged(run: Run, module: Any) -> dict[str, Any]:
             "reward.max_epochs, or lower reward.min_accuracy"
         )
     return found
+
+
+def _write_most_wrong(run: Run, module: Any) -> None:
+    """Rows of the pairs to look at: is the model wrong there, or the label?"""
+    text, file = partial(module.tokenizer.decode, skip_special_tokens=True), run.folder / HISTORY / MOST_WRONG
+    rows = [
+        {"prompt": text(pair.prompt), "chosen": text(pair.better), "rejected": text(pair.worse)}
+        | {"score_chosen": pair.scores[0], "score_rejected": pair.scores[1]}
+        for pair in module.most_wrong
+    ]
+    write_file(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if rows:
+        log.info("the %d held-out pairs that it gets most wrong: %s", len(rows), file)
 
 
 def _people(data: Mapping[str, Any]) -> dict[str, float]:

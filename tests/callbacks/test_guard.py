@@ -210,7 +210,7 @@ def test_the_guard_is_chosen_on_the_command_line():
     config = compose([*words, "+judge@callbacks.guard.gold=gold"])
     guard = safe_instantiate(config["callbacks"]["guard"])
     assert guard.action == "stop" and guard.detector.limits == Limits(max_kl=9) and guard.gold.name == "gold"
-    assert set(config["callbacks"]) == {"record", "progress", "samples", "tensorboard", "guard"}
+    assert set(config["callbacks"]) == {"record", "validate_first", "progress", "samples", "tensorboard", "guard"}
 
 
 def test_a_monitor_means_over_the_answers_it_judges(tmp_path):

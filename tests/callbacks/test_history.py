@@ -1,8 +1,10 @@
 import csv
 
+import lightning.pytorch as pl
 import pytest
+import torch
 
-from rlhf_lightning.callbacks import History
+from rlhf_lightning.callbacks import History, ValidateFirst
 from tests.support.logging_modules import Refinement, SaveAt, Supervised, Validated, loader, trainer
 
 
@@ -68,6 +70,55 @@ def test_a_sanity_check_is_not_a_validation(tmp_path):
     history = History(tmp_path / "sft.csv")
     trainer([history], tmp_path, num_sanity_val_steps=1).fit(Validated(), loader(1), loader(1))
     assert [row["kind"] for row in history.rows] == ["train", "validation"]
+
+
+class SaveAtThird(pl.Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *given):
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(self.path)
+
+
+class Drawing(Validated):
+    """Draws a random number in each validation, and logs one in each step."""
+
+    def training_step(self, batch, batch_idx):
+        self.log("train/drawn", torch.rand(()))
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        torch.rand(3)
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")
+def test_a_fit_validates_before_its_first_step_and_draws_the_same(tmp_path):
+    drawn = {}
+    for name, callbacks in (("without", []), ("first", [ValidateFirst()])):
+        history = History(tmp_path / f"{name}.csv")
+        torch.manual_seed(0)
+        options = {"val_check_interval": 2, "max_epochs": 2}
+        trainer([*callbacks, history, SaveAtThird(tmp_path / "at3.ckpt")], tmp_path, **options).fit(
+            Drawing(), loader(4), loader(1)
+        )
+        drawn[name] = [row["train/drawn"] for row in history.rows if row["kind"] == "train"]
+        validations = [row["step"] for row in history.rows if row["kind"] == "validation"]
+        assert validations == [0] * len(callbacks) + [2, 4, 6, 8]
+    assert drawn["first"] == drawn["without"] and len(set(drawn["first"])) == 8
+    resumed = History(tmp_path / "first.csv")
+    trainer([ValidateFirst(), resumed], tmp_path, **options).fit(
+        Drawing(), loader(4), loader(1), ckpt_path=tmp_path / "at3.ckpt"
+    )
+    assert [row["step"] for row in resumed.rows if row["kind"] == "validation"] == [0, 2, 4, 6, 8]
+
+
+def test_where_nothing_is_held_out_there_is_no_validation_before_the_first_step(tmp_path):
+    history = History(tmp_path / "sft.csv")
+    trainer([ValidateFirst(), history], tmp_path).fit(Supervised(), loader(1))
+    trainer([ValidateFirst(), history], tmp_path, limit_val_batches=0).fit(Validated(), loader(1), loader(1))
+    assert [row["kind"] for row in history.rows] == ["train"]
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")  # a plain loader has no position

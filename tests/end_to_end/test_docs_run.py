@@ -15,17 +15,6 @@ from rlhf_lightning.evaluation import report
 from tests.gates.gate_sources import ROOT
 from tests.support import docs_world
 
-DOCS = ROOT / "docs"
-STAGES = [DOCS / "stages" / f"{name}.md" for name in ("sft", "rank", "reward", "ppo", "evaluate")]
-START = [
-    ROOT / "README.md",
-    DOCS / "getting_started.md",
-    *STAGES,
-    DOCS / "after_training.md",
-    DOCS / "people.md",
-    DOCS / "tutorial.md",
-]
-EXTENDING = DOCS / "extending.md"
 ELSEWHERE = "--config-dir"  # tests/end_to_end/test_chains.py runs that section of extending.md
 SEAMS = {
     "advantage": "batch_mean", "policy loss": "unclipped", "reward loss": "hinge", "DPO loss": "squared",
@@ -48,7 +37,7 @@ def world(tmp_path_factory):
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         patch.setattr(report, "save_figures", lambda *given: [])  # two seconds for each report
-        docs_world.make(folder, [ROOT / "README.md", EXTENDING])
+        docs_world.make(folder, [ROOT / "README.md", docs_world.EXTENDING])
         yield folder
         for name in [name for name in sys.modules if name.partition(".")[0] == "my_project"]:
             del sys.modules[name]
@@ -56,7 +45,7 @@ def world(tmp_path_factory):
 
 def test_the_commands_of_the_first_pages_run_one_after_the_other(world):
     failed = []
-    for page in START:
+    for page in docs_world.START:
         for line, words in docs_world.lines_of(page):
             try:
                 docs_world.follow(words)
@@ -65,7 +54,7 @@ def test_the_commands_of_the_first_pages_run_one_after_the_other(world):
     assert not failed, "\n".join(failed)
 
 
-@pytest.mark.parametrize("words", [words for _, words in docs_world.lines_of(EXTENDING)], ids=" ".join)
+@pytest.mark.parametrize("words", [words for _, words in docs_world.lines_of(docs_world.EXTENDING)], ids=" ".join)
 def test_a_command_of_the_page_on_extending_runs_and_calls_what_it_names(words, world, monkeypatch):
     if ELSEWHERE in words:
         return
@@ -89,7 +78,7 @@ def count(module, name, calls, monkeypatch):
 
 
 def test_every_seam_has_its_line():
-    commands = [word for _, words in docs_world.lines_of(EXTENDING) for word in words]
+    commands = [word for _, words in docs_world.lines_of(docs_world.EXTENDING) for word in words]
     missing = [seam for seam, name in SEAMS.items() if not any(f".{name}" in word for word in commands)]
     assert not missing and any(word.startswith("stages=") for word in commands)
 

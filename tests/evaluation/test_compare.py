@@ -43,6 +43,9 @@ def test_endings_lengths_and_diversity_are_counted():
     assert summary["distinct_1"] == 2 / 8
     assert summary["distinct_2"] == 2 / 6  # ab and ba among five pairs and one
     assert summary["repetition_3"] == pytest.approx((2 / 4 + 0) / 2)  # aba bab aba bab, and no triple
+    assert summary["same_answers"] == 0.0
+    again = [record("p", 0.0, "a b"), record("p", 0.0, "a b"), record("q", 0.0, "a b"), record("r", 0.0, "c")]
+    assert summarise(again)["same_answers"] == 1 / 4  # to the same prompt again is no answer to another one
 
 
 def test_a_tie_is_half_a_win():

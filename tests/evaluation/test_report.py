@@ -148,6 +148,35 @@ def test_the_report_needs_nothing_but_the_evaluation(tmp_path):
     assert "## Configuration" not in text
 
 
+def test_the_report_shows_where_the_reward_model_is_most_wrong(tmp_path):
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    file = tmp_path / "history" / "reward_most_wrong.jsonl"
+    file.parent.mkdir()
+    row = {"prompt": "a|b", "chosen": "good", "rejected": "<bad>", "score_chosen": -1.0, "score_rejected": 2.5}
+    file.write_text("".join(json.dumps(row | {"chosen": f"good {n}"}) + "\n" for n in range(7)))
+    text = write_report(tmp_path).read_text()
+    assert "| a&#124;b | good 4 | &lt;bad&gt; | -1.00 | 2.50 |" in text and "good 5" not in text
+    file.write_text("")
+    assert "most wrong" not in write_report(tmp_path).read_text()
+    file.write_text('{"prompt": "a"}\n')
+    with pytest.raises(DataError, match=r"reward_most_wrong\.jsonl: is damaged"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("repetition_3", "repeats itself: 31 %"), ("same_answers", "same answer again: 31 %")]
+)
+def test_answers_that_repeat_are_told_where_the_policy_before_did_not(tmp_path, name, said):
+    told = evaluation()
+    for policy, share in (("base", 0.0), ("sft", 0.2), ("ppo", 0.31)):
+        told["policies"][policy]["summary"][name] = share
+    (tmp_path / "evaluation.json").write_text(json.dumps(told))
+    assert f"**Warning: ppo {'gives the ' * ('same' in said)}{said}" in write_report(tmp_path).read_text()
+    told["policies"]["sft"]["summary"][name] = 0.22
+    (tmp_path / "evaluation.json").write_text(json.dumps(told))
+    assert "Warning" not in write_report(tmp_path).read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "evaluation.json: not found"), ("{", "evaluation.json:1: not JSON"), ('{"judge": "g"}', "json: policies")],

@@ -50,6 +50,12 @@ MISTAKES = [
     ("stage=evaluate evaluate.sampling.stop=END", "evaluate.sampling.stop=END: must be a list"),
     ("stages=sft", "stages=sft: must be a list"),
     ("seed=1.5", "seed=1.5: must be a whole number"),
+    ("stage=ppo +callbacks.x={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:x}",
+     "callbacks.x: Lightning's EarlyStopping looks after each epoch|x._target_=rlhf_lightning.callbacks.StopEarly"),
+    ("stage=sft +callbacks.x={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{0:2}}",
+     "callbacks.x: GradientAccumulationScheduler would change the loss; set micro_batch_size of the stage's data"),
+    ("stage=sft +callbacks.x._target_=lightning.pytorch.callbacks.RichProgressBar",
+     "callbacks.x: RichProgressBar beside callbacks.progress; add '~callbacks.progress'"),
     ("seed=-1", "seed=-1: must be at least 0"),
     ("stage=ppo ppo.settings.group_size=0", "ConfigError: ppo.settings.group_size=0: must be at least 1"),
     ("stage=sft data.shape=3", "ConfigError: data.shape=3: must be a part with a _target_ or null"),
@@ -192,7 +198,7 @@ def call(place, *command, text=None):
     environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     return subprocess.run(
         [sys.executable, *command], cwd=place, env={**environment, "PYTHONPATH": str(ROOT)}, input=text,
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from rlhf_lightning.stages import Run
 from rlhf_lightning.stages.parts import check_parts
 from tests.gates.gate_docs import blocks, commands, overrides
 from tests.gates.gate_sources import ROOT
+from tests.support import docs_world
 
 FILES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SKIPS = 8  # blocks that may be left out of the run, over all files
@@ -32,13 +33,25 @@ def program(path):
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if program(p).strip()], **NAMES)
-def test_python_in_the_documentation_runs(path, tmp_path):
-    (tmp_path / path.name).with_suffix(".py").write_text(program(path))
+def run_pages(folder, programs):
+    """Run programs by the names of their pages; what those that fail have said, by name."""
+    for name, text in programs.items():
+        (folder / name).mkdir()
+        (folder / name / "page.py").write_text(text)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "ignore", path.with_suffix(".py").name]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120)
+    command = [sys.executable, "-P", str(ROOT / "tests" / "support" / "pages.py")]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
+    return {name: (folder / name / "said").read_text() for name in done.stdout.split()}
+
+
+def test_python_in_the_documentation_runs(tmp_path):
+    programs = {str(p.relative_to(ROOT)).replace("/", "."): program(p) for p in FILES}
+    programs = {name: text for name, text in programs.items() if text.strip()}
+    assert len(programs) >= 7
+    failed = run_pages(tmp_path, programs | {"wrong.md": "\n\nprint('seen')\n1 / 0"})
+    assert 'page.py", line 4' in failed["wrong.md"] and "seen" in failed.pop("wrong.md")
+    assert failed == {}
 
 
 ROOMS = {path.parent.name for path in (ROOT / "rlhf_lightning").glob("*/__init__.py")}
@@ -65,13 +78,14 @@ def exists(name):
 
 
 def all_commands():
+    """Those of the help and of all pages, but for what test_docs_run runs."""
     yield from (pytest.param(words, id=f"help: {' '.join(words)}") for words in commands(help_text()))
     for path in FILES:
+        run = docs_world.lines_of(path) if path in (*docs_world.START, docs_world.EXTENDING) else []
         for block in blocks(path.read_text()):
-            if block.language in {"bash", "sh", "console", "shell"} and block.no_run is None:
-                yield from (
-                    pytest.param(w, id=f"{path.name}:{block.line}: {' '.join(w)}") for w in commands(block.body)
-                )
+            if block.language in docs_world.SHELL and block.no_run is None:
+                words = [words for words in commands(block.body) if (block.line, words) not in run]
+                yield from (pytest.param(w, id=f"{path.name}:{block.line}: {' '.join(w)}") for w in words)
 
 
 @pytest.mark.parametrize("words", list(all_commands()))

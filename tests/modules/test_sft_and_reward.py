@@ -18,7 +18,7 @@ from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.errors import ConfigError, NumericalError
 from rlhf_lightning.functional.diagnostics import calibration, cross_calibration, fit_temperature
 from rlhf_lightning.metrics.preference_baselines import baselines
-from rlhf_lightning.metrics.reward_model import ENOUGH_PROMPTS, RewardModelEvaluation
+from rlhf_lightning.metrics.reward_model import ENOUGH_PROMPTS, MOST_WRONG, RewardModelEvaluation
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.modules import RewardModule, SFTModule
 from rlhf_lightning.scoring import RewardModelScorer
@@ -187,6 +187,7 @@ def test_a_reward_model_learns_the_order_and_keeps_its_held_out_statistics(ranki
     assert module.held_out["score_mean"] == pytest.approx(float(logged["val/score_mean"]))
     assert sum(module.held_out["reliability"]["count"]) == 3 + 2 + 3 + 1
     assert 0 <= float(logged["val/ece"]) <= 1
+    assert module.most_wrong == []
 
 
 ALONE = Ranks()
@@ -260,6 +261,23 @@ def test_held_out_answers_are_judged_as_a_loop_over_pairs_judges_them(batches_of
     }  # fmt: skip
     for name, value in expected.items():
         assert logged[name] == pytest.approx(float(value), rel=1e-4), name
+
+
+def test_the_held_out_pairs_that_are_most_wrong_are_kept_whatever_the_batches(batches_of):
+    rows, scores = rankings_of(40, seed=4)
+    pairs = [
+        (float(scores[i, a] - scores[i, b]), i, a, b) for i in range(40) for a in range(3) for b in range(a + 1, 3)
+    ]
+    wrong = sorted(pair for pair in pairs if pair[0] < 0)
+    assert len(wrong) > MOST_WRONG
+    decode = partial(tiny.tokenizer().decode, skip_special_tokens=True)
+    for order, size in ((range(40), 1000), (reversed(range(40)), 7)):
+        found = seen(batches_of, rows, scores, list(order), size).findings(ALONE).most_wrong
+        assert len(found) == MOST_WRONG
+        for pair, (gap, i, a, b) in zip(found, wrong, strict=False):
+            assert pair.margin == pytest.approx(gap) and pair.scores == pytest.approx(scores[i, [a, b]].tolist())
+            texts = [rows[i]["prompt"], rows[i]["completions"][a], rows[i]["completions"][b]]
+            assert [decode(ids).strip() for ids in (pair.prompt, pair.better, pair.worse)] == [t.strip() for t in texts]
 
 
 def test_accuracy_of_each_subset_is_that_of_its_pairs_alone(batches_of):
@@ -352,13 +370,13 @@ def test_a_rank_without_rows_joins_the_others_and_fillers_do_not_count(batches_o
 
     def gather(ranks, mine):
         called.append(mine)
-        ranks[:] = [elsewhere._parts, mine]
+        ranks[:] = [(elsewhere._parts, elsewhere._wrong), mine]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     filler = batches_of(rows, [0], 1)[0]
     empty.add(torch.full((3,), 1e6), type(filler)(**{**vars(filler), "num_prompts": 0}))
-    assert empty.findings(Ranks(SimpleNamespace(world_size=2))).logged == elsewhere.findings(ALONE).logged
-    assert called == [[]]
+    assert empty.findings(Ranks(SimpleNamespace(world_size=2))) == elsewhere.findings(ALONE)
+    assert called == [([], [])]
     assert RewardModelEvaluation().findings(ALONE) is None
 
 

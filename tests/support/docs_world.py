@@ -24,6 +24,18 @@ from tests.people.arena_world import Voter
 from tests.support import commands, phases, tiny
 from tests.support.reward_service import reward_service
 
+DOCS = ROOT / "docs"
+START = [
+    ROOT / "README.md",
+    DOCS / "getting_started.md",
+    *(DOCS / "stages" / f"{name}.md" for name in ("sft", "rank", "reward", "ppo", "evaluate")),
+    DOCS / "after_training.md",
+    DOCS / "people.md",
+    DOCS / "tutorial.md",
+]
+"""Pages whose commands run in this order."""
+EXTENDING = DOCS / "extending.md"
+"""Its commands run each by itself."""
 TASK = {"demonstrations": 64, "texts": 40, "prompts": 48, "heldout_prompts": 16}
 SERVICE = "http://localhost:9000/score"  # of the reader
 SHELL = {"bash", "sh", "console", "shell"}
