@@ -25,6 +25,7 @@ from benchmarks.runs import columns, common, compared, evaluation, hand_over, tr
 from tests.support.fake_vllm import fake_vllm
 
 ENGINES = ("loop", "server")
+EVALUATED = 31337  # a seed that no stream was trained with
 
 
 def learn(engine: str, folder: Path, made: Path, overrides: list[str]) -> None:
@@ -49,7 +50,7 @@ def run_seed(seed: int, streams: int, answers: int, root: Path, overrides: list[
     policies = [f"+evaluate.policies.{name}={folder}/ppo" for name, folder in folders.items()]
     words = ["stage=evaluate", "evaluate.policies.base=null", "evaluate.baseline=loop_0", *common(seed, root)]
     found = root / f"seed{seed}-evaluated{streams}x{answers}"
-    train(found, [*words, *policies, f"evaluate.samples_per_prompt={answers}"])
+    train(found, [*words, *policies, f"evaluate.samples_per_prompt={answers}", f"evaluate.seed={EVALUATED}"])
     summaries = evaluation(found)["policies"]
     gold = {name: summaries[name]["summary"]["scores"]["gold"]["mean"] for name in folders}
     pairs = [(gold[f"loop_{k}"], gold[f"server_{k}"]) for k in range(streams)]
