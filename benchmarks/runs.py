@@ -60,13 +60,13 @@ def gold(run_dir: Path) -> float:
 
 
 def compared(pairs: Sequence[tuple[float, float]], errors: float) -> bool:
-    """Print the means over seeds of two ways to train; whether they are ``errors`` standard errors apart at most."""
+    """Print the means of two ways to train, and whether the pairs differ by ``errors`` standard errors at most."""
     one, other = zip(*pairs, strict=True)
-    error = ((statistics.variance(one) + statistics.variance(other)) / len(pairs)) ** 0.5
-    apart = abs(statistics.mean(other) - statistics.mean(one))
-    print(f"means {statistics.mean(one):.3f} and {statistics.mean(other):.3f}: {apart:.3f} apart, "
-          f"standard error of the difference {error:.3f}; minima {min(one):.3f} and {min(other):.3f}")  # fmt: skip
-    return apart <= errors * error
+    gaps = [there - here for here, there in pairs]
+    gap, error = statistics.mean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5
+    print(f"means {statistics.mean(one):.3f} and {statistics.mean(other):.3f}, minima {min(one):.3f} and "
+          f"{min(other):.3f}; mean difference of {len(gaps)} pairs {gap:+.3f}, standard error {error:.3f}")  # fmt: skip
+    return abs(gap) <= errors * error
 
 
 def smooth(track: list[float]) -> list[float]:

@@ -5,7 +5,7 @@
 
 ``learning``: for each seed the embedded pipeline runs; PPO and the evaluation then run again from the same SFT policy
 and reward model with ``ppo.settings.sample_ahead=true``. Prints the gold score of both on held-out prompts; exit status
-1 if their means are further apart than ``--errors`` standard errors of the difference.
+1 if the mean of the pairs' differences is more than ``--errors`` standard errors from zero.
 
 ``clock``: PPO of a tiny model with a stand-in for vLLM in a process of its own. Its answers take ``--seconds``, and the
 scorer waits as long before learning begins: a stand-in for learning on a GPU, which leaves the processor free. Exit
@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["learning", "clock"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--errors", type=float, default=1.0, help="standard errors that the means may be apart")
+    parser.add_argument("--errors", type=float, default=2.0, help="standard errors that the mean may be from zero")
     parser.add_argument("--root", type=Path, default=Path("runs/sample_ahead"))
     parser.add_argument("--limit", type=float, default=1.1)
     parser.add_argument("--seconds", type=float, default=4.0)

@@ -31,7 +31,7 @@ class EngineCheck:
         self._rollouts = 0
 
     def __call__(self, module: Any, rollout: Rollout, logprobs: Tensor) -> None:
-        """Look at a rollout, if it is its turn and `before` did not.
+        """Look at a rollout, if it is its turn and `before` does not; one of an older policy is left out.
 
         Args:
             module: a `PPOModule`.
@@ -41,8 +41,11 @@ class EngineCheck:
         Raises:
             NumericalError: the two differ by more than rounding, or than the agreement allows.
         """
-        if module.settings.sample_ahead or not self._is_turn(module) or rollout.rollout_logprobs is None:
+        ahead = module.settings.sample_ahead
+        if (ahead and _agreement(module)) or not self._is_turn(module) or rollout.rollout_logprobs is None:
             return
+        if ahead and (rollout.weight_version != module.optimizer_steps).any():
+            return  # what a checkpoint held
         if module.reuses_logprobs(rollout):
             schedule = module.schedule(len(rollout))
             rollout = take(rollout, micro_batches(rollout, schedule)[0], schedule)
@@ -51,15 +54,15 @@ class EngineCheck:
 
     @torch.no_grad()
     def before(self, module: Any, prompts: PromptBatch) -> None:
-        """Look at a few tokens for the first of these prompts, if it is the turn of the rollout that answers them.
+        """Have a few tokens sampled for the first of these prompts, if it is the turn of the rollout that answers them.
 
         With ``sample_ahead`` the policy has learned by the time its rollout is there, and an old policy would look like
-        a wrong engine.
+        a wrong engine. Only the first rollout of a run has the policy as it is, which is enough without an agreement.
 
         Raises:
             NumericalError: see `__call__`.
         """
-        if not self._is_turn(module):
+        if not _agreement(module) or not self._is_turn(module):
             return
         sampling = replace(module.sampling, max_new_tokens=min(TOKENS, module.sampling.max_new_tokens))
         few = prompts.select(torch.arange(min(ROWS, len(prompts))))
@@ -68,12 +71,12 @@ class EngineCheck:
             self._compare(module, rollout, module.forward_policy(rollout, entropy=False).logprobs)
 
     def _is_turn(self, module: Any) -> bool:
-        agreement: Agreement | None = getattr(module.engine, "agreement", None)
+        agreement = _agreement(module)
         self._rollouts += 1
         return self._rollouts == 1 if agreement is None else (self._rollouts - 1) % agreement.every_n == 0
 
     def _compare(self, module: Any, rollout: Rollout, logprobs: Tensor) -> None:
-        agreement: Agreement | None = getattr(module.engine, "agreement", None)
+        agreement = _agreement(module)
         self.gap = gap_to_training(rollout, logprobs, module.ranks)[f"{ENGINE_GAP}/mean"]
         if agreement is None:
             self._require_rounding(module, self.gap)
@@ -92,6 +95,11 @@ class EngineCheck:
                 "It would learn from another model's answers: use rollout=hf, or model.pack_rows=false where that "
                 "closes the gap"
             )
+
+
+def _agreement(module: Any) -> Agreement | None:
+    found: Agreement | None = getattr(module.engine, "agreement", None)
+    return found
 
 
 def _require(agreement: Agreement, stage: str, gap: float) -> None:

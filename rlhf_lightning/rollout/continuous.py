@@ -11,7 +11,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.masking import response_mask
 from rlhf_lightning.functional.sequences import right_pad
-from rlhf_lightning.rollout.engine import Sampling, check_context, decoding, stream_seed
+from rlhf_lightning.rollout.engine import Sampling, check_context, decoding
 from rlhf_lightning.rollout.hf import HFGenerateEngine, generation_config, neutral
 from rlhf_lightning.types import PromptBatch, Rollout
 
@@ -53,7 +53,7 @@ class ContinuousEngine(HFGenerateEngine):
         generate_batch: Any = self._policy.generate_batch
         streams = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         with decoding(self._policy), neutral(self._policy), streams:
-            torch.manual_seed(stream_seed(self._seed, self._calls))
+            torch.manual_seed(self.call_seed())
             config = generation_config(sampling, self._eos, self._pad)
             kept = ContinuousBatchingConfig(return_logprobs=True)
             outputs = list(generate_batch(inputs, config, kept).values())

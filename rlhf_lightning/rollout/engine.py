@@ -117,6 +117,28 @@ class RolloutEngine(Protocol):
         """Restore `state_dict`."""
 
 
+class CallSeeds:
+    """The random stream of an engine that is seeded for each call: by its seed and how many calls came before."""
+
+    _seed = _calls = 0
+
+    def seed(self, seed: int) -> None:
+        """Start from the first call of this stream again."""
+        self._seed, self._calls = seed, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed and number of calls."""
+        return {"seed": self._seed, "calls": self._calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._seed, self._calls = state["seed"], state["calls"]
+
+    def call_seed(self, *numbers: int) -> int:
+        """The seed of this call, or of a part of it with these numbers."""
+        return stream_seed(self._seed, self._calls, *numbers)
+
+
 @contextmanager
 def decoding(policy: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, autocast off (it would cast all weights again for every token); restored on exit."""

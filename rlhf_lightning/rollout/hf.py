@@ -22,14 +22,14 @@ from rlhf_lightning.models.memory import halved
 from rlhf_lightning.private_api.transformers import generation_defaults
 from rlhf_lightning.rollout.broken_logits import FiniteLogits
 from rlhf_lightning.rollout.decoding import check_decoding
-from rlhf_lightning.rollout.engine import Sampling, check_context, decoding, stream_seed
+from rlhf_lightning.rollout.engine import CallSeeds, Sampling, check_context, decoding
 from rlhf_lightning.rollout.stop import StopStrings
 from rlhf_lightning.types import PromptBatch, Rollout
 
 _KEPT = {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
 
 
-class HFGenerateEngine:
+class HFGenerateEngine(CallSeeds):
     """Sample with `PreTrainedModel.generate`; log-probabilities are left to the training forward.
 
     Args:
@@ -44,8 +44,6 @@ class HFGenerateEngine:
         if cache not in ("dynamic", "static"):
             raise ConfigError(f"rollout.cache={cache}: choose dynamic or static")
         self.cache = cache
-        self._seed = 0
-        self._calls = 0
         self._policy: PreTrainedModel | None = None
         self._eos: tuple[int, ...] = ()
         self._pad = 0
@@ -55,18 +53,6 @@ class HFGenerateEngine:
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
         """Sample from this model; it is used as it is."""
         self._policy, self._eos, self._pad, self._version = policy, tuple(eos_token_ids), pad_token_id, version
-
-    def seed(self, seed: int) -> None:
-        """Start from scratch. `generate` takes no generator, so each call runs in a forked and seeded global stream."""
-        self._seed, self._calls = seed, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Seed and number of calls."""
-        return {"seed": self._seed, "calls": self._calls}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
-        self._seed, self._calls = state["seed"], state["calls"]
 
     def generate(
         self, prompts: PromptBatch, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None = None
@@ -87,7 +73,7 @@ class HFGenerateEngine:
         streams = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         with decoding(self._policy), neutral(self._policy), streams:
             self._try()
-            torch.manual_seed(stream_seed(self._seed, self._calls))
+            torch.manual_seed(self.call_seed())  # `generate` takes no generator
             config = generation_config(sampling, self._eos, self._pad)
             config.cache_implementation = "static" if self.cache == "static" else None
             sample = partial(responses, self._policy, prompts, config, stop)

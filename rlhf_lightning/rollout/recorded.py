@@ -158,6 +158,7 @@ class ReplayEngine:
     """
 
     holds_policy = False
+    samples_ahead = True
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

@@ -7,7 +7,11 @@ from typing import Any
 from rlhf_lightning.errors import ConfigError
 
 KEY = "ppo.settings.sample_ahead=true"
-_ENGINES = ("rlhf_lightning.rollout.loop.LoopEngine", "rlhf_lightning.rollout.server.engine.ServerEngine")
+_ENGINES = (
+    "rlhf_lightning.rollout.loop.LoopEngine",
+    "rlhf_lightning.rollout.server.engine.ServerEngine",
+    "rlhf_lightning.rollout.recorded.ReplayEngine",  # of a run that sampled ahead
+)
 
 
 def check_ahead(settings: Any) -> None:

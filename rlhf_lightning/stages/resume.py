@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -50,6 +51,8 @@ UNSEEN |= {"sampling", "exact_shortcuts"}  # each section has it all
 FREE = UNSEEN | {"stages", "threads", "trainer", "callbacks", "checkpoint"}
 """Keys with which a run may go on that was made with others; those that are not in `UNSEEN` are told and recorded."""
 DECIDES_BITS = ("trainer.precision:",)  # except these
+SERVERS = re.compile(r"rollout\.(engine\.)?(urls|start|program|ram_disk|concurrency|timeout|retries|deadline): ")
+"""Where servers are and how long they are waited for, which may change too: their answers depend on seeds alone."""
 
 
 class RunFolder:
@@ -224,7 +227,7 @@ class RunFolder:
         changed = [line for line in changed if line.partition(": ")[0] not in moved]
         kept = [line for line in changed if not self._may_change(line.partition(": ")[0])]
         kept = [line for line in kept if not (is_length(line) and part(line) in self._longer)]
-        refused = [line for line in kept if part(line) not in FREE or line.startswith(DECIDES_BITS)]
+        refused = [line for line in kept if not _is_free(line)]
         if refused:
             raise ConfigError(
                 f"resume=auto: {self.path} was made with another config ({listed(refused)}); use the old values, or "
@@ -264,3 +267,7 @@ class RunFolder:
         places += [self.path / name for name in EVALUATED] if stage == "evaluate" else []
         left = (self.path / CHECKPOINTS / stage, self.path / HISTORY / f"{stage}.csv")
         return bool(places) and not any(place.exists() for place in (*places, *left))
+
+
+def _is_free(line: str) -> bool:
+    return (part(line) in FREE and not line.startswith(DECIDES_BITS)) or bool(SERVERS.match(line))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlhf_lightning import signals
 from rlhf_lightning.errors import ConfigError, NumericalError
+from rlhf_lightning.rules.rows import RECORDED_SCORE
 from rlhf_lightning.types import PromptBatch, Rollout
 
 
@@ -105,7 +106,8 @@ class PendingRollout:
             raise ConfigError(
                 "ppo.settings.sample_ahead=true: the loader handed out other prompts than its peek() said before"
             )
-        return replace(done, rows=prompts.rows)
+        added = done.rows or ({},) * len(prompts.rows)
+        return replace(done, rows=tuple({**row, **more} for row, more in zip(prompts.rows, added, strict=True)))
 
     def drop(self) -> None:
         """Give up what is sampled, and forget it."""
@@ -114,11 +116,13 @@ class PendingRollout:
         self._thread = self._done = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The finished rollout as plain tensors, without the dataset's rows; waits for it."""
+        """The finished rollout as plain tensors, and of its rows what a replay has added; waits for it."""
         self.wait()
         if isinstance(self._done, Rollout):
             named = {field.name: getattr(self._done, field.name) for field in fields(Rollout)}
-            return {name: value.cpu() for name, value in named.items() if isinstance(value, Tensor)}
+            state: dict[str, Any] = {name: value.cpu() for name, value in named.items() if isinstance(value, Tensor)}
+            state["scores"] = [row[RECORDED_SCORE] for row in self._done.rows if RECORDED_SCORE in row]
+            return state
         return {"error": str(self._done)} if self._done is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -127,4 +131,6 @@ class PendingRollout:
         if "error" in state:
             self._done = NumericalError(state["error"])
         elif state:
-            self._done = Rollout(**{"rollout_logprobs": None, "rows": (), **state})
+            rows = tuple({RECORDED_SCORE: score} for score in state["scores"])
+            tensors = {name: value for name, value in state.items() if name != "scores"}
+            self._done = Rollout(**{"rollout_logprobs": None, **tensors, "rows": rows})

@@ -10,7 +10,7 @@ from tests.gates.gate_sources import ROOT
 
 TEXT = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 FAULTS = ROOT / "tests" / "faults"
-CASES = range(1, 74)
+CASES = range(1, 75)
 ROW = re.compile(r"^\| (\d+) \| (.+) \| (.+) \| (.+) \|$", re.MULTILINE)
 REFERENCE = re.compile(r"`([\w/.]+)::(test_\w+)`")
 NAME = re.compile(r"test_case_(\d+)(?:_(and|to)_(\d+))?_")

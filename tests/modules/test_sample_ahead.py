@@ -9,13 +9,15 @@ import torch
 from omegaconf import OmegaConf
 
 from rlhf_lightning import signals
-from rlhf_lightning.callbacks import DurableCheckpoint
+from rlhf_lightning.callbacks import DurableCheckpoint, RecordRollouts
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.errors import ConfigError, NumericalError, RolloutError
 from rlhf_lightning.functional.ratios import CORRECTIONS
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, ServerEngine
+from rlhf_lightning.rollout.recorded import ReplayEngine, iterations, read
 from rlhf_lightning.rules.ahead import check_ahead_node
+from rlhf_lightning.scoring.recorded import RecordedScorer
 from rlhf_lightning.training.pending import PendingRollout
 from tests.gates.gate_sources import ROOT
 from tests.support import phases, scene, tiny
@@ -41,10 +43,6 @@ class Noting(LoopEngine):
         self.rollouts.append(rollout)
         self.threads.append(aside)
         return rollout
-
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.rollouts, self.threads = self.rollouts[:-1], self.threads[:-1]  # the last was asked for aside
 
 
 class Late(PendingRollout):
@@ -126,6 +124,35 @@ def test_old_log_probabilities_are_those_of_the_policy_that_learns_and_weights_t
         assert place < 2 or not torch.allclose(now, then, atol=1e-3)
         kl = (then - experience.ref_logprobs).masked_fill(~rollout.mask, 0).sum(1).mean()
         assert module.rollout_metrics(experience)["objective/kl"] == pytest.approx(float(kl), abs=1e-5)
+
+
+def test_what_is_recorded_is_each_rollout_once_and_leads_to_the_same_weights_when_it_is_fed_back(folder):
+    whole = ppo(folder, callbacks=[RecordRollouts(folder / "rollouts")])
+    calls = [read(folder / "rollouts", iteration, 0) for iteration, _ in iterations(folder / "rollouts")]
+    assert [len(each) for each in calls] == [1] * 4
+    for (call,), experience in zip(calls, whole.learned, strict=True):
+        assert torch.equal(call.rollout.response_ids, experience.rollout.response_ids)
+        assert torch.equal(call.scores, experience.scores)
+    saver = DurableCheckpoint(folder / "checkpoints", every_n_steps=2, keep=100)
+    for resumes in (False, True):
+        options = {"resume": checkpoints(folder / "checkpoints")[-1]} if resumes else {"callbacks": [saver]}
+        module = phases.ppo_module(Learning, partial(torch.optim.AdamW, lr=1e-2), **AHEAD)
+        module.scorer = RecordedScorer()
+        again = ppo(folder, ReplayEngine(folder / "rollouts"), module=module, **options)
+        assert torch.equal(phases.flat(again.policy), phases.flat(whole.policy))
+
+
+def test_an_engine_that_is_another_model_ends_the_run_at_the_first_rollout(folder):
+    class Other(LoopEngine):
+        def generate(self, prompts, sampling, tokenizer=None):
+            rollout = super().generate(prompts, sampling, tokenizer)
+            rollout.rollout_logprobs.sub_(0.01)
+            return rollout
+
+    module = phases.ppo_module(Learning, **AHEAD)
+    with pytest.raises(NumericalError, match=r"0\.01 nats per token from those of the training forward"):
+        ppo(folder, Other(), module=module)
+    assert not module.learned
 
 
 def test_the_same_prompts_are_answered_in_the_same_order_as_without(folder):
@@ -258,7 +285,7 @@ def test_what_cannot_be_sampled_ahead_is_refused(parts, settings, says):
     [
         ("server", True, None), ("loop", False, None), ("loop", True, r"sharded ones \(trainer=fsdp2\) cannot be"),
         ("hf", False, "HFGenerateEngine cannot"), ("environment", False, "EnvironmentEngine cannot"),
-        ("replay", False, "ReplayEngine cannot"),
+        ("replay", True, None),
     ],
 )  # fmt: skip
 def test_a_config_is_refused_by_its_engine_before_anything_is_built(name, shards, says):

@@ -39,7 +39,7 @@ def place(tmp_path):
     """A folder with a policy, and a program to serve it."""
     tiny.policy().save_pretrained(tmp_path / "model")
     program = tmp_path / "vllm"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/support/stub_vllm.py "$@"\n')
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.support.stub_vllm "$@"\n')
     program.chmod(0o755)
     return tmp_path
 

@@ -12,7 +12,7 @@ from tests.support.fake_vllm import fake_vllm
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 
 
-def test_a_run_that_samples_from_a_server_learns_and_ends_the_same_in_pieces(tmp_path):
+def test_a_run_that_samples_from_a_server_learns_and_ends_the_same_in_pieces_with_servers_elsewhere(tmp_path):
     with fake_vllm(tiny.policy(seed=9)) as server:
         words = [
             *small_pipeline.inputs(tmp_path), "stages=[ppo]", "ppo.policy=${model.path}", "ppo.rollouts=3",
@@ -24,8 +24,13 @@ def test_a_run_that_samples_from_a_server_learns_and_ends_the_same_in_pieces(tmp
         rows = list(csv.DictReader((tmp_path / "whole" / "history" / "ppo.csv").read_text().splitlines()))
         gaps = [float(row["sampling/sampling_logp_difference/mean"]) for row in rows]
         assert len(gaps) == 3 and max(gaps) < 1e-5 and server.paths.count("/update_weights") == 3
-        pieces, stops = small_pipeline.go_in_pieces(words, tmp_path / "pieces", after=1)
-        assert stops == 2
+        with pytest.raises(SystemError):
+            small_pipeline.go(words, tmp_path / "pieces", after=1)
+        with pytest.raises(ConfigError, match=r"made with another config \(rollout\.weights: "):
+            small_pipeline.go([*words, "rollout.weights=reload", "resume=auto"], tmp_path / "pieces")
+        elsewhere = [*words, f"rollout.urls=[{server.url.replace('127.0.0.1', 'localhost')}]", "rollout.concurrency=1"]
+        pieces, stops = small_pipeline.go_in_pieces(elsewhere, tmp_path / "pieces", after=1)
+        assert stops == 1
         small_pipeline.assert_same_metrics(whole, pieces)
         assert not list((tmp_path / "whole" / "server").glob("weights"))
 

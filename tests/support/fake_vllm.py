@@ -7,16 +7,16 @@ import copy
 import json
 import threading
 import time
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 from safetensors.torch import load_file
+from transformers import DynamicCache
 
 from server_plugin.rlhf_lightning_vllm.files import weights
 from tests.support import tiny
+from tests.support.http_answers import answering
 
 HTTP_FAULTS = (429, 500, 503)
 
@@ -45,8 +45,9 @@ class FakeVLLM:
         self.updating = False
         self.lock, self.guard = threading.Lock(), threading.Lock()
 
-    def answer(self, path, body, query=""):
-        """An HTTP state and an object, or bytes; None closes the connection."""
+    def answer(self, path, body, headers):
+        """See `http_server`."""
+        path, _, query = path.partition("?")
         self.queries[path] = query
         with self.guard:
             self.paths.append(path)
@@ -59,17 +60,17 @@ class FakeVLLM:
         elif fault == "closed":
             return None
         elif fault == "garbage":
-            return 200, b"<html>"
+            return 200, {}, b"<html>"
         elif isinstance(fault, int):
-            return fault, {"error": "told to"}
+            return fault, {}, {"error": "told to"}
         try:
             found = self.route(path, body)
         except Exception as error:
-            return 500, {"error": f"{type(error).__name__}: {error}"}
+            return 500, {}, {"error": f"{type(error).__name__}: {error}"}
         for change in (fault, self.each):
             if callable(change) and path == "/v1/completions":
                 change(found)
-        return 200, found
+        return 200, {}, found
 
     def route(self, path, body):
         if path == "/v1/completions":
@@ -155,12 +156,14 @@ class FakeVLLM:
         model = self.model if "model" in body else self.base
         generator = torch.Generator().manual_seed(body["seed"])
         ids, logprobs, reason, stop = list(body["prompt"]), [], "length", None
+        new, cache = ids, DynamicCache()
         for _ in range(body["max_tokens"]):
-            logits = model(torch.tensor([ids])).logits[0, -1].float() / body["temperature"]
+            logits = model(torch.tensor([new]), past_key_values=cache).logits[0, -1].float() / body["temperature"]
             if body["top_k"]:
                 logits = logits.masked_fill(logits < logits.topk(body["top_k"]).values[-1], -torch.inf)
             token = int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
-            ids.append(token)
+            new = [token]
+            ids = ids + new
             logprobs.append(float(logits.log_softmax(-1)[token]))
             text = self.tokenizer.decode(ids[len(body["prompt"]) :])
             stop = next((s for s in body["stop"] if s in text), token if token in body["stop_token_ids"] else None)
@@ -174,44 +177,12 @@ class FakeVLLM:
         return {"id": f"cmpl-{body['request_id']}", "choices": [choice]}
 
 
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 256
-    daemon_threads = True
-
-
 @contextmanager
 def fake_vllm(model=None, tokenizer=None, port=0):
     """A `FakeVLLM` that listens on this machine."""
     fake = FakeVLLM(tiny.policy() if model is None else model, tokenizer)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            size = int(self.headers.get("Content-Length") or 0)
-            at = urlsplit(self.path)
-            found = fake.answer(at.path, json.loads(self.rfile.read(size) or b"null"), at.query)
-            if found is None:
-                return
-            state, said = found
-            text = said if isinstance(said, bytes) else json.dumps(said).encode()
-            with suppress(BrokenPipeError, ConnectionResetError):  # who asked has given up
-                self.send_response(state)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-        do_GET = do_POST
-
-        def log_message(self, *given):
-            pass
-
-    server = _Server(("127.0.0.1", port), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    fake.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
-        yield fake
-    finally:
-        fake.running.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with answering(fake.answer, port) as fake.url:
+        try:
+            yield fake
+        finally:
+            fake.running.set()

@@ -1,10 +1,10 @@
 """A reward service over HTTP of which a test says how well it is."""
 
-import json
 import threading
 import time
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
+
+from tests.support.http_answers import answering
 
 
 def brevity(prompts, completions, **columns):
@@ -30,12 +30,12 @@ class Service:
         """Each answer of each request, as often as it was asked for."""
         return [(p, c) for body in self.bodies for p, c in zip(body["prompts"], body["completions"], strict=True)]
 
-    def answer(self, body, headers):
-        """Status, headers and bytes; None closes the connection."""
+    def answer(self, path, body, headers):
+        """See `http_server`."""
         with self._guard:
             self.bodies.append(body)
             self.times.append(time.monotonic())
-            self.headers.append(headers)
+            self.headers.append(dict(headers))
             fault = self.faults.pop(0) if self.faults else None
             self._open += 1
             self.most = max(self.most, self._open)
@@ -47,45 +47,13 @@ class Service:
         if isinstance(fault, (int, tuple)):
             state, more = fault if isinstance(fault, tuple) else (fault, {})
             return state, more, b"{}"
-        said = json.dumps({"scores": self.function(**body)}).encode()
-        return 200, {}, fault if isinstance(fault, bytes) else said
-
-
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 256
-    daemon_threads = True
+        return 200, {}, fault if isinstance(fault, bytes) else {"scores": self.function(**body)}
 
 
 @contextmanager
 def reward_service(function=brevity):
     """A `Service` on a free port of this machine."""
     service = Service(function)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found = service.answer(body, dict(self.headers))
-            self.close_connection = True
-            if found is None:
-                return
-            state, headers, text = found
-            with suppress(BrokenPipeError, ConnectionResetError):  # who asked has given up
-                self.send_response(state)
-                for name, value in {**headers, "Content-Length": len(text)}.items():
-                    self.send_header(name, str(value))
-                self.end_headers()
-                self.wfile.write(text)
-
-        def log_message(self, *given):
-            pass
-
-    server = _Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    service.address = f"http://127.0.0.1:{server.server_address[1]}/score"
-    try:
+    with answering(service.answer) as address:
+        service.address = f"{address}/score"
         yield service
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -23,12 +23,12 @@ def one_server(file):
     yield file.read_text(), None
 
 
-def served(where, name):
+def served(where, name, **settings):
     """Two rollouts; what the server holds at the end beside the policy that sampled last."""
 
     def run(folder):
         with one_server(folder / name) as (url, server):
-            module = phases.ppo_module(num_minibatches=1, ppo_epochs=1)
+            module = phases.ppo_module(num_minibatches=1, ppo_epochs=1, **settings)
             module.engine = ServerEngine([url], folder=folder / f"{name}_server", ram_disk=False, deadline=60)
             module.engine.close = lambda: None  # what it holds is looked at below
             phases.ppo(folder, module, rollouts=2, **where())

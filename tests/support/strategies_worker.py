@@ -34,6 +34,7 @@ from rlhf_lightning.types import PromptBatch
 from tests.support import offline, phases, tiny, worlds_worker
 from tests.support.served_ranks import served
 
+AHEAD = {"sample_ahead": True, "correction": "token_truncate"}
 WORLD = int(os.environ.get("WORLD_SIZE", "2"))
 
 
@@ -98,7 +99,7 @@ def ppo(where, name, rollouts=2):
     return run
 
 
-def resume(where, name, lora=False, batch=4):
+def resume(where, name, batch=4, **given):
     """Three rollouts at once, and the same from the checkpoint after each of the first two."""
 
     def state(module):
@@ -107,7 +108,7 @@ def resume(where, name, lora=False, batch=4):
     def run(folder):
         def fit(**options):
             io = DurableCheckpointIO()
-            learner = phases.ppo_module(lora=lora)
+            learner = phases.ppo_module(**given)
             module, _ = phases.ppo(folder, learner, rollouts=3, batch=batch, plugins=[io], **options, **where())
             return state(module)
 
@@ -361,6 +362,7 @@ CASES = {
     "shared_ddp": replay(ddp, critic="shared_trunk", checkpoint_every=1),
     "shared_fsdp2": replay(fsdp2, critic="shared_trunk", checkpoint_every=2),
     "resume_fsdp2": resume(fsdp2, "resume_fsdp2"),
+    "resume_ahead": resume(ddp, "resume_ahead", **AHEAD),
     "sft_mixed": supervised(phases.sft, mixed),
     "reward_mixed": supervised(phases.reward, mixed),
     "ppo_mixed": ppo(mixed, "ppo_mixed", rollouts=1),
@@ -380,6 +382,7 @@ CASES = {
     "checked_at_start": checked_at_start,
     "served_ddp": served(ddp, "served_ddp"),
     "served_fsdp2": served(fsdp2, "served_fsdp2"),
+    "served_ahead": served(fsdp2, "served_ahead", **AHEAD),
     **{
         f"{phase}_{where.__name__}": learned_offline(phase, where, f"{phase}_{where.__name__}")
         for phase in OFFLINE | CACHED

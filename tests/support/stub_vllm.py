@@ -9,33 +9,25 @@ import os
 import subprocess
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
+
+from tests.support.http_answers import http_server
 
 
-class Handler(BaseHTTPRequestHandler):
-    version = "default"
+def answering(version="default"):
+    """What answers each request, with the version of the weights that it was given last."""
 
-    def do_POST(self):
-        size = int(self.headers.get("Content-Length") or 0)
-        body, path = json.loads(self.rfile.read(size) or b"null"), urlsplit(self.path).path
-        said = {"data": [], "weight_version": Handler.version}
+    def answer(path, body, headers):
+        nonlocal version
+        said = {"data": [], "weight_version": version}
         if path == "/finish_weight_update":
-            Handler.version = body["weight_version"]
+            version = body["weight_version"]
         if path == "/v1/completions":
             choice = {"token_ids": [1], "prompt_token_ids": body["prompt"], "finish_reason": "stop", "stop_reason": 1}
             said = {"id": body["request_id"], "choices": [{**choice, "logprobs": {"token_logprobs": [-0.5]}}]}
-        text = json.dumps(said).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+        return 200, {}, said
 
-    do_GET = do_POST
-
-    def log_message(self, *given):
-        pass
+    return answer
 
 
 def main():
@@ -51,7 +43,7 @@ def main():
         sys.exit(3)
     if how == "sleep":
         time.sleep(100)
-    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+    http_server(answering(), int(sys.argv[sys.argv.index("--port") + 1])).serve_forever()
 
 
 if __name__ == "__main__":

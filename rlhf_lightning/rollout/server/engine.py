@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.network.in_threads import in_threads
-from rlhf_lightning.rollout.engine import Agreement, Sampling, check_context, stream_seed
+from rlhf_lightning.rollout.engine import Agreement, CallSeeds, Sampling, check_context
 from rlhf_lightning.rollout.server.answers import Answer, request
 from rlhf_lightning.rollout.server.group import ServerGroup
 from rlhf_lightning.rollout.server.routes import VLLMServer, Weights
@@ -26,7 +26,7 @@ from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import PromptBatch, Rollout
 
 
-class ServerEngine:
+class ServerEngine(CallSeeds):
     """Sample with vLLM servers, in processes and an environment of their own (docs/server.md).
 
     Each row is a request with a seed of its own, which depends on the seed of the engine, the number of the call and
@@ -97,7 +97,7 @@ class ServerEngine:
         )
         self._policy: PreTrainedModel | None = None  # whose weights all servers have
         self._eos: tuple[int, ...] = ()
-        self._pad = self._version = self._seed = self._calls = 0
+        self._pad = self._version = 0
 
     def sync(self, policy: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
         """Give these weights to the servers, unless they have them. Collective over all ranks.
@@ -112,18 +112,6 @@ class ServerEngine:
             self._policy = None
             self.servers.give(policy, version)
             self._policy, self._version = policy, version
-
-    def seed(self, seed: int) -> None:
-        """Start from the first seed of this stream again."""
-        self._seed, self._calls = seed, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Seed and number of calls."""
-        return {"seed": self._seed, "calls": self._calls}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
-        self._seed, self._calls = state["seed"], state["calls"]
 
     def close(self) -> None:
         """Remove the weights, and end the server if it was started here."""
@@ -145,7 +133,7 @@ class ServerEngine:
         check_context(self._policy, prompts.input_ids.shape[1], sampling)
         StopStrings(sampling.stop, tokenizer)
         asked = [
-            request(ids[real].tolist(), sampling, self._eos, stream_seed(self._seed, self._calls, row) >> 1)
+            request(ids[real].tolist(), sampling, self._eos, self.call_seed(row) >> 1)
             for row, (ids, real) in enumerate(zip(prompts.input_ids, prompts.attention_mask, strict=True))
         ]
         answers = self.servers.watched(partial(self._ask, asked, self.servers.place.rank * len(asked)))
