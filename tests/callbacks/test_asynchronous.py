@@ -8,7 +8,7 @@ import torch
 
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint import read_provenance
-from rlhf_lightning.checkpoint.background import Writing, snapshot
+from rlhf_lightning.checkpoint.background import Copies, Writing
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.checkpoint.tensors import Rows
 from rlhf_lightning.errors import DiskError
@@ -69,6 +69,7 @@ def test_what_a_thread_writes_is_the_moment_of_the_save_and_the_run_goes_on_mean
         def until_the_next_step(step, log=log, goes_on=goes_on):
             while step < 3 and f"step {step + 1}" not in log and not goes_on.is_set():
                 time.sleep(0.01)
+            time.sleep(0.1)  # longer than a step takes: the next save would copy over what is not written yet
 
         io = Slow(log, until_the_next_step if asynchronous else lambda step: None)
         assert sft(tmp_path / name, log, io) == ["step-000003", "step-000002", "step-000001"]
@@ -133,14 +134,26 @@ def test_a_save_that_was_begun_is_completed_when_the_run_ends_with_an_error(tmp_
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-000002", "step-000001"]
 
 
-def test_a_snapshot_shares_nothing_with_the_state_and_keeps_what_is_tied():
+def test_a_copy_shares_nothing_with_the_state_and_keeps_what_is_tied():
     weight = torch.ones(4, 2)
     state = {"a": weight, "b": [weight, (1, "x")], "rows": Rows(weight[1:2], 1, (4, 2)), "empty": torch.ones(0)}
-    copy = snapshot(state)
+    copy = Copies().of(state)
     weight.zero_()
     state["b"].append(2)
     assert copy["a"].sum() == 8 and copy["b"][0] is copy["a"] and copy["b"][1:] == [(1, "x")]
     assert copy["rows"].local.tolist() == [[1, 1]] and (copy["rows"].start, copy["rows"].shape) == (1, (4, 2))
+    assert copy["empty"].shape == (0,)
+
+
+def test_a_copy_is_made_in_the_memory_of_the_one_before():
+    copies = Copies()
+    state = {"a": torch.ones(4, 2), "b": torch.ones(4, 2).T, "c": torch.ones(4, 2).double(), "d": torch.ones(9)}
+    places = {tensor.data_ptr() for tensor in copies.of(state).values()}
+    state = {"b": torch.full((2, 4), 3.0), "c": torch.full((4, 2), 4.0).double(), "d": torch.ones(8), "e": state["a"]}
+    again = copies.of(state)
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    assert [again[name].data_ptr() in places for name in "bcde"] == [True, True, False, True]
+    assert not {tensor.data_ptr() for tensor in again.values()} & {tensor.data_ptr() for tensor in state.values()}
 
 
 def test_a_thread_tells_when_it_is_done_and_what_went_wrong(tmp_path):
