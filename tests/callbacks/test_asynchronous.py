@@ -10,6 +10,7 @@ from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.background import Copies, Writing
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
+from rlhf_lightning.checkpoint.nonfinite import named_tensors
 from rlhf_lightning.checkpoint.tensors import Rows
 from rlhf_lightning.errors import DiskError
 from rlhf_lightning.modules import SFTModule
@@ -24,9 +25,11 @@ class Slow(DurableCheckpointIO):
     def __init__(self, log, wait=lambda step: None, full=()):
         super().__init__()
         self.log, self.wait, self.full = log, wait, full
+        self.held = []  # by save, its tensors
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         self.wait(checkpoint["global_step"])
+        self.held.append([tensor for _, tensor in named_tensors(checkpoint) if tensor.numel()])
         if checkpoint["global_step"] in self.full:
             raise DiskError("disk full")
         super().save_checkpoint(checkpoint, path, storage_options)
@@ -54,6 +57,7 @@ def sft(folder, log, io=None, steps=4, **options):
         data.accumulate_for(1), 2, [saver], checkpointing=True, plugins=[io or Slow(log)], max_steps=steps
     )
     fit.fit(module, datamodule=data)
+    assert saver._copies._kept == []
     return [path.name for path in checkpoints(folder / "checkpoints")]
 
 
@@ -77,6 +81,8 @@ def test_what_a_thread_writes_is_the_moment_of_the_save_and_the_run_goes_on_mean
             assert log.index("wrote step-000001") > log.index("step 2")
             assert log.index("wrote step-000001") < log.index("wrote step-000002")
             assert log[-1] == "wrote end"
+            *copies, weights = [{tensor.data_ptr() for tensor in tensors} for tensors in io.held]
+            assert copies[0] == copies[1] == copies[2] and not copies[2] & weights
     assert tensors_of(tmp_path / "now") == tensors_of(tmp_path / "later") and len(tensors_of(tmp_path / "now")) == 4
 
 
