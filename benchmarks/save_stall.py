@@ -2,7 +2,8 @@
 
 PPO with a critic of its own on the random Llama of 71 million parameters of `benchmarks.sharded_loading`, a save after
 every second step. Prints medians: seconds of a step, of a save as the run sees it, and of the step after it, beside
-which a thread may write.
+which a thread may write; of step and save also those that the processor worked for the run, which other programs on the
+machine change less.
 """
 
 from __future__ import annotations
@@ -26,29 +27,45 @@ from rlhf_lightning.callbacks import DurableCheckpoint
 SAVES, ROWS, TOKENS = 5, 8, 12
 
 
+def now() -> tuple[float, float]:
+    """Seconds on the clock, and of work of this thread."""
+    return time.monotonic(), time.thread_time()
+
+
+def since(start: tuple[float, float]) -> tuple[float, float]:
+    """Seconds of both since `now`."""
+    clock, worked = now()
+    return clock - start[0], worked - start[1]
+
+
+def medians(times: list[tuple[float, float]]) -> list[float]:
+    """Of both."""
+    return [statistics.median(column) for column in zip(*times, strict=True)]
+
+
 class Timed(DurableCheckpoint):
     """Saves after every second step, and notes how long steps and saves take."""
 
     def __init__(self, folder: Path, asynchronous: bool) -> None:
         given: dict[str, Any] = {"every_n_steps": 2, "every_n_minutes": None, "at_end": False}
         super().__init__(folder, **given, asynchronous=asynchronous, grace_period_seconds=1e6)  # no step is a long one
-        self.saves: list[float] = []
-        self.steps: list[float] = []
+        self.saves: list[tuple[float, float]] = []
+        self.steps: list[tuple[float, float]] = []
         self.peak = 0.0
-        self._start = 0.0
+        self._start = (0.0, 0.0)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._start = time.monotonic()
+        self._start = now()
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.steps.append(time.monotonic() - self._start)
+        self.steps.append(since(self._start))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def save(self, trainer: Any) -> Path | None:
-        start, (before, _) = time.monotonic(), resident()
+        start, (before, _) = now(), resident()
         path = super().save(trainer)
-        self.saves.append(time.monotonic() - start)
+        self.saves.append(since(start))
         self.peak = max(self.peak, resident()[1] - before)
         return path
 
@@ -60,11 +77,12 @@ def work(folder: Path, ranks: int, asynchronous: bool) -> None:
     trainer, module, data = run_of(folder, ranks, [saver], rollouts=2 * SAVES + 3, rows=ROWS, tokens=TOKENS)
     trainer.fit(module, datamodule=data)
     after, plain = saver.steps[2::2], saver.steps[3::2]  # the first steps make the optimizer's state
-    step, save = statistics.median(plain), statistics.median(saver.saves[1:])
+    (step, worked), (save, busy) = medians(plain), medians(saver.saves[1:])
     how = "beside the training" if asynchronous else "at once"
     text = (
-        f"{ranks} x, {how}: step {step:.2f} s, save {save:.3f} s ({100 * save / step:.1f} % of a step), step after it "
-        f"{statistics.median(after):.2f} s, {len(saver.saves) - 1} saves, {saver.peak:.0f} MiB more at a save"
+        f"{ranks} x, {how}: step {step:.2f} s, save {save:.3f} s ({100 * save / step:.1f} % of a step; of work "
+        f"{worked:.2f} and {busy:.3f} s, {100 * busy / worked:.1f} %), step after it {medians(after)[0]:.2f} s, "
+        f"{len(saver.saves) - 1} saves, {saver.peak:.0f} MiB more at a save"
     )
     (folder / f"{ranks}.{trainer.global_rank}.{asynchronous}").write_text(text)
 

@@ -6,7 +6,10 @@ Every attempt is the command `rlhf-lightning ... resume=auto` in a process of it
 torch and Lightning already, and ended with SIGKILL: after a random delay, or within milliseconds of the appearance of a
 temporary folder, which is inside of a save, an export or a removal. With ``--ranks`` it is so many processes under
 ``trainer=fsdp2``, which are all killed within 50 ms. Words are added to the command, like
-``checkpoint.asynchronous=true``.
+``checkpoint.asynchronous=true``, with which a thread writes at those moments.
+
+A step counts as saved when its folder has its name: it must be there after every later kill, and a run that tells of a
+step has saved all others before it but one, which may be being written.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.soak_traces import finished_files, history_rows, saved_steps
+from benchmarks.soak_traces import done_steps, finished_files, history_rows, saved_steps
 
 STAGES = ("sft", "rank", "reward", "ppo")
 WORDS = [
@@ -38,6 +41,7 @@ WORDS = [
 KILLS_PER_RUN = 20  # then the run may end
 SECONDS = 120  # an attempt that takes longer hangs
 DURING_SAVES = 0.6  # share of the kills
+BEHIND = "steps at most that were done and not saved"
 _RESUMED = re.compile(r"stage (\w+): (?:goes on from .*step-(\d+)|(no checkpoint, starting new))")
 
 
@@ -133,6 +137,11 @@ class Soak:
         for stage, step in before.items():
             if after.get(stage, 0) < step:
                 self._fault("lost steps", f"{run}: {stage} had {step}, has {after.get(stage, 0)}", step)
+        for stage, step in done_steps(run).items():
+            behind = step - after.get(stage, 0)
+            self.counts[BEHIND] = max(self.counts[BEHIND], behind)
+            if behind > 2:
+                self._fault("lost steps", f"{run}: {stage} has done {step} and saved {after.get(stage, 0)}", behind)
         return after
 
     def _fault(self, name: str, text: str, number: int = 1) -> None:
@@ -142,7 +151,7 @@ class Soak:
     def report(self, seconds: float) -> str:
         """The counts in words."""
         rows = ["kills", "kills inside of a save", *sorted(n for n in self.counts if n.startswith("killed in"))]
-        rows += ["runs", "resumes", *_BAD]
+        rows += ["runs", "resumes", BEHIND, *_BAD]
         lines = [f"{self.counts[name]:6d}  {name}" for name in rows]
         return "\n".join([*lines, f"{seconds:6.0f}  seconds", *self.faults])
 

@@ -30,6 +30,12 @@ def finished_files(run: Path) -> dict[str, object]:
     }
 
 
+def done_steps(run: Path) -> dict[str, int]:
+    """The last step of each stage that the run has told of, in its history."""
+    files = (run / "history").glob("*.csv")
+    return {file.stem: max((int(row["step"]) for row in history_rows(file)), default=0) for file in files}
+
+
 def history_rows(file: Path) -> list[dict[str, str]]:
     """The rows of a history without the columns that tell the time."""
     with file.open(newline="", encoding="utf-8") as stream:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from rlhf_lightning.callbacks.history import OnError
 from rlhf_lightning.callbacks.steps import steps_done, steps_planned
-from rlhf_lightning.checkpoint.background import Writing, snapshot
+from rlhf_lightning.checkpoint.background import Copies, Writing
 from rlhf_lightning.checkpoint.io import END, DurableCheckpointIO, expired
 from rlhf_lightning.checkpoint.places import foreign
 from rlhf_lightning.checkpoint.processes import Processes, together
@@ -48,7 +48,8 @@ class DurableCheckpoint(Checkpoint):
 
     With ``asynchronous`` a save copies what changes into host memory, and a thread hashes and writes it while the run
     goes on. The next save, a signal and the end of the fit wait for it; an error is raised at the end of the step in
-    which it comes, on all ranks.
+    which it comes, on all ranks. The memory is kept for the next save until the fit ends: only the first one waits for
+    fresh memory, which costs more than the copy.
 
     Args:
         folder: where to; a Trainer without an IO plugin is given `DurableCheckpointIO`, which writes folders.
@@ -59,8 +60,8 @@ class DurableCheckpoint(Checkpoint):
             warned of.
         on_error: what a full or failing disk does: "raise" ends the run, "warn" goes on and tries again when the next
             checkpoint is due. The older ones stay in both cases.
-        asynchronous: write beside the training. It takes as much host memory as the checkpoint, or this rank's part of
-            it, which is why it is not the default: no save should be what a run ends for.
+        asynchronous: write beside the training. From the first save on it takes as much host memory as the checkpoint,
+            or this rank's part of it, which is why it is not the default: no save should be what a run ends for.
         grace_period_seconds: how long a step may still take to be saved after the run was told to stop; a longer one is
             given up. Below the time your scheduler leaves between SIGTERM and SIGKILL.
 
@@ -95,6 +96,7 @@ class DurableCheckpoint(Checkpoint):
         self.grace_period_seconds = grace_period_seconds
         self._ranks = Processes()
         self._writing: Writing | None = None
+        self._copies = Copies()
         self._good: set[Path] = set()  # checkpoints that are whole
         self._left: set[Path] = set()  # and that are not, and stay
         self._saved = self._seen = 0  # steps
@@ -164,8 +166,9 @@ class DurableCheckpoint(Checkpoint):
             self._epoch_done = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing is left to write when the fit is over."""
+        """Nothing is left to write when the fit is over, and no memory kept to copy into."""
         self.finish(trainer)
+        self._copies.clear()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Complete what was begun, if it takes no longer than `LAST_SECONDS`; the other ranks may be gone."""
@@ -229,8 +232,9 @@ class DurableCheckpoint(Checkpoint):
 
     def _begin(self, trainer: pl.Trainer, path: Path) -> None:
         state = saved_state(trainer)  # collective
-        state = snapshot(state) if self.asynchronous else state
-        self._writing = Writing(path, partial(trainer.strategy.save_checkpoint, state, path), self.asynchronous)
+        beside = self.asynchronous and not self._ended
+        state = self._copies.of(state) if beside else state
+        self._writing = Writing(path, partial(trainer.strategy.save_checkpoint, state, path), beside)
 
     def finish(self, trainer: pl.Trainer) -> bool:
         """Wait for what is being written, on all ranks; False where the disk did not take it. Collective.

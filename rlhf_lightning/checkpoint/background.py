@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -50,28 +51,50 @@ class Writing:
         return self._error
 
 
-def snapshot(state: Any) -> Any:
-    """A copy of nested dicts, lists, tuples and tensors in host memory; of a sharded tensor, of the rows that are here.
+class Copies:
+    """Copies of a state in host memory, one at a time: each is made in the memory of the one before.
 
-    What is one tensor stays one.
+    Fresh memory costs more than the copy, since the system clears every page of it first.
     """
-    return _copy(state, {})
+
+    def __init__(self) -> None:
+        self._kept: list[Tensor] = []
+
+    def of(self, state: Any) -> Any:
+        """A copy of nested dicts, lists, tuples and tensors; of a sharded tensor, of the rows that are here.
+
+        What is one tensor stays one. The copy before must not be needed any more: a tensor of the same shape and dtype
+        replaces its numbers.
+        """
+        free: dict[Any, list[Tensor]] = {}
+        for tensor in self._kept:
+            free.setdefault((tensor.dtype, tensor.shape), []).append(tensor)
+        made: dict[Any, Tensor] = {}
+        copy = _copied(state, made, free)
+        self._kept = [*made.values()]
+        return copy
+
+    def clear(self) -> None:
+        """Let go of the memory."""
+        self._kept = []
 
 
-def _copy(value: Any, seen: dict[Any, Tensor]) -> Any:
+def _copied(value: Any, made: dict[Any, Tensor], free: dict[Any, list[Tensor]]) -> Any:
     if isinstance(value, DTensor) and value.numel():
         value = rows_of(value)
     if isinstance(value, Rows):
-        return Rows(_copy(value.local, seen), value.start, value.shape)
-    if isinstance(value, Tensor):
+        return Rows(_copied(value.local, made, free), value.start, value.shape)
+    if isinstance(value, Tensor) and value.numel():
         place = (value.data_ptr(), value.dtype, value.shape, value.stride(), value.device)
-        if not value.numel() or place not in seen:
-            seen[place] = value.detach().to("cpu", copy=True)
-        return seen[place]
+        if place not in made:
+            there = free.get((value.dtype, value.shape))
+            made[place] = there.pop() if there else torch.empty_like(value, device="cpu", requires_grad=False)
+            made[place].copy_(value.detach())
+        return made[place]
     if isinstance(value, Mapping):
-        return {key: _copy(item, seen) for key, item in value.items()}
+        return {key: _copied(item, made, free) for key, item in value.items()}
     if isinstance(value, list):
-        return [_copy(item, seen) for item in value]
+        return [_copied(item, made, free) for item in value]
     if isinstance(value, tuple):
-        return tuple(_copy(item, seen) for item in value)
+        return tuple(_copied(item, made, free) for item in value)
     return value

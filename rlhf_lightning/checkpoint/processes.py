@@ -1,9 +1,9 @@
-"""The processes that write or read one folder together, and how they agree on an error."""
+"""The processes of a run: what each has, known to all, and how they agree on an error."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -20,8 +20,7 @@ that: it says in which time they answer each other while they learn, and a save 
 class Processes:
     """All processes of a run, seen from one of them; ``Processes()`` is one on its own.
 
-    Methods are collective: every process calls them in the same order, one at a time. They talk over a group of their
-    own, on the CPU, so that a save may go on in a thread beside the training.
+    Methods are collective: every process calls them in the same order, one at a time.
 
     >>> Processes().agree(lambda: 3)
     [3]
@@ -37,6 +36,7 @@ class Processes:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.group)
+        values[self.index] = value  # itself: an error with its traceback
         return values
 
     def first(self, value: T) -> T:
@@ -68,11 +68,19 @@ def results(attempts: list[tuple[T | None, Exception | None]]) -> list[T]:
     return [result for result, _ in attempts]  # type: ignore[misc]
 
 
-def together() -> Processes:
-    """All processes of the run, if they have met. Collective when it is called for the first time."""
+def everyone() -> Processes:
+    """All processes of the run, if they have met, as they talk while they learn: one that does not answer in
+    ``trainer.strategy.timeout`` ends the run."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return Processes()
-    return Processes(_group(dist.group.WORLD), dist.get_rank(), dist.get_world_size())
+    return Processes(dist.group.WORLD, dist.get_rank(), dist.get_world_size())
+
+
+def together() -> Processes:
+    """The same for writing and reading: they wait `LONGEST` for each other, over a group of their own on the CPU, so
+    that a save may go on in a thread beside the training. Collective when it is called for the first time."""
+    found = everyone()
+    return found if found.size == 1 else replace(found, group=_group(found.group))
 
 
 @cache

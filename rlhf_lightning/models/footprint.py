@@ -83,8 +83,8 @@ class Setup:
         four_bits: linear layers keep 4 bits of each weight, those of the reward model too.
         gather: what of a sharded policy a rank holds while it answers, as ``rollout.gather``.
         replicas: copies of what is sharded, ``trainer.strategy.replicate_size``.
-        asynchronous: a save copies what learns into host memory and is written from there
-            (``checkpoint.asynchronous``); else one tensor at a time passes through it.
+        asynchronous: a save copies what learns into host memory, which is kept for the next one, and is written from
+            there (``checkpoint.asynchronous``); else one tensor at a time passes through it.
     """
 
     ranks: int = 1
@@ -186,9 +186,10 @@ def on_host(shape: Shape, setup: Setup) -> dict[Phase, float]:
     resting += whole if setup.offload and setup.reference and not setup.adapters else 0.0
     built = models * whole if not setup.sharded else probe
     table = max(shape.vocabulary, shape.inner) * shape.hidden if not setup.adapters else setup.adapters * shape.inner
-    saved = ((FULL + ADAM) * trained(shape, setup) if setup.asynchronous else FULL * table) / setup.parts
+    copied = (FULL + ADAM) * trained(shape, setup) / setup.parts if setup.asynchronous else 0.0
+    always = resting + copied  # from the first save on
     return {
         "load": built + max(0.0 if setup.sharded else float(setup.reward_bytes * shape.parameters), resting),
-        "generate": resting, "score": resting, "learn": resting,
-        "save": resting + saved,
+        "generate": always, "score": always, "learn": always,
+        "save": always if copied else always + FULL * table / setup.parts,
     }  # fmt: skip

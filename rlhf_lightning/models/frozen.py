@@ -106,7 +106,9 @@ def checksum(weights: Mapping[str, Tensor]) -> str:
         local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach().contiguous()
         total = local.view(_INTEGERS[local.element_size()]).sum(dtype=torch.int64)
         if isinstance(tensor, DTensor):
-            torch.distributed.all_reduce(total, group=tensor.device_mesh.get_group())
+            for dim, place in enumerate(tensor.placements):
+                if place.is_shard():  # else there are copies
+                    torch.distributed.all_reduce(total, group=tensor.device_mesh.get_group(dim))
         found.update(f"{name} {list(tensor.shape)} {tensor.dtype} {int(total)}".encode())
     return found.hexdigest()
 

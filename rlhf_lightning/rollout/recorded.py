@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf_lightning.checkpoint import read_provenance, verify_folder, write_folder
 from rlhf_lightning.checkpoint.codec import read_state, write_state
+from rlhf_lightning.checkpoint.processes import everyone
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.rules.rows import RECORDED_SCORE
@@ -168,7 +169,7 @@ class ReplayEngine:
     @property
     def is_exact(self) -> bool:
         """Whether the engine that was recorded decoded with the very weights that training computes with."""
-        first = place(self.folder, *iterations(self.folder, _rank())[0])
+        first = place(self.folder, *iterations(self.folder, everyone().index)[0])
         return bool((read_provenance(first) or {}).get("exact"))
 
     def sync(self, policy: Any, eos_token_ids: Sequence[int], pad_token_id: int, version: int) -> None:
@@ -194,7 +195,7 @@ class ReplayEngine:
             DataError: there is none left, or it answers other prompts.
             CheckpointError: its files are damaged.
         """
-        rank = _rank()
+        rank = everyone().index
         found = iterations(self.folder, rank)
         at, number = self._next
         if at >= len(found):
@@ -222,11 +223,6 @@ class ReplayEngine:
         return tuple(
             {**row, **more, RECORDED_SCORE: score} for row, more, score in zip(prompts.rows, added, scores, strict=True)
         )
-
-
-def _rank() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if distributed else 0
 
 
 def table(folder: Path) -> Iterator[dict[str, Any]]:

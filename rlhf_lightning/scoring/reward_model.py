@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning import signals
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.nonfinite import first_nonfinite
+from rlhf_lightning.checkpoint.processes import everyone
 from rlhf_lightning.errors import CheckpointError, NumericalError
 from rlhf_lightning.functional.lengths import cut
 from rlhf_lightning.functional.sequences import right_pad
@@ -154,20 +155,16 @@ class RewardModelScorer:
         groups = [torch.tensor(rows) for rows in cut(lengths, -(-len(ids) // micro_batch_size))]
         scores = []
         with torch.no_grad():
-            for rows in groups + [groups[-1][:1]] * (self._rounds(len(groups), device) - len(groups)):
+            for rows in groups + [groups[-1][:1]] * (self._rounds(len(groups)) - len(groups)):
                 if not self._shared:
                     signals.poll()
                 width = int(lengths[rows].max())
                 scores.append(self.model.score(ids[rows, :width].to(device), mask[rows, :width].to(device)))
         return torch.cat(scores[: len(groups)]).cpu()[torch.cat(groups).argsort()]
 
-    def _rounds(self, groups: int, device: torch.device) -> int:
+    def _rounds(self, groups: int) -> int:
         """How often ranks that share the weights gather them: as often as the one with the most groups."""
-        if not self._shared:
-            return groups
-        most = torch.tensor(groups, device=device)
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        return int(most)
+        return max(everyone().gather(groups)) if self._shared else groups
 
     def _told(self) -> str:
         """Fingerprint of the weights as they were read. Collective the first time, where they are sharded."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning.checkpoint.processes import everyone
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.functional.masking import masked_moments, merge_moments
@@ -124,9 +125,8 @@ class RunningNormalise(Normalise):
 
     def _learn(self, scores: Tensor) -> None:
         known = scores.isfinite()
-        local = torch.stack(masked_moments(torch.where(known, scores, 0), known))
-        before = local.new_tensor([self._count, self._mean, self._var])
-        parts = torch.cat([before[None], _over_ranks(local)])
+        mine = torch.stack(masked_moments(torch.where(known, scores, 0), known)).tolist()
+        parts = torch.tensor([[self._count, self._mean, self._var], *everyone().gather(mine)], dtype=scores.dtype)
         self._set(self._calls + 1, *(float(m) for m in merge_moments(*parts.unbind(1))))
 
     def _set(self, calls: int, count: float, mean: float, var: float) -> None:
@@ -216,13 +216,3 @@ def transformed(
 def _added(scores: Tensor, amount: Tensor, rollout: Rollout) -> Tensor:
     amount = amount.to(scores.dtype)
     return scores + (amount if scores.dim() == 1 else on_last_token(amount, rollout.mask))
-
-
-def _over_ranks(local: Tensor) -> Tensor:
-    """One row per rank, [world_size, ...]."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return local[None]
-    ranks = local.new_zeros(torch.distributed.get_world_size(), *local.shape)
-    ranks[torch.distributed.get_rank()] = local
-    torch.distributed.all_reduce(ranks)
-    return ranks

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 
 from rlhf_lightning import signals
 from rlhf_lightning.checkpoint.places import TMP
+from rlhf_lightning.checkpoint.processes import everyone
 from rlhf_lightning.config.compose import redact
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.stages.changes import differences
@@ -52,11 +52,11 @@ def compare(config: Mapping[str, Any]) -> None:
         ConfigError: on every rank; names the keys and both values of the first rank that differs from rank 0.
     """
     text = json.dumps(config, sort_keys=True, default=str)
-    hashes = _everywhere(hashlib.sha256(text.encode()).hexdigest())
+    hashes = everyone().gather(hashlib.sha256(text.encode()).hexdigest())
     if len(set(hashes)) == 1:
         return
     other = next(rank for rank, found in enumerate(hashes) if found != hashes[0])
-    configs = _everywhere(redact(json.loads(text)))
+    configs = everyone().gather(redact(json.loads(text)))
     changed = list(differences(configs[0], configs[other])) or ["a key that holds a secret"]
     raise ConfigError(
         f"rank {other} has another config than rank 0 ({'; '.join(changed[:5])}); start all ranks with the same "
@@ -70,13 +70,12 @@ def check_shared(folder: Path) -> None:
     Raises:
         ConfigError: on every rank; names the first rank that does not see what rank 0 has written.
     """
-    first = torch.distributed.get_rank() == 0
-    written = tempfile.mkdtemp(prefix=f"{TMP}shared-", dir=folder) if first else ""
-    place = folder / Path(_everywhere(written)[0]).name
+    ranks = everyone()
+    place = folder / Path(ranks.first("" if ranks.index else tempfile.mkdtemp(prefix=f"{TMP}shared-", dir=folder))).name
     try:
-        seen = _everywhere((platform.node(), _appears(place)))
+        seen = ranks.gather((platform.node(), _appears(place)))
     finally:
-        if first:
+        if not ranks.index:
             place.rmdir()
     if blind := [rank for rank, (_, found) in enumerate(seen) if not found]:
         raise ConfigError(
@@ -101,13 +100,5 @@ def stop_if_asked() -> None:
     Raises:
         Stopped: a signal has come.
     """
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    signals.adopt(max(_everywhere(signals.received())) if together else signals.received())
+    signals.adopt(max(everyone().gather(signals.received())))
     signals.poll()
-
-
-def _everywhere(value: Any) -> list[Any]:
-    """The values of all ranks."""
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values

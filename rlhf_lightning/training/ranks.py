@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import Tensor
 
+from rlhf_lightning.checkpoint.processes import everyone
 from rlhf_lightning.functional.masking import Moments, masked_moments, merge_moments, whiten_with
 
 CPU = torch.device("cpu")
@@ -63,11 +64,7 @@ class Ranks:
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The picklable values of all ranks."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
-        return values
+        return everyone().gather(value) if self.size > 1 else [value]
 
     def first_fault(self, faults: Mapping[str, bool]) -> str | None:
         """The name of the first fault that any rank has, the same on every rank; None if there is none."""

@@ -8,8 +8,9 @@ import torch
 
 from rlhf_lightning.callbacks import DurableCheckpoint
 from rlhf_lightning.checkpoint import read_provenance
-from rlhf_lightning.checkpoint.background import Writing, snapshot
+from rlhf_lightning.checkpoint.background import Copies, Writing
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
+from rlhf_lightning.checkpoint.nonfinite import named_tensors
 from rlhf_lightning.checkpoint.tensors import Rows
 from rlhf_lightning.errors import DiskError
 from rlhf_lightning.modules import SFTModule
@@ -24,9 +25,11 @@ class Slow(DurableCheckpointIO):
     def __init__(self, log, wait=lambda step: None, full=()):
         super().__init__()
         self.log, self.wait, self.full = log, wait, full
+        self.held = []  # by save, its tensors
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         self.wait(checkpoint["global_step"])
+        self.held.append([tensor for _, tensor in named_tensors(checkpoint) if tensor.numel()])
         if checkpoint["global_step"] in self.full:
             raise DiskError("disk full")
         super().save_checkpoint(checkpoint, path, storage_options)
@@ -54,6 +57,7 @@ def sft(folder, log, io=None, steps=4, **options):
         data.accumulate_for(1), 2, [saver], checkpointing=True, plugins=[io or Slow(log)], max_steps=steps
     )
     fit.fit(module, datamodule=data)
+    assert saver._copies._kept == []
     return [path.name for path in checkpoints(folder / "checkpoints")]
 
 
@@ -69,6 +73,7 @@ def test_what_a_thread_writes_is_the_moment_of_the_save_and_the_run_goes_on_mean
         def until_the_next_step(step, log=log, goes_on=goes_on):
             while step < 3 and f"step {step + 1}" not in log and not goes_on.is_set():
                 time.sleep(0.01)
+            time.sleep(0.1)  # longer than a step takes: the next save would copy over what is not written yet
 
         io = Slow(log, until_the_next_step if asynchronous else lambda step: None)
         assert sft(tmp_path / name, log, io) == ["step-000003", "step-000002", "step-000001"]
@@ -76,6 +81,8 @@ def test_what_a_thread_writes_is_the_moment_of_the_save_and_the_run_goes_on_mean
             assert log.index("wrote step-000001") > log.index("step 2")
             assert log.index("wrote step-000001") < log.index("wrote step-000002")
             assert log[-1] == "wrote end"
+            *copies, weights = [{tensor.data_ptr() for tensor in tensors} for tensors in io.held]
+            assert copies[0] == copies[1] == copies[2] and not copies[2] & weights
     assert tensors_of(tmp_path / "now") == tensors_of(tmp_path / "later") and len(tensors_of(tmp_path / "now")) == 4
 
 
@@ -133,14 +140,26 @@ def test_a_save_that_was_begun_is_completed_when_the_run_ends_with_an_error(tmp_
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-000002", "step-000001"]
 
 
-def test_a_snapshot_shares_nothing_with_the_state_and_keeps_what_is_tied():
+def test_a_copy_shares_nothing_with_the_state_and_keeps_what_is_tied():
     weight = torch.ones(4, 2)
     state = {"a": weight, "b": [weight, (1, "x")], "rows": Rows(weight[1:2], 1, (4, 2)), "empty": torch.ones(0)}
-    copy = snapshot(state)
+    copy = Copies().of(state)
     weight.zero_()
     state["b"].append(2)
     assert copy["a"].sum() == 8 and copy["b"][0] is copy["a"] and copy["b"][1:] == [(1, "x")]
     assert copy["rows"].local.tolist() == [[1, 1]] and (copy["rows"].start, copy["rows"].shape) == (1, (4, 2))
+    assert copy["empty"].shape == (0,)
+
+
+def test_a_copy_is_made_in_the_memory_of_the_one_before():
+    copies = Copies()
+    state = {"a": torch.ones(4, 2), "b": torch.ones(4, 2).T, "c": torch.ones(4, 2).double(), "d": torch.ones(9)}
+    places = {tensor.data_ptr() for tensor in copies.of(state).values()}
+    state = {"b": torch.full((2, 4), 3.0), "c": torch.full((4, 2), 4.0).double(), "d": torch.ones(8), "e": state["a"]}
+    again = copies.of(state)
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    assert [again[name].data_ptr() in places for name in "bcde"] == [True, True, False, True]
+    assert not {tensor.data_ptr() for tensor in again.values()} & {tensor.data_ptr() for tensor in state.values()}
 
 
 def test_a_thread_tells_when_it_is_done_and_what_went_wrong(tmp_path):

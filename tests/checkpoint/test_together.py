@@ -1,5 +1,6 @@
 """A checkpoint that several processes write together is one folder, which any number of them can read."""
 
+import copy
 import errno
 import json
 import os
@@ -14,6 +15,7 @@ from rlhf_lightning.checkpoint import io as files
 from rlhf_lightning.checkpoint import provenance, verify_folder
 from rlhf_lightning.checkpoint.codec import TREE, read_state, read_tensors
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, newest_checkpoint
+from rlhf_lightning.checkpoint.processes import Processes
 from rlhf_lightning.checkpoint.tensors import Rows, own_rows
 from rlhf_lightning.errors import CheckpointError, DiskError, NumericalError
 from tests.support.threads import together
@@ -24,6 +26,22 @@ WHOLE = {
     "one row": torch.arange(3).reshape(1, 3),
     "vector": torch.arange(6) > 2,
 }
+
+
+def test_an_error_of_one_process_is_raised_in_all_and_in_its_own_with_its_traceback(monkeypatch):
+    error = DiskError("full")
+
+    def work():
+        raise error
+
+    def gather(values, value, group):
+        values[:] = [(1, None), copy.deepcopy(value)]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    with pytest.raises(DiskError) as raised:
+        Processes("a group", index=1, size=2).agree(work)
+    assert raised.value is error and "work" in {frame.name for frame in raised.traceback}
+    assert {type(found) for found in together(3, lambda rank: rank.agree(work if rank.index else int))} == {DiskError}
 
 
 def state(rank, whole=WHOLE):

@@ -11,6 +11,7 @@ from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_copy
+from rlhf_lightning.models.frozen import checksum
 from rlhf_lightning.rollout import LoopEngine, Sampling
 from rlhf_lightning.scoring import RewardModelScorer
 from rlhf_lightning.types import PromptBatch
@@ -116,14 +117,26 @@ def test_ranks_that_ask_one_server_give_it_whole_weights_and_get_answers_of_thei
     assert len(set(first["seeds"])) == 2 * 8 and first["answers"] != second["answers"]
 
 
-def test_a_reward_model_in_shards_scores_as_a_whole_one(folder, ranks):
+def test_a_reward_model_in_shards_scores_as_a_whole_one_whatever_the_layout(folder, ranks):
     whole = RewardModelScorer(Pretrained(str(folder / "reward_model")))
     expected = whole.score(torch.load(folder / "experience.pt", weights_only=False).rollout, tiny.tokenizer())
-    for rank, found in enumerate(ranks("scored")):
-        torch.testing.assert_close(found["scores"], expected[found["rows"]], rtol=0, atol=1e-6)
+    assert_same_scores(ranks("scored_fsdp2"), ranks("scored_hsdp"), expected)
+    for rank, found in enumerate(ranks("scored_fsdp2")):
         assert torch.equal(found["again"], found["scores"]) and found["raised"] is (rank == 1)
         assert found["state"] == whole.state_dict()
         assert found["share"] < 0.6
+
+
+def assert_same_scores(fsdp2, hsdp, expected):
+    """The scores of a whole reward model, and the same rollout and losses where each layer is gathered for a token."""
+    assert len({str(rank["ids"].tolist()) for rank in fsdp2}) == len(fsdp2)
+    for one, other in zip(fsdp2, hsdp, strict=True):
+        for found in (one, other):
+            torch.testing.assert_close(found["scores"], expected[found["rows"]], rtol=0, atol=1e-6)
+        assert torch.equal(one["ids"], other["ids"]) and one["state"] == other["state"]
+        torch.testing.assert_close(one["of_ppo"], other["of_ppo"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(one["weights"], other["weights"], rtol=0, atol=1e-6)
+        assert one["logged"] == pytest.approx(other["logged"], rel=1e-4, abs=1e-6)
 
 
 def test_ranks_that_gather_a_layer_at_a_time_answer_as_one_that_holds_the_policy(ranks):
@@ -336,13 +349,15 @@ def test_models_that_are_sharded_before_they_are_read_are_those_that_are_loaded(
             with torch.no_grad():
                 out = model(ids, torch.ones_like(ids).bool())
             assert torch.equal(rank[name]["out"], getattr(out, "logits", out)), name
+            assert name == "critic" or rank[name]["checksum"] == checksum(model.state_dict()), name
 
 
 @pytest.mark.slow  # four processes; two of them, in the tests above, make two copies or one in two shards
 def test_two_copies_in_shards_on_four_processes_learn_what_two_processes_learn(folder, ranks):
-    cases = [f"{phase}_hsdp" for phase in ("sft", "reward", "replay", "resume", "unread")]
+    cases = [f"{phase}_hsdp" for phase in ("sft", "reward", "replay", "resume", "resume_lora", "unread", "scored")]
+    cases += ["scored_fsdp2"]
     (four := folder / "four").mkdir()
-    for file in [*folder.glob("*.jsonl"), *folder.glob("experience.pt"), folder / "policy"]:
+    for file in [*folder.glob("*.jsonl"), *folder.glob("experience.pt"), folder / "policy", folder / "reward_model"]:
         (four / file.name).symlink_to(file)
     pair.launch("tests.support.strategies_worker", str(four), *cases, log=four, seconds=SECONDS, size=4)
     found = {case: results(four, case, world=4) for case in cases}
@@ -355,13 +370,17 @@ def test_two_copies_in_shards_on_four_processes_learn_what_two_processes_learn(f
         for rank in found[f"{phase}_hsdp"]:
             assert_same_step(rank["weights"], expected, phases.flat(start))
             assert phase == "replay" or rank["held"] == pytest.approx(0.5, abs=0.02)
-    for rank in found["resume_hsdp"]:
+    for rank in found["resume_hsdp"] + found["resume_lora_hsdp"]:
         for resumed in rank["resumed"]:
             assert all(torch.equal(a, b) for a, b in zip(rank["whole"], resumed, strict=True))
     [expected, _] = ranks("unread")
     for rank in found["unread_hsdp"]:
         for name in ("policy", "critic", "reference", "reward"):
             assert torch.equal(rank[name]["weights"], expected[name]["weights"]), name
+            assert rank[name]["checksum"] == expected[name]["checksum"], name
+    experience, source = torch.load(folder / "experience.pt", weights_only=False), str(folder / "reward_model")
+    scores = RewardModelScorer(Pretrained(source)).score(experience.rollout, tiny.tokenizer())
+    assert_same_scores(found["scored_fsdp2"], found["scored_hsdp"], scores)
 
 
 def test_a_run_looks_at_its_start_whether_it_can_be_saved_without_gathering_anything(ranks):

@@ -51,9 +51,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def soak(kills, tmp_path):
+def soak(kills, tmp_path, *more):
     """The counts of `benchmarks.soak`."""
-    words = ["--kills", str(kills), "--seed", str(SEED), "--json", str(tmp_path / "soak.json")]
+    words = ["--kills", str(kills), "--seed", str(SEED), "--json", str(tmp_path / "soak.json"), *more]
     command = [sys.executable, "-m", "benchmarks.soak", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -67,8 +67,9 @@ def test_case_01_a_pipeline_that_is_killed_goes_on_and_ends_as_if_it_had_not_bee
 
 
 @pytest.mark.soak
-def test_case_01_a_pipeline_that_is_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path):
-    assert soak(20, tmp_path)["resumes"] >= 5
+@pytest.mark.parametrize("asynchronous", ["false", "true"])
+def test_case_01_a_pipeline_that_is_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path, asynchronous):
+    assert soak(20, tmp_path, f"checkpoint.asynchronous={asynchronous}")["resumes"] >= 5
 
 
 @pytest.fixture(scope="module")

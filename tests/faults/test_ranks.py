@@ -9,11 +9,9 @@ import sys
 import textwrap
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
-import torch
 
 from rlhf_lightning.checkpoint.places import LOCK
 from rlhf_lightning.checkpoint.provenance import verify_folder
@@ -24,6 +22,7 @@ from rlhf_lightning.rules.started import adopt_mpirun, check_started, number
 from rlhf_lightning.stages import pipeline, ranks
 from rlhf_lightning.stages.resume import RunFolder
 from tests.support import small_run
+from tests.support.threads import together
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 TIMEOUT = 6  # seconds in which a rank must answer
@@ -278,29 +277,17 @@ def test_a_rank_of_mpirun_gets_the_variables_of_torch(monkeypatch, names, values
 @pytest.mark.parametrize("folders", [("run", "run"), ("run", "elsewhere"), ("run", "")], ids=lambda names: names[1])
 def test_a_folder_that_is_not_the_same_for_all_ranks_is_one_sentence(monkeypatch, tmp_path, folders):
     """Two ranks as threads; a disk of a machine's own is another folder for the second, which need not be there."""
-    here, values, barrier = threading.local(), [None, None], threading.Barrier(2)
+    here = threading.local()
     for name in filter(None, folders):
         (tmp_path / name).mkdir(exist_ok=True)
 
-    def meet(value):
-        values[here.rank] = value
-        barrier.wait(10)
-        found = list(values)
-        barrier.wait(10)
-        return found
-
     def check(rank):
         here.rank = rank
-        try:
-            return ranks.check_shared(tmp_path / (folders[rank] or "nowhere"))
-        except ConfigError as error:
-            return str(error).partition(": ")[2]
+        return ranks.check_shared(tmp_path / (folders[rank.index] or "nowhere"))
 
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: here.rank)
     monkeypatch.setattr(ranks, "APPEARS_SECONDS", 0.2)
-    monkeypatch.setattr(ranks, "_everywhere", meet)
-    with ThreadPoolExecutor(2) as both:
-        told = list(both.map(check, range(2)))
+    monkeypatch.setattr(ranks, "everyone", lambda: here.rank)
+    told = [error and str(error).partition(": ")[2] for error in together(2, check)]
     name = platform.node()
     says = (
         f"rank 1 on {name} does not see what rank 0 on {name} writes there; choose a folder on a disk that all machines"
@@ -325,17 +312,22 @@ def test_strategies_that_copy_processes_are_refused():
 
 
 def test_case_54_ranks_with_different_configs_are_refused_with_the_keys(monkeypatch):
-    def meet(mine, theirs):
-        texts = iter([[1, 2], [mine, theirs]])
-        monkeypatch.setattr(ranks, "_everywhere", lambda value: next(texts))
-        ranks.compare(mine)
+    here = threading.local()
+    monkeypatch.setattr(ranks, "everyone", lambda: here.rank)
 
-    with pytest.raises(ConfigError, match=r"rank 1 has another config than rank 0 \(ppo\.lr: 1 -> 2\)"):
-        meet({"ppo": {"lr": 1}, "seed": 0}, {"ppo": {"lr": 2}, "seed": 0})
-    with pytest.raises(ConfigError, match="a key that holds a secret"):
-        meet({"hub_token": "***"}, {"hub_token": "***"})
-    monkeypatch.setattr(ranks, "_everywhere", lambda value: [value, value])
-    ranks.compare({"seed": 0})
+    def compared(*configs):
+        def compare(rank):
+            here.rank = rank
+            return ranks.compare(configs[rank.index])
+
+        return together(2, compare)
+
+    for error in compared({"ppo": {"lr": 1}, "seed": 0}, {"ppo": {"lr": 2}, "seed": 0}):
+        assert isinstance(error, ConfigError)
+        assert "rank 1 has another config than rank 0 (ppo.lr: 1 -> 2)" in str(error)
+    for error in compared({"hub_token": "mine"}, {"hub_token": "theirs"}):
+        assert "a key that holds a secret" in str(error) and "mine" not in str(error)
+    assert compared({"seed": 0}, {"seed": 0}) == [None, None]
 
 
 def ended(process, seconds):

@@ -368,11 +368,11 @@ def test_a_rank_without_rows_joins_the_others_and_fillers_do_not_count(batches_o
     elsewhere = seen(batches_of, rows, scores)
     empty, called = RewardModelEvaluation(), []
 
-    def gather(ranks, mine):
+    def gather(mine):
         called.append(mine)
-        ranks[:] = [(elsewhere._parts, elsewhere._wrong), mine]
+        return [(elsewhere._parts, elsewhere._wrong), mine]
 
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    monkeypatch.setattr("rlhf_lightning.training.ranks.everyone", lambda: SimpleNamespace(gather=gather))
     filler = batches_of(rows, [0], 1)[0]
     empty.add(torch.full((3,), 1e6), type(filler)(**{**vars(filler), "num_prompts": 0}))
     assert empty.findings(Ranks(SimpleNamespace(world_size=2))) == elsewhere.findings(ALONE)

@@ -16,7 +16,6 @@ from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.rollout import Sampling, ServerEngine
 from rlhf_lightning.rollout.server import weights as weights_on_disk
 from rlhf_lightning.rollout.server.answers import read, request
-from rlhf_lightning.rollout.server.ranks import Place
 from rlhf_lightning.rollout.server.routes import VLLMServer
 from rlhf_lightning.rollout.server.weights import WeightFolder
 from tests.support import tiny
@@ -84,7 +83,7 @@ def test_rows_are_dealt_out_in_turn_and_all_servers_have_the_weights(server, tmp
         both = engine(server, other, folder=tmp_path, policy=policy).generate(prompts, SAMPLING)
         asked = [sorted(len(body["prompt"]) for body in s.asked) for s in (server, other)]
         second = engine(server, other, folder=tmp_path, policy=policy)
-        second.servers.place = Place(1, 0)  # on another rank, which goes on where the first ended
+        second.servers.rank = 1  # another one, which goes on where the first ended
         server.asked.clear()
         second.generate(tiny.prompts("good", "we left", "the food was"), SAMPLING)
     assert same(alone, both) and asked == [[3, 7], [1, 2]]

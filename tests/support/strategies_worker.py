@@ -25,6 +25,7 @@ from rlhf_lightning.functional.preference import dpo_loss
 from rlhf_lightning.functional.reference_free import simpo_loss
 from rlhf_lightning.functional.sequences import left_pad
 from rlhf_lightning.models import FrozenModels, Pretrained, ScalarModel, frozen_copy
+from rlhf_lightning.models.frozen import checksum
 from rlhf_lightning.models.sharding import kept_shared, shard
 from rlhf_lightning.models.trunk import layers
 from rlhf_lightning.models.unread import fill, weights_later
@@ -214,6 +215,7 @@ def unread(folder, lora=None, mesh=(WORLD,)):
         with torch.no_grad():
             out = model(ids, torch.ones_like(ids).bool())
         found[name] = {"weights": phases.flat(model), "out": getattr(out, "logits", out)}
+        found[name]["checksum"] = checksum(model.state_dict())
     return found | {"fingerprints": frozen.fingerprints}
 
 
@@ -250,27 +252,36 @@ class BrokenOnSecond:
         return torch.zeros(len(rollout))
 
 
-def scored(folder):
-    """A sharded reward model: scores of a rank with fewer rows than the other, in an ensemble, and in a fit."""
-    rollout = torch.load(folder / "experience.pt", weights_only=False).rollout
-    with weights_later():
-        scorer = RewardModelScorer(Pretrained(str(folder / "reward_model")), micro_batch_size=2)
-    module = phases.ppo_module()
-    module.scorer = scorer
-    phases.ppo(folder, module, rollouts=1, **fsdp2())
-    mine = torch.arange(8).split([3, 5])[torch.distributed.get_rank()]
-    scores, ensemble = scorer.score(rollout.select(mine), tiny.tokenizer()), EnsembleScorer([BrokenOnSecond(), scorer])
-    try:
-        ensemble.score(rollout.select(mine), tiny.tokenizer())
-        raised = False
-    except NumericalError:
-        raised = True
-    again = scorer.score(rollout.select(mine), tiny.tokenizer())  # nobody was left waiting
-    local = sum(weight.to_local().numel() for weight in scorer.model.parameters())
-    return {
-        "scores": scores, "again": again, "raised": raised, "rows": mine, "state": scorer.state_dict(),
-        "share": local / sum(weight.numel() for weight in scorer.model.parameters()),
-    }  # fmt: skip
+def scored(where):
+    """Scores of a sharded reward model on ranks with other numbers of rows, alone, in an ensemble, and in PPO, where
+    each layer of the policy is gathered for each token."""
+
+    def run(folder):
+        rollout = torch.load(folder / "experience.pt", weights_only=False).rollout
+        with weights_later():
+            scorer = RewardModelScorer(Pretrained(str(folder / "reward_model")), micro_batch_size=2)
+        module = phases.ppo_module()
+        module.scorer, module.engine = scorer, LoopEngine(gather="layer", micro_batch_size=3)
+        learned, trainer = phases.ppo(folder, module, rollouts=1, **where())
+        mine = torch.arange(8).split({2: [3, 5], 4: [1, 2, 2, 3]}[WORLD])[torch.distributed.get_rank()]
+        scores, ensemble = (
+            scorer.score(rollout.select(mine), tiny.tokenizer()),
+            EnsembleScorer([BrokenOnSecond(), scorer]),
+        )
+        try:
+            ensemble.score(rollout.select(mine), tiny.tokenizer())
+            raised = False
+        except NumericalError:
+            raised = True
+        again = scorer.score(rollout.select(mine), tiny.tokenizer())  # nobody was left waiting
+        sampled = learned.last_experience
+        return {
+            "scores": scores, "again": again, "raised": raised, "rows": mine, "state": scorer.state_dict(),
+            "share": held(scorer.model), "logged": logged(trainer), "ids": sampled.rollout.response_ids,
+            "of_ppo": sampled.scores, "weights": phases.flat(learned.policy),
+        }  # fmt: skip
+
+    return run
 
 
 def exported_lora(folder):
@@ -368,7 +379,8 @@ CASES = {
     "ppo_mixed": ppo(mixed, "ppo_mixed", rollouts=1),
     "weights_left": weights_left,
     "sharded_head": sharded_head,
-    "scored": scored,
+    "scored_fsdp2": scored(fsdp2),
+    "scored_hsdp": scored(hsdp),
     "lockstep": lockstep,
     "unread": unread,
     "unread_lora": partial(unread, lora={"r": 4}),
@@ -391,10 +403,13 @@ CASES = {
 }
 
 
+ON_FOUR = {"resume_lora_hsdp": resume(hsdp, "resume_lora_hsdp", lora=True, batch=8)}
+
+
 def main(folder: Path, names: list[str]) -> None:
     for name in names or CASES:
         try:
-            result = CASES[name](folder)
+            result = (CASES | ON_FOUR)[name](folder)
         except Exception:
             result = {"error": traceback.format_exc()}
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else "none"

@@ -128,7 +128,7 @@ class ServerEngine(CallSeeds):
             RuntimeError: `sync` was not called.
             RolloutError: a row got no valid answer in time, or a server has other weights than it was given.
         """
-        if self._policy is None or self.servers.place is None:
+        if self._policy is None or self.servers.rank is None:
             raise RuntimeError("ServerEngine.generate before sync(policy)")
         check_context(self._policy, prompts.input_ids.shape[1], sampling)
         StopStrings(sampling.stop, tokenizer)
@@ -136,7 +136,7 @@ class ServerEngine(CallSeeds):
             request(ids[real].tolist(), sampling, self._eos, self.call_seed(row) >> 1)
             for row, (ids, real) in enumerate(zip(prompts.input_ids, prompts.attention_mask, strict=True))
         ]
-        answers = self.servers.watched(partial(self._ask, asked, self.servers.place.rank * len(asked)))
+        answers = self.servers.watched(partial(self._ask, asked, self.servers.rank * len(asked)))
         self._calls += 1
         return self._rollout(prompts, answers)
 

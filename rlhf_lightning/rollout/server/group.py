@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,12 +14,12 @@ from urllib.parse import urlsplit
 import torch
 from transformers import PreTrainedModel
 
+from rlhf_lightning.checkpoint.processes import everyone
 from rlhf_lightning.checkpoint.serving import TRAINING_ENVIRONMENT, training_words, vllm_command
 from rlhf_lightning.errors import ConfigError, RolloutError
 from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.network.in_threads import in_threads
 from rlhf_lightning.rollout.server.process import ENDING_SECONDS, LOG, ServerProcess, free_port
-from rlhf_lightning.rollout.server.ranks import Place, on_every_rank, place
 from rlhf_lightning.rollout.server.routes import VLLMServer, Weights
 from rlhf_lightning.rollout.server.weights import WeightFolder, Written, size_of, write_adapter, write_weights
 from rlhf_lightning.rules.placement import NO_ADAPTERS
@@ -51,7 +52,7 @@ class ServerGroup:
         self.urls, self.connect, self.program, self.folder = tuple(urls), connect, program, folder
         self.ram_disk, self.weights, self.deadline = ram_disk, weights, deadline
         self.servers = [connect(url) for url in urls]
-        self.place: Place | None = None  # None before the first weights
+        self.rank: int | None = None  # of this process; None before the first weights
         self._leads = False  # whether this process gives them the weights
         self._process: ServerProcess | None = None
         self._disk: WeightFolder | None = None
@@ -61,15 +62,16 @@ class ServerGroup:
         """Give all servers the weights of a policy; ``version`` is its number of optimizer steps. Collective.
 
         Raises:
-            ConfigError, DiskError, RolloutError: see `rlhf_lightning.rollout.server.engine.ServerEngine.sync`.
+            ConfigError, DiskError, RolloutError: see `rlhf_lightning.rollout.server.engine.ServerEngine.sync`; on all
+                ranks where it comes on one.
         """
         if self.weights == "lora" and lora_of(policy) is None:
             raise ConfigError(NO_ADAPTERS.format("the policy"))
-        if self.place is None:
+        if self.rank is None:
             self._begin(policy)
         self._written = None  # until they have all of it
-        written = on_every_rank(partial(self._write, policy, version))
-        on_every_rank(self._push)
+        written = everyone().agree(partial(self._write, policy, version))
+        everyone().agree(self._push)
         self._written = self._written or next(found for found in written if found is not None)
 
     def require(self, until: float) -> None:
@@ -103,19 +105,21 @@ class ServerGroup:
             self._process.close()
         if not self.urls:
             self.servers = []
-        self._disk = self._process = self.place = self._written = None
+        self._disk = self._process = self.rank = self._written = None
 
     def _begin(self, policy: PreTrainedModel) -> None:
         """Find the servers, or start them. The first of the ranks that share some leads: it gives them the weights."""
-        found = place()
-        self._leads = found.rank == (0 if self.urls else found.first_here)
-        home = self.folder / f"rank-{found.rank}" if found.rank else self.folder
-        addresses = on_every_rank(partial(self._start, policy, home))
+        ranks = everyone()
+        hosts = ranks.gather(socket.gethostname())
+        first_here = hosts.index(hosts[ranks.index])
+        self._leads = ranks.index == (0 if self.urls else first_here)
+        home = self.folder / f"rank-{ranks.index}" if ranks.index else self.folder
+        addresses = ranks.agree(partial(self._start, policy, home))
         if not self.urls:
-            self.servers = [self.connect(addresses[found.first_here])]
+            self.servers = [self.connect(addresses[first_here])]
         here = all(urlsplit(server.url).hostname in HERE for server in self.servers)
-        on_every_rank(partial(self._make_folder, home, self.ram_disk and here, size_of(policy)))
-        self.place = found
+        ranks.agree(partial(self._make_folder, home, self.ram_disk and here, size_of(policy)))
+        self.rank = ranks.index
 
     def _make_folder(self, home: Path, ram_disk: bool, size: int) -> None:
         self._disk = WeightFolder(home, ram_disk, size) if self._leads else None
