@@ -31,7 +31,7 @@ from rlhf_lightning.config.typed import Typed
 from rlhf_lightning.console.redaction import is_secret, redact_text
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.private_api.hydra import ConfigLoader, composing_with, file_of
-from rlhf_lightning.private_api.omegaconf import read_by_libyaml
+from rlhf_lightning.private_api.omegaconf import parsed_once, read_by_libyaml
 from rlhf_lightning.rules.stages import STAGES
 
 # What Hydra may call: its own and its plug-ins' launchers and sweepers, and handlers that write where we say.
@@ -63,7 +63,7 @@ def composing() -> Iterator[None]:
     What it began with `rlhf_lightning.config.resolving.begin` ends with it, if `load_config` has not ended it before.
     """
     try:
-        with composing_with(JudgedLoader), read_by_libyaml():
+        with composing_with(JudgedLoader), read_by_libyaml(), parsed_once():
             yield
     except ValueError as error:
         if not str(error).startswith("Unable to configure"):

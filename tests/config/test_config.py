@@ -5,11 +5,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import omegaconf
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from rlhf_lightning.config.compose import compose, config_text, load_config, redact, safe_instantiate
+from rlhf_lightning.config.hydra_loader import composing
 from rlhf_lightning.errors import ConfigError, DataError
 
 
@@ -208,3 +210,11 @@ def test_one_switch_turns_every_exact_shortcut_off():
         for _, value in named.findall(file.read_text())
     ]
     assert len(values) == 7 and set(values) == {"${exact_shortcuts}"}
+
+
+def test_a_text_that_was_parsed_before_is_resolved_anew_and_omegaconf_is_left_as_it_was():
+    before = omegaconf.base.parse
+    with composing():
+        assert omegaconf.base.parse is not before
+        assert [OmegaConf.create({"a": "${b}-${c.d}", "b": n, "c": {"d": -n}}).a for n in (1, 2)] == ["1--1", "2--2"]
+    assert omegaconf.base.parse is before
