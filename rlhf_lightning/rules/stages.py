@@ -61,6 +61,8 @@ _RECORDS = (
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _RECORDS}
 RANKINGS = "rankings.jsonl"
+CANDIDATES = "candidates.jsonl"
+"""What the rank stage writes in the place of rankings where nobody judges."""
 MAKES = ("policy", "reward_model", "comparisons", "nothing")
 """What the key ``makes`` in the section of a user-defined stage may be."""
 KEPT = "demonstrations.jsonl"

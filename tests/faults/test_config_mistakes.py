@@ -36,6 +36,7 @@ MISTAKES = [
     ("stage=sft +model.dtyp=float16", "Pretrained takes no dtyp|Did you mean dtype?|It takes: path, dtype"),
     ("stage=sft +trainer.precison=32", "Trainer takes no precison|Did you mean precision?|It takes: accelerator"),
     ("stage=sft model.lora={rank:8}", "model.lora.rank|Lora takes no rank|It takes: r, lora_alpha, lora_dropout"),
+    ("stage=sft data.columns={prompt: question}", "write quotes around all of it:|'data.columns={prompt: question}'"),
     ("stage=my.stages.distil", "a user-defined stage is one of a list: stages=[my.stages.distil]"),
     ("stage=dpo dpo.loss._target_=rlhf_lightning.functional.kto.kto_loss dpo.loss.desirable_weight=2",
      "rlhf_lightning.functional.kto.kto_loss takes it: write +dpo.loss.desirable_weight=2"),
