@@ -16,7 +16,7 @@ from tests.gates.gate_sources import ROOT
 from tests.support import docs_world
 
 DOCS = ROOT / "docs"
-STAGES = [DOCS / "stages" / f"{name}.md" for name in ("sft", "rank", "reward", "ppo", "evaluate")]
+STAGES = [DOCS / "stages" / f"{name}.md" for name in ("sft", "rank", "reward", "ppo", "evaluate", "score")]
 START = [
     ROOT / "README.md",
     DOCS / "getting_started.md",

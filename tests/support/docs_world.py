@@ -61,6 +61,9 @@ def make(folder: Path, pages: list[Path]) -> None:
     (folder / "words.txt").write_text("good kind")
     secrets = [{"prompt": "guess", "secret": secret} for secret in ("one", "two", "three") * 4]
     (folder / "secrets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in secrets))
+    annotation = {"generator_1": "theirs", "generator_2": "mine", "annotator": "a judge", "output_1": "good"}
+    said = [annotation | {"instruction": p, "output_2": c, "preference": 1.6} for p, c in phases.DEMONSTRATIONS]
+    (folder / "annotations.json").write_text(json.dumps(said))
     forum = [{"question": p, "answers": [{"text": c, "votes": 2}]} for p, c in phases.DEMONSTRATIONS]
     (folder / "forum.jsonl").write_text("".join(json.dumps(row) + "\n" for row in forum))
     package = folder / "my_project"
