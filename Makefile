@@ -52,7 +52,8 @@ docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Wheel and source archive in dist/, each tried in an environment of its own; `make dist TAG=v0.1.0` also compares the versions.
+# Wheel and source archive in dist/, each tried in an environment of its own, and the steps of the Dockerfile; `make dist TAG=v0.1.0`
+# also compares the versions.
 TAG ?=
 dist: $(STAMP)
 	rm -rf dist
@@ -60,6 +61,7 @@ dist: $(STAMP)
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python -m benchmarks.distribution dist $(if $(TAG),--tag $(TAG))
+	$(BIN)/python -m benchmarks.dockerfile
 
 # Not in CI: about 20 minutes on one core. `make mutants MUTANTS="--rooms optim,rollout --sample 50 --seed 1"`
 MUTANTS ?=

@@ -9,6 +9,7 @@ COMMANDS = (
     "generate",
     "score",
     "compare",
+    "winrate",
     "label",
     "arena",
     "runs",
@@ -37,6 +38,8 @@ def command(name: str) -> Command:
             from rlhf_lightning.cli.compare import run as compared
 
             return compared
+        case "winrate":
+            from rlhf_lightning.cli.winrate import run
         case "label":
             from rlhf_lightning.cli.label import run
         case "arena":

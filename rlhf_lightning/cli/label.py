@@ -75,7 +75,8 @@ def run(words: Sequence[str]) -> None:
     people_of(given)  # before there is a record
     with _record(given) as record:
         serve("label", given, record, partial(_app, record, form, plan))
-    say(f"next: python train.py stage=rank rank.human_ranks={plain(str(record.path))}, or `label` again to go on")
+    ranks = f"rank.human_ranks={plain(str(record.path))}"
+    say(f"next: rlhf-lightning stages=[rank,reward] {ranks} (task and model as before), or `label` again to go on")
     return None
 
 

@@ -64,6 +64,9 @@ def _guard(arguments: list[str], config_dir: str) -> int:
 
 
 def _dispatch(arguments: list[str], config_dir: str) -> None:
+    from rlhf_lightning.config.plain_values import check_whole
+
+    check_whole(arguments)
     more = ["--config-dir", config_dir] if config_dir and not {"--config-dir", "-cd"} & set(arguments) else []
     if arguments[:1] and arguments[0] in COMMANDS:
         if words := command(arguments[0])([*arguments[1:], *(more if arguments[0] == "slurm" else [])]):

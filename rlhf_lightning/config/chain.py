@@ -16,6 +16,7 @@ from omegaconf import ListConfig, OmegaConf
 from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.config.locations import in_file
 from rlhf_lightning.config.rounds import check_round
+from rlhf_lightning.config.stage_checks import world_size
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
 from rlhf_lightning.rules import combinations
@@ -107,8 +108,10 @@ def check_complete(config: Mapping[str, Any]) -> None:
             raise ConfigError(combinations.NO_SCORER)
         if name == "evaluate":
             _check_evaluate(config, section)
+        if name == "score":
+            _check_score(config, section)
         for part in (name, f"{name}.sft"):
-            _check_rows(config, part, section if part == name else section.get("sft") or {}, stage.rows)
+            _check_rows(config, part, section if part == name else section.get("sft") or {}, stage.rows or "")
         rankings = f"{section.get('output')}/{RANKINGS}"
         if name == "rank" and not (config["judge"] or section["human_ranks"]) and (reader := _reader(config, rankings)):
             raise ConfigError(combinations.NO_RANKING.format(reader, rankings))
@@ -164,6 +167,15 @@ def _check_evaluate(config: Mapping[str, Any], section: Mapping[str, Any]) -> No
             f"{', '.join(section['policies']) or 'none'}."
             f"{nearest(str(section['baseline']), list(section['policies']))}"
         )
+
+
+def _check_score(config: Mapping[str, Any], section: Mapping[str, Any]) -> None:
+    if not section["reward"]:
+        raise ConfigError("score.reward is not set; add score.reward=FOLDER of a reward model")
+    if not section["rows"]:
+        raise ConfigError(f"score.rows is not set; {STAGES['score'].needs}")
+    if (processes := world_size(config["trainer"])) > 1:
+        raise ConfigError(f"score: computes in one process, and this run has {processes}; run stage=score alone")
 
 
 def _reader(config: Mapping[str, Any], file: str) -> str | None:

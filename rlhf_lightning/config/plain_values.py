@@ -33,6 +33,33 @@ def readable(words: Sequence[str]) -> list[str]:
     return [read for word in words for read in _loggers(_readable(word))]
 
 
+def check_whole(words: Sequence[str]) -> None:
+    """Refuse a list or object that a shell has taken apart at its spaces.
+
+    Raises:
+        ConfigError: says how it is written as one word.
+
+    >>> check_whole(["data.columns={prompt:", "question}"])
+    Traceback (most recent call last):
+    rlhf_lightning.errors.ConfigError: data.columns={prompt: ends inside of its brackets; write quotes around all of it:
+    'data.columns={prompt: question}'
+    """
+    for place, word in enumerate(words):
+        if re.match(r"[+~]{0,2}[A-Za-z_][\w.@/:-]*=[\[{]", word) and _is_open(word):
+            whole = word
+            for more in words[place + 1 :]:
+                whole += f" {more}"
+                if not _is_open(whole):
+                    from rlhf_lightning.console.redaction import redact_text
+
+                    word, whole = redact_text(word), redact_text(whole)
+                    raise ConfigError(f"{word} ends inside of its brackets; write quotes around all of it:\n'{whole}'")
+
+
+def _is_open(text: str) -> bool:
+    return text.count("{") > text.count("}") or text.count("[") > text.count("]")
+
+
 def _loggers(word: str) -> list[str]:
     key, _, value = word.partition("=")
     if key != "logger":

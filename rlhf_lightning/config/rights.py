@@ -38,8 +38,8 @@ OUTPUT_ROOT = "runs"  # ours, see conf/base.yaml; where a link of this name lead
 
 _READ = frozenset(
     [
-        "policy", "reference", "critic", "proxy", "human_ranks", "votes", "held_out", "train", "validation", "folders",
-        "revision",
+        "policy", "reference", "critic", "proxy", "reward", "rows", "human_ranks", "votes", "held_out", "train",
+        "validation", "folders", "revision",
     ]
 )  # fmt: skip
 _TEXT = frozenset(("stop",))  # of answers; opened by nobody

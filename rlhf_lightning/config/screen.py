@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.console.lines import clock
-from rlhf_lightning.rules.stages import STAGES, product, stage_of
+from rlhf_lightning.rules.stages import CANDIDATES, STAGES, product, stage_of
 
 
 def closing(config: Mapping[str, Any], metrics: Mapping[str, float], seconds: float) -> str:
@@ -24,7 +24,7 @@ def closing(config: Mapping[str, Any], metrics: Mapping[str, float], seconds: fl
         last = config["ppo"]["rollouts"]
         lines["policy"] = (
             f"of rollout {metrics['best/rollout']:.0f} of {last}, the best within the KL limit "
-            f"(score {metrics['best/score']:.2f} at {metrics['best/kl']:.1f} nats)"
+            f"(score {metrics['best/score']:z.2f} at {metrics['best/kl']:z.1f} nats)"
         )
     made = {stage_of(entry).name: _made(entry, config) for entry in config["stages"]}
     lines |= {name: made_in for name, made_in in made.items() if made_in}
@@ -44,10 +44,15 @@ def _ways_on(config: Mapping[str, Any]) -> dict[str, str]:
         for kind in ("policy", "reward_model")
     )
     policies, rewards = ([place for place in places if Path(place).exists()] for places in (policies, rewards))
+    ways = {}
     if policies:
         beside = [f"--compare {policies[0]}"] * (len(policies) > 1) + [f"--reward {place}" for place in rewards[-1:]]
-        return {"talk to it": " ".join([f"rlhf-lightning chat {policies[-1]}", *beside])}
-    return {"score with it": f"rlhf-lightning score {rewards[-1]} ROWS"} if rewards else {}
+        ways["talk to it"] = " ".join([f"rlhf-lightning chat {policies[-1]}", *beside])
+    elif rewards:
+        ways["score with it"] = f"rlhf-lightning score {rewards[-1]} ROWS"
+    if "rank" in config["stages"] and Path(config["rank"]["output"], CANDIDATES).is_file():
+        ways["rank them"] = f"rlhf-lightning label {config['rank']['output']}"
+    return ways
 
 
 def opening(config: Mapping[str, Any], version: str) -> str:

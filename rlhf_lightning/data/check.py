@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.readers.files import LocatedRow
 
 SHOWN = 20  # problems that are spelled out
+READERS = {name: stage.rows for name, stage in STAGES.items() if stage.rows}
 _SHAPE = ("columns", "prompt_template", "roles")
 
 
@@ -33,7 +34,7 @@ def check(words: Sequence[str]) -> str:
     """
     given = parser().parse_args([word for word in words if not word.startswith("data.")])
     shape = _shape([word for word in words if word.startswith("data.")])
-    kind, problems = STAGES[given.stage].rows, Problems(SHOWN)
+    kind, problems = READERS[given.stage], Problems(SHOWN)
     samples: list[LocatedRow] = []
     train = _survey(given.files, kind, problems, shape, bool(given.validation), (samples, given.show))
     held_out = _survey(given.validation, kind, problems, shape, True, ([], 0))
@@ -61,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     """What the command line takes, besides ``data.columns``, ``data.prompt_template`` and ``data.roles``."""
     words = argparse.ArgumentParser("rlhf-lightning data check", allow_abbrev=False)
     words.add_argument("files", nargs="+", metavar="FILE")
-    words.add_argument("--stage", required=True, choices=STAGES)
+    words.add_argument("--stage", required=True, choices=READERS)
     words.add_argument("--validation", nargs="+", metavar="FILE", default=[])
     words.add_argument("--max-bad-rows", type=int, default=0)
     words.add_argument("--model", metavar="FOLDER", help="whose tokenizer encodes the rows, as the stage does")

@@ -36,7 +36,7 @@ def conclusion(evaluation: Mapping[str, Any]) -> str:
     A change counts as up or down only where it is clear of its standard error (1.96 of them); the errors are taken as
     independent, which overstates them for policies that answered the same prompts. The proxy is the score that was
     optimised. Proxy up and judge down is reward hacking; a proxy that rose by a standard deviation more than the judge
-    is over-optimisation, and the sentence says so.
+    is over-optimisation, and the sentence says so, as it does where there is no other judge than the proxy.
     """
     new, old, judge = winner(evaluation), opponent(evaluation), evaluation["judge"]
     if new == old:
@@ -55,7 +55,9 @@ def conclusion(evaluation: Mapping[str, Any]) -> str:
     parts = [sentence, *_win_part(evaluation, new, old)]
     warning = ""
     proxy = evaluation.get("proxy")
-    if proxy is not None and proxy != judge:
+    if proxy == judge:
+        warning = f" No independent judge: {judge} is what was optimised, and says nothing of what it cannot see."
+    elif proxy is not None:
         proxy_change, proxy_stderr = _change(evaluation, proxy)
         parts.append(f"{proxy}, which was optimised, {proxy_change:+.3f}")
         rises = _rises(evaluation, proxy_change, change)

@@ -61,11 +61,17 @@ def _of_people(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def _headings(evaluation: Mapping[str, Any]) -> list[str]:
+def _scores(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """What judge and proxy are, by their names; they may be one."""
     judge, proxy = evaluation["judge"], evaluation.get("proxy")
-    names = ["policy", f"{judge} (judge)", *([f"{proxy} (proxy)"] if proxy else []), "KL (nats)"]
+    return {judge: "judge and proxy"} if judge == proxy else {judge: "judge", **({proxy: "proxy"} if proxy else {})}
+
+
+def _headings(evaluation: Mapping[str, Any]) -> list[str]:
     return [
-        *names,
+        "policy",
+        *(f"{name} ({what})" for name, what in _scores(evaluation).items()),
+        "KL (nats)",
         "length (tokens)",
         "EOS rate",
         "distinct-2",
@@ -75,11 +81,10 @@ def _headings(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def _table_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
-    judge, proxy = evaluation["judge"], evaluation.get("proxy")
     rows = []
     for name, policy in evaluation["policies"].items():
         summary = policy["summary"]
-        scores = [_estimate(summary["scores"].get(score)) for score in (judge, *([proxy] if proxy else []))]
+        scores = [_estimate(summary["scores"].get(score)) for score in _scores(evaluation)]
         row = [name, *scores, _estimate(summary.get("kl"), 2), _estimate(summary.get("length"), 1)]
         row += [f"{100 * summary['eos_rate']:.0f}%", f"{summary['distinct_2']:.3f}", *_win_rates(evaluation, name)]
         rows.append(row)

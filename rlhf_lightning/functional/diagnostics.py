@@ -173,7 +173,7 @@ def _wilson(rate: float, n: float, z: float = 1.959963984540054) -> WinRate:
 
 
 def clustered_interval(right: Tensor, cluster: Tensor) -> WinRate:
-    """Share of ``right``, bool ``[N]``, and its Wilson interval where answers of one ``cluster [N]`` go together.
+    """Mean of ``right [N]``, bool or 0 to 1, and its Wilson interval where those of one ``cluster [N]`` go together.
 
     Wilson's interval for the number of independent observations with the same variance as the share has over clusters;
     never fewer than there are clusters, nor more than there are observations.

@@ -20,7 +20,7 @@ def length_controlled_win_rate(
     rate. The instruction difficulties of AlpacaEval and its penalty are left out.
 
     Args:
-        outcomes: ``[N]``, 1 for a win, 0.5 for a tie, 0 for a loss.
+        outcomes: ``[N]``, 1 for a win, 0.5 for a tie, 0 for a loss, or the probability of a win.
         length_difference: ``[N]`` tokens or characters of our answer less those of the other.
         cluster: ``[N]`` number of the prompt; pairs of one prompt go together in the interval.
         resamples: draws of the 95 % percentile bootstrap over prompts.
@@ -37,8 +37,8 @@ def length_controlled_win_rate(
     0.5
     """
     y, difference = outcomes.double().cpu(), length_difference.double().cpu()
-    if bool((y == y[0]).all()) and y[0] != 0.5:
-        return clustered_interval(y > 0, cluster)
+    if bool((y == y[0]).all()) and y[0] in (0, 1):
+        return clustered_interval(y, cluster)
     spread = difference.std(correction=0)
     x = torch.tanh(difference / spread) if spread > 0 else torch.zeros_like(difference)
     _, number = cluster.cpu().unique(return_inverse=True)

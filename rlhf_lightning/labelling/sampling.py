@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.kl import totals
 from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.models import FrozenModels, Pretrained, eos_token_ids
@@ -40,6 +41,9 @@ class SamplingModule(lightning.LightningModule):
         sampling: length and temperature.
         samples_per_prompt: answers to each prompt.
         seed: of the sampling.
+
+    Raises:
+        ConfigError: two scorers have the same name.
     """
 
     def __init__(
@@ -55,6 +59,12 @@ class SamplingModule(lightning.LightningModule):
         super().__init__()
         self.tokenizer: PreTrainedTokenizerBase = policy.tokenizer()
         self.scorers = list(scorers)
+        names = [scorer.name for scorer in scorers]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError(
+                f"two scorers are called {twice}, so that one would take the place of the other; give "
+                "one of them another, for example judge.name=other"
+            )
         self.engine: RolloutEngine = engine or LoopEngine()
         self.sampling = sampling or Sampling()
         self.samples_per_prompt = samples_per_prompt

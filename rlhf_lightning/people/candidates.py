@@ -12,8 +12,8 @@ from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
 from rlhf_lightning.data.rows.validate import sound_rows
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.people.judgements import Item
+from rlhf_lightning.rules.stages import CANDIDATES
 
-CANDIDATES = "candidates.jsonl"
 _PLACES = (CANDIDATES, f"rankings/{CANDIDATES}")  # in the folder of the stage, in the folder of its run
 _JUDGED, _PAIR = ("ranks", "scores"), ("chosen", "rejected", "margin")  # what was said before; people rank anew
 

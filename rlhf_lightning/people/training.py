@@ -39,7 +39,8 @@ class FromPeople:
     def sentence(self) -> str:
         """The same in one line for the screen."""
         merged, found = self.merged, self.agreement
-        parts = [f"{len(merged.weights)} people ranked {found.items} items, {found.shared} of them by two or more"]
+        people = "1 person" if len(merged.weights) == 1 else f"{len(merged.weights)} people"
+        parts = [f"{people} ranked {found.items} items, {found.shared} of them by two or more"]
         parts += [f"{merged.left_out} items that nobody ranked are left out"] if merged.left_out else []
         if found.ceiling.mean is not None:
             measures = [f"{name} {value:.2f}" for name, value in (("alpha", found.alpha), ("tau", found.tau))

@@ -20,7 +20,7 @@ class Stage:
         run: function from the `Run` to the metrics it ends with, or the import path of one.
         check: function of the `Run`, or the import path of one, called before any stage begins: tries the swappable
             formulas and raises ConfigError.
-        rows: format of the rows in ``data.train``.
+        rows: format of the rows in ``data.train``; None where there are none.
         needs: what to add to a command that gives it no rows.
         makes: what later stages take from it, and the key of the folder in its section. The last one is written last.
             Of a stage of your own the section says it, since that is read before anything of yours is imported.
@@ -32,7 +32,7 @@ class Stage:
     name: str
     run: str | Callable[[Any], dict[str, float]]
     check: str | Callable[[Any], None] | None = None
-    rows: Rows = "prompts"
+    rows: Rows | None = "prompts"
     needs: str = "it has no rows"
     makes: Mapping[str, str] = field(default_factory=lambda: {"policy": "output"})
     asks: tuple[str, ...] = ()
@@ -58,13 +58,18 @@ _RECORDS = (
           makes={"comparisons": "output", "policy": "sft.output"}, asks=("scorer",)),
     Stage("evaluate", f"{_AT}.evaluate.run_evaluate", needs="add data.prompts_validation=FILE with held-out prompts",
           makes={}, asks=("judge",), trains=False),
+    Stage("score", f"{_AT}.score.run_score", rows=None, makes={"scores": "output"}, trains=False,
+          needs="add score.rows=FILE with answers: rows of prompt+completion, messages or prompt+chosen+rejected"),
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _RECORDS}
 RANKINGS = "rankings.jsonl"
+CANDIDATES = "candidates.jsonl"
+"""What the rank stage writes in the place of rankings where nobody judges."""
 MAKES = ("policy", "reward_model", "comparisons", "nothing")
 """What the key ``makes`` in the section of a user-defined stage may be."""
 KEPT = "demonstrations.jsonl"
-_FILES = {"comparisons": RANKINGS}  # what is not a folder of its own
+SCORED = "scored.jsonl"
+_FILES = {"comparisons": RANKINGS, "scores": SCORED}  # what is not a folder of its own
 
 
 def stage_of(entry: str) -> Stage:

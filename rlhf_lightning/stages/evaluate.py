@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -75,9 +76,10 @@ def _sample(run: Run, name: str, folder: str, scorers: list[Scorer]) -> list[dic
 
 
 def _scorers(run: Run) -> list[Scorer]:
-    """The judge first, unless it is people, then the proxy, then the others."""
+    """The judge first, unless it is people or the proxy itself, then the proxy, then the others."""
     section, judge = run.section("evaluate"), run.config["judge"]
-    scorers: list[Scorer] = [run.build(judge)] if judge and not votes_judge(judge) else []
+    asked = judge and not votes_judge(judge) and not _is_proxy(judge, section["proxy"])
+    scorers: list[Scorer] = [run.build(judge)] if asked else []
     if section["proxy"]:
         scorers.append(RewardModelScorer(Pretrained(section["proxy"], dtype=run.config["model"]["dtype"]), name=PROXY))
     scorers += [run.build(node) for node in section["judges"]]
@@ -89,6 +91,12 @@ def _scorers(run: Run) -> list[Scorer]:
             "leave evaluate out of stages, or name another judge"
         )
     return scorers
+
+
+def _is_proxy(judge: Mapping[str, Any], proxy: str | None) -> bool:
+    """Whether the judge is the reward model that the policy learned from."""
+    path = (judge.get("model") or {}).get("path")
+    return None not in (path, proxy) and Path(str(path)).absolute() == Path(str(proxy)).absolute()
 
 
 def _of_reward_model(proxy: str | None) -> dict[str, Any]:

@@ -22,8 +22,10 @@ ENTRIES = (
     "lightning_logs", LOG,
 )  # fmt: skip
 """What a run makes in its folder, besides the outputs of its stages."""
-_READ = re.compile(r"\.(policy|reference|critic|proxy|human_ranks|train|validation|model\.path|policies\.[^.]+)$")
-_ROWS = re.compile(r"\.(human_ranks|train|validation)$")
+_READ = re.compile(
+    r"\.(policy|reference|critic|proxy|reward|rows|human_ranks|train|validation|model\.path|policies\.[^.]+)$"
+)
+_ROWS = re.compile(r"\.(rows|human_ranks|train|validation)$")
 _WRITTEN = (".output", ".folder", ".dirpath", "_dir")  # how keys of places that are written end
 
 

@@ -17,12 +17,11 @@ from rlhf_lightning.people.agreement import text_of
 from rlhf_lightning.people.exports import is_export, read_export
 from rlhf_lightning.people.merging import METHODS
 from rlhf_lightning.people.training import PEOPLE, FromPeople, from_people, is_record, read_record
-from rlhf_lightning.rules.stages import RANKINGS
+from rlhf_lightning.rules.stages import CANDIDATES, RANKINGS
 from rlhf_lightning.scoring.llm_judge import LLMJudge
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.run import Run
 
-CANDIDATES = "candidates.jsonl"
 log = logging.getLogger(__name__)
 
 

@@ -163,8 +163,8 @@ def test_the_record_lies_beside_the_candidates_and_what_comes_next_is_told(serve
     assert [item.prompt for item in records.items(tmp_path / "labels.db")] == [row["prompt"] for row in ROWS]
     address, following = done["out"].splitlines()
     assert re.match(r"http://127\.0\.0\.1:\d+/   judgements are kept in .*labels\.db; Ctrl-C ends$", address)
-    assert following.startswith("next: python train.py stage=rank rank.human_ranks=")
-    assert following.endswith("labels.db, or `label` again to go on")
+    assert following.startswith("next: rlhf-lightning stages=[rank,reward] rank.human_ranks=")
+    assert following.endswith("labels.db (task and model as before), or `label` again to go on")
 
 
 def test_the_words_of_the_page_reach_it(served, monkeypatch):
@@ -227,7 +227,7 @@ def test_the_page_is_there_until_the_command_is_stopped_and_then_all_is_in_the_r
     assert (status, page.startswith("<!doctype html>")) == (200, True)
     assert (sent[0], sent[1]["judgement"]) == (200, 1)
     assert command.returncode == 0
-    assert re.search(r"^next: python train\.py stage=rank rank\.human_ranks=\S*labels\.db", out, re.MULTILINE)
+    assert re.search(r"(?m)^next: rlhf-lightning stages=\[rank,reward\] rank\.human_ranks=\S*labels\.db ", out)
     assert err == "heavy:\n"
     (said,) = records.judgements(path)
     assert (said.annotator, said.item, said.order) == ("ann", item["id"], tuple(item["order"]))

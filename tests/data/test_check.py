@@ -47,6 +47,15 @@ def test_bad_rows_are_listed_within_the_budget_and_an_error_above_it(write):
     assert str(refused.value).splitlines() == [*problems, "2 of 3 rows cannot be used (max_bad_rows is 1).", counts]
 
 
+def test_one_fault_of_all_rows_is_spelled_out_for_the_first_of_them(write):
+    path = write([{"prompt": ""}] * 30 + [{"text": "t"}] + [{"prompt": 1}])
+    with pytest.raises(DataError) as refused:
+        check([str(path), "--stage", "ppo"])
+    lines = str(refused.value).splitlines()
+    assert [line.split(":")[1] for line in lines[:7]] == ["1", "2", "3", "4", "5", "31", "32"]
+    assert lines[7:9] == ["... and 25 more", "32 of 32 rows cannot be used."]
+
+
 def command(*words):
     code = (
         "import sys; from rlhf_lightning.cli.main import main\n"

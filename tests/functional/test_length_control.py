@@ -58,11 +58,12 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     [
         ([1.0, 1.0, 1.0], [1.0, 5.0, -2.0], 1.0),
         ([0.0, 0.0, 0.0], [1.0, 5.0, -2.0], 0.0),
+        ([0.75, 0.75, 0.75], [1.0, 5.0, -2.0], 0.75),
         ([0.5, 0.5, 0.5], [1.0, 5.0, -2.0], 0.5),
         ([1.0, 0.0, 1.0, 1.0], [4.0, 4.0, 4.0, 4.0], 0.75),
         ([1.0, 0.0, 1.0, 0.5], [0.0, 0.0, 0.0, 0.0], 0.625),
     ],
-    ids=["all won", "all lost", "all tied", "all longer by as much", "all of one length"],
+    ids=["all won", "all lost", "all as likely", "all tied", "all longer by as much", "all of one length"],
 )
 def test_where_lengths_say_nothing(outcomes, difference, rate):
     found = controlled(outcomes, difference, range(len(outcomes)))

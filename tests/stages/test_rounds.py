@@ -8,6 +8,7 @@ import pytest
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.config.chain import check_complete
 from rlhf_lightning.config.compose import compose
+from rlhf_lightning.config.screen import closing
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.stages.pipeline import run
 from tests.stages.test_people import record, right
@@ -48,6 +49,17 @@ def test_the_first_round_learns_from_the_policy_that_people_ranked(rounds):
     made = read_provenance(place / "learned/ppo")
     assert made["config"]["policy"] == made["config"]["reference"] == f"{place}/first/sft"
     assert read_provenance(place / "learned/reward")["config"]["policy"] == f"{place}/first/sft"
+
+
+def test_the_last_lines_of_a_run_that_left_candidates_name_the_page_to_rank_them(rounds):
+    place, words = rounds
+    config = compose([*words, "stages=[sft,rank]", "judge=none", f"run_dir={place / 'first'}"])
+    talk, label = closing(config, {}, 5.0).splitlines()[-2:]
+    assert talk == f"talk to it  rlhf-lightning chat {place}/first/sft"
+    assert label == f"rank them   rlhf-lightning label {place}/first/rankings"
+    learned = compose([*words, "stages=[rank,reward,ppo]", f"run_dir={place / 'learned'}"])
+    text = closing(learned, {"best/rollout": 1, "best/score": -0.001, "best/kl": -0.01}, 5.0)
+    assert "rank them" not in text and "(score 0.00 at 0.0 nats)" in text
 
 
 def test_candidates_of_the_second_round_are_those_of_the_new_policy(rounds):

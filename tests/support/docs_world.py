@@ -28,7 +28,7 @@ DOCS = ROOT / "docs"
 START = [
     ROOT / "README.md",
     DOCS / "getting_started.md",
-    *(DOCS / "stages" / f"{name}.md" for name in ("sft", "rank", "reward", "ppo", "evaluate")),
+    *(DOCS / "stages" / f"{name}.md" for name in ("sft", "rank", "reward", "ppo", "evaluate", "score")),
     DOCS / "after_training.md",
     DOCS / "people.md",
     DOCS / "tutorial.md",
@@ -73,6 +73,9 @@ def make(folder: Path, pages: list[Path]) -> None:
     (folder / "words.txt").write_text("good kind")
     secrets = [{"prompt": "guess", "secret": secret} for secret in ("one", "two", "three") * 4]
     (folder / "secrets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in secrets))
+    annotation = {"generator_1": "theirs", "generator_2": "mine", "annotator": "a judge", "output_1": "good"}
+    said = [annotation | {"instruction": p, "output_2": c, "preference": 1.6} for p, c in phases.DEMONSTRATIONS]
+    (folder / "annotations.json").write_text(json.dumps(said))
     forum = [{"question": p, "answers": [{"text": c, "votes": 2}]} for p, c in phases.DEMONSTRATIONS]
     (folder / "forum.jsonl").write_text("".join(json.dumps(row) + "\n" for row in forum))
     package = folder / "my_project"

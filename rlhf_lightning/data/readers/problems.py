@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from rlhf_lightning.errors import DataError
+
+ALIKE = 5  # findings in the same words that are spelled out; where all rows have one fault, the others say nothing new
 
 
 class BadRow(Exception):
@@ -16,7 +19,7 @@ class BadRow(Exception):
 
 
 class Problems:
-    """Findings about rows; the first ones are kept word for word, all are counted.
+    """Findings about rows; the first ones, and of those in the same words the first `ALIKE`, are kept; all are counted.
 
     Args:
         shown: how many findings are kept word for word in ``first``.
@@ -26,7 +29,8 @@ class Problems:
         self.shown = shown
         self.count = 0
         self.first: list[str] = []
-        self._told = 0
+        self._untold = 0
+        self._alike: Counter[str] = Counter()
         self._notes: dict[str, list[Any]] = {}
 
     def note(self, what: str, where: str) -> None:
@@ -41,9 +45,11 @@ class Problems:
     def add(self, where: str, reason: str, rows: int = 1) -> None:
         """Note that ``rows`` rows at ``where`` (``file:line`` or ``file:line:column``) cannot be used, and why."""
         self.count += rows
-        if len(self.first) < self.shown:
+        if len(self.first) < self.shown and self._alike[reason] < ALIKE:
+            self._alike[reason] += 1
             self.first.append(f"{where}: {reason}.")
-            self._told = self.count
+        else:
+            self._untold += rows
 
     def add_bad(self, file: object, line: int | str, bad: BadRow, rows: int = 1) -> None:
         """Note a row that could not be read."""
@@ -51,8 +57,7 @@ class Problems:
 
     def __str__(self) -> str:
         """The first findings, one a line, and how many more there are."""
-        more = self.count - self._told
-        return "\n".join([*self.first, *([f"... and {more} more"] if more else [])])
+        return "\n".join([*self.first, *([f"... and {self._untold} more"] if self._untold else [])])
 
     def raise_above(self, budget: int, accepted: int) -> None:
         """Raise `DataError` if more than ``budget`` rows are bad, or none of them is good.

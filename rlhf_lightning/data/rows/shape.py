@@ -12,6 +12,7 @@ from rlhf_lightning.data.rows.judged import check_kept, judged
 from rlhf_lightning.data.rows.keys import FOLLOWED, PROMPT_LIKE, REFUSED, ROW_KEYS
 from rlhf_lightning.data.rows.messages import ROLES, normal
 from rlhf_lightning.data.rows.parts import finished, prompt_of_messages
+from rlhf_lightning.data.rows.types import UNREAD
 from rlhf_lightning.data.rows.unflatten import as_value
 from rlhf_lightning.errors import ConfigError
 
@@ -80,7 +81,7 @@ class Shape:
         return plain
 
     def _shaped(self, row: dict[str, Any], kind: str) -> dict[str, Any]:
-        row = self._with_template(self._renamed(row))
+        row = self._with_template(self._renamed(row, kind))
         given = known.message_pair(known.openai_preference(row))
         row = judged(given, kind, self.template is not None, self.roles)
         if row is not given:
@@ -110,13 +111,13 @@ class Shape:
             row["ranks"] = as_value("ranks", row["ranks"])
         row |= known.scores(row)
 
-    def _renamed(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with the names that ``columns`` gives."""
+    def _renamed(self, row: dict[str, Any], kind: str) -> dict[str, Any]:
+        """The row with the names that ``columns`` gives. Those of answers that are not read may be missing."""
         used = {theirs for theirs in self.columns.values() if theirs in row}
         made: dict[str, Any] = {}
         for ours, theirs in self.columns.items():
             if theirs not in row:
-                if ours in row:
+                if ours in row or ours in UNREAD[kind]:
                     continue
                 raise BadRow(f"data.columns: there is no column '{theirs}' (there are {', '.join(row) or 'none'})")
             if ours in row and ours not in used and ours != theirs:

@@ -34,6 +34,13 @@ TAKEN: dict[StageKind, tuple[str, ...]] = {  # most demanding first
         "chosen+rejected",
     ),
 }
+_OF_ANSWERS = {column for columns in ROW_TYPES.values() for column in columns} - {"prompt"} | {"scores"}
+UNREAD: dict[str, set[str]] = {  # columns of answers that a stage does not read, so that its files need not have them
+    "demonstrations": _OF_ANSWERS - {"completion", "messages", "text"},
+    "comparisons": _OF_ANSWERS & {"completion", "messages", "text", "label"},
+    "prompts": _OF_ANSWERS,
+    "feedback": _OF_ANSWERS & {"messages", "text"},
+}
 STAGE_NAMES = {
     "demonstrations": "supervised fine-tuning (demonstrations)",
     "comparisons": "the reward model or DPO (comparisons)",
@@ -61,10 +68,12 @@ def _type_of(present: tuple[str, ...], columns: tuple[str, ...], stage_kind: Sta
 
 
 def advice(row: Mapping[str, Any], stage_kind: StageKind) -> str:
-    """What to set so that a row of no known type is one; empty if its columns do not remind of any.
+    """What to set so that a row of no known type is one; empty if it has too few columns to be one.
 
     >>> advice({"question": "q", "answer": "a"}, "demonstrations")
     '; if they are that, set data.columns={prompt: question, completion: answer}'
+    >>> advice({"ticket": "t"}, "prompts")
+    '; say which column is which: data.columns={prompt: COLUMN}'
     """
     for names, what in EXPORTS:
         if set(names) <= set(row):
@@ -79,7 +88,15 @@ def advice(row: Mapping[str, Any], stage_kind: StageKind) -> str:
         ):
             named |= {"system": "system_prompt"} if row.get("system_prompt") else {}
             return f"; if they are that, set data.columns={_written(named)}"
-    return ""
+    return _to_be_named(row, stage_kind)
+
+
+def _to_be_named(row: Mapping[str, Any], stage_kind: StageKind) -> str:
+    """How to say what the columns of a row are that is of no type; empty for too few columns, or a type of others."""
+    needed = ROW_TYPES[next(name for name in TAKEN[stage_kind] if "ranks" not in name)]
+    if row_type(row, stage_kind) or sum(value is not None for value in row.values()) < len(needed):
+        return ""
+    return f"; say which column is which: data.columns={_written(dict.fromkeys(needed, 'COLUMN'))}"
 
 
 def _similar(ours: str, row: Mapping[str, Any]) -> str | None:

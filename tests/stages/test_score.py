@@ -1,0 +1,79 @@
+"""Answers that are there already, scored as a run: the same rows as the command writes, with a record."""
+
+import json
+import math
+
+import pytest
+from transformers import LlamaForSequenceClassification
+
+from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.checkpoint.provenance import sha256
+from rlhf_lightning.config.compose import compose
+from rlhf_lightning.errors import DataError
+from rlhf_lightning.evaluation.scored import sentences, summary
+from rlhf_lightning.stages.pipeline import run
+from tests.support import commands, tiny
+
+ROWS = [
+    {"prompt": "the food", "completion": "was good", "mine": 1},
+    {"prompt": "the food", "chosen": "was good", "rejected": "was bad"},
+    {"prompt": "we left", "completions": ["happy", "slow", "very slow"]},
+    {"prompt": "the", "chosen": ["good"], "rejected": ["bad", "slow"], "subset": "Math", "id": "1"},
+]
+
+
+@pytest.fixture
+def words(tmp_path):
+    config = tiny.policy().config
+    config.num_labels = 1
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "reward")
+    tiny.tokenizer().save_pretrained(tmp_path / "reward")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return ["stage=score", "task=custom", "trainer=cpu", "logger=none", f"model.path={tmp_path / 'reward'}",
+            f"score.rows={tmp_path / 'rows.jsonl'}", f"run_dir={tmp_path / 'run'}"]  # fmt: skip
+
+
+def test_the_stage_writes_what_the_command_writes_and_names_what_was_scored(tmp_path, words, monkeypatch):
+    metrics = run(compose(words))
+    done = commands.answer(["score", str(tmp_path / "reward"), str(tmp_path / "rows.jsonl"), "--device", "cpu"])
+    text = (tmp_path / "run/scores/scored.jsonl").read_text()
+    assert done["code"] == 0 and [json.loads(line) for line in text.splitlines()] == [
+        json.loads(line) for line in done["out"].splitlines()
+    ]
+    record = read_provenance(tmp_path / "run/scores")
+    assert record["metrics"] == metrics and metrics["score/answers"] == 9
+    assert set(metrics) == {
+        "score/answers",
+        "score/mean",
+        "score/std",
+        "score/RewardBench 2/Math",
+        "score/RewardBench 2/mean",
+    }
+    assert record["parents"]["rows"]["sha256"] == sha256(tmp_path / "rows.jsonl")
+    assert record["parents"]["reward_model"]["path"] == str(tmp_path / "reward")
+    monkeypatch.delattr("rlhf_lightning.stages.score.scored")
+    assert run(compose([*words, "resume=auto"])) == metrics  # it is finished
+
+
+def test_in_a_chain_the_reward_model_is_that_of_the_run():
+    config = compose(["stages=[sft,rank,reward,score]", "score.rows=a.jsonl"])
+    assert config["score"]["reward"] == config["reward"]["output"]
+
+
+def test_a_row_with_a_score_ends_the_run_and_leaves_no_output(tmp_path, words):
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "a", "completion": "b", "score": 1.0}))
+    with pytest.raises(DataError, match=r"rows\.jsonl:5: score: is there already"):
+        run(compose(words))
+    assert not (tmp_path / "run/scores").exists()
+
+
+def test_the_summary_counts_every_answer_of_every_kind_of_row():
+    rows = [{"score": 1.0}, {"score_chosen": 2.0, "score_rejected": 3.0}, {"scores": [4.0, 5.0]}]
+    found = summary(rows)
+    assert found == {"answers": 5.0, "mean": 3.0, "std": pytest.approx(math.sqrt(2))}
+    assert sentences(found, True) == [
+        "5 answers: 3.000 ± 1.414 (mean and standard deviation; held-out answers of its training: 0 ± 1)"
+    ]
+    bench = {"chosen": ["a"], "rejected": ["b", "c"], "subset": "Math", "id": "1", "scores": [1.0, 1.0, 0.0]}
+    assert sentences(summary([bench]), False)[1] == "RewardBench 2: Math 50.0, mean 50.0"
