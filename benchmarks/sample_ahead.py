@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["learning", "clock"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--errors", type=float, default=2.0, help="standard errors that the mean may be from zero")
+    parser.add_argument("--errors", type=float, default=1.0, help="standard errors that the mean may be from zero")
     parser.add_argument("--root", type=Path, default=Path("runs/sample_ahead"))
     parser.add_argument("--limit", type=float, default=1.1)
     parser.add_argument("--seconds", type=float, default=4.0)

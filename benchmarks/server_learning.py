@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--streams", type=int, default=3, help="of random numbers for sampling, for each seed")
     parser.add_argument("--answers", type=int, default=16, help="to each held-out prompt")
-    parser.add_argument("--errors", type=float, default=2.0, help="standard errors that the mean may be from zero")
+    parser.add_argument("--errors", type=float, default=1.0, help="standard errors that the mean may be from zero")
     parser.add_argument("--root", type=Path, default=Path("runs/server_learning"))
     options, overrides = parser.parse_known_args()
     print(f"seed stream {'loop':>8} {'server':>8} {'gap':>10}")
