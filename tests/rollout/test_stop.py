@@ -1,13 +1,15 @@
 """Stop strings end answers without changing what is drawn."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
 
 from rlhf_lightning.config.compose import compose, safe_instantiate
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import ConfigError, NumericalError
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
+from rlhf_lightning.rollout.broken_logits import FiniteLogits
 from rlhf_lightning.rollout.stop import StopStrings
 from tests.rollout.test_loop import PROMPTS
 from tests.support import tiny
@@ -49,7 +51,7 @@ def test_an_answer_ends_with_the_token_that_completes_a_stop_string(make, stop):
 
 
 def test_a_string_over_several_tokens_is_seen_when_its_last_one_comes():
-    check = StopStrings(["very slow service"], TOKENIZER)
+    check = StopStrings(["very slow service", "!"], TOKENIZER)  # the longest says how much is decoded
     ids = torch.tensor(
         [TOKENIZER("we left . very slow service").input_ids, TOKENIZER("very slow . we left .").input_ids]
     )
@@ -85,3 +87,16 @@ def test_an_engine_goes_on_with_the_random_numbers_of_its_state(make):
     other.load_state_dict(first.state_dict())
     answers = [engine.generate(tiny.prompts("the food", "we"), short).response_ids for engine in (first, other)]
     assert torch.equal(*answers)
+
+
+def test_one_logit_that_is_not_finite_ends_sampling_and_a_forbidden_token_does_not():
+    policy, ids = tiny.policy(), torch.tensor([[2, 3], [2, 4], [2, 5]])
+    check = FiniteLogits(policy, ids, torch.ones_like(ids, dtype=torch.bool))
+    scores = torch.zeros(3, 8)
+    scores[0, 1] = -math.inf
+    grown = torch.cat([ids, ids[:, :1]], 1)
+    assert check(grown, scores) is scores
+    for broken in (math.nan, math.inf):
+        scores[1, 2] = broken
+        with pytest.raises(NumericalError, match="the logits of token 2 are not finite in 1 of 3 answers; all weights"):
+            check(grown, scores)
