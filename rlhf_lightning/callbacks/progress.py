@@ -171,7 +171,7 @@ class ProgressLine(ProgressBar):
             self._live = None
 
     def _print(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text(line), soft_wrap=not self._console.is_terminal)  # a terminal gets whole words
 
 
 def shown_parts(module: Any, metrics: Metrics, first: Metrics | None = None) -> list[str]:

@@ -87,6 +87,12 @@ def test_a_narrow_terminal_shows_whole_parts_and_what_matters_most(tmp_path, mon
         len(part.rstrip()) <= 80 and "reward 0.500  kl 1.00/4" in part and not part.rstrip().endswith("\u2026")
         for part in drawn
     )
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = Terminal()
+    trainer([ProgressLine(stream=narrow)], tmp_path, enable_progress_bar=True).fit(Refinement([0.5], [1]), loader(1))
+    summary = narrow.getvalue().rpartition("rollout in")[2].splitlines()
+    assert len(summary) > 1 and max(map(len, summary)) <= 40
+    assert [word for line in summary for word in line.split()][1:3] == ["reward", "0.500"]
 
 
 def test_a_log_file_gets_a_line_each_quarter_and_a_summary(tmp_path):
