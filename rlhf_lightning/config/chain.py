@@ -16,7 +16,6 @@ from omegaconf import ListConfig, OmegaConf
 from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.config.locations import in_file
 from rlhf_lightning.config.rounds import check_round
-from rlhf_lightning.config.stage_checks import world_size
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
 from rlhf_lightning.rules import combinations
@@ -109,7 +108,7 @@ def check_complete(config: Mapping[str, Any]) -> None:
         if name == "evaluate":
             _check_evaluate(config, section)
         if name == "score":
-            _check_score(config, section)
+            _check_score(section)
         for part in (name, f"{name}.sft"):
             _check_rows(config, part, section if part == name else section.get("sft") or {}, stage.rows or "")
         rankings = f"{section.get('output')}/{RANKINGS}"
@@ -169,13 +168,11 @@ def _check_evaluate(config: Mapping[str, Any], section: Mapping[str, Any]) -> No
         )
 
 
-def _check_score(config: Mapping[str, Any], section: Mapping[str, Any]) -> None:
+def _check_score(section: Mapping[str, Any]) -> None:
     if not section["reward"]:
         raise ConfigError("score.reward is not set; add score.reward=FOLDER of a reward model")
     if not section["rows"]:
         raise ConfigError(f"score.rows is not set; {STAGES['score'].needs}")
-    if (processes := world_size(config["trainer"])) > 1:
-        raise ConfigError(f"score: computes in one process, and this run has {processes}; run stage=score alone")
 
 
 def _reader(config: Mapping[str, Any], file: str) -> str | None:

@@ -97,6 +97,8 @@ def shards_weights(config: Mapping[str, Any]) -> bool:
 def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     """Refuse a stage whose parts do not go together, on so many processes."""
     section = config.get(stage) or {}
+    if stage == "score" and world_size > 1:
+        raise ConfigError(f"score: computes in one process, and this run has {world_size}; run stage=score alone")
     data = _completed(section.get("data") or {})
     if data is not None:
         if hasattr(data, "micro_batch_size") and data.batch_size is not ...:

@@ -28,8 +28,9 @@ DOCS = ROOT / "docs"
 START = [
     ROOT / "README.md",
     DOCS / "getting_started.md",
-    *(DOCS / "stages" / f"{name}.md" for name in ("sft", "rank", "reward", "ppo", "evaluate", "score")),
+    *(DOCS / "stages" / f"{name}.md" for name in ("sft", "rank", "reward", "ppo", "evaluate")),
     DOCS / "after_training.md",
+    DOCS / "stages" / "score.md",
     DOCS / "people.md",
     DOCS / "tutorial.md",
 ]
