@@ -127,3 +127,20 @@ def test_what_cannot_be_started_is_refused(place):
         made.sync(policy(place), (1,), 0, 1)
     with pytest.raises(ConfigError, match=r"rollout\.start=true: the policy comes from .* no folder"):
         engine(place).sync(tiny.policy(), (1,), 0, 1)
+
+
+def test_the_first_error_of_a_long_log_is_told_beside_its_end(tmp_path):
+    lines = [
+        "(a) WARNING can cause errors like `OSError: [Errno 24]`",
+        "(b) ERROR [worker.py:9] ValueError: no memory left",
+    ]
+    lines += [f"line {n}" for n in range(30)] + ["RuntimeError: see above"]
+    words = [sys.executable, "-c", "print(" + repr("\n".join(lines)) + ")"]
+    server = process.ServerProcess(words, {}, tmp_path / "server.log")
+    with pytest.raises(RolloutError) as error:
+        server.require(patience=20.0)
+    said = str(error.value).splitlines()
+    assert said[0].endswith(f"Its first error in {tmp_path / 'server.log'}:")
+    assert said[1:3] == ["(b) ERROR [worker.py:9] ValueError: no memory left", f"The end of {tmp_path / 'server.log'}:"]
+    assert said[3] == "line 19" and said[-1] == "RuntimeError: see above"
+    server.close()

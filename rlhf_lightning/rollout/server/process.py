@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,9 @@ from rlhf_lightning.rollout.server import keeper
 LOG = "server.log"
 LOOK_SECONDS = 0.25
 ENDING_SECONDS = 4.0  # of a server and all that it has started, see `keeper.REST_SECONDS`
-_LINES = 12  # of the log, in a message
+_LINES, _LONGEST = 12, 600  # of the log, in a message, and their characters
+_READ = 2_000_000  # bytes of it
+_ERROR = re.compile(r"(^|\] )[\w.]*(Error|Exception): ")
 _OF_A_JOB = (
     "RANK",
     "LOCAL_RANK",
@@ -96,9 +99,12 @@ class ServerProcess:
     def _tail(self) -> str:
         with suppress(OSError), self.log.open("rb") as file:
             file.seek(self._began)
-            lines = file.read()[-4000:].decode(errors="replace").splitlines()[-_LINES:]
-            if lines:
-                return f"The end of {self.log}:\n" + "\n".join(plain(line) for line in lines)
+            lines = file.read()[-_READ:].decode(errors="replace").splitlines()
+            last = [plain(line)[:_LONGEST] for line in lines[-_LINES:]]
+            cause = next((plain(line)[:_LONGEST] for line in lines if _ERROR.search(line)), None)
+            first = "" if cause is None or cause in last else f"Its first error in {self.log}:\n{cause}\n"
+            if last:
+                return f"{first}The end of {self.log}:\n" + "\n".join(last)
         return f"{self.log} is empty"
 
 
