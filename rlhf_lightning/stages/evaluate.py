@@ -95,7 +95,8 @@ def _scorers(run: Run) -> list[Scorer]:
 
 def _is_proxy(judge: Mapping[str, Any], proxy: str | None) -> bool:
     """Whether the judge is the reward model that the policy learned from."""
-    path = (judge.get("model") or {}).get("path")
+    model = judge.get("model")
+    path = model.get("path") if isinstance(model, Mapping) else None
     return None not in (path, proxy) and Path(str(path)).absolute() == Path(str(proxy)).absolute()
 
 

@@ -11,6 +11,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from rlhf_lightning.cli.commands import COMMANDS
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.config.hydra_loader import check_hydra
 from rlhf_lightning.config.locations import CONF_DIR, help_text
@@ -288,6 +289,7 @@ def test_help_names_the_stages_and_groups_that_exist():
     stages = set(listed.replace(";", " ").replace(",", " ").split())
     groups = set(text.split("\ngroups ")[1].splitlines()[0].replace(",", " ").split())
     assert stages == {path.stem for path in (CONF_DIR / "stage").glob("*.yaml")}
+    assert text.split("\ncommands ")[1].splitlines()[0].split() == list(COMMANDS)
     assert groups <= {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
 
 

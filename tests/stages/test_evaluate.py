@@ -69,6 +69,12 @@ def test_a_reward_model_that_judges_is_another_one_than_the_proxy_unless_it_is_t
     assert "No independent judge" not in conclusion(both)
 
 
+def test_a_judge_whose_model_is_a_name_is_refused_for_what_it_is(tmp_path, folders):
+    words = ["judge=llm", "judge.base_url=http://localhost:1/v1", "judge.model=some-judge"]
+    with pytest.raises(ConfigError, match="llm: compares a policy's answers to a prompt with each other"):
+        evaluated(folders, tmp_path / "run", *words, f"evaluate.proxy={folders / 'two'}")
+
+
 def test_two_scores_of_one_name_are_refused(tmp_path, folders):
     words = [f"evaluate.proxy={folders / 'two'}", f"evaluate.judges=[{SAME_NAME}]"]
     with pytest.raises(ConfigError, match=r"two scorers are called reward_model, .* for example judge\.name=other"):

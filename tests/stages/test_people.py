@@ -17,7 +17,7 @@ from rlhf_lightning.people.entries import Entry
 from rlhf_lightning.people.exchange import exported
 from rlhf_lightning.people.judgements import Item
 from rlhf_lightning.people.record import Record
-from rlhf_lightning.people.training import ceiling_of
+from rlhf_lightning.people.training import ceiling_of, read_record
 from rlhf_lightning.stages.pipeline import run
 from tests.support import phases, small_pipeline
 
@@ -69,6 +69,13 @@ def test_a_record_becomes_rankings_and_a_reward_model_that_names_how_far_people_
     assert weights["ann"] == weights["ben"] > weights["cat"]
     made = read_provenance(tmp_path / "run/reward")
     assert made["metrics"]["people_agree"] == pytest.approx(1 / 3)
+
+
+def test_one_person_is_told_as_one(tmp_path):
+    said = {len(names): read_record(record(tmp_path / f"{len(names)}.db", dict.fromkeys(names, right)), "weighted")
+            for names in (["ann"], ["ann", "ben"])}  # fmt: skip
+    assert said[1].sentence().startswith("1 person ranked 4 items, 0 of them by two or more")
+    assert said[2].sentence().startswith("2 people ranked 4 items, 4 of them by two or more")
 
 
 def test_the_rankings_pass_the_check_of_data(tmp_path, words):

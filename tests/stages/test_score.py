@@ -6,7 +6,7 @@ import math
 import pytest
 from transformers import LlamaForSequenceClassification
 
-from rlhf_lightning.checkpoint import read_provenance
+from rlhf_lightning.checkpoint import read_provenance, write_folder
 from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import DataError
@@ -26,8 +26,13 @@ ROWS = [
 def words(tmp_path):
     config = tiny.policy().config
     config.num_labels = 1
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "reward")
-    tiny.tokenizer().save_pretrained(tmp_path / "reward")
+
+    def save(folder):
+        LlamaForSequenceClassification(config).save_pretrained(folder)
+        tiny.tokenizer().save_pretrained(folder)
+
+    found = {"score_mean": 1.0, "score_std": 4.0}
+    write_folder(tmp_path / "reward", save, {"stage": "reward", "parents": {}, "config": {}, "metrics": found})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return ["stage=score", "task=custom", "trainer=cpu", "logger=none", f"model.path={tmp_path / 'reward'}",
             f"score.rows={tmp_path / 'rows.jsonl'}", f"run_dir={tmp_path / 'run'}"]  # fmt: skip
@@ -53,6 +58,11 @@ def test_the_stage_writes_what_the_command_writes_and_names_what_was_scored(tmp_
     assert record["parents"]["reward_model"]["path"] == str(tmp_path / "reward")
     monkeypatch.delattr("rlhf_lightning.stages.score.scored")
     assert run(compose([*words, "resume=auto"])) == metrics  # it is finished
+
+
+def test_raw_scores_are_those_before_mean_and_standard_deviation_of_the_folder(tmp_path, words):
+    usual, raw = run(compose(words)), run(compose([*words, "score.raw=true", f"run_dir={tmp_path / 'raw'}"]))
+    assert raw["score/mean"] == pytest.approx(4 * usual["score/mean"] + 1, abs=1e-5)
 
 
 def test_in_a_chain_the_reward_model_is_that_of_the_run():
