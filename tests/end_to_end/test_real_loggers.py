@@ -1,4 +1,4 @@
-"""What the packages behind the loggers write, where they are installed: curves, config, final numbers, of two at once."""
+"""What the packages behind the loggers write, where they are installed: curves, config, and two at once."""
 
 import json
 import sqlite3
@@ -37,8 +37,8 @@ def test_weights_and_biases_offline_holds_curve_and_config(tmp_path, monkeypatch
 
 
 def test_trackio_holds_the_curve(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     trained(tmp_path, monkeypatch, "logger=trackio")
     (file,) = (tmp_path / "trackio").glob("*.db")
     with sqlite3.connect(file) as base:
