@@ -35,8 +35,9 @@ def test_each_chart_shows_its_curves_and_no_others(tmp_path, page):
     logger.finalize("success")
     board = program.TensorBoard()
     board.configure(
-        argv=[None, "--logdir", str(tmp_path), "--port", "0", "--host", "127.0.0.1", "--load_fast", "false"]
-    )
+        argv=[None, "--logdir", str(tmp_path), "--port", "0", "--host", "127.0.0.1", "--load_fast", "false",
+              "--reload_interval", "0"]
+    )  # fmt: skip
     page.goto(board.launch() + "#custom_scalars")
     cards = page.locator("tf-custom-scalar-multi-line-chart-card")
     for tag in ("objective/kl (ppo)", "objective/kl_target (ppo)", "objective/scores (ppo)"):

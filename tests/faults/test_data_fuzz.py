@@ -104,7 +104,7 @@ def fuzz(folder, name, rows, seed):
     path.write_bytes(b"\n".join(line for line, _ in made))
     lines = path.read_bytes().split(b"\n")
     full = {number for number, line in enumerate(lines, start=1) if line.strip()}
-    problems = Problems(shown=10 * rows)
+    problems = Problems(shown=10 * rows, alike=10 * rows)
     accepted = validate_rows(iter_rows(path, problems), kind, problems)
     form = re.compile(rf"{re.escape(str(path))}:(\d+)(:\d+)?: \S.*\.", re.DOTALL)
     places = [form.fullmatch(problem) for problem in problems.first]
@@ -166,7 +166,7 @@ def test_every_row_of_a_mutated_csv_file_is_accepted_or_named(tmp_path):
         for place in draw.sample(range(20), draw.randint(0, 3)):
             lines[place] = change_bytes(lines[place][:-1], draw) + b"\n"
         path.write_bytes(b"prompt,completion,id\n" + b"".join(lines))
-        problems = Problems(shown=100)
+        problems = Problems(shown=100, alike=100)
         accepted = validate_rows(iter_rows(path, problems), "demonstrations", problems)
         good = {row.line: row for row in accepted}
         bad = {int(problem.split(":")[1]) for problem in problems.first}

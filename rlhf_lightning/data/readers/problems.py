@@ -19,14 +19,15 @@ class BadRow(Exception):
 
 
 class Problems:
-    """Findings about rows; the first ones, and of those in the same words the first `ALIKE`, are kept; all are counted.
+    """Findings about rows; the first ones are kept, and all are counted.
 
     Args:
         shown: how many findings are kept word for word in ``first``.
+        alike: how many of them may have the same words.
     """
 
-    def __init__(self, shown: int = 5) -> None:
-        self.shown = shown
+    def __init__(self, shown: int = 5, alike: int = ALIKE) -> None:
+        self.shown, self.alike = shown, alike
         self.count = 0
         self.first: list[str] = []
         self._untold = 0
@@ -45,7 +46,7 @@ class Problems:
     def add(self, where: str, reason: str, rows: int = 1) -> None:
         """Note that ``rows`` rows at ``where`` (``file:line`` or ``file:line:column``) cannot be used, and why."""
         self.count += rows
-        if len(self.first) < self.shown and self._alike[reason] < ALIKE:
+        if len(self.first) < self.shown and self._alike[reason] < self.alike:
             self._alike[reason] += 1
             self.first.append(f"{where}: {reason}.")
         else:
