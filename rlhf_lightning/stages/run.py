@@ -133,7 +133,7 @@ class Run:
     def trainer(self, stage: str, callbacks: Sequence[Callback] = (), **limits: Any) -> lightning.Trainer:
         """A Trainer with the run's loggers and callbacks; ``limits`` are the stage's own arguments."""
         lightning.seed_everything(self.seed, verbose=False)
-        surrounding = [self.build(node) for node in (self.config.get("callbacks") or {}).values()]
+        surrounding = [self.build(node) for node in self._callbacks()]
         for line in surrounding:
             if isinstance(line, ProgressLine):
                 line.title = self.title(stage)
@@ -158,12 +158,16 @@ class Run:
         }
         return self._trainer(defaults | limits)
 
+    def _callbacks(self) -> list[dict[str, Any]]:
+        """Nodes of the callbacks that surround every fit; one that is null is left out."""
+        return [node for node in (self.config.get("callbacks") or {}).values() if node is not None]
+
     def predictor(self, title: str = "") -> lightning.Trainer:
         """A Trainer that only samples: no logger, and of the run's callbacks the progress line, if it has a title."""
         lightning.seed_everything(self.seed, verbose=False)
         silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
         wanted = title and self.config["trainer"].get("enable_progress_bar", True)
-        nodes = (self.config.get("callbacks") or {}).values() if wanted else ()
+        nodes = self._callbacks() if wanted else ()
         lines = [self.build(node) for node in nodes if str(node["_target_"]).endswith(f".{ProgressLine.__name__}")]
         for line in lines:
             line.title = title

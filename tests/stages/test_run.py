@@ -234,3 +234,10 @@ def test_precision_is_what_the_device_is_good_at(monkeypatch, bfloat16, words, p
     found = settled(config)
     assert found["trainer"]["precision"] == precision and set_to == [products] * (products is not None)
     assert found.stands() and {**found, "trainer": 0} == {**config, "trainer": 0}
+
+
+def test_a_callback_that_is_null_is_left_out():
+    run = Run(compose(["stage=sft", "trainer=cpu", "logger=none", "callbacks.guard=null", "callbacks.progress=null"]))
+    names = [type(part).__name__ for part in run.trainer("sft", max_epochs=1).callbacks]
+    assert "ValidateFirst" in names and not {"RewardHackingGuard", "ProgressLine"} & set(names)
+    assert "ProgressLine" not in [type(part).__name__ for part in run.predictor("rank").callbacks]
