@@ -8,6 +8,8 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 
+from rlhf_lightning.rules.ranges import require
+
 log = logging.getLogger(__name__)
 
 
@@ -25,6 +27,9 @@ class StopEarly(EarlyStopping):
         stopping_threshold: end it as soon as the number is better than this.
         divergence_threshold: end it as soon as the number is worse than this.
         check_finite: end it when the number is not finite.
+
+    Raises:
+        ConfigError: ``patience`` is below 1, or ``min_delta`` below 0.
     """
 
     def __init__(
@@ -37,6 +42,8 @@ class StopEarly(EarlyStopping):
         divergence_threshold: float | None = None,
         check_finite: bool = True,
     ) -> None:
+        require("patience", patience, at_least=1)
+        require("min_delta", min_delta, at_least=0)
         super().__init__(
             monitor,
             mode=mode,

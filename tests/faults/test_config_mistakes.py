@@ -57,6 +57,8 @@ MISTAKES = [
      "callbacks.x: GradientAccumulationScheduler would change the loss; set micro_batch_size of the stage's data"),
     ("stage=sft +callbacks.x._target_=lightning.pytorch.callbacks.RichProgressBar",
      "callbacks.x: RichProgressBar beside callbacks.progress; add '~callbacks.progress'"),
+    ("stage=sft +callbacks.x={_target_:rlhf_lightning.callbacks.StopEarly,monitor:val/loss,patience:0}",
+     "callbacks.x.patience=0: must be at least 1"),
     ("seed=-1", "seed=-1: must be at least 0"),
     ("stage=ppo ppo.settings.group_size=0", "ConfigError: ppo.settings.group_size=0: must be at least 1"),
     ("stage=sft data.shape=3", "ConfigError: data.shape=3: must be a part with a _target_ or null"),
