@@ -66,6 +66,7 @@ def check_trainer(trainer: Mapping[str, Any], stages: Sequence[str]) -> None:
 def check_callbacks(callbacks: Mapping[str, Any], stages: Sequence[str]) -> None:
     """Refuse callbacks of Lightning that would do something else here than what they are for."""
     targets = {name: str((node or {}).get("_target_")) for name, node in callbacks.items()}
+    line = next((name for name, target in targets.items() if target.endswith(".ProgressLine")), None)
     for name, target in targets.items():
         kind = target.rpartition(".")[2] if target.startswith("lightning.pytorch.callbacks.") else ""
         if kind == "EarlyStopping" and "ppo" in stages:
@@ -77,7 +78,6 @@ def check_callbacks(callbacks: Mapping[str, Any], stages: Sequence[str]) -> None
         if kind == "GradientAccumulationScheduler":
             instead = _TRANSLATED["accumulate_grad_batches"]
             raise ConfigError(f"callbacks.{name}: {kind} would change the loss; set {instead} instead")
-        line = next((key for key, other in targets.items() if other.endswith(".ProgressLine")), None)
         if kind.endswith("ProgressBar") and line is not None:
             raise ConfigError(f"callbacks.{name}: {kind} beside callbacks.{line}; add '~callbacks.{line}'")
 
