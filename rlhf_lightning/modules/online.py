@@ -223,8 +223,9 @@ class OnlineModule(RolloutModule):
             "perf/tokens_per_second": metrics["tokens"] / max(total, 1e-9),
             "perf/tokens_per_second_generate": self.ranks.size * sampled / max(seconds, 1e-9),
         }
-        counters = self.guard.logged() | self.smaller.logged() | {"episode": float(self.episodes)} | speeds
-        self.log_dict({n: v for n, v in metrics.items() if n not in ("episodes", "tokens")} | counters | self._seconds)
+        counts = {"episode": float(self.episodes), "tokens": float(self.tokens)}
+        logged = {n: v for n, v in metrics.items() if n not in ("episodes", "tokens")} | counts | speeds
+        self.log_dict(logged | self.guard.logged() | self.smaller.logged() | self._seconds)
 
     def on_fit_start(self) -> None:
         """Move what Lightning does not see too."""
