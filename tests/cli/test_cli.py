@@ -16,7 +16,7 @@ from rlhf_lightning.config.compose import compose
 from rlhf_lightning.config.hydra_loader import check_hydra
 from rlhf_lightning.config.locations import CONF_DIR, help_text
 from rlhf_lightning.config.messages import explain
-from rlhf_lightning.config.sweeps import check_objective, objective_of
+from rlhf_lightning.config.sweeps import check_objective, common_failure, keep, objective_of, write_table
 from rlhf_lightning.errors import ConfigError
 
 # A small tree in place of ours, so that these tests hold whatever the stages look like.
@@ -178,6 +178,37 @@ def test_a_sweep_with_one_failed_job_fails_after_the_others_have_run_and_ends_wi
     head, *lines = done.stdout.splitlines()[-5:]
     assert head.split() == ["job", "seed", "objective", "state", "folder"]
     assert lines[0].split()[:4] == ["0", "0", "0", "finished"] and lines[-1].split() == ["sweep", "table/sweep.csv"]
+
+
+def records(folder, *outcomes):
+    for number, outcome in enumerate(outcomes):
+        keep(folder, number, [f"seed={number}", "kl.target=3"], f"jobs/{number}", outcome)
+
+
+def test_the_table_on_the_screen_shows_the_objective_and_not_all_that_is_called_so(tmp_path):
+    metrics = {"objective/kl": 1.0, "evaluate/gold": 2.0}
+    records(tmp_path, {"state": "finished", "objective": 2.0, "metrics": metrics}, {"state": "failed", "error": "E: e"})
+    head, first, *_ = write_table(tmp_path).splitlines()
+    assert head.split() == ["job", "seed", "objective", "state", "folder"]
+    assert first.split() == ["0", "0", "2", "finished", "jobs/0"]
+    with open(tmp_path / "sweep.csv") as file:
+        assert next(csv.DictReader(file))["objective/kl"] == "1.0"
+    records(tmp_path, {"state": "finished", "objective": [2.0, 1.0], "metrics": metrics})
+    assert write_table(tmp_path).split()[2:6] == ["objective", "0", "objective", "1"]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [("DataError: rows.jsonl:3: prompt: is empty", "no job has finished. The first: rows.jsonl:3: prompt: is empty"),
+     ("ValueError: a bug", None), ("nearest: no error", None)],
+)  # fmt: skip
+def test_where_all_jobs_have_failed_the_error_of_the_first_is_told(tmp_path, error, says):
+    assert common_failure(tmp_path) is None
+    records(tmp_path, {"state": "failed", "error": error}, {"state": "failed", "error": "RuntimeError: another"})
+    found = common_failure(tmp_path)
+    assert (found and str(found), found and found.exit_code) == (says, says and 3)
+    records(tmp_path, {"state": "finished", "metrics": {}})
+    assert common_failure(tmp_path) is None
 
 
 @pytest.mark.parametrize(
