@@ -30,16 +30,22 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> Judged
     """The config of a command line as plain Python, without running anything: ``compose(["stage=ppo", "kl=fixed"])``.
 
     Raises:
-        ConfigError: see :func:`load_config`. Hydra's own errors (unknown key or option) pass through.
+        ConfigError: there is no such key or option, or see :func:`load_config`.
     """
     import hydra
+    from hydra.errors import HydraException
 
     from rlhf_lightning.config.hydra_loader import composing
+    from rlhf_lightning.config.messages import explain
     from rlhf_lightning.config.plain_values import readable
 
     overrides = readable(overrides)
     with composing(), hydra.initialize_config_dir(str(CONF_DIR), job_name="train", version_base=None):
-        return load_config(hydra.compose(config_name, list(overrides)), overrides)
+        try:
+            composed = hydra.compose(config_name, list(overrides))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: a group that is no text
+            raise ConfigError(explain(error, overrides)) from error
+        return load_config(composed, overrides)
 
 
 def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Judged:
