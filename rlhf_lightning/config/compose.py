@@ -88,7 +88,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Judg
     try:
         check_config(config)
     except ConfigError as error:
-        raise ConfigError(_named_by_source(str(error), raw)) from None
+        raise ConfigError(_named_by_source(str(error), config, raw)) from None
     check_ignored(config, typed)
     return Judged(config, overrides=overrides)
 
@@ -177,15 +177,15 @@ def _resolved(node: Any, key: str = "", counted: list[str] | None = None) -> Any
     return tree if isinstance(node, DictConfig) else list(tree.values())
 
 
-def _named_by_source(message: str, raw: Any) -> str:
+def _named_by_source(message: str, config: Any, raw: Any) -> str:
     """A message about a value that is taken from another key, with that key in front: it is the one to change."""
     while found := re.match(r"([\w.]+)(?=[=:])", message):
-        value = raw
-        for name in found[1].split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if (taken := re.fullmatch(r"\$\{([\w.]*\w)\}", str(value))) is None or taken[1].startswith("."):
+        path = tuple(found[1].split("."))
+        keys = re.findall(r"\$\{(\w[\w.]*)\}", str(at(raw, path)))
+        taken = next((key for key in keys if at(config, tuple(key.split("."))) == at(config, path)), None)
+        if taken is None:
             break
-        message = taken[1] + message[found.end() :]
+        message = taken + message[found.end() :]
     return message
 
 
