@@ -74,6 +74,7 @@ def resumed_rows(given: argparse.Namespace, read: Sequence[str], device: Any, un
             if count:
                 say(f"{part}: {count} rows are kept; the same command goes on behind them", sys.stderr)
             else:
+                part.unlink(missing_ok=True)
                 record.unlink()
             raise
         with _disk_error(path):

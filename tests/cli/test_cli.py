@@ -54,6 +54,15 @@ def run(config):
 pipeline = types.ModuleType("rlhf_lightning.stages.pipeline")
 pipeline.run = run
 sys.modules["rlhf_lightning.stages.pipeline"] = pipeline
+if "HIDES" in os.environ:  # as Optuna's sweeper does
+    from contextlib import suppress
+    from hydra._internal.hydra import Hydra
+    multirun = Hydra.multirun
+    def hide(*given, **named):
+        with suppress(Exception):
+            multirun(*given, **named)
+        raise ValueError("No trials are completed yet.")
+    Hydra.multirun = hide
 if launch.HANDOVER_VARIABLE in os.environ:
     launch.serve(rank.train)
 launch.RANK_PROGRAM = [__file__]
@@ -207,6 +216,16 @@ def test_where_all_jobs_have_failed_the_error_of_the_first_is_told(tmp_path, err
     assert (found and str(found), found and found.exit_code) == (says, says and 3)
     records(tmp_path, {"state": "finished", "metrics": {}})
     assert common_failure(tmp_path) is None
+
+
+def test_a_sweeper_that_hides_why_all_jobs_have_failed_is_no_traceback_and_a_bug_is(app):
+    words = ["-m", "stage=ppo", "data.train=x"]
+    done = app(*words, "seed=2", HIDES="1")
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == "DataError: no job has finished. The first: rows.jsonl:3: prompt: is empty"
+    done = app(*words, "seed=3", HIDES="1")
+    assert done.returncode == 1 and "ValueError: No trials are completed yet." in done.stderr.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,13 @@ def test_whole_units_are_kept_and_the_file_is_the_same_in_the_end(place, dies_at
     assert lines == [json.dumps({"row": number, "é": [0.1]}, ensure_ascii=False) for number in range(COUNT)]
 
 
+def test_a_command_that_kept_no_row_leaves_nothing_in_the_way(place):
+    interrupted(1)
+    interrupted(0)
+    assert there(place) == []
+    assert make(seed=1) == list(range(COUNT))
+
+
 @pytest.mark.parametrize(
     ("others", "says"),
     [({"temperature": 0.5}, r"with --temperature nothing \(now 0.5\)\. Give"), ({"seed": 1}, r"--seed 0 \(now 1\)")],
