@@ -54,7 +54,7 @@ class Ranks:
 
     @property
     def may_repeat(self) -> bool:
-        """Whether this rank may do again, on its own, what it computes now: without the others waiting for each other.
+        """Whether this rank may do again what it computes now, since no other waits for it inside.
 
         Not a forward that gathers shared weights, nor, under DDP, a backward that is not `accumulating`.
         """
@@ -132,8 +132,8 @@ class Ranks:
         for weight in used:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         for bucket in _buckets([weight.grad for weight in used if weight.grad is not None]):
-            alone = bucket[0].flatten() if len(bucket) == 1 else torch.cat([grad.flatten() for grad in bucket])
-            mean = self.reduce(alone.mul_(1 / self.size))
+            local = bucket[0].flatten() if len(bucket) == 1 else torch.cat([grad.flatten() for grad in bucket])
+            mean = self.reduce(local.mul_(1 / self.size))
             for grad, part in zip(bucket, mean.split([grad.numel() for grad in bucket]), strict=True):
                 grad.copy_(part.view_as(grad))
 
@@ -144,11 +144,10 @@ class Ranks:
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one dtype, of at most `BUCKET` bytes together; a larger gradient alone."""
+    """Neighbours of at most `BUCKET` bytes together; a larger gradient alone."""
     bucket: list[Tensor] = []
     for gradient in gradients:
-        size = sum(other.nbytes for other in bucket) + gradient.nbytes
-        if bucket and (size > BUCKET or gradient.dtype != bucket[0].dtype):
+        if bucket and sum(other.nbytes for other in bucket) + gradient.nbytes > BUCKET:
             yield bucket
             bucket = []
         bucket.append(gradient)

@@ -21,6 +21,10 @@ from rlhf_lightning.training.ranks import Ranks
 from rlhf_lightning.types import ComparisonBatch, FeedbackBatch, Rollout
 
 T = TypeVar("T")
+ADVICE = (
+    "lower {}.micro_batch_size, with which resume=auto goes on from the last checkpoint, or {}, or compute in fewer "
+    "bits with trainer.precision=bf16-mixed and model.dtype=bfloat16"
+)
 
 
 class Splitting:
@@ -82,7 +86,7 @@ class Splitting:
         Raises:
             OutOfMemory: memory ran out where other ranks wait.
         """
-        self.again = self.again and not first
+        self.again, self._tried = self.again and not first, batch
         if not ranks.may_repeat:
             with self._explained(batch):
                 return compute(batch)
@@ -90,7 +94,7 @@ class Splitting:
         if first:
             self._batches, self._random = [], random_state(self._device)
         self._batches.append(batch)
-        self._loss, self._tried = None, batch
+        self._loss = None
         self._whole = self.limit is None or _tokens(batch) <= self.limit
         if self._whole:
             fits(lambda: self._hold(compute(batch)))
@@ -109,7 +113,7 @@ class Splitting:
             OutOfMemory: a single row does not fit, or memory ran out where other ranks wait.
         """
         if self._stand_in is None:
-            with self._explained(None):
+            with self._explained(self._tried):
                 scaled.backward()
             return
         scaled.backward()  # reaches the stand-in only
@@ -203,11 +207,8 @@ class Splitting:
 
     def _advice(self, batch: Any) -> str:
         size = "" if batch is None else f" with {_units(batch)} rows of {batch.input_ids.shape[1]} tokens"
-        return (
-            f"{self.stage}: out of memory{size}; lower {self.stage}.data.micro_batch_size or "
-            f"{self.stage}.data.max_length, or compute in fewer bits with trainer.precision=bf16-mixed and "
-            "model.dtype=bfloat16"
-        )
+        advice = ADVICE.format(f"{self.stage}.data", f"{self.stage}.data.max_length")
+        return f"{self.stage}: out of memory{size}; {advice}"
 
 
 class SmallerMicroBatches:
@@ -255,10 +256,7 @@ class SmallerMicroBatches:
             return attempt(schedule.at_most(rows))
 
         rows = self._fitting(schedule).micro
-        advice = (
-            "lower ppo.settings.micro_batch_size, sampling.max_new_tokens or ppo.data.max_prompt_length, or "
-            "compute in fewer bits with trainer.precision=bf16-mixed and model.dtype=bfloat16"
-        )
+        advice = ADVICE.format("ppo.settings", "sampling.max_new_tokens or ppo.data.max_prompt_length")
         result, fitted = halved(again, rows, self.stage, advice, smallest=1 if ranks.may_repeat else rows)
         if fitted < schedule.micro:
             self.rows = fitted
