@@ -101,7 +101,7 @@ class OnlineModule(RolloutModule):
         return known.details if known and known.rollout is rollout else details_of(self.scorer, rollout)
 
     def loss(self, batch: Experience, denominators: Denominators) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one micro-batch; each algorithm implements it."""
+        """The loss of one micro-batch; each algorithm implements it. Where memory runs out, one rank calls it again."""
         raise NotImplementedError
 
     def total_optimizer_steps(self) -> int:

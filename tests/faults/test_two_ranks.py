@@ -68,3 +68,4 @@ def test_gradients_are_averaged_as_ddp_averages_them_where_some_are_missing(rank
         assert [grad is None for grad in rank["ranks"]] == [*[False] * 4, *[True] * 2, *[False] * 2]
         for mine, theirs in zip(rank["ranks"], rank["ddp"], strict=True):
             assert mine is theirs is None or torch.equal(mine, theirs)
+        assert rank["sizes"] == [32, 48, 48, 72, 24]  # who has which; three buckets of at most 60 bytes, and a weight

@@ -96,9 +96,17 @@ def averages(folder):
     ddp = DistributedDataParallel(theirs, find_unused_parameters=True)
     ddp(x).backward()
     ours(x).backward()
-    ranks.BUCKET = 60  # bytes
-    ranks.Ranks(SimpleNamespace(world_size=WORLD, global_rank=RANK)).average_gradients(ours.parameters())
-    return {name: [weight.grad for weight in some.parameters()] for name, some in (("ddp", theirs), ("ranks", ours))}
+    sizes = []
+
+    class Counted(ranks.Ranks):
+        def reduce(self, tensor):
+            sizes.append(tensor.nbytes)
+            return super().reduce(tensor)
+
+    ranks.BUCKET = 60
+    Counted(SimpleNamespace(world_size=WORLD, global_rank=RANK)).average_gradients(ours.parameters())
+    grads = {name: [weight.grad for weight in some.parameters()] for name, some in (("ddp", theirs), ("ranks", ours))}
+    return grads | {"sizes": sizes}
 
 
 CASES = {f"{where.__name__}-{stage}-{place}": partial(numbers, where, stage, place) for where, stage, place in NUMBERS}

@@ -119,7 +119,12 @@ def test_a_minibatch_is_proven_by_the_tokens_of_its_largest_micro_batch():
         work.passed(rows, packed)
     assert known == [False, False, True, False, True]
     work.rows = 1
-    assert not work.is_unproven(short, packed) and work.logged(Ranks()) == {"perf/micro_batch_size": 1.0}
+    wide = rollout([4, 4, 4, 4], [3, 3, 3, 3])
+    assert (
+        most_tokens(wide, packed) == 14
+        and not work.is_unproven(wide, packed)
+        and work.logged(Ranks()) == {"perf/micro_batch_size": 1.0}
+    )
 
 
 def test_smaller_micro_batches_are_more_of_them_and_never_larger_ones():
