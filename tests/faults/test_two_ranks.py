@@ -56,6 +56,12 @@ def test_case_29_a_rank_without_memory_goes_on_in_parts_and_all_learn_the_same(r
     assert first["little"]["logged"][tag] == second["little"]["logged"][tag]
 
 
+def test_case_29_ddp_averages_in_the_backward_where_all_ranks_have_had_memory_for_as_much(ranks):
+    for rank in ranks("memory-sft"):
+        assert rank["enough"]["inside"] == [False, False, True, True, True]
+        assert rank["little"]["inside"] == [False, False, True, False, False]  # it ran out in the fourth step
+
+
 def test_case_29_a_rank_validates_in_parts_with_the_same_result(ranks):
     first, second = ranks("validation")
     assert first["limit"] is not None and second["limit"] is None

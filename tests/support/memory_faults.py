@@ -93,14 +93,15 @@ class Once(lightning.Callback):
 
 
 class Gradients(lightning.Callback):
-    """The gradient of every optimizer step, before it is clipped."""
+    """The gradient of every optimizer step, before it is clipped, and whether DDP has averaged it in the backward."""
 
     def __init__(self):
-        self.seen = []
+        self.seen, self.inside = [], []
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.seen.append(torch.cat(grads).clone())
+        self.inside.append(getattr(trainer.strategy.model, "require_backward_grad_sync", None))
 
 
 def validated(stage, files, folder, callbacks=(), **options):

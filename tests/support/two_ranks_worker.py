@@ -65,6 +65,7 @@ def memory(stage, folder):
         trainer.fit(module, datamodule=data)
         logged = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
         result[name] = {"gradients": seen.seen, "weights": phases.flat(module.trained), "logged": logged}
+        result[name]["inside"] = seen.inside
     return result | {"passed": getattr(own, "passed", []), "left": getattr(own, "places", {})}
 
 
