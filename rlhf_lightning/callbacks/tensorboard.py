@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
 from rlhf_lightning.callbacks.samples import step_of
-from rlhf_lightning.callbacks.steps import gave_up, steps_done
+from rlhf_lightning.callbacks.steps import NewNumbers, gave_up, steps_done
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.loggers.files import CurvesOver, resume_at
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.types import Experience
 
@@ -55,42 +56,81 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "calibration error": ("val/ece",),
     },
 }
+COUNTS = ("episodes", "tokens")
+OVER_COUNTS = (
+    "objective/scores", "monitor/", "guard/gold", "objective/rlhf_reward", "objective/kl", "completions/mean_length",
+)  # fmt: skip
+"""What is drawn over counts, too."""
 _MARKS = {"PPO": "objective/scores", "Supervised": "train/perplexity", "Reward model": "train/accuracy"}
 
 
 class TensorBoardExtras(pl.Callback):
-    """A curated "Custom scalars" page and histograms; does nothing without a TensorBoard logger.
+    """A curated "Custom scalars" page, histograms, and curves over other counts; nothing without a TensorBoard logger.
 
     A fit that resumes takes back the steps after its checkpoint that an earlier process has logged to the same folder.
 
     Histograms come from ``pl_module.last_experience`` (an `Experience` or None); a module without one gets the charts
     only. Only rank 0 writes, from its own share of the rollout.
 
+    Curves over what a module counts, as ``pl_module.episodes``, are those of `OVER_COUNTS` that the step has logged
+    before the callback looked. `CurvesOver` says where they are.
+
     Args:
         every_n_rollouts: histograms are written each so many rollouts, beginning with the first.
+        axes: what curves are drawn over besides the step, for modules that count it: ``episodes`` (responses) and
+            ``tokens`` (of responses), of all ranks; empty draws none.
 
     Raises:
-        ConfigError: it is below 1.
+        ConfigError: the first is below 1, or nothing is called as ``axes`` says.
     """
 
-    def __init__(self, every_n_rollouts: int = 10) -> None:
+    def __init__(self, every_n_rollouts: int = 10, axes: Sequence[str] = COUNTS) -> None:
         require("every_n_rollouts", every_n_rollouts, at_least=1)
+        if isinstance(axes, str) or not set(axes) <= set(COUNTS):
+            raise ConfigError(f"tensorboard.axes={axes}: choose from {list(COUNTS)}; [] is the step alone")
         self.every_n_rollouts = every_n_rollouts
+        self.axes = axes
         self._laid_out = False
+        self._new = NewNumbers()
+        self._over: dict[str, CurvesOver] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._laid_out = False
-        writer = _writer(trainer)
-        if writer is not None:  # readers drop what an earlier process wrote of the steps that are done again
-            start = SessionLog(status=SessionLog.START)
-            writer.file_writer.add_event(Event(step=steps_done(trainer), session_log=start))
+        self._laid_out, self._new = False, NewNumbers()
+        logger = _logger(trainer)
+        if logger is not None:  # readers drop what an earlier process wrote of the steps that are done again
+            resume_at(logger.experiment, steps_done(trainer))
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Open what is drawn over counts, which modules restore after `on_train_start`."""
+        logger = _logger(trainer)
+        if logger is not None and not self._over:
+            counted = {axis: getattr(pl_module, axis) for axis in self.axes if hasattr(pl_module, axis)}
+            self._over = {axis: CurvesOver(logger, axis, count) for axis, count in counted.items()}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close it."""
+        for curves in self._over.values():
+            curves.close()
+        self._over = {}
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """As at the end."""
+        self.on_train_end(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        writer = _writer(trainer)
-        if writer is None:
+        logged = self._new.look(trainer)
+        logger = _logger(trainer)
+        if logger is None:
             return
+        writer: Any = logger.experiment
+        if not gave_up(pl_module):
+            drawn = {tag: number for tag, number in logged.items() if any(re.match(p, tag) for p in _DRAWN)}
+            for axis, curves in self._over.items():
+                curves.add(drawn, getattr(pl_module, axis))
         layout = {} if self._laid_out else chart_layout(trainer.callback_metrics)
         if layout:
             writer.add_custom_scalars(layout)
@@ -119,6 +159,9 @@ def _pattern(tag: str) -> str:
     return f"^{re.escape(tag)}" + ("" if tag.endswith("/") else "$")
 
 
+_DRAWN = tuple(map(_pattern, OVER_COUNTS))
+
+
 def distributions(experience: Experience) -> dict[str, Tensor]:
     """Flat tensors to draw histograms of: per response, or per token that counts; ratios as their logarithm, nats."""
     mask = experience.mask
@@ -136,7 +179,7 @@ def distributions(experience: Experience) -> dict[str, Tensor]:
     return {tag: values[torch.isfinite(values)] for tag, values in found.items()}
 
 
-def _writer(trainer: pl.Trainer) -> Any:
-    if not trainer.is_global_zero:
-        return None
-    return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+def _logger(trainer: pl.Trainer) -> TensorBoardLogger | None:
+    """That of TensorBoard, on rank 0."""
+    found = (logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
+    return next(found, None) if trainer.is_global_zero else None

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.checkpoint import read_json
-from rlhf_lightning.cli.arguments import add_machine, check_new, device_of, parser, rows_to
+from rlhf_lightning.cli.arguments import add_machine, check_new, device_of, parser
+from rlhf_lightning.cli.resumed import resumed_rows
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.errors import ConfigError
 
@@ -65,7 +66,8 @@ def arguments() -> argparse.ArgumentParser:
     words.add_argument(
         "prompts", metavar="PROMPTS", help="a file with a column prompt, in any format that training reads"
     )
-    words.add_argument("--out", metavar="FILE", help="a new file; without it rows go to standard output")
+    words.add_argument("--out", metavar="FILE", help="a new file; without it rows go to standard output. What was "
+                       "interrupted goes on with the same command")  # fmt: skip
     words.add_argument("-n", "--samples", type=int, default=1, metavar="N", help="answers to each prompt (1)")
     words.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts at once (16)")
     add_sampling(words)
@@ -96,12 +98,13 @@ def run(words: Sequence[str]) -> None:
     from rlhf_lightning.labelling.ranking import like_prompt
     from rlhf_lightning.rollout.engine import stream_seed
 
-    policy = Responder(given.folder, device_of(given), given.dtype, settings_of(given))
+    device = device_of(given)
+    policy = Responder(given.folder, device, given.dtype, settings_of(given))
     own = {column for columns in ROW_TYPES.values() for column in columns} - {"prompt"}
-    cut = 0
     say(f"{given.folder}: {policy}", sys.stderr)
-    with rows_to(given.out) as write:
-        for at in range(0, len(rows), given.batch_size):
+    with resumed_rows(given, ("folder", "prompts"), device, given.batch_size * given.samples) as (done, write):
+        cut = sum(not row["finished"] for row in done)
+        for at in range(len(done) // given.samples, len(rows), given.batch_size):
             part = rows[at : at + given.batch_size]
             answers = policy.answers(part, given.samples, stream_seed(given.seed, at))
             for located, found in zip(part, answers, strict=True):

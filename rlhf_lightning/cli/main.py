@@ -98,7 +98,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     from rlhf_lightning.config.locations import CONF_DIR
     from rlhf_lightning.config.messages import explain
     from rlhf_lightning.config.plain_values import readable
-    from rlhf_lightning.config.sweeps import write_table
+    from rlhf_lightning.config.sweeps import common_failure, write_table
     from rlhf_lightning.config.typed import Typed
     from rlhf_lightning.console.streams import say
 
@@ -107,9 +107,7 @@ def _compose_and_run(arguments: list[str]) -> None:
     Typed([argument for argument in arguments if not argument.startswith("-")])  # nobody repeats its secrets
     adopt_mpirun()
     check_folder(arguments)
-    shown = _wants_traceback()
-
-    started = False
+    shown, started = _wants_traceback(), False
 
     def task(cfg: DictConfig) -> Any:
         nonlocal started
@@ -125,6 +123,8 @@ def _compose_and_run(arguments: list[str]) -> None:
         raise ConfigError(f"a config file is not readable as YAML: {error}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if shown or (started and isinstance(error, ValueError)):
+            if not shown and (failure := common_failure(JudgedLoader.sweep)):
+                raise failure from None
             raise
         raise ConfigError(explain(error, [a for a in arguments if "=" in a and not a.startswith("-")])) from None
     except OSError as error:

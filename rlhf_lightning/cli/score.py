@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rlhf_lightning.cli.arguments import add_machine, check_new, device_of, parser, rows_to
+from rlhf_lightning.cli.arguments import add_machine, check_new, device_of, parser
+from rlhf_lightning.cli.resumed import resumed_rows
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.data.exchanges import read_exchanges
 
@@ -23,7 +24,8 @@ def arguments() -> argparse.ArgumentParser:
     )
     words.add_argument("reward", metavar="REWARD", help="folder of a reward model")
     words.add_argument("rows", metavar="ROWS", help="a file, in any format that training reads")
-    words.add_argument("--out", metavar="FILE", help="a new file; without it rows go to standard output")
+    words.add_argument("--out", metavar="FILE", help="a new file; without it rows go to standard output. What was "
+                       "interrupted goes on with the same command")  # fmt: skip
     words.add_argument("--raw", action="store_true", help="the output of the model, not normalised")
     words.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers at once (16)")
     add_machine(words)
@@ -42,16 +44,15 @@ def run(words: Sequence[str]) -> None:
     check_new("--out", given.out)
     quiet()
     rows = read_exchanges(given.rows)  # before torch, whose import takes seconds
-    from rlhf_lightning.evaluation.scored import scored, sentences, summary
+    from rlhf_lightning.evaluation.scored import AT_ONCE, scored, sentences, summary
     from rlhf_lightning.models import Pretrained
     from rlhf_lightning.scoring.reward_model import RewardModelScorer, statistics
 
     source = Pretrained(given.reward, dtype=given.dtype)
     scorer = RewardModelScorer(source, normalise=not given.raw, micro_batch_size=given.batch_size)
-    scorer.to(device_of(given))
-    done = []
-    with rows_to(given.out) as write:
-        for row in scored(rows, scorer):
+    scorer.to(device := device_of(given))
+    with resumed_rows(given, ("reward", "rows"), device, AT_ONCE) as (done, write):
+        for row in scored(rows[len(done) :], scorer):
             write(row)
             done.append(row)
     for sentence in sentences(summary(done), not given.raw and statistics(given.reward) is not None):

@@ -47,6 +47,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_numbers(config)
     if "stages" in config:
         _check_stages(stages)
+    _check_lists(config)
     _check_resume(config.get("resume", "none"))
     _check_defaults(config, stages)
     for name in names(stages):
@@ -61,6 +62,14 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_callbacks(config.get("callbacks") or {}, names(stages))
     for name in names(stages):
         check_stage(config, name, world_size(trainer))
+
+
+def _check_lists(config: Mapping[str, Any]) -> None:
+    """No list of ours, or of Lightning, has a place for nothing; those of other parts may."""
+    for entry in walk(config):
+        known = not entry.target or entry.target.startswith(("rlhf_lightning.", "lightning."))
+        if entry.value is None and isinstance(entry.holder, list) and known:
+            raise ConfigError(f"{entry.key}: is null; leave it out of the list")
 
 
 def _check_stages(stages: Any) -> None:

@@ -30,16 +30,22 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> Judged
     """The config of a command line as plain Python, without running anything: ``compose(["stage=ppo", "kl=fixed"])``.
 
     Raises:
-        ConfigError: see :func:`load_config`. Hydra's own errors (unknown key or option) pass through.
+        ConfigError: there is no such key or option, or see :func:`load_config`.
     """
     import hydra
+    from hydra.errors import HydraException
 
     from rlhf_lightning.config.hydra_loader import composing
+    from rlhf_lightning.config.messages import explain
     from rlhf_lightning.config.plain_values import readable
 
     overrides = readable(overrides)
     with composing(), hydra.initialize_config_dir(str(CONF_DIR), job_name="train", version_base=None):
-        return load_config(hydra.compose(config_name, list(overrides)), overrides)
+        try:
+            composed = hydra.compose(config_name, list(overrides))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: a group that is no text
+            raise ConfigError(explain(error, overrides)) from error
+        return load_config(composed, overrides)
 
 
 def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Judged:
@@ -82,7 +88,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Judg
     try:
         check_config(config)
     except ConfigError as error:
-        raise ConfigError(_named_by_source(str(error), raw)) from None
+        raise ConfigError(_named_by_source(str(error), config, raw)) from None
     check_ignored(config, typed)
     return Judged(config, overrides=overrides)
 
@@ -171,15 +177,15 @@ def _resolved(node: Any, key: str = "", counted: list[str] | None = None) -> Any
     return tree if isinstance(node, DictConfig) else list(tree.values())
 
 
-def _named_by_source(message: str, raw: Any) -> str:
+def _named_by_source(message: str, config: Any, raw: Any) -> str:
     """A message about a value that is taken from another key, with that key in front: it is the one to change."""
     while found := re.match(r"([\w.]+)(?=[=:])", message):
-        value = raw
-        for name in found[1].split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if (taken := re.fullmatch(r"\$\{([\w.]*\w)\}", str(value))) is None or taken[1].startswith("."):
+        path = tuple(found[1].split("."))
+        keys = re.findall(r"\$\{(\w[\w.]*)\}", str(at(raw, path)))
+        taken = next((key for key in keys if at(config, tuple(key.split("."))) == at(config, path)), None)
+        if taken is None:
             break
-        message = taken[1] + message[found.end() :]
+        message = taken + message[found.end() :]
     return message
 
 

@@ -24,6 +24,7 @@ from rlhf_lightning import signals
 from rlhf_lightning.config import resolving
 from rlhf_lightning.config.bounds import LARGEST_FILE, LOADING, MOST_LOADED, check_brackets, check_text
 from rlhf_lightning.config.locations import CONF_DIR
+from rlhf_lightning.config.messages import of_a_list
 from rlhf_lightning.config.rights import check_places
 from rlhf_lightning.config.swaps import drop_leftovers
 from rlhf_lightning.config.tree import at, dotted, walk
@@ -113,6 +114,10 @@ class JudgedLoader(ConfigLoader):
                 raise known from None
             if resolving.too_deep(error):
                 raise ConfigError("a config file leads to itself, by its defaults list or an interpolation") from error
+            raise
+        except TypeError as error:
+            if message := of_a_list(overrides):
+                raise ConfigError(message) from error
             raise
         return cfg
 

@@ -61,6 +61,15 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     return text + cause
 
 
+def of_a_list(overrides: Sequence[str]) -> str:
+    """What is wrong where Hydra has made a TypeError of the options in a list; nothing if no group has one."""
+    for override in overrides:
+        group, _, value = override.lstrip("+").partition("=")
+        if group in _groups() and value.startswith("["):
+            return f"{override}: only names of options may stand in the list.\nOptions: {listed(_options(group))}"
+    return ""
+
+
 @contextmanager
 def as_config_error(trainer: Mapping[str, Any]) -> Iterator[None]:
     """While a Trainer is built: what Lightning does not like about the config group ``trainer``, in our words.

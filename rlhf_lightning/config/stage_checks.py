@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,17 @@ _TRANSLATED = {
     "gradient_clip_val": "max_grad_norm of the stage (for PPO ppo.max_grad_norm)",
     "accumulate_grad_batches": "micro_batch_size of the stage's data (for PPO ppo.settings.micro_batch_size)",
 }
+_NO_MODEL_YET = "looks for layers before a stage has loaded its model; "
+_REFUSED = {
+    "GradientAccumulationScheduler": f"would change the loss; set {_TRANSLATED['accumulate_grad_batches']} instead",
+    "BatchSizeFinder": "would change what is learned; where memory runs out, the pieces of a batch get smaller",
+    "LearningRateFinder": "finds a rate that the schedule takes back; try some in a sweep, -m STAGE.optimizer.lr=A,B",
+    **dict.fromkeys(
+        ("BaseFinetuning", "BackboneFinetuning"),
+        f"{_NO_MODEL_YET}set model.freeze_below=N for the lowest ones, which then do not learn",
+    ),
+    "ModelPruning": f"{_NO_MODEL_YET}prune the model that the stage leaves",
+}  # callbacks of Lightning, by what it calls them
 _REFERENCE_FREE = "rlhf_lightning.functional.reference_free."
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")  # of Lightning
 
@@ -75,11 +86,16 @@ def check_callbacks(callbacks: Mapping[str, Any], stages: Sequence[str]) -> None
                 f"callbacks.{name}._target_=rlhf_lightning.callbacks.StopEarly, which looks after each rollout, and "
                 "after each validation of the other stages"
             )
-        if kind == "GradientAccumulationScheduler":
-            instead = _TRANSLATED["accumulate_grad_batches"]
-            raise ConfigError(f"callbacks.{name}: {kind} would change the loss; set {instead} instead")
+        check_callback(f"callbacks.{name}", [kind])
         if kind.endswith("ProgressBar") and line is not None:
             raise ConfigError(f"callbacks.{name}: {kind} beside callbacks.{line}; add '~callbacks.{line}'")
+
+
+def check_callback(key: str, kinds: Iterable[str]) -> None:
+    """Refuse a callback that is of one of these classes of Lightning."""
+    for kind in kinds:
+        if kind in _REFUSED:
+            raise ConfigError(f"{key}: {kind} {_REFUSED[kind]}")
 
 
 def world_size(trainer: Mapping[str, Any]) -> int:

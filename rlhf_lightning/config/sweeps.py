@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning import errors
 from rlhf_lightning.config.typed import choices
 from rlhf_lightning.console.redaction import redact_text
-from rlhf_lightning.errors import ConfigError, nearest
+from rlhf_lightning.errors import ConfigError, RLHFError, nearest
 
 JOBS, TABLE = "sweep.jsonl", "sweep.csv"
 _BASIC = "hydra._internal.core_plugins.basic_sweeper."
@@ -75,12 +77,10 @@ def keep(sweep: Path, job: int, overrides: Sequence[str], folder: str, outcome: 
 
 def write_table(sweep: Path) -> str:
     """Write `TABLE` of the jobs that a sweep has kept; returns the same for the screen, without what all jobs share."""
-    file = sweep / JOBS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    jobs = list({record["job"]: record for record in map(json.loads, lines)}.values())
+    jobs = _jobs(sweep)
     if not jobs:
         return ""
-    rows = [_row(job) for job in sorted(jobs, key=lambda job: int(job["job"]))]
+    rows = list(map(_row, jobs))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with (sweep / TABLE).open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, columns)
@@ -88,12 +88,32 @@ def write_table(sweep: Path) -> str:
         writer.writerows(rows)
     chosen = list(dict.fromkeys(name for job in jobs for name in job["chosen"]))
     differ = [name for name in chosen if len({str(job["chosen"].get(name)) for job in jobs}) > 1]
-    goals = [name for name in columns if name.startswith("objective")]
+    goals = [name for name in columns if re.fullmatch(r"objective( \d+)?", name)]
     shown = ["job", *differ, *goals, "state", "folder"]
     cells = [shown, *([_cell(row.get(name, "")) for name in shown] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     return "\n".join([*table, f"sweep  {sweep / TABLE}"])
+
+
+def common_failure(sweep: Path | None) -> RLHFError | None:
+    """The error of the first job of a sweep, if all have failed and it is one of ours; a sweeper may hide it."""
+    jobs = _jobs(sweep) if sweep is not None else []
+    if not jobs or any(job["state"] != "failed" for job in jobs):
+        return None
+    name, _, message = str(jobs[0]["error"]).partition(": ")
+    kind = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, RLHFError)):
+        return None
+    return kind(f"no job has finished. The first: {message}")
+
+
+def _jobs(sweep: Path) -> list[dict[str, Any]]:
+    """The last record of each job, in their order."""
+    file = sweep / JOBS
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    jobs = {record["job"]: record for record in map(json.loads, lines)}
+    return sorted(jobs.values(), key=lambda job: int(job["job"]))
 
 
 def _row(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,9 @@ _MAIN = {  # tags of the history that tell how a stage went, and what they are c
     "dpo": {"val/loss": "dpo loss", "val/rewards/accuracies": "dpo accuracy"},
     "kto": {"val/loss": "kto loss"},
 }
+_MADE = {  # the same of stages without a history, in the record of what they have made
+    "score": {"score/mean": "mean score", "score/RewardBench 2/mean": "RewardBench 2"},
+}
 _LIMITS = {"ppo": "rollouts"}  # where the config says how many steps a stage takes
 _OF_THE_RUN = {"run_dir", "resume", "overwrite", "stages", "stage_name", "trusted_targets"}
 _PLACES = ("run_dir", "output", "output_root", "folder", "root", "dir", "policy", "train", "validation", "reference")
@@ -74,9 +77,17 @@ def read_run(folder: Path) -> RunSummary:
     return summary
 
 
-def numbers_of(folder: Path) -> dict[str, str]:
-    """The last main numbers of every stage, and what the judge said of the newest policy, by name."""
+def numbers_of(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The last main numbers of every stage, and what the judge said of the newest policy, by name.
+
+    Args:
+        folder: of a run.
+        records: by stage, the provenance of what the run has made.
+    """
     found: dict[str, str] = {}
+    for stage, tags in _MADE.items():
+        metrics = records.get(stage, {}).get("metrics") or {}
+        found |= {name: f"{metrics[tag]:z.3f}" for tag, name in tags.items() if tag in metrics}
     for stage, rows in read_histories(folder).items():
         tags = _MAIN.get(stage, {"train/loss": f"{stage} loss"})
         found |= {name: f"{values[-1]:z.3f}" for tag, name in tags.items() if (values := series(rows, tag)[1])}
@@ -152,11 +163,12 @@ def _read(folder: Path) -> RunSummary | None:
         return None
     if record.get("kind") != "run":
         return None
-    stages, done = tuple(record["stages"]), set()
+    stages, records = tuple(record["stages"]), dict[str, Mapping[str, Any]]()
     for output in record.get("outputs", ()):
         with suppress(CheckpointError):
-            done.add(str((read_provenance(folder / output) or {}).get("stage")))
-    done |= {"evaluate"} if (folder / "evaluation.json").is_file() else set()
+            made = read_provenance(folder / output) or {}
+            records[str(made.get("stage"))] = made
+    done = {*records} | ({"evaluate"} if (folder / "evaluation.json").is_file() else set())
     state = record["state"]
     if state == "running" and not is_locked(folder):
         state = "interrupted"
@@ -165,7 +177,7 @@ def _read(folder: Path) -> RunSummary | None:
     config = folder / CONFIG
     began = (config if config.is_file() else folder / RECORD).stat().st_mtime
     kept = tuple(stage for stage in stages if stage in done)
-    return RunSummary(folder, stages, kept, state, place, began, numbers_of(folder))
+    return RunSummary(folder, stages, kept, state, place, began, numbers_of(folder, records))
 
 
 def _place(folder: Path, stage: str) -> str:

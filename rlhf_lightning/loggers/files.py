@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import SummaryWriter
 
 from rlhf_lightning.checkpoint.places import free_name
 from rlhf_lightning.private_api.lightning import replace_save
@@ -59,6 +62,48 @@ def event_writer(logger: TensorBoardLogger) -> Any:
         writer = logger.experiment
         open_again(writer)
         return writer
+
+
+def resume_at(writer: Any, step: int) -> None:
+    """Have readers drop all that an earlier process has written into the folder of a writer for ``step`` and later."""
+    writer.file_writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+
+
+class CurvesOver:
+    """Curves over another count than the steps of a fit: the run ``by_COUNT`` below that of a TensorBoard logger.
+
+    It is a folder of its own, since readers drop later steps of all tags alike where a fit resumes, and its tags begin
+    with its name, since TensorBoard would draw equal ones into one chart. What the disk does not take is lost, after
+    one warning.
+
+    Args:
+        logger: of the fit.
+        count: what is counted.
+        done: the count so far; points behind it, of an earlier process, are taken back.
+    """
+
+    def __init__(self, logger: TensorBoardLogger, count: str, done: int) -> None:
+        self.name = f"by_{count}"
+        folder = os.path.join(logger.log_dir, self.name)
+        self._writer: SummaryWriter | None = None
+        try:
+            with records_written_by(partial(_Records, folder)):
+                self._writer = SummaryWriter(folder)
+                resume_at(self._writer, done + 1)
+        except OSError as error:
+            _tell(folder, error)
+
+    def add(self, numbers: Mapping[str, float], count: int) -> None:
+        """A point of each curve."""
+        if self._writer is None:
+            return
+        for tag, number in numbers.items():
+            self._writer.add_scalar(f"{self.name}/{tag}", number, count)
+
+    def close(self) -> None:
+        """Write what is still on its way."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 @rank_zero_only

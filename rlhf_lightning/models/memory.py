@@ -39,6 +39,29 @@ def fits(work: Callable[[], object]) -> bool:
     return False
 
 
+class Proven:
+    """How many tokens at once this rank has had memory for, with their gradients.
+
+    The first step does not count: the optimizer keeps state of its own only behind it.
+
+    >>> proven = Proven()
+    >>> for tokens in (40, 30, 20):
+    ...     proven.add(tokens)
+    >>> proven.tokens
+    30
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._begun = False
+
+    def add(self, tokens: int) -> None:
+        """A step is done whose largest micro-batch has so many."""
+        if self._begun:
+            self.tokens = max(self.tokens, tokens)
+        self._begun = True
+
+
 def halved(attempt: Callable[[int], T], size: int, what: str, advice: str, smallest: int = 1) -> tuple[T, int]:
     """Call ``attempt(size)``, and again with half the size as long as memory does not suffice.
 

@@ -41,6 +41,7 @@ class AutomaticModule(RLHFModule):
         self.splitting = Splitting(self.stage)
         self.train_means, self.val_means = Means(self.counts), Means(self.counts)
         self._positions = Means({"": "count"})
+        self._apart = False  # whether the backward at hand is the last of a step, and gradients are averaged behind it
 
     def setup(self, stage: str) -> None:
         """Means are over the ranks of this trainer, and not over others that have met and train nothing here."""
@@ -49,8 +50,20 @@ class AutomaticModule(RLHFModule):
                 part.alone = self.ranks.size == 1
 
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch [], a sum over its ``denominator``, and sums for the log."""
+        """The loss of a micro-batch [], a sum over its ``denominator``, and sums for the log.
+
+        Where memory runs out, a rank calls it again with parts of the micro-batch, while the others do not.
+        """
         raise NotImplementedError
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Look how large the micro-batch is before ranks agree on how its gradients are averaged."""
+        if hasattr(batch, "input_ids"):  # not for a `training_step` that computes its loss in another way
+            self.splitting.expect(batch, first=self._is_first(batch_idx))
+
+    def _is_first(self, batch_idx: int) -> bool:
+        """Of the micro-batches of an optimizer step."""
+        return batch_idx % self.trainer.accumulate_grad_batches == 0
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """One micro-batch, see `training_loss`; in parts where memory does not suffice for the whole."""
@@ -58,7 +71,7 @@ class AutomaticModule(RLHFModule):
             return self.training_loss(batch)[0]
         real = batch.attention_mask
         self._positions.update({"padding": (~real).sum(), "count": torch.tensor(real.numel())})
-        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        first = self._is_first(batch_idx)
         if first:
             self.guard.restart()
         return self.splitting.forward(batch, self._recorded_loss, self.ranks, first=first)
@@ -88,6 +101,8 @@ class AutomaticModule(RLHFModule):
     def backward(self, loss: Tensor, *args: Any) -> None:
         """See `Splitting`."""
         self.splitting.backward(loss, self._restart_step)
+        if self._apart:
+            self.ranks.average_gradients(self.parameters())
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """See `RLHFModule`; here a step begins."""
@@ -99,8 +114,17 @@ class AutomaticModule(RLHFModule):
         return means
 
     def optimizer_step(self, *given: Any) -> None:
-        """Lightning's, then the log: callbacks find the means of this step when its batch ends."""
-        super().optimizer_step(*given)
+        """Lightning's, then the log: callbacks find the means of this step when its batch ends.
+
+        Where a micro-batch of any rank is larger than what it has had memory for, gradients are averaged behind the
+        last backward, so that each rank may do it again in parts. Else DDP averages inside of it.
+        """
+        self._apart = self.ranks.averages and self.ranks.any(self.splitting.is_unproven())
+        with self.ranks.accumulating(last=not self._apart):
+            super().optimizer_step(*given)
+        if not self.guard.failed:
+            self.splitting.passed(self.ranks, apart=self._apart)
+        self._apart = False
         self.log_step()
 
     def log_step(self) -> None:

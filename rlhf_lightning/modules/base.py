@@ -231,12 +231,11 @@ class RLHFModule(lightning.LightningModule):
         if BASE in state.get("frozen", {}):
             checkpoint["state_dict"] = base_weights(self) | checkpoint["state_dict"]
         refuse_other_weights(checkpoint.get("state_dict"), self)
-        if len(state["ranks"]) != self.ranks.size:
-            self._cut_otherwise(checkpoint)
+        self._cut_otherwise(checkpoint)
         self._restored = state
 
     def _cut_otherwise(self, checkpoint: dict[str, Any]) -> None:
-        """Have the data go on behind the same rows, though another number of processes cuts a step otherwise."""
+        """Have the data go on behind the same rows, though other processes or micro-batches cut a step otherwise."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         at = checkpoint.get(type(data).__qualname__) or {}
         if not (before := at.get(MICRO_BATCHES)) or at["position"] % before:  # refused by the data

@@ -67,6 +67,7 @@ class KTOModule(OfflineModule):
         )
         self.loss = loss
         self._point = torch.zeros(())  # of the optimizer step that is being accumulated
+        self._measured: AnswerBatch | None = None  # what it was measured on
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._mismatched = Means({"": "count"})
 
@@ -104,10 +105,13 @@ class KTOModule(OfflineModule):
         return result.loss, sums
 
     def training_loss(self, batch: FeedbackBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The first micro-batch of an optimizer step also measures the reference point."""
-        if batch.mismatched is not None:
+        """The first micro-batch of an optimizer step also measures the reference point, where all ranks meet: once,
+        even if this one does the step again."""
+        is_known = self.splitting.again and batch.mismatched is self._measured
+        if batch.mismatched is not None and not is_known:
             mismatched = self._without_grad(batch.mismatched, self._pieces(batch, training=True))
             self._point = kto_reference_point(*(self.ranks.gather(part).flatten() for part in mismatched))  # type: ignore[arg-type]
+            self._measured = batch.mismatched
         answers, counted = self.logprobs(batch), batch.lengths > 0  # not those of padding rows
         assert answers.reference is not None
         answers = AnswerLogprobs(answers.policy[counted], answers.reference[counted])

@@ -101,7 +101,7 @@ class OnlineModule(RolloutModule):
         return known.details if known and known.rollout is rollout else details_of(self.scorer, rollout)
 
     def loss(self, batch: Experience, denominators: Denominators) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one micro-batch; each algorithm implements it."""
+        """The loss of one micro-batch; each algorithm implements it. Where memory runs out, one rank calls it again."""
         raise NotImplementedError
 
     def total_optimizer_steps(self) -> int:
@@ -143,9 +143,15 @@ class OnlineModule(RolloutModule):
     def _update(self, minibatch: Experience, schedule: Schedule, metrics: UpdateMetrics) -> bool:
         """One optimizer step on a minibatch; False, and no step, where KL(old || new) or a broken number forbids it."""
         optimizer: Any = self.optimizers()
-        counts = torch.stack([self.aggregation.count(minibatch.mask), minibatch.mask.sum()]).double()
-        denominators = Denominators(*self.ranks.reduce(counts).float())
-        step = self.fitting(partial(self._accumulate, minibatch, denominators), schedule)
+        unproven = self.ranks.averages and self.smaller.is_unproven(minibatch.rollout, schedule)
+        learned = minibatch.mask.sum()
+        counts = torch.stack([self.aggregation.count(minibatch.mask), learned, learned.new_tensor(unproven)]).double()
+        *totals, wish = self.ranks.reduce(counts).float()
+        denominators, apart = Denominators(*totals), self.ranks.averages and bool(wish)
+        with self.ranks.accumulating(last=not apart):  # else gradients stay here, so that a rank may begin again
+            step = self.fitting(partial(self._accumulate, minibatch, denominators), schedule)
+        if apart:
+            self.ranks.average_gradients(self.parameters())
         approx_kl = self.ranks.sum(step.sums["approxkl"])[0]
         limit = self.settings.max_approx_kl
         if limit is not None and approx_kl / max(float(denominators.tokens), 1.0) > limit:
@@ -159,6 +165,8 @@ class OnlineModule(RolloutModule):
         self.optimizer_steps += 1
         if self.guard.failed:
             return False
+        if apart:
+            self.smaller.passed(minibatch.rollout, schedule)
         norms = {"grad_norm": self._grad_norm} | {f"grad_norm_{n}": v for n, v in self._group_norms.items()}
         metrics.add(step.sums | {name: norm / self.ranks.size for name, norm in norms.items()}, step.highest)
         metrics.steps += 1
@@ -223,8 +231,9 @@ class OnlineModule(RolloutModule):
             "perf/tokens_per_second": metrics["tokens"] / max(total, 1e-9),
             "perf/tokens_per_second_generate": self.ranks.size * sampled / max(seconds, 1e-9),
         }
-        counters = self.guard.logged() | self.smaller.logged() | {"episode": float(self.episodes)} | speeds
-        self.log_dict({n: v for n, v in metrics.items() if n not in ("episodes", "tokens")} | counters | self._seconds)
+        counts = {"episode": float(self.episodes), "tokens": float(self.tokens)}
+        logged = {n: v for n, v in metrics.items() if n not in ("episodes", "tokens")} | counts | speeds
+        self.log_dict(logged | self.guard.logged() | self.smaller.logged(self.ranks) | self._seconds)
 
     def on_fit_start(self) -> None:
         """Move what Lightning does not see too."""

@@ -51,8 +51,12 @@ UNSEEN |= {"sampling", "exact_shortcuts"}  # each section has it all
 FREE = UNSEEN | {"stages", "threads", "trainer", "callbacks", "checkpoint"}
 """Keys with which a run may go on that was made with others; those that are not in `UNSEEN` are told and recorded."""
 DECIDES_BITS = ("trainer.precision:",)  # except these
-SERVERS = re.compile(r"rollout\.(engine\.)?(urls|start|program|ram_disk|concurrency|timeout|retries|deadline): ")
-"""Where servers are and how long they are waited for, which may change too: their answers depend on seeds alone."""
+HARMLESS = re.compile(
+    r"rollout\.(engine\.)?(urls|start|program|ram_disk|concurrency|timeout|retries|deadline): "
+    r"|(\w+\.)+micro_batch_size: "
+)
+"""More that may change: where servers are and how long they are waited for, since their answers depend on seeds alone,
+and how many rows are computed at once, since the gradients stay the same up to rounding."""
 
 
 class RunFolder:
@@ -270,4 +274,4 @@ class RunFolder:
 
 
 def _is_free(line: str) -> bool:
-    return (part(line) in FREE and not line.startswith(DECIDES_BITS)) or bool(SERVERS.match(line))
+    return (part(line) in FREE and not line.startswith(DECIDES_BITS)) or bool(HARMLESS.match(line))

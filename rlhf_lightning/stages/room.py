@@ -34,7 +34,7 @@ EVALUATED = ("report.md", "report.html", "evaluation.json")
 _OURS = (
     CONFIG, RECORD, LOG, *EVALUATED, f"{HISTORY}/*.csv",
     *(f"figures/{name}.png" for name in CAPTIONS), "tensorboard/*/events.out.tfevents.*", "tensorboard/*/hparams.yaml",
-    "csv/*/version_*/*.csv", "csv/*/version_*/hparams.yaml",
+    "tensorboard/*/by_*/events.out.tfevents.*", "csv/*/version_*/*.csv", "csv/*/version_*/hparams.yaml",
     "bad_batches/*/step-*/rank-*/state.json", "bad_batches/*/step-*/rank-*/tensors.safetensors",
 )  # fmt: skip
 """The files that a run makes in its entries, besides folders with a record; what else is there is the user's."""

@@ -19,7 +19,7 @@ from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
 from rlhf_lightning.config.messages import as_config_error
-from rlhf_lightning.config.stage_checks import shards_weights
+from rlhf_lightning.config.stage_checks import check_callback, shards_weights
 from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.labelling import SamplingModule
@@ -133,7 +133,7 @@ class Run:
     def trainer(self, stage: str, callbacks: Sequence[Callback] = (), **limits: Any) -> lightning.Trainer:
         """A Trainer with the run's loggers and callbacks; ``limits`` are the stage's own arguments."""
         lightning.seed_everything(self.seed, verbose=False)
-        surrounding = [self.build(node) for node in self._callbacks()]
+        surrounding = [self._callback(node) for node in self._callbacks()]
         for line in surrounding:
             if isinstance(line, ProgressLine):
                 line.title = self.title(stage)
@@ -161,6 +161,12 @@ class Run:
     def _callbacks(self) -> list[dict[str, Any]]:
         """Nodes of the callbacks that surround every fit; one that is null is left out."""
         return [node for node in (self.config.get("callbacks") or {}).values() if node is not None]
+
+    def _callback(self, node: Mapping[str, Any]) -> Callback:
+        part: Callback = self.build(node)
+        kinds = [base.__name__ for base in type(part).__mro__ if base.__module__.startswith("lightning.pytorch.")]
+        check_callback(self.key_of(node), kinds)
+        return part
 
     def predictor(self, title: str = "") -> lightning.Trainer:
         """A Trainer that only samples: no logger, and of the run's callbacks the progress line, if it has a title."""

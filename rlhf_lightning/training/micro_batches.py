@@ -59,6 +59,12 @@ def micro_batches(rollout: Rollout, schedule: Schedule) -> list[Tensor]:
     return [(place[owner] == number).nonzero().squeeze(1) for number in tokens.argsort(descending=True)]
 
 
+def most_tokens(rollout: Rollout, schedule: Schedule) -> int:
+    """Tokens of the largest micro-batch of a minibatch: real ones where rows are packed, else padding as well."""
+    part = take(rollout, micro_batches(rollout, schedule)[0], schedule)
+    return int(part.attention_mask.sum()) if schedule.by_length and schedule.packed else part.input_ids.numel()
+
+
 def neighbours(rollout: Rollout) -> Tensor:
     """Which responses stand beside each other and answer the same prompt, long [B]; a model computes it once."""
     return adjacent_groups(rollout.prompt_ids, rollout.prompt_mask)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor, nn
 
 from rlhf_lightning.checkpoint.processes import everyone
 from rlhf_lightning.functional.masking import Moments, masked_moments, merge_moments, whiten_with
 
 CPU = torch.device("cpu")
+BUCKET = 25 * 2**20  # bytes of gradients in one all-reduce, as in DDP
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,43 @@ class Ranks:
         return getattr(self.strategy, "global_rank", 0)
 
     @property
-    def meet_in_backward(self) -> bool:
-        """Whether ranks wait for each other inside of a backward, so that none may repeat one alone."""
-        return self.strategy is not None and not isinstance(self.strategy, SingleDeviceStrategy)
+    def averages(self) -> bool:
+        """Whether each rank computes gradients of its own, which the last backward of a step averages (DDP).
+
+        A static graph is left to DDP, which learns in its first steps what it all-reduces when.
+        """
+        ddp = getattr(self.strategy, "model", None)
+        return isinstance(self.strategy, DDPStrategy) and not getattr(ddp, "static_graph", False)
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether this rank may do again what it computes now, since no other waits for it inside.
+
+        Not a forward that gathers shared weights, nor, under DDP, a backward that is not `accumulating`.
+        """
+        if not self.averages:
+            return self.strategy is None or isinstance(self.strategy, SingleDeviceStrategy)
+        synchronous = getattr(self.strategy.model, "require_backward_grad_sync", False)  # type: ignore[union-attr]
+        return not (synchronous and torch.is_grad_enabled())
 
     def reduce(self, tensor: Tensor) -> Tensor:
-        """A tensor summed element-wise over all ranks."""
-        return tensor if self.strategy is None else self.strategy.reduce(tensor, reduce_op="sum")
+        """A tensor summed element-wise over all ranks, in place; the strategy's own would have them wait once more."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
 
     def sum(self, *values: Tensor | float) -> list[float]:
         """Each value [] summed over all ranks."""
         packed = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values])
         return self.reduce(packed).tolist()
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true on any rank."""
+        return bool(self.sum(value)[0])
+
+    def lowest(self, value: float) -> float:
+        """The smallest value of all ranks."""
+        return float(self.gather(torch.tensor(value, dtype=torch.float64)).min())
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, float64 ``[size, ...]``; they must have the same shape everywhere."""
@@ -91,7 +117,39 @@ class Ranks:
         with nullcontext() if last or block is None else block():
             yield
 
+    @torch.no_grad()
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Set gradients to their mean over ranks, as DDP's last backward does, when all were `accumulating`.
+
+        A rank that has no gradient where another has one adds 0; where none has one, there is none.
+
+        Args:
+            parameters: the same on every rank, in the same order.
+        """
+        learned = [weight for weight in parameters if weight.requires_grad]
+        has = torch.tensor([weight.grad is not None for weight in learned], dtype=torch.float32, device=self.device)
+        used = [weight for weight, ranks in zip(learned, self.reduce(has).tolist(), strict=True) if ranks]
+        for weight in used:
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        for bucket in _buckets([weight.grad for weight in used if weight.grad is not None]):
+            local = bucket[0].flatten() if len(bucket) == 1 else torch.cat([grad.flatten() for grad in bucket])
+            mean = self.reduce(local.mul_(1 / self.size))
+            for grad, part in zip(bucket, mean.split([grad.numel() for grad in bucket]), strict=True):
+                grad.copy_(part.view_as(grad))
+
     def wait(self) -> None:
         """Return when every rank is here."""
         if self.strategy is not None:
             self.strategy.barrier()
+
+
+def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of at most `BUCKET` bytes together; a larger gradient alone."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and sum(other.nbytes for other in bucket) + gradient.nbytes > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,38 +11,46 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rlhf_lightning.errors import OutOfMemory
-from rlhf_lightning.models.memory import fits, halved, is_out_of_memory
-from rlhf_lightning.training.micro_batches import Schedule
+from rlhf_lightning.models.memory import Proven, fits, halved, is_out_of_memory
+from rlhf_lightning.training.micro_batches import Schedule, most_tokens
 from rlhf_lightning.training.random_state import random_state, restore_random_state
 from rlhf_lightning.training.ranks import Ranks
-from rlhf_lightning.types import ComparisonBatch, FeedbackBatch
+from rlhf_lightning.types import ComparisonBatch, FeedbackBatch, Rollout
 
 T = TypeVar("T")
+ADVICE = (
+    "lower {}.micro_batch_size, with which resume=auto goes on from the last checkpoint, or {}, or compute in fewer "
+    "bits with trainer.precision=bf16-mixed and model.dtype=bfloat16"
+)
 
 
 class Splitting:
     """Forward and backward of the micro-batches of an optimizer step, done again in parts when memory runs out.
 
     Losses are sums over a denominator of the whole batch, so the parts add up to the same gradient. Lightning gets a
-    leaf tensor in place of the loss; so the graph belongs to nobody else, and is gone when it has to be. With several
-    processes, which wait for each other inside the backward, memory that runs out is an error.
+    leaf tensor in place of the loss; so the graph belongs to nobody else, and is gone when it has to be. Where other
+    ranks would wait meanwhile (`Ranks.may_repeat`), memory that runs out is an error.
 
     Args:
         stage: for messages.
 
     Attributes:
-        limit: padded tokens computed at once; None until memory has run out.
+        limit: padded tokens that this rank computes at once; None until memory has run out.
         val_limit: the same for validation, which needs no gradient.
+        again: whether the step at hand is done again.
     """
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.limit: int | None = None
         self.val_limit: int | None = None
+        self.again = False
+        self._lowest = math.inf  # limit of all ranks
+        self._proven = Proven()
+        self._largest = 0  # tokens of a micro-batch of the step
         self._batches: list[Any] = []  # of the step
         self._random: dict[str, Any] = {}
         self._whole = False  # whether the micro-batch at hand is tried in one piece
@@ -50,6 +59,20 @@ class Splitting:
         self._tried: Any = None
         self._compute: Callable[[Any], Tensor] | None = None
         self._device = torch.device("cpu")
+
+    def expect(self, batch: Any, *, first: bool) -> None:
+        """Note a micro-batch before it is computed; ``first`` of its optimizer step."""
+        self._largest = max(0 if first else self._largest, _tokens(batch))
+
+    def is_unproven(self) -> bool:
+        """Whether a micro-batch of the step is larger than what there has been memory for."""
+        return self._largest > min(self._proven.tokens, self.limit or self._largest)
+
+    def passed(self, ranks: Ranks, *, apart: bool) -> None:
+        """The step is done; collective where its gradients were averaged ``apart``."""
+        self._proven.add(min(self._largest, self.limit or self._largest))
+        if apart:
+            self._lowest = ranks.lowest(self.limit or math.inf)
 
     def forward(self, batch: Any, compute: Callable[[Any], Tensor], ranks: Ranks, *, first: bool) -> Tensor:
         """The loss [] of a micro-batch, or what stands for it.
@@ -61,16 +84,17 @@ class Splitting:
             first: whether it is the first of its optimizer step.
 
         Raises:
-            OutOfMemory: memory ran out in one of several processes.
+            OutOfMemory: memory ran out where other ranks wait.
         """
-        if ranks.meet_in_backward:
+        self.again, self._tried = self.again and not first, batch
+        if not ranks.may_repeat:
             with self._explained(batch):
                 return compute(batch)
         self._compute, self._device = compute, ranks.device
         if first:
             self._batches, self._random = [], random_state(self._device)
         self._batches.append(batch)
-        self._loss, self._tried = None, batch
+        self._loss = None
         self._whole = self.limit is None or _tokens(batch) <= self.limit
         if self._whole:
             fits(lambda: self._hold(compute(batch)))
@@ -86,10 +110,10 @@ class Splitting:
             restart: drops the gradients and sums of the optimizer step, which is done again.
 
         Raises:
-            OutOfMemory: a single row does not fit, or memory ran out in one of several processes.
+            OutOfMemory: a single row does not fit, or memory ran out where other ranks wait.
         """
         if self._stand_in is None:
-            with self._explained(None):
+            with self._explained(self._tried):
                 scaled.backward()
             return
         scaled.backward()  # reaches the stand-in only
@@ -101,6 +125,7 @@ class Splitting:
             done = fits(lambda: self._backward_in_parts(self._batches[-1:], factor))
         while not done:
             self._shrink()
+            self.again = True
             restart()
             restore_random_state(self._random, self._device)
             done = fits(lambda: self._backward_in_parts(self._batches, factor))
@@ -114,9 +139,9 @@ class Splitting:
             ranks: that validate together.
 
         Raises:
-            OutOfMemory: a single row does not fit, or memory ran out in one of several processes.
+            OutOfMemory: a single row does not fit, or memory ran out where other ranks wait.
         """
-        if ranks.meet_in_backward:
+        if not ranks.may_repeat:
             with self._explained(batch):
                 step(batch)
             return
@@ -131,14 +156,16 @@ class Splitting:
                 raise OutOfMemory(self._advice(first))
             else:
                 self.val_limit = _tokens(first) // 2
-                rank_zero_warn(
+                warnings.warn(
                     f"{self.stage}: out of memory with {_tokens(first)} tokens in validation; again, and from now "
-                    f"on, with at most {self.val_limit}"
+                    f"on, with at most {self.val_limit}",
+                    stacklevel=2,
                 )
 
     def logged(self) -> dict[str, float]:
-        """The tag of the limit, once there is one."""
-        return {} if self.limit is None else {"perf/micro_batch_tokens": float(self.limit)}
+        """The tag of the lowest limit of all ranks, once there is one."""
+        lowest = min(self._lowest, self.limit or math.inf)
+        return {} if lowest == math.inf else {"perf/micro_batch_tokens": lowest}
 
     def pieces(self, batch: Any, at_least: int) -> int:
         """Into how many pieces to cut a batch that needs no gradient."""
@@ -160,9 +187,10 @@ class Splitting:
             raise OutOfMemory(self._advice(self._tried))
         stage, tokens = self.stage, _tokens(self._tried)
         self.limit = tokens // 2
-        rank_zero_warn(
+        warnings.warn(
             f"{stage}: out of memory with {tokens} tokens at once; this step again, and all others, with at most "
-            f"{self.limit} (same gradients); a smaller {stage}.data.micro_batch_size saves the second try"
+            f"{self.limit} (same gradients); a smaller {stage}.data.micro_batch_size saves the second try",
+            stacklevel=2,
         )
 
     def _hold(self, loss: Tensor) -> None:
@@ -179,11 +207,8 @@ class Splitting:
 
     def _advice(self, batch: Any) -> str:
         size = "" if batch is None else f" with {_units(batch)} rows of {batch.input_ids.shape[1]} tokens"
-        return (
-            f"{self.stage}: out of memory{size}; lower {self.stage}.data.micro_batch_size or "
-            f"{self.stage}.data.max_length, or compute in fewer bits with trainer.precision=bf16-mixed and "
-            "model.dtype=bfloat16"
-        )
+        advice = ADVICE.format(f"{self.stage}.data", f"{self.stage}.data.max_length")
+        return f"{self.stage}: out of memory{size}; {advice}"
 
 
 class SmallerMicroBatches:
@@ -193,12 +218,21 @@ class SmallerMicroBatches:
         stage: for messages.
 
     Attributes:
-        rows: in a micro-batch, since memory ran out; None before.
+        rows: in a micro-batch of this rank, since memory ran out; None before.
     """
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.rows: int | None = None
+        self._proven = Proven()
+
+    def is_unproven(self, rollout: Rollout, schedule: Schedule) -> bool:
+        """Whether a micro-batch of a minibatch is larger than what there has been memory for, with its gradients."""
+        return most_tokens(rollout, self._fitting(schedule)) > self._proven.tokens
+
+    def passed(self, rollout: Rollout, schedule: Schedule) -> None:
+        """An optimizer step on a minibatch is done."""
+        self._proven.add(most_tokens(rollout, self._fitting(schedule)))
 
     def run(
         self, attempt: Callable[[Schedule], T], schedule: Schedule, ranks: Ranks, restart: Callable[[], object]
@@ -212,8 +246,7 @@ class SmallerMicroBatches:
             restart: drops what a failed attempt left, called before each.
 
         Raises:
-            OutOfMemory: a single response does not fit, or one of several processes, which wait for each other inside
-                the backward, has no memory left.
+            OutOfMemory: a single response does not fit, or memory ran out where other ranks wait.
         """
         state = random_state(ranks.device)
 
@@ -222,19 +255,20 @@ class SmallerMicroBatches:
             restore_random_state(state, ranks.device)
             return attempt(schedule.at_most(rows))
 
-        rows = schedule.at_most(self.rows or schedule.micro).micro
-        advice = (
-            "lower ppo.settings.micro_batch_size, sampling.max_new_tokens or ppo.data.max_prompt_length, or "
-            "compute in fewer bits with trainer.precision=bf16-mixed and model.dtype=bfloat16"
-        )
-        result, fitted = halved(again, rows, self.stage, advice, smallest=1 if ranks.size == 1 else rows)
+        rows = self._fitting(schedule).micro
+        advice = ADVICE.format("ppo.settings", "sampling.max_new_tokens or ppo.data.max_prompt_length")
+        result, fitted = halved(again, rows, self.stage, advice, smallest=1 if ranks.may_repeat else rows)
         if fitted < schedule.micro:
             self.rows = fitted
         return result
 
-    def logged(self) -> dict[str, float]:
-        """The tag of the limit, once there is one."""
-        return {} if self.rows is None else {"perf/micro_batch_size": float(self.rows)}
+    def logged(self, ranks: Ranks) -> dict[str, float]:
+        """The tag of the lowest limit of all ranks, once there is one. Collective."""
+        lowest = ranks.lowest(self.rows or math.inf)
+        return {} if lowest == math.inf else {"perf/micro_batch_size": lowest}
+
+    def _fitting(self, schedule: Schedule) -> Schedule:
+        return schedule.at_most(self.rows or schedule.micro)
 
 
 def parts(batch: Any, limit: int) -> Iterator[Any]:

@@ -1,6 +1,9 @@
 import re
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -77,6 +80,69 @@ def test_a_fit_that_goes_on_takes_back_the_steps_it_does_again(tmp_path):
     assert [event.step for event in read.Scalars("objective/kl")] == [0, 1, 2, 3, 4]
 
 
+class Monitor(pl.Callback):
+    """Logs a monitor after every second rollout."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if pl_module.rollouts % 2 == 0:
+            pl_module.log("monitor/gold", 10.0 * pl_module.rollouts)
+
+
+class DiesAfter(pl.Callback):
+    """Ends the fit after a rollout."""
+
+    def __init__(self, rollout):
+        self.rollout = rollout
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if pl_module.rollouts == self.rollout:
+            raise KeyError
+
+
+def curve(folder, count, tag):
+    read = EventAccumulator(str(folder / f"by_{count}"), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in read.Scalars(f"by_{count}/{tag}")]
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")
+def test_curves_over_episodes_and_tokens_lose_no_point_of_a_run_that_was_killed_and_double_none(tmp_path):
+    saver = SaveAt(3, tmp_path / "at3.ckpt")
+    threads = threading.active_count()
+    for checkpoint, dies_after in ((None, 5), (str(saver.path), None)):
+        logger = TensorBoardLogger(tmp_path, name="", version="ppo")
+        fitted = trainer([Monitor(), TensorBoardExtras(), saver, DiesAfter(dies_after)], tmp_path, logger=logger)
+        with nullcontext() if checkpoint else pytest.raises(KeyError):
+            fitted.fit(Refinement([0.5, 1, 2, 3, 4, 5], [1] * 6), loader(6), ckpt_path=checkpoint)
+        assert threading.active_count() == threads
+    scores = [0.5, 1, 2, 3, 4, 5]
+    assert curve(tmp_path / "ppo", "episodes", "objective/scores") == list(zip(range(3, 19, 3), scores, strict=True))
+    tokens = [4 * rollout**2 for rollout in range(1, 7)]
+    assert curve(tmp_path / "ppo", "tokens", "objective/scores") == list(zip(tokens, scores, strict=True))
+    assert curve(tmp_path / "ppo", "tokens", "monitor/gold") == [(16, 20), (64, 40), (144, 60)]
+    read = EventAccumulator(str(tmp_path / "ppo" / "by_tokens")).Reload()
+    drawn = {"objective/scores", "objective/kl", "completions/mean_length", "monitor/gold"}
+    assert set(read.Tags()["scalars"]) == {f"by_tokens/{tag}" for tag in drawn}
+
+
+def test_a_rollout_that_was_given_up_is_no_point_and_no_count_is_no_folder(tmp_path):
+    module = Refinement([0.5, 1, 2], [1] * 3)
+    module.gave_up = True
+    events(tmp_path, module, 3, axes=["episodes"])
+    read = EventAccumulator(str(tmp_path / "ppo" / "by_episodes")).Reload()
+    assert read.Tags()["scalars"] == [] and not (tmp_path / "ppo" / "by_tokens").exists()
+    events(tmp_path / "sft", Supervised(), 1)
+    assert not list((tmp_path / "sft").rglob("by_*"))
+
+
+def test_a_folder_that_cannot_be_made_costs_its_curves_and_nothing_else(tmp_path, caplog):
+    (tmp_path / "ppo").mkdir()
+    (tmp_path / "ppo" / "by_tokens").write_text("in the way")
+    read = events(tmp_path, Refinement([0.5], [1]), 1)
+    assert [event.value for event in read.Scalars("objective/scores")] == [0.5]
+    assert curve(tmp_path / "ppo", "episodes", "objective/scores") == [(3, 0.5)]
+    assert "by_tokens: no more is written for TensorBoard (File exists)" in caplog.text
+
+
 def test_other_loggers_are_left_alone(tmp_path):
     logger = CSVLogger(tmp_path)
     trainer([TensorBoardExtras()], tmp_path, logger=logger).fit(Refinement([0.5], [1]), loader(1))
@@ -90,6 +156,8 @@ def test_distributions_hold_only_what_counts():
     assert found["tokens/advantage"].tolist() == [3.0] * 4
 
 
-def test_arguments_below_one_are_refused():
+def test_arguments_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="every_n_rollouts=0"):
         TensorBoardExtras(every_n_rollouts=0)
+    with pytest.raises(ConfigError, match=r"tensorboard.axes=\['rows'\]: choose from \['episodes', 'tokens'\]"):
+        TensorBoardExtras(axes=["rows"])

@@ -44,6 +44,30 @@ def test_interpolations_become_plain_python():
     assert type(config["a"][1]) is dict
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("judge=null", r"judge=null: there is no such option\. Did you mean judge=none\?\nOptions of judge: fun"),
+        ("scorer=null", "scorer=null: there is no such option"), ("kl=null", "Did you mean kl=none"),
+        ("rollout=3", "rollout=3: there is no such option"), ("kl=adptive", "Did you mean adaptive"),
+        ("sft.max_epoch=3", "sft.max_epoch: there is no such key"), ("seed", "EQUAL"),
+        ("logger=[null,csv]", r"^logger=\[null,csv\]: only names of options may stand in the list\.\nOptions: comet"),
+        ("kl=[3]", r"^kl=\[3\]: only names"),
+        ("evaluate.judges=[null]", r"^evaluate\.judges\[0\]: is null; leave it out of the list$"),
+        ("+trainer.callbacks=[null]", r"callbacks\[0\]: is null"), ("data.prompts=[x,null]", r"prompts\[1\]: is null"),
+        ("objective=[val/loss,null]", r"objective\[1\]: is null"), ("sampling.stop=[null]", r"stop\[0\]: is null"),
+    ],
+)  # fmt: skip
+def test_python_is_told_of_a_wrong_word_as_the_command_is(word, says):
+    with pytest.raises(ConfigError, match=says):
+        compose([word])
+
+
+def test_lists_of_parts_that_are_not_ours_may_hold_null():
+    words = [f"+callbacks.mine={{_target_: {TARGET}, children: [null]}}", f"trusted_targets=[{TARGET}]"]
+    assert compose(words)["callbacks"]["mine"]["children"] == [None]
+
+
 def test_missing_value_names_its_key_and_the_remedy():
     with pytest.raises(ConfigError, match=r"data\.train has no default .* data\.train=VALUE .*Also missing: z"):
         load_config(OmegaConf.create({"data": {"train": "???"}, "z": "???"}))

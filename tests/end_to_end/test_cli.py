@@ -18,8 +18,12 @@ from rlhf_lightning.checkpoint import verify_folder
 from rlhf_lightning.checkpoint.places import foreign, lock
 from rlhf_lightning.checkpoint.provenance import read_sealed, sealed
 from rlhf_lightning.config.compose import compose
+from rlhf_lightning.errors import OutOfMemory
+from rlhf_lightning.evaluation import scored
+from rlhf_lightning.labelling.inference import Responder
 from rlhf_lightning.modules import PPOModule
 from rlhf_lightning.scoring import completion_texts
+from rlhf_lightning.scoring.reward_model import RewardModelScorer
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.tasks.miniature.prepare import prepare_miniature
 from tests.gates.gate_docs import blocks
@@ -50,6 +54,7 @@ def refuse(self, address):
         raise OSError("no network in this test")
 socket.socket.connect = socket.socket.connect_ex = refuse
 """
+NOUNS = ("soup", "inn", "room", "waiter", "food")
 MY_PROJECT = """
 import os
 from pathlib import Path
@@ -319,6 +324,38 @@ def test_generate_writes_rows_that_score_reads_and_replaces_no_file(tmp_path, pi
     assert [row["finished"] for row in found] == [row["finished"] for row in [*rows, *more]]
     assert found[-2]["scores"] == pytest.approx([found[-3]["score"], found[-1]["score_chosen"]], abs=1e-5)
     assert found[-1]["score_rejected"] == pytest.approx(found[-3]["score"], abs=1e-5) and "ranks" not in found[-2]
+
+
+def test_generate_and_score_go_on_where_they_were_interrupted(tmp_path, pipeline, monkeypatch):
+    folder, _ = pipeline
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"the {word} was"}) + "\n" for word in NOUNS))
+    calls = {
+        "generate": ["generate", str(folder / "ppo"), str(prompts), "-n", "2", "--batch-size", "2"],
+        "score": ["score", str(folder / "reward"), str(tmp_path / "generate-whole.jsonl")],
+    }
+    monkeypatch.setattr(scored, "AT_ONCE", 4)
+    does = {"generate": (Responder, "answers"), "score": (RewardModelScorer, "score_texts")}
+    for command, (owner, name) in does.items():
+        whole, out = (tmp_path / f"{command}-{word}.jsonl" for word in ("whole", "again"))
+        undisturbed = commands.answer([*calls[command], "--out", str(whole)])
+        assert undisturbed["code"] == 0
+        method, asked = getattr(owner, name), []
+
+        def fails_once(self, *given, method=method, asked=asked):
+            asked.append(given)
+            if len(asked) == 3:
+                raise OutOfMemory("full")
+            return method(self, *given)
+
+        with monkeypatch.context() as full:
+            full.setattr(owner, name, fails_once)
+            assert commands.answer([*calls[command], "--out", str(out)])["code"] == 1
+            assert not out.exists()
+            done = commands.answer([*calls[command], "--out", str(out)])
+        assert done["code"] == 0 and len(asked) == 4 and "goes on behind 8 rows" in done["err"]
+        assert out.read_text() == whole.read_text() and len(out.read_text().splitlines()) == 10
+        assert done["err"].splitlines()[-1] == undisturbed["err"].splitlines()[-1]
 
 
 def test_chat_answers_what_is_piped_in_beside_another_policy_with_scores(pipeline, monkeypatch):

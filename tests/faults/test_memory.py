@@ -1,10 +1,8 @@
 """Memory that runs out: the same work in smaller pieces, with the same gradient (case 29)."""
 
 import math
-import weakref
 from dataclasses import replace
 
-import lightning
 import pytest
 import torch
 
@@ -15,62 +13,18 @@ from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, Sampling
 from rlhf_lightning.scoring.reward_model import RewardModelScorer
 from rlhf_lightning.training.smaller_batches import parts
 from tests.support import tiny
-from tests.support.numeric_faults import STAGES, data_of, fit, module_of, trainer_of, write
+from tests.support.memory_faults import CPU, CUDA, Gradients, Small, SmallWithoutGradient, validated
+from tests.support.numeric_faults import STAGES, data_of, fit, module_of, write
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),
     pytest.mark.filterwarnings("ignore:.*out of memory.*:UserWarning"),
 ]
-CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried ...")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return write(tmp_path_factory.mktemp("data"))
-
-
-class Small(lightning.Callback):
-    """A memory for so many sequences: the model refuses more, while it computes or while it is differentiated."""
-
-    def __init__(self, sequences, when, error=CUDA):
-        self.sequences, self.when, self.error = sequences, when, error
-        self.refused, self.passed = 0, []
-        self.failed, self.alive = [], 0
-
-    def setup(self, trainer, module, stage):
-        module.configure_model()
-        layers = [part for name, part in module.trained.named_modules() if name.endswith("layers.0")]
-        layers[0].register_forward_hook(self._look)
-
-    def _look(self, layer, args, output):
-        hidden = output[0] if isinstance(output, tuple) else output
-        if not hidden.requires_grad:
-            return
-        self.alive += sum(ref() is not None for ref in self.failed)
-        if len(hidden) <= self.sequences:
-            self.passed.append(len(hidden))
-            return
-        self.failed.append(weakref.ref(hidden))
-        if self.when == "forward":
-            self._refuse()
-        else:
-            hidden.register_hook(self._refuse)
-
-    def _refuse(self, grad=None):
-        self.refused += 1
-        raise type(self.error)(*self.error.args)  # a fresh one, whose traceback dies with it
-
-
-class Gradients(lightning.Callback):
-    """The gradient of every optimizer step, before it is clipped."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_before_optimizer_step(self, trainer, module, optimizer):
-        grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.seen.append(torch.cat(grads).clone())
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -240,27 +194,6 @@ def test_halving_warns_each_time_and_gives_up_at_the_smallest():
         assert halved(attempt, 13, "work", "advice") == (3, 3)
     with pytest.raises(OutOfMemory, match="work: out of memory with 8 rows at once; advice"):
         halved(attempt, 8, "work", "advice", smallest=8)
-
-
-class SmallWithoutGradient(Small):
-    """The same for a forward that needs no gradient."""
-
-    def _look(self, layer, args, output):
-        hidden = output[0] if isinstance(output, tuple) else output
-        if hidden.shape[1] <= 4:  # what the library tries once to get to know the model
-            return
-        if len(hidden) > self.sequences:
-            self._refuse()
-        self.passed.append(len(hidden))
-
-
-def validated(stage, files, folder, callbacks=()):
-    data, module = data_of(stage, files, 4), module_of(stage)
-    trainer = trainer_of(stage, folder, data, 1, callbacks)
-    data.setup("fit")
-    data.val_items = data.train_items
-    trainer.validate(module, dataloaders=data.val_dataloader(), verbose=False)
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}, module
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "ppo"])

@@ -163,8 +163,8 @@ def test_case_56_a_replaced_run_is_kept_aside_until_the_new_one_is_complete(plac
     verify_folder(tmp_path / "run.replaced-1" / "rankings", "rank")
     (tmp_path / "ranks.jsonl").write_text(ranks)
     run(config(place, overwrite=True))  # the failed one left nothing worth keeping
-    (tmp_path / "run" / "tensorboard" / "rank").mkdir(parents=True)
-    for name in ("mine.txt", "events.out.tfevents.1"):
+    (tmp_path / "run" / "tensorboard" / "rank" / "by_tokens").mkdir(parents=True)
+    for name in ("mine.txt", "events.out.tfevents.1", "by_tokens/events.out.tfevents.1"):
         add(tmp_path / "run" / "tensorboard" / "rank" / name)
     run(config(place, overwrite=True))
     verify_folder(tmp_path / "run" / "rankings", "rank")

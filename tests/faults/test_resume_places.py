@@ -87,6 +87,20 @@ def test_case_16_a_signal_in_a_step_that_ends_with_a_validation(words, tmp_path,
     assert left(tmp_path / "told") == left(tmp_path / "whole")
 
 
+def test_case_29_a_run_goes_on_with_smaller_micro_batches_behind_the_same_rows(words, tmp_path):
+    words = [*words, "sft.data.batch_size=4", "sft.data.micro_batch_size=4"]
+    go(words, tmp_path / "whole")
+    with pytest.raises(SystemError):
+        go([*words, f"+callbacks.stop={STOP}"], tmp_path / "run")
+    go([*words[:-1], "sft.data.micro_batch_size=1"], tmp_path / "run")
+    [names, *expected], [_, *found] = (left(tmp_path / folder)[1] for folder in ("whole", "run"))
+    assert len(found) == len(expected) == 1 + 3 * (2 + 1)  # steps and validations
+    for row, other in zip(found, expected, strict=True):
+        for name, cell, wanted in zip(names, row, other, strict=True):
+            if name != "train/padding":  # there is none in a micro-batch of one row
+                assert cell == wanted or float(cell) == pytest.approx(float(wanted), rel=1e-4), name
+
+
 def test_case_16_a_fit_that_a_callback_has_ended_is_not_trained_on(words, tmp_path, monkeypatch):
     words = [*words, "+callbacks.enough={_target_: tests.faults.test_resume_places.Enough}"]
     go(words, tmp_path / "whole")

@@ -171,15 +171,17 @@ def test_answers_that_nobody_judged_have_no_part_in_whitening_nor_in_the_start_o
 @pytest.mark.filterwarnings("ignore:ppo. val/var_explained")  # the scores hardly vary
 def test_learning_raises_the_score():
     ppo = module(kl=0.0, lr=0.1, ppo_epochs=2, num_minibatches=2)
-    scores = []
+    scores, lengths = [], []
 
     class Watch(lightning.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             scores.append(float(trainer.callback_metrics["objective/scores"]))
+            lengths.append(int(pl_module.last_experience.rollout.lengths.sum()))
 
-    fit(ppo, steps=30, callbacks=[Watch()])
+    logged = fit(ppo, steps=30, callbacks=[Watch()])
     assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 0.5
     assert ppo.optimizer_steps == 30 * 2 * 2 and ppo.rollouts == 30 and ppo.episodes == 240 and ppo.step_number == 31
+    assert logged["episode"] == 240 and logged["tokens"] == sum(lengths)
 
 
 class Twins(Ranks):
@@ -203,7 +205,7 @@ def test_two_ranks_that_see_the_same_learn_what_one_learns(monkeypatch):
     together = fit(two)
     for a, b in zip(one.policy.parameters(), two.policy.parameters(), strict=True):
         torch.testing.assert_close(a, b)
-    twice = {"episode": 2}
+    twice = {"episode": 2, "tokens": 2}
     for name, value in alone.items():
         if not name.startswith("perf/"):
             assert together[name] == pytest.approx(twice.get(name, 1) * value, rel=1e-4, abs=1e-6), name

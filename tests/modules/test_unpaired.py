@@ -86,6 +86,15 @@ def test_gradients_do_not_depend_on_the_split_of_a_shuffled_batch(file):
         assert (ends[micro] - ends[8]).norm() <= 1e-5 * (ends[8] - start).norm()
 
 
+def test_the_reference_point_is_measured_again_when_the_same_batch_comes_again(file):
+    module, data = offline.unpaired(reference=sure()), offline.answers(file, micro=8)
+    offline.fit(module, data)
+    batch = next(iter(data.train_dataloader()))
+    before, again = (float(module.training_loss(batch)[1]["kl"]) for _ in range(2))
+    module.policy.load_state_dict(sure().state_dict())
+    assert before == again > 1.0 and float(module.training_loss(batch)[1]["kl"]) == 0.0
+
+
 def test_the_first_loss_is_one_half_where_policy_and_reference_agree(file):
     logged = offline.fit(offline.unpaired(), offline.answers(file, micro=2))
     assert logged["train/loss"] == 0.5 and logged["train/kl"] == 0.0

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import SimpleProfiler
 
@@ -241,3 +242,17 @@ def test_a_callback_that_is_null_is_left_out():
     names = [type(part).__name__ for part in run.trainer("sft", max_epochs=1).callbacks]
     assert "ValidateFirst" in names and not {"RewardHackingGuard", "ProgressLine"} & set(names)
     assert "ProgressLine" not in [type(part).__name__ for part in run.predictor("rank").callbacks]
+
+
+class Unfreeze(BaseFinetuning):
+    """As Lightning's pages show it."""
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.policy)
+
+
+def test_a_users_class_is_refused_as_what_it_is_made_from():
+    node = f"+callbacks.mine._target_={__name__}.Unfreeze"
+    run = Run(compose(["stage=sft", "trainer=cpu", "logger=none", node, f"trusted_targets=[{__name__}]"]))
+    with pytest.raises(ConfigError, match=r"^callbacks\.mine: BaseFinetuning looks for layers .*model\.freeze_below=N"):
+        run.trainer("sft", max_epochs=1)

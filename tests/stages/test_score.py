@@ -10,6 +10,7 @@ from rlhf_lightning.checkpoint import read_provenance, write_folder
 from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import DataError
+from rlhf_lightning.evaluation.runs import read_run
 from rlhf_lightning.evaluation.scored import sentences, summary
 from rlhf_lightning.stages.pipeline import run
 from tests.support import commands, tiny
@@ -47,6 +48,9 @@ def test_the_stage_writes_what_the_command_writes_and_names_what_was_scored(tmp_
     ]
     record = read_provenance(tmp_path / "run/scores")
     assert record["metrics"] == metrics and metrics["score/answers"] == 9
+    assert read_run(tmp_path / "run").numbers == {
+        "mean score": f"{metrics['score/mean']:z.3f}", "RewardBench 2": f"{metrics['score/RewardBench 2/mean']:z.3f}"
+    }  # fmt: skip
     assert set(metrics) == {
         "score/answers",
         "score/mean",

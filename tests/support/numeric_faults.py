@@ -53,9 +53,9 @@ def write(folder):
     return folder
 
 
-def data_of(stage, folder, micro=2):
+def data_of(stage, folder, micro=2, batch=4):
     """Rows that last for many steps: every pass over them is one or two."""
-    tok, common = tiny.tokenizer(), {"batch_size": 4, "micro_batch_size": micro, "validation_fraction": 0.0}
+    tok, common = tiny.tokenizer(), {"batch_size": batch, "micro_batch_size": micro, "validation_fraction": 0.0}
     if stage == "sft":
         return DemonstrationData(folder / "demonstrations.jsonl", None, tok, **common)
     if stage in ("reward", "dpo"):
@@ -79,10 +79,10 @@ def trainer_of(stage, folder, data, steps, callbacks=(), devices=1, plugins=(), 
     )  # fmt: skip
 
 
-def fit(stage, folder, steps, module=None, callbacks=(), micro=2, resume=None, data=None, **options):
+def fit(stage, folder, steps, module=None, callbacks=(), micro=2, resume=None, data=None, batch=4, **options):
     """Train ``steps`` steps; returns module and trainer."""
     module = module or module_of(stage)
-    data = data_of(stage, data or folder, micro)
+    data = data_of(stage, data or folder, micro, batch)
     trainer = trainer_of(stage, folder, data, steps, callbacks, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You passed in a `val_dataloader`|.*that end the run")
