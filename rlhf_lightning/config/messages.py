@@ -135,6 +135,12 @@ def _unused_group(key: str, overrides: Sequence[str]) -> str:
         return f"{key}: there is no such group.{nearest(group, _groups())}\nGroups: {listed(_groups())}"
     stages = [stage for stage in _options("stage") if re.search(rf"/{group}\b", _text(f"stage/{stage}"))]
     stage = _stage(overrides)
+    experiment = next((o for o in overrides if o.startswith("experiment=")), "")
+    if experiment and not any(o.startswith(key) for o in overrides):
+        return (
+            f"{experiment} chooses {key}, which stage={stage} has not. To run this stage of it, write stages=[{stage}] "
+            f"instead of stage={stage}"
+        )
     used = f"It is used by stage={', '.join(stages)}. " if stages else ""
     return f"{key}: stage={stage} has no part {group}.\n{used}To have it all the same, write +{key}=OPTION"
 

@@ -28,6 +28,7 @@ MISTAKES = [
     ("stage=sft sft.optimiser.lr=1", "Did you mean sft.optimizer.lr?|Keys of sft: policy, output, max_epochs"),
     ("stage=ppo kl=fixed kl.target=6", "kl.target|Keys of kl: coef|kl=adaptive, kl=ziegler"),
     ("stage=sft kl=fixed", "stage=sft has no part kl|used by stage=ppo"),
+    ("experiment=reviews_smollm2 stage=sft", "reviews_smollm2 chooses algorithm|stages=[sft] instead"),
     ("preset=miniature", "preset: say for which part: preset@best_of_n=OPTION, |Options of preset: miniature_best"),
     ("stages=[sftt]", "no stage sftt|Did you mean sft?|Stages: sft, rank, reward, ppo, dpo, kto"),
     ("stage=ppo +ppo.settings.epochs=2", "PPOSettings takes no epochs|It takes: group_size, baseline, ppo_epochs"),
