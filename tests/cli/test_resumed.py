@@ -112,6 +112,14 @@ def test_rows_without_a_record_of_how_they_were_made_are_not_gone_on_with(place)
         make()
 
 
+def test_a_link_to_nowhere_in_the_place_of_the_rows_stays(place):
+    Path("new").mkdir()
+    Path("new/answers.jsonl.part").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"delete new/answers\.jsonl\.part"):
+        make()
+    assert there(place) == ["answers.jsonl.part"]
+
+
 def test_rows_that_are_damaged_are_left_as_they_are(place):
     interrupted(5)
     left = b"\0" * 9 + b"\n" + Path("new/answers.jsonl.part").read_bytes()
