@@ -6,6 +6,7 @@ Source: Ouyang et al. 2022, arXiv:2203.02155, section 3.5 and appendix C.4.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.loader import MICRO_BATCHES
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import ConfigError, OutOfMemory
 from rlhf_lightning.models.forward import token_scores
+from rlhf_lightning.models.memory import fits
 from rlhf_lightning.rules.ranges import require
+from rlhf_lightning.training.smaller_batches import ADVICE
 from rlhf_lightning.types import SFTBatch
 
 
@@ -54,16 +57,27 @@ class PretrainingMix(pl.Callback):
         self._loader = self.data.train_dataloader()
 
     def accumulate(self, module: Any) -> Tensor:
-        """Add the gradients of an optimizer step; returns this rank's share of the mean loss [], nats per token."""
+        """Add the gradients of an optimizer step; returns this rank's share of the mean loss [], nats per token.
+
+        Raises:
+            OutOfMemory: its rows do not fit, which smaller micro-batches of the rollout would not mend.
+        """
         total, loader = torch.zeros((), device=module.device), self._loader
         loader.load_state_dict({"position": module.optimizer_steps * loader.accumulate})
-        for _ in range(loader.accumulate):
-            batch: SFTBatch = loader.draw().to(module.device)
+
+        def add(batch: SFTBatch) -> None:
             with module.ranks.accumulating(last=False):
                 scored = token_scores(module.policy, batch.input_ids, batch.attention_mask, batch.mask, summed=True)
                 share = -scored.logprobs.sum() / (batch.denominator * loader.accumulate * module.ranks.size)
                 module.manual_backward(self.coef * share * module.ranks.size)  # ranks are averaged
-            total += share.detach()
+            total.add_(share.detach())
+
+        for _ in range(loader.accumulate):
+            batch = loader.draw().to(module.device)
+            if not fits(partial(add, batch)):
+                rows, tokens = batch.input_ids.shape
+                advice = ADVICE.format("ppo.pretraining.data", "ppo.pretraining.data.max_length")
+                raise OutOfMemory(f"ppo.pretraining: out of memory with {rows} rows of {tokens} tokens; {advice}")
         return total
 
     def state_dict(self) -> dict[str, Any]:

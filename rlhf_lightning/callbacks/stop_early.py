@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 
+from rlhf_lightning.callbacks.steps import NewNumbers
 from rlhf_lightning.rules.ranges import require
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,8 @@ class StopEarly(EarlyStopping):
     """Lightning's `EarlyStopping` that looks after each rollout of PPO, and after each validation of the other stages.
 
     Lightning's own looks after each epoch, and PPO is one epoch; and it ends a stage with an error that does not log
-    the number. Here such a stage says so at its end and runs to it.
+    the number. Here such a stage says so at its end and runs to it. A rollout that does not log the number anew is no
+    look: one that was given up, or one between two that a monitor scores.
 
     Args:
         monitor: tag, such as ``objective/kl`` or ``val/loss``.
@@ -54,11 +56,14 @@ class StopEarly(EarlyStopping):
             check_finite=check_finite,
             check_on_train_epoch_end=False,
         )
+        self._new = NewNumbers()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not pl_module.automatic_optimization:  # a batch is a rollout
+        if pl_module.automatic_optimization:  # else a batch is a rollout
+            return
+        if self.monitor in self._new.look(trainer):
             self.on_validation_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

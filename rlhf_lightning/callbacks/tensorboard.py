@@ -86,7 +86,7 @@ class TensorBoardExtras(pl.Callback):
 
     def __init__(self, every_n_rollouts: int = 10, axes: Sequence[str] = COUNTS) -> None:
         require("every_n_rollouts", every_n_rollouts, at_least=1)
-        if isinstance(axes, str) or not set(axes) <= set(COUNTS):
+        if isinstance(axes, str) or not all(axis in COUNTS for axis in axes):
             raise ConfigError(f"tensorboard.axes={axes}: choose from {list(COUNTS)}; [] is the step alone")
         self.every_n_rollouts = every_n_rollouts
         self.axes = axes

@@ -6,6 +6,7 @@ Nothing is followed through a link: a link, a device or a file with a second nam
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import platform
@@ -133,7 +134,7 @@ def _locked(file: Path, what: Path, wait: bool) -> int:
         try:
             stream = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            if file.is_symlink():
+            if error.errno == errno.ELOOP:
                 raise CheckpointError(f"{file}: is a link; remove it") from error
             raise DiskError(f"{what}: cannot write here ({error}); choose another place") from error
         found = os.fstat(stream)

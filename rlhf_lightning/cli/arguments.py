@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,9 +57,13 @@ def check_new(option: str, path: str | None) -> None:
     """Refuse to replace a file.
 
     Raises:
-        ConfigError: it is there already.
+        ConfigError: it is there already, or the path is that of a folder.
     """
-    if path is not None and Path(path).exists():
+    if path is None:
+        return
+    if path.endswith("/"):
+        raise ConfigError(f"{option} {path}: is a folder; name a file in it")
+    if os.path.exists(path):
         raise ConfigError(f"{option} {path}: is there already; delete it or choose another name")
 
 

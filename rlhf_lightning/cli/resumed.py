@@ -75,13 +75,13 @@ def resumed_rows(given: argparse.Namespace, read: Sequence[str], device: Any, un
                 say(f"{part}: {count} rows are kept; the same command goes on behind them", sys.stderr)
             else:
                 part.unlink(missing_ok=True)
-                record.unlink()
+                record.unlink(missing_ok=True)
             raise
         with _disk_error(path):
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(part, path)
-            record.unlink()
+            record.unlink(missing_ok=True)
 
 
 def _settings(given: argparse.Namespace, read: Sequence[str], device: Any) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _settings(given: argparse.Namespace, read: Sequence[str], device: Any) -> di
 
 def _left(path: str, part: Path, record: Path, made: Mapping[str, Any], unit: int) -> list[dict[str, Any]]:
     """The rows of whole units that an interrupted command has left; what follows them is cut off."""
-    if not part.exists():
+    if not os.path.lexists(part):
         write_file(record, json.dumps(made, indent=2) + "\n")
         return []
     before = read_json(record)

@@ -10,6 +10,7 @@ from rlhf_lightning.cli.arguments import add_machine, check_new, device_of, pars
 from rlhf_lightning.cli.resumed import resumed_rows
 from rlhf_lightning.console.streams import quiet, say
 from rlhf_lightning.data.exchanges import read_exchanges
+from rlhf_lightning.rules.ranges import require
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -41,6 +42,7 @@ def run(words: Sequence[str]) -> None:
         CheckpointError: no reward model is there.
     """
     given = arguments().parse_args(words)
+    require("--batch-size", given.batch_size, at_least=1)
     check_new("--out", given.out)
     quiet()
     rows = read_exchanges(given.rows)  # before torch, whose import takes seconds

@@ -14,6 +14,7 @@ from rlhf_lightning.config.signatures import Signature, signature
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.rules import combinations, placement
 from rlhf_lightning.rules.ahead import check_ahead, check_ahead_node
+from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.rules.stages import STAGES, stage_of
 
 _TRANSLATED = {
@@ -110,11 +111,20 @@ def shards_weights(config: Mapping[str, Any]) -> bool:
     return "ModelParallelStrategy" in str((config.get("trainer") or {}).get("strategy"))
 
 
+def _check_score(section: Mapping[str, Any], world_size: int) -> None:
+    require("score.micro_batch_size", section.get("micro_batch_size"), at_least=1)
+    if world_size > 1:
+        raise ConfigError(
+            f"score: computes in one process, and this run has {world_size}; run stage=score alone, with "
+            "trainer.devices=1"
+        )
+
+
 def check_stage(config: Mapping[str, Any], stage: str, world_size: int) -> None:
     """Refuse a stage whose parts do not go together, on so many processes."""
     section = config.get(stage) or {}
-    if stage == "score" and world_size > 1:
-        raise ConfigError(f"score: computes in one process, and this run has {world_size}; run stage=score alone")
+    if stage == "score":
+        _check_score(section, world_size)
     data = _completed(section.get("data") or {})
     if data is not None:
         if hasattr(data, "micro_batch_size") and data.batch_size is not ...:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from rlhf_lightning.data.rows.parts import number_or_text
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.functional.diagnostics import WinRate, clustered_interval
 from rlhf_lightning.functional.length_control import length_controlled_win_rate
@@ -82,11 +83,13 @@ def _share(row: LocatedRow) -> float | None:
                 f"{row.where}: {name}: is no text; an annotation has instruction, output_1, output_2 and preference"
             )
     value = row.row.get("preference")
+    if isinstance(value, str):
+        value = number_or_text(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value == 0 or 1 <= value <= 2):
         raise DataError(
-            f"{row.where}: preference: is {str(value)[:40]}; write 1 where output_1 is better, 2 where output_2 is, "
+            f"{row.where}: preference: is {value!r:.40}; write 1 where output_1 is better, 2 where output_2 is, "
             "a number between them, or null"
         )
     return 0.5 if value == 0 else float(value) - 1

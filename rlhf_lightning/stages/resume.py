@@ -258,7 +258,7 @@ class RunFolder:
         ):
             raise CheckpointError(
                 f"resume=auto: {stage} ({self._longer[stage]}) cannot become longer, since no checkpoint of it is left "
-                "(checkpoint.at_end keeps one); use another run_dir"
+                "(checkpoint.at_end keeps one, unless a callback ended the stage early); use another run_dir"
             )
 
     def _may_change(self, key: str) -> bool:

@@ -15,13 +15,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning import signals
 from rlhf_lightning.callbacks import DurableCheckpoint, History, ProgressLine, Samples, StopAtBoundary
+from rlhf_lightning.callbacks.progress import why_early
 from rlhf_lightning.checkpoint import read_provenance, verify_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO
 from rlhf_lightning.config.compose import config_text, redact, safe_instantiate
 from rlhf_lightning.config.messages import as_config_error
 from rlhf_lightning.config.stage_checks import check_callback, shards_weights
 from rlhf_lightning.config.tree import walk
-from rlhf_lightning.errors import CheckpointError
+from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.labelling import SamplingModule
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.unread import weights_later
@@ -81,6 +82,7 @@ class Run:
 
         Raises:
             CheckpointError: nothing is left to train.
+            ConfigError: a callback ended it before the first step.
             NumericalError: no step has changed the model.
         """
         checkpoint = self.files.checkpoint(stage)
@@ -90,6 +92,8 @@ class Run:
         with signals.grace_period(max((saver.grace_period_seconds for saver in savers), default=0.0)):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if not watch.steps:
+            if checkpoint is None:
+                raise ConfigError(f"{stage}: ended before its first step, so nothing is exported: {why_early(trainer)}")
             raise CheckpointError(
                 f"{stage}: no step was left to train after {checkpoint}; its model was exported by that run, or raise "
                 f"{stage}.max_epochs in a new one"

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from rlhf_lightning.callbacks import PretrainingMix
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.data.demonstrations import DemonstrationData
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import ConfigError, OutOfMemory
 from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.stages.ppo import check_ppo
 from rlhf_lightning.stages.run import Run
@@ -60,6 +60,16 @@ def test_every_step_takes_the_next_rows_and_a_warm_up_of_the_critic_none(tmp_pat
     phases.ppo(folder, module, rollouts=3, callbacks=[mix])
     assert taken == [(1, 2), (1, 3), (2, 4), (2, 5)]
     assert mix.state_dict()["position"] == 6
+
+
+def test_rows_that_do_not_fit_name_their_own_keys_and_no_rollout_gets_smaller(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("rlhf_lightning.callbacks.pretraining.token_scores", full)
+    says = r"ppo\.pretraining: out of memory with 4 rows of \d+ tokens; lower ppo\.pretraining\.data\.micro_batch_size"
+    with pytest.raises(OutOfMemory, match=says):
+        trained(phases.write(tmp_path))
 
 
 def test_other_rows_than_those_of_the_checkpoint_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 import logging
 
 import pytest
+from lightning.pytorch import Callback
 
 from rlhf_lightning.callbacks import History, StopEarly
 from rlhf_lightning.callbacks.progress import why_early
@@ -15,6 +16,20 @@ def test_rollouts_end_when_the_number_no_longer_gets_better(tmp_path):
     fit.fit(module, loader(6))
     assert module.rollouts == 4
     assert why_early(fit).startswith("StopEarly: Monitored metric objective/kl did not improve in the last 2 records")
+
+
+class EverySecond(Callback):
+    """A monitor that scores every second rollout, each time better."""
+
+    def on_train_batch_end(self, trainer, module, *_):
+        if module.rollouts % 2 == 0:
+            module.log("monitor/gold", float(module.rollouts))
+
+
+def test_a_rollout_that_does_not_log_the_number_is_no_look(tmp_path):
+    module = Refinement([0.0] * 6, KL)
+    trainer([EverySecond(), StopEarly("monitor/gold", "max", patience=1)], tmp_path).fit(module, loader(6))
+    assert module.rollouts == 6
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")  # a plain loader has no position

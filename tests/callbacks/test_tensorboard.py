@@ -161,3 +161,5 @@ def test_arguments_that_cannot_be_are_refused():
         TensorBoardExtras(every_n_rollouts=0)
     with pytest.raises(ConfigError, match=r"tensorboard.axes=\['rows'\]: choose from \['episodes', 'tokens'\]"):
         TensorBoardExtras(axes=["rows"])
+    with pytest.raises(ConfigError, match=r"tensorboard.axes=\[\['tokens'\]\]: choose from"):
+        TensorBoardExtras(axes=[["tokens"]])  # no name, and nothing that a set takes

@@ -44,6 +44,7 @@ def test_the_help_of_a_stage_tells_meaning_and_range():
         (["evaluate", "model.path=x"], "write stage=evaluate"),
         (["chatt", "runs/ppo"], "Did you mean chat?"),
         (["score", "reward", "no_file.jsonl"], "no_file.jsonl: no such file"),
+        (["score", "reward", "no_file.jsonl", "--batch-size", "0"], "--batch-size=0: must be at least 1"),
         (["generate", "policy", "no_file.jsonl", "-n", "0"], "--samples 0: must be at least 1"),
         (["compare", "a", "a", "--prompts", "p", "--judge", "m.f"], "both folders are the same"),
         (["compare", "a", "b", "--prompts", "p"], "nothing judges"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rlhf_lightning.checkpoint.places import lock
+from rlhf_lightning.cli import generate
 from rlhf_lightning.cli.resumed import resumed_rows
 from rlhf_lightning.console import streams
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
@@ -111,6 +112,14 @@ def test_rows_without_a_record_of_how_they_were_made_are_not_gone_on_with(place)
         make()
 
 
+def test_a_link_to_nowhere_in_the_place_of_the_rows_stays(place):
+    Path("new").mkdir()
+    Path("new/answers.jsonl.part").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"delete new/answers\.jsonl\.part"):
+        make()
+    assert there(place) == ["answers.jsonl.part"]
+
+
 def test_rows_that_are_damaged_are_left_as_they_are(place):
     interrupted(5)
     left = b"\0" * 9 + b"\n" + Path("new/answers.jsonl.part").read_bytes()
@@ -127,6 +136,22 @@ def test_a_file_that_another_process_writes_or_has_written_is_left_alone(place):
     Path("new/answers.jsonl").write_text("mine")
     with pytest.raises(ConfigError, match="is there already"):
         make()
+    assert there(place) == ["answers.jsonl"]
+
+
+def test_a_folder_and_a_name_that_is_too_long_are_told_and_leave_nothing(place):
+    with pytest.raises(ConfigError, match="--out new/: is a folder; name a file in it"):
+        generate.run(["model", "prompts.jsonl", "--out", "new/"])
+    assert not Path("new").exists()
+    for length in (240, 300):
+        with pytest.raises(DiskError, match="cannot write here"):
+            make(out="a" * length)
+
+
+def test_a_record_that_somebody_has_deleted_meanwhile_is_not_missed(place):
+    with resumed_rows(typed(), ("folder", "prompts"), torch.device("cpu"), UNIT) as (_, write):
+        write({"row": 0})
+        Path("new/answers.jsonl.settings.part").unlink()
     assert there(place) == ["answers.jsonl"]
 
 

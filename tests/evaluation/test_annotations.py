@@ -61,6 +61,13 @@ def test_zero_is_a_draw_null_counts_nowhere_and_policies_stand_apart(write):
     assert (other.policy, other.raw.win_rate, other.equal.win_rate) == ("other", 0.0, 0.0)
 
 
+def test_a_table_writes_preferences_as_text(tmp_path):
+    table = tmp_path / "annotations.csv"
+    table.write_text("instruction,output_1,output_2,preference\na,b,c,2\nd,b,c,1.5\ne,b,c,\n")
+    (found,) = annotated(read_rows(table))
+    assert (found.pairs, found.missing, found.raw.win_rate) == (2, 1, 0.75)
+
+
 def test_answers_to_one_instruction_are_not_independent(write):
     rows = [annotation(n, 1 + n % 2) for n in range(20)]
     (one,), (four,) = annotated(read_rows(write(rows))), annotated(read_rows(write(rows * 4)))
@@ -73,6 +80,7 @@ def test_answers_to_one_instruction_are_not_independent(write):
         (annotation(1, 3), r"annotations\.json:\d+.*preference: is 3; write 1 where output_1 is better"),
         (annotation(1, True), "preference: is True"),
         (annotation(1, 0.5), r"preference: is 0\.5"),
+        (annotation(1, "m"), "preference: is 'm'"),
         ({**annotation(1, 1), "output_2": None}, "output_2: is no text; an annotation has instruction"),
         ({"prompt": "a"}, "instruction: is no text"),
         (annotation(1, None, policy="none"), "none of the 1 annotations of none has one"),

@@ -20,7 +20,7 @@ from rlhf_lightning.stages import Run, pipeline
 from rlhf_lightning.stages.device import settled
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.stages.resume import RunFolder
-from tests.support import small_pipeline
+from tests.support import phases, small_pipeline, tiny
 
 
 def test_provenance_names_every_file_of_a_list_by_its_checksum(tmp_path):
@@ -256,3 +256,19 @@ def test_a_users_class_is_refused_as_what_it_is_made_from():
     run = Run(compose(["stage=sft", "trainer=cpu", "logger=none", node, f"trusted_targets=[{__name__}]"]))
     with pytest.raises(ConfigError, match=r"^callbacks\.mine: BaseFinetuning looks for layers .*model\.freeze_below=N"):
         run.trainer("sft", max_epochs=1)
+
+
+def test_a_fit_that_ends_before_its_first_step_says_what_ended_it(tmp_path):
+    folder = phases.write(tmp_path)
+    for part in (tiny.policy(), tiny.tokenizer()):
+        part.save_pretrained(folder / "model")
+    early = "{_target_: rlhf_lightning.callbacks.StopEarly, monitor: val/loss, stopping_threshold: 1000}"
+    words = [
+        "stage=sft", "task=custom", "logger=none", "trainer=cpu", f"model.path={folder / 'model'}", "sft.max_epochs=1",
+        f"data.demonstrations={folder / 'demonstrations.jsonl'}", "sft.data.batch_size=2",
+        "sft.data.validation_fraction=0.5", f"+callbacks.early={early}", f"run_dir={folder / 'run'}",
+    ]  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"sft: ended before its first step, .*: StopEarly: Stopping threshold reached"
+    ):
+        run(compose(words))

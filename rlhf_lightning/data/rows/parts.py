@@ -35,7 +35,7 @@ def finished(row: dict[str, Any], kind: str) -> dict[str, Any]:
     row = _without_repeats(_in_turns(_as_one(_with_system(row))))
     _template_columns(row)
     if isinstance(row.get("margin"), str):
-        row["margin"] = _number_or_text(row["margin"])
+        row["margin"] = number_or_text(row["margin"])
     _nothing_lost(row, kind)
     return row
 
@@ -187,7 +187,7 @@ def _tool(tool: Any) -> Any:
     return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
-def _number_or_text(text: str) -> Any:
+def number_or_text(text: str) -> Any:
     """A number that a table wrote as text; other text is named by the check of fields."""
     if not text.strip():
         return None
