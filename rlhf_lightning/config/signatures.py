@@ -94,14 +94,18 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+@functools.cache
 def signature(target: str) -> Signature | None:
     """What ``target``, an import path, takes; None where its source is not looked at or cannot be found."""
-    return signature_anywhere(target) if target.split(".")[0] in _ROOTS else None
+    return _signature(target) if target.split(".")[0] in _ROOTS else None
 
 
-@functools.cache
 def signature_anywhere(target: str) -> Signature | None:
-    """The same for targets of any package, those of the user too."""
+    """The same for targets of any package, those of the user too, which may change while a notebook is open."""
+    return signature(target) if target.split(".")[0] in _ROOTS else _signature(target)
+
+
+def _signature(target: str) -> Signature | None:
     found = _find(target)
     module, node = found or (None, None)
     if module is not None and isinstance(node, ast.FunctionDef):
@@ -243,7 +247,6 @@ def _lookup(module: _Module, name: str) -> tuple[_Module, ast.stmt] | None:
     return _find(target) if known else None
 
 
-@functools.cache
 def _module(name: str) -> _Module | None:
     root, *rest = name.split(".")
     place = _place(root)
@@ -251,13 +254,17 @@ def _module(name: str) -> _Module | None:
         return None
     path = place.joinpath(*rest)
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    if not file.is_file():
-        return None
+    return _read(name, file, file.stat().st_mtime_ns) if file.is_file() else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(name: str, file: Path, changed: int) -> _Module:
+    """What a file defines; ``changed`` is the time of its last change, so that an edit is seen."""
     names: dict[str, ast.stmt] = {}
     for node in _parse(file.read_text(encoding="utf-8")).body:
         for statement in node.body if isinstance(node, ast.If) else [node]:
             names |= dict.fromkeys(_bound(statement), statement)
-    return _Module(name, path.is_dir(), names)
+    return _Module(name, file.name == "__init__.py", names)
 
 
 def _parse(source: str) -> ast.Module:
@@ -271,7 +278,6 @@ def _parse(source: str) -> ast.Module:
         return ast.parse(source)
 
 
-@functools.cache
 def _place(root: str) -> Path | None:
     """The folder of a package or the file of a module, without importing it."""
     try:

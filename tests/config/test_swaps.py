@@ -1,5 +1,7 @@
 """A part is swapped by one word, whatever keys the part before it had."""
 
+import os
+
 import pytest
 
 from rlhf_lightning.config.compose import compose, safe_instantiate
@@ -151,3 +153,15 @@ def test_a_key_for_another_part_than_the_chosen_one_is_an_error_as_before(tmp_pa
 def test_a_part_chosen_anew_by_its_own_name_loses_nothing():
     config = compose(["stage=sft", "sft.optimizer._target_=torch.optim.AdamW", "sft.optimizer.lr=0.5"])
     assert config["sft"]["optimizer"]["weight_decay"] == 0.0
+
+
+def test_an_edit_of_a_part_is_seen_without_a_restart(tmp_path, monkeypatch):
+    line = ["stage=ppo", "rollout._target_=edited_parts.engines.Mine"]
+    assert "micro_batch_size" in compose(line)["rollout"]  # nobody can say yet what it takes
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "edited_parts").mkdir()
+    file = tmp_path / "edited_parts" / "engines.py"
+    for number, argument in enumerate(["dtype", "micro_batch_size"]):
+        file.write_text(f"class Mine:\n    def __init__(self, {argument}=None): ...\n")
+        os.utime(file, ns=(number, number))  # two edits within one tick of the clock of the disk
+        assert set(compose(line)["rollout"]) == {"_target_", argument}
