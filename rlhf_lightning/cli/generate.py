@@ -95,8 +95,8 @@ def run(words: Sequence[str]) -> None:
 
     rows = validate_rows(read_rows(given.prompts), "prompts")  # before torch, whose import takes seconds
     from rlhf_lightning.labelling.inference import Responder
-    from rlhf_lightning.labelling.ranking import like_prompt
     from rlhf_lightning.rollout.engine import stream_seed
+    from rlhf_lightning.scoring.scorer import like_prompt
 
     device = device_of(given)
     policy = Responder(given.folder, device, given.dtype, settings_of(given))
@@ -111,6 +111,6 @@ def run(words: Sequence[str]) -> None:
                 kept = {name: value for name, value in located.row.items() if name not in own}
                 for answer in found:
                     cut += not answer.finished
-                    text = like_prompt(kept, answer.text)
+                    text = like_prompt(kept["prompt"], answer.text)
                     write({**kept, "completion": text, "finished": answer.finished})
     say(f"{len(rows) * given.samples} answers to {len(rows)} prompts, {cut} of them cut", sys.stderr)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.scoring.scorer import like_prompt
+
 
 def ranking_rows(
     records: Sequence[Mapping[str, Any]], judge: str, *, noise: float = 0.0, seed: int = 0
@@ -36,9 +38,8 @@ def ranking_rows(
             continue
         noisy = [score + noise * _gumbel(draw) if noise else score for score in answers.values()]
         row = group[0]["row"]
-        rows.append(
-            {**row, "completions": [like_prompt(row, a) for a in answers], "ranks": ranks(noisy), "judge": judge}
-        )
+        completions = [like_prompt(row["prompt"], answer) for answer in answers]
+        rows.append({**row, "completions": completions, "ranks": ranks(noisy), "judge": judge})
     return rows
 
 
@@ -60,7 +61,7 @@ def candidate_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     rows = []
     for group in _by_prompt(records):
         row, answers = group[0]["row"], dict.fromkeys(record["completion"] for record in group)
-        rows.append({**row, "completions": [like_prompt(row, a) for a in answers]})
+        rows.append({**row, "completions": [like_prompt(row["prompt"], a) for a in answers]})
     return rows
 
 
@@ -85,11 +86,6 @@ def can_be_a_row(answer: str) -> bool:
     (True, False, False)
     """
     return bool(answer.strip()) and "\0" not in answer
-
-
-def like_prompt(row: Mapping[str, Any], answer: str) -> str | list[dict[str, str]]:
-    """The answer as text where the row's prompt is text, as a message where it is messages."""
-    return answer if isinstance(row["prompt"], str) else [{"role": "assistant", "content": answer}]
 
 
 def _by_prompt(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from rlhf_lightning.functional.theory.best_of_n import best_of_n, best_of_n_kl_bound
-from rlhf_lightning.labelling.ranking import can_be_a_row, like_prompt
+from rlhf_lightning.labelling.ranking import can_be_a_row
+from rlhf_lightning.scoring.scorer import like_prompt
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -30,7 +31,7 @@ def best_rows(records: Records, scorer: str, n: int) -> list[dict[str, Any]]:
     for group in _usable(records, scorer, n):
         best = max(group, key=lambda record: record["scores"][scorer])  # the first of equals
         score = {"score": best["scores"][scorer], "scorer": scorer, "n": n}
-        rows.append({**best["row"], "completion": like_prompt(best, best["completion"]), **score})
+        rows.append({**best["row"], "completion": like_prompt(best["prompt"], best["completion"]), **score})
     return rows
 
 

@@ -20,7 +20,14 @@ from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.scoring.isolation.process import CallFailed, IsolatedFunction
 from rlhf_lightning.scoring.isolation.worker import describe, load, plain, settled
 from rlhf_lightning.scoring.returned_scores import Checked, checked, error_policy
-from rlhf_lightning.scoring.scorer import Details, Remembers, completion_ids, completion_texts, on_last_token
+from rlhf_lightning.scoring.scorer import (
+    Details,
+    Remembers,
+    completion_ids,
+    completion_texts,
+    like_prompt,
+    on_last_token,
+)
 from rlhf_lightning.types import Rollout
 
 RewardFunction = Callable[..., Sequence[float | None] | Sequence[Sequence[float] | None] | Tensor]
@@ -141,10 +148,7 @@ class FunctionScorer(Remembers):
     def _judge(
         self, prompts: Sequence[Any], texts: Sequence[str], rows: Sequence[Any], ids: Sequence[Sequence[int]] | None
     ) -> _Judged:
-        completions = [
-            t if isinstance(p, str) else [{"role": "assistant", "content": t}]
-            for p, t in zip(prompts, texts, strict=True)
-        ]
+        completions = [like_prompt(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         arguments = {"prompts": list(prompts), "completions": completions, **_columns(rows)}
         if self._wants_ids:
             arguments["completion_ids"] = [list(i) for i in ids or ()]

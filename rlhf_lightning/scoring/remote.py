@@ -20,7 +20,7 @@ from rlhf_lightning.network.json_client import JsonClient
 from rlhf_lightning.rules.ranges import FLOAT32_MAX, require
 from rlhf_lightning.scoring.kept_answers import KeptAnswers
 from rlhf_lightning.scoring.returned_scores import error_policy
-from rlhf_lightning.scoring.scorer import Remembers, completion_texts
+from rlhf_lightning.scoring.scorer import Remembers, completion_texts, like_prompt
 from rlhf_lightning.types import Rollout
 
 KEY = "RLHF_LIGHTNING_SCORER_KEY"
@@ -155,14 +155,13 @@ class RemoteScorer(Remembers):
 
 def _sample(row: Mapping[str, Any], text: str) -> dict[str, Any]:
     """What a score depends on: prompt, answer, and the other columns of the row."""
-    completion: Any = text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
     columns = {name: value for name, value in row.items() if name not in ("prompts", "completions", "completion")}
     for name, value in columns.items():
         try:
             json.dumps(value, sort_keys=True, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"scorer: the column {name} cannot be sent as JSON ({error}); leave it out") from error
-    return columns | {"completion": completion}
+    return columns | {"completion": like_prompt(row["prompt"], text)}
 
 
 def _scores(answer: Any, count: int) -> list[float | None]:

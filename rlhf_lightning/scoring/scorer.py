@@ -175,6 +175,15 @@ def completion_texts(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> li
     return decode(tokenizer, completion_ids(rollout))
 
 
+def like_prompt(prompt: Any, answer: str) -> str | list[dict[str, str]]:
+    """The answer as text where the prompt is text, as a message where it is messages.
+
+    >>> like_prompt("Q", "A"), like_prompt([{"role": "user", "content": "Q"}], "A")
+    ('A', [{'role': 'assistant', 'content': 'A'}])
+    """
+    return answer if isinstance(prompt, str) else [{"role": "assistant", "content": answer}]
+
+
 def completion_ids(rollout: Rollout) -> list[list[int]]:
     """All token ids of each response, EOS included."""
     return [row[there].tolist() for row, there in zip(rollout.response_ids, rollout.attended, strict=True)]

@@ -51,7 +51,7 @@ def hangs_in_an_update(server):
 
 
 def keeps_old_weights(server):
-    server.stale = True
+    server.stale_from = 1
 
 
 def is_started_again(server):

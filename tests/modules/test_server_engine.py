@@ -59,17 +59,10 @@ def test_a_run_ends_where_one_with_the_same_answers_from_its_own_engine_ends(ser
 
 @pytest.mark.parametrize("stale_from", [1, 2, 4])
 def test_a_server_that_keeps_old_weights_is_found_at_the_first_rollout_of_them(stale_from, server, tmp_path):
-    load, seen = server.load, []
-
-    def stale(state):
-        seen.append(state)
-        if len(seen) < stale_from:
-            load(state)
-
-    server.load = stale
+    server.stale_from = stale_from
     with pytest.raises(NumericalError, match=r"ppo: the log-probabilities of the server are .* rollout.stop_at=0.01"):
         run(server, tmp_path, steps=6, lr=0.5)
-    assert len(seen) == stale_from
+    assert server.updates == stale_from
 
 
 def shift(gap):

@@ -5,6 +5,7 @@ It computes in float32, draws each row by itself from a generator of its own, an
 
 import copy
 import json
+import math
 import threading
 import time
 from contextlib import contextmanager
@@ -26,8 +27,9 @@ class FakeVLLM:
 
     ``faults`` meet the next completions, one each: an HTTP state, ``closed``, ``slow``, ``garbage``, or a function that
     changes the answer in place. ``each`` is a function that does so to every answer. ``broken`` gives the fault of
-    every call of a path. ``stale``: updates are accepted and change nothing. ``says_version`` is said instead of the
-    version. ``jitter``: seconds that answers take at most, by their seeds; ``delay``: that each of them takes.
+    every call of a path. ``stale_from``: updates from this one on, counted from 1, are accepted and change nothing.
+    ``says_version`` is said instead of the version. ``jitter``: seconds that answers take at most, by their seeds;
+    ``delay``: that each of them takes.
     """
 
     def __init__(self, model, tokenizer=None):
@@ -37,7 +39,8 @@ class FakeVLLM:
         self.version, self.url = "default", ""
         self.asked, self.paths, self.faults, self.broken, self.queries = [], [], [], {}, {}
         self.each = None
-        self.stale, self.says_version, self.slow_seconds = False, None, 5.0
+        self.stale_from, self.updates = math.inf, 0
+        self.says_version, self.slow_seconds = None, 5.0
         self.jitter = self.delay = 0.0
         self.most = self.open = 0
         self.running = threading.Event()
@@ -135,7 +138,7 @@ class FakeVLLM:
         folder = Path(body["lora_path"])
         config = json.loads((folder / "adapter_config.json").read_text())
         parts = load_file(folder / "adapter_model.safetensors")
-        if not self.stale:
+        if self.takes_update():
             self.model = copy.deepcopy(self.base)
             for name in [name for name in parts if name.endswith(".lora_A.weight")]:
                 weight = self.model.get_parameter(name.removeprefix("base_model.model.").replace(".lora_A.", "."))
@@ -143,8 +146,12 @@ class FakeVLLM:
         self.adapter = body["lora_name"], body["lora_path"]
         return b"Success"
 
+    def takes_update(self):
+        self.updates += 1
+        return self.updates < self.stale_from
+
     def load(self, state):
-        if not self.stale:
+        if self.takes_update():
             missing, unexpected = self.base.load_state_dict(state, strict=False)
             tied = self.base.config.tie_word_embeddings
             assert not unexpected and set(missing) <= ({"lm_head.weight"} if tied else set())
