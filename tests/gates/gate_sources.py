@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +21,18 @@ def project_files() -> list[Path]:
     except (OSError, subprocess.CalledProcessError):  # an unpacked archive
         return [p for p in ROOT.rglob("*") if p.is_file() and not {".venv", ".git"} & set(p.parts)]
     return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def read(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """(name below the root, text) of each file."""
+    for path in paths:
+        yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+
+
+def none_of(faults: Iterable[str]) -> None:
+    """Fail with all faults, a line each."""
+    found = list(faults)
+    assert not found, "\n".join(found)
 
 
 def load_faults(source: str, path: str, importers: frozenset[str] = frozenset()) -> list[str]:

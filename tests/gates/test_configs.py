@@ -1,31 +1,32 @@
+import itertools
+
 import pytest
 
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.config.locations import help_text
 from tests.gates.gate_configs import config_faults, groups_of
-from tests.gates.gate_sources import CONF, ROOT
+from tests.gates.gate_sources import CONF, ROOT, none_of, read
 
 FILES = sorted(p for p in CONF.rglob("*.yaml") if "local" not in p.relative_to(CONF).parts)
 NAMES = {"ids": lambda path: str(path.relative_to(CONF))}
 STAGES = sorted(p.stem for p in (CONF / "stage").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", FILES, **NAMES)
-def test_values_are_the_defaults_of_the_class(path):
-    assert config_faults(path.read_text(), str(path.relative_to(ROOT))) == []
+def test_values_are_the_defaults_of_the_class():
+    none_of(fault for name, text in read(FILES) for fault in config_faults(text, name))
 
 
-@pytest.mark.parametrize("path", FILES, **NAMES)
-def test_every_file_opens_with_a_comment_that_shows_its_use(path):
-    lines = path.read_text().splitlines()
-    comments = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        comments.append(line)
-    opening = " ".join(c for c in comments if "@package" not in c)
-    assert len(opening) > 20, "open with a comment that says what this is for"
-    assert "train.py" in opening or "rlhf-lightning" in opening, "show the command that uses it"
+def test_every_file_opens_with_a_comment_that_shows_its_use():
+    none_of(f"{name}: {fault}" for name, text in read(FILES) if (fault := opening_fault(text)))
+
+
+def opening_fault(text):
+    """What the comment at the top of a file lacks."""
+    comments = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    opening = " ".join(comment for comment in comments if "@package" not in comment)
+    if len(opening) <= 20:
+        return "open with a comment that says what this is for"
+    return "" if "train.py" in opening or "rlhf-lightning" in opening else "show the command that uses it"
 
 
 @pytest.mark.parametrize("stage", STAGES)
