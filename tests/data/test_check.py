@@ -166,10 +166,10 @@ def test_a_large_file_takes_little_memory(tmp_path):
     path = tmp_path / "rows.jsonl"
     line = json.dumps({"prompt": "Q" * 200 + " ", "completion": "A" * 300}) + "\n"
     with path.open("w") as file:
-        for i in range(60_000):
+        for i in range(25_000):
             file.write(line.replace("Q", str(i % 10)))
     tracemalloc.start()
     check([str(path), "--stage", "sft"])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5e6 < 3e7 < path.stat().st_size
+    assert peak < 5e6 < 1.2e7 < path.stat().st_size

@@ -1,13 +1,12 @@
 """The algorithms of `conf/algorithm/` as the command line composes them: each runs, each does what its name promises,
 and combinations that cannot learn are refused before anything is loaded."""
 
-from functools import cache, partial
+from functools import partial
 
 import lightning
 import pytest
 import torch
 
-from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.advantage import dr_grpo, gae, grpo, rloo
 from rlhf_lightning.functional.policy import reinforce_loss
@@ -19,10 +18,8 @@ from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.optim.kl_controllers import FixedKL
 from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer
-from tests.gates.gate_sources import ROOT
-from tests.support import tiny
+from tests.support import algorithms, tiny
 
-NAMES = sorted(p.stem for p in (ROOT / "conf" / "algorithm").glob("*.yaml"))
 TEXTS = ("the food was", "we left", "very slow service and bad food .", "good")
 TRAINER = {
     "accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False,
@@ -66,25 +63,12 @@ def build(
     )
 
 
-@cache
-def section_of(name):
-    return compose(["stage=ppo", f"algorithm={name}", "ppo.settings.num_minibatches=1"])["ppo"]
-
-
 def composed(name, **settings):
     """The module that `stage=ppo algorithm=<name>` makes, over the tiny policy."""
-    section = section_of(name)
-    parts = {
-        part: safe_instantiate(section[key]) for part, key in (("advantage", "advantage"), ("policy_loss", "loss"))
-    }
-    return build(
-        critic=section["critic"],
-        **parts,
-        **{k: v for k, v in section["settings"].items() if k != "_target_"} | settings,
-    )
+    return build(**algorithms.composed(name) | settings)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", algorithms.NAMES)
 def test_every_algorithm_runs_from_its_config(name):
     module = composed(name)
     before = [p.detach().clone() for p in module._sources[0].parameters()]
@@ -96,7 +80,7 @@ def test_every_algorithm_runs_from_its_config(name):
     assert any(not torch.equal(a, b) for a, b in zip(before, module.policy.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", algorithms.NAMES)
 def test_the_first_update_sees_ratio_one_and_every_split_gives_the_same_gradient(name):
     after = {}
     for micro in (4, 1):
@@ -137,7 +121,7 @@ def test_the_greedy_baseline_is_the_score_of_the_likeliest_answer():
 def test_kl_in_the_loss_pulls_towards_the_reference_and_not_in_the_reward():
     def train(coef):
         return fit(build(kl=coef, lr=0.5, kl_placement="loss", kl_estimator="k2", ppo_epochs=4, value_coef=0.0,
-                         missing_eos_penalty=0.0), steps=12)  # fmt: skip
+                         missing_eos_penalty=0.0), steps=5)  # fmt: skip
 
     free, held = train(0.0), train(1.0)
     assert free["objective/kl"] > 1.5 * held["objective/kl"]
@@ -147,7 +131,7 @@ def test_kl_in_the_loss_pulls_towards_the_reference_and_not_in_the_reward():
 @pytest.mark.filterwarnings("ignore:ppo. val/var_explained")  # the scores hardly vary
 def test_entropy_is_rewarded():
     def entropy(coef):
-        return fit(build(lr=0.5, kl=0.0, entropy_coef=coef, ppo_epochs=4), steps=10)["policy/entropy_avg"]
+        return fit(build(lr=0.5, kl=0.0, entropy_coef=coef, ppo_epochs=4), steps=5)["policy/entropy_avg"]
 
     assert entropy(0.5) > entropy(0.0) + 0.05
 

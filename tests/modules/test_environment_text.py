@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from rlhf_lightning.config.compose import compose, safe_instantiate
 from rlhf_lightning.functional.advantage import gae
 from rlhf_lightning.functional.ppo import clipped_policy_loss
 from rlhf_lightning.labelling import SamplingModule
@@ -22,10 +21,8 @@ from rlhf_lightning.rollout import Sampling
 from rlhf_lightning.scoring import FunctionScorer
 from rlhf_lightning.training.micro_batches import micro_batches, take
 from rlhf_lightning.types import Rollout
-from tests.gates.gate_sources import ROOT
-from tests.support import episodes, phases, tiny
+from tests.support import algorithms, episodes, phases, tiny
 
-NAMES = sorted(p.stem for p in (ROOT / "conf" / "algorithm").glob("*.yaml"))
 TEXTS = ("the food was", "we left", "very slow service and bad food .", "good")
 
 
@@ -58,12 +55,7 @@ def fit(module, texts=TEXTS, repeats=1):
 
 def composed(name, **settings):
     """The module of a named algorithm; what it learned from has gaps."""
-    section = compose(["stage=ppo", f"algorithm={name}", "ppo.settings.num_minibatches=1"])["ppo"]
-    parts = {
-        part: safe_instantiate(section[key]) for part, key in (("advantage", "advantage"), ("policy_loss", "loss"))
-    }
-    given = {k: v for k, v in section["settings"].items() if k != "_target_"}
-    module, _ = fit(build(critic=section["critic"], **parts, **given | {"critic_warmup": 0} | settings))
+    module, _ = fit(build(**algorithms.composed(name) | {"critic_warmup": 0} | settings))
     assert module.last_experience.rollout.context.any(1).float().mean() > 0.5
     return module, module.last_experience
 
@@ -105,7 +97,7 @@ def gradients(module, experience):
     return loss, seen["logits"].grad, seen["values"].grad if module.has_critic else None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", algorithms.NAMES)
 def test_text_from_elsewhere_has_exactly_no_gradient_and_its_numbers_change_nothing(name):
     module, experience = composed(name, correction="token_truncate", entropy_coef=0.01)
     rollout, mask = experience.rollout, experience.rollout.mask
@@ -124,7 +116,7 @@ def test_text_from_elsewhere_has_exactly_no_gradient_and_its_numbers_change_noth
     assert spoilt.logprobs.isnan().any() and torch.equal(loss_of(module, spoilt), loss)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", algorithms.NAMES)
 def test_advantages_do_not_see_what_stands_at_text_from_elsewhere(name, monkeypatch):
     module, experience = composed(name, correction="token_mask")
     rollout, plain = experience.rollout, module.forward_policy

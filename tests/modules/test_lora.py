@@ -172,7 +172,7 @@ def test_ppo_starts_at_ratio_one_and_kl_zero_and_moves_adapters_only(base, tmp_p
 
 
 def test_ppo_raises_the_score(base):
-    scores = [fit(ppo(recipe(base), lr=0.02, ppo_epochs=2), steps)["objective/scores"] for steps in (1, 15)]
+    scores = [fit(ppo(recipe(base), lr=0.02, ppo_epochs=2), steps)["objective/scores"] for steps in (1, 8)]
     assert scores[1] > scores[0] + 0.5
 
 

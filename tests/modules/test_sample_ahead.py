@@ -94,6 +94,13 @@ def folder(tmp_path, monkeypatch):
     return phases.write(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run from start to end, and the weights it ends with."""
+    module = ppo(phases.write(tmp_path_factory.mktemp("whole")))
+    return module, phases.flat(module.policy)
+
+
 def test_each_rollout_is_sampled_by_the_policy_of_one_rollout_before_while_that_learns(folder):
     learning = threading.Event()  # the thread goes on only once the main one has begun to learn
     module = phases.ppo_module(Learning, partial(torch.optim.AdamW, lr=1e-2), **AHEAD)
@@ -108,8 +115,8 @@ def test_each_rollout_is_sampled_by_the_policy_of_one_rollout_before_while_that_
         assert [row["prompt"] for row in drawn.rows] == [row["prompt"] for row in learned.rollout.rows]
 
 
-def test_old_log_probabilities_are_those_of_the_policy_that_learns_and_weights_those_of_the_one_that_sampled(folder):
-    module = ppo(folder)
+def test_old_log_probabilities_are_those_of_the_policy_that_learns_and_weights_those_of_the_one_that_sampled(whole):
+    module, weights = whole
     for place, experience in enumerate(module.learned):
         rollout = experience.rollout
         torch.nn.utils.vector_to_parameters(module.policies[place], module.policy.parameters())
@@ -124,13 +131,14 @@ def test_old_log_probabilities_are_those_of_the_policy_that_learns_and_weights_t
         assert place < 2 or not torch.allclose(now, then, atol=1e-3)
         kl = (then - experience.ref_logprobs).masked_fill(~rollout.mask, 0).sum(1).mean()
         assert module.rollout_metrics(experience)["objective/kl"] == pytest.approx(float(kl), abs=1e-5)
+    torch.nn.utils.vector_to_parameters(weights, module.policy.parameters())
 
 
 def test_what_is_recorded_is_each_rollout_once_and_leads_to_the_same_weights_when_it_is_fed_back(folder):
-    whole = ppo(folder, callbacks=[RecordRollouts(folder / "rollouts")])
+    recorded = ppo(folder, callbacks=[RecordRollouts(folder / "rollouts")])
     calls = [read(folder / "rollouts", iteration, 0) for iteration, _ in iterations(folder / "rollouts")]
     assert [len(each) for each in calls] == [1] * 4
-    for (call,), experience in zip(calls, whole.learned, strict=True):
+    for (call,), experience in zip(calls, recorded.learned, strict=True):
         assert torch.equal(call.rollout.response_ids, experience.rollout.response_ids)
         assert torch.equal(call.scores, experience.scores)
     saver = DurableCheckpoint(folder / "checkpoints", every_n_steps=2, keep=100)
@@ -139,7 +147,7 @@ def test_what_is_recorded_is_each_rollout_once_and_leads_to_the_same_weights_whe
         module = phases.ppo_module(Learning, partial(torch.optim.AdamW, lr=1e-2), **AHEAD)
         module.scorer = RecordedScorer()
         again = ppo(folder, ReplayEngine(folder / "rollouts"), module=module, **options)
-        assert torch.equal(phases.flat(again.policy), phases.flat(whole.policy))
+        assert torch.equal(phases.flat(again.policy), phases.flat(recorded.policy))
 
 
 def test_an_engine_that_is_another_model_ends_the_run_at_the_first_rollout(folder):
@@ -155,20 +163,20 @@ def test_an_engine_that_is_another_model_ends_the_run_at_the_first_rollout(folde
     assert not module.learned
 
 
-def test_the_same_prompts_are_answered_in_the_same_order_as_without(folder):
-    ahead, plain = ppo(folder), ppo(folder, sample_ahead=False)
+def test_the_same_prompts_are_answered_in_the_same_order_as_without(folder, whole):
+    ahead, plain = whole[0], ppo(folder, sample_ahead=False)
     asked = [[rollout.prompt_ids.tolist() for rollout in module.engine.rollouts] for module in (ahead, plain)]
     assert asked[0] == asked[1] and len(asked[0]) == 4 and ahead.optimizer_steps == plain.optimizer_steps
 
 
-def test_a_run_resumed_at_any_step_ends_bit_for_bit_where_it_would_have_ended_as_does_the_same_run_again(folder):
+def test_a_run_resumed_at_any_step_ends_bit_for_bit_where_it_would_have_ended_as_does_the_same_run_again(folder, whole):
     saver = DurableCheckpoint(folder / "checkpoints", every_n_steps=1, keep=100)
-    whole, again = phases.flat(late(folder, callbacks=[saver]).policy), phases.flat(ppo(folder).policy)
+    again, (_, weights) = late(folder, callbacks=[saver]), whole
     saved = checkpoints(folder / "checkpoints")[::-1]
-    assert torch.equal(whole, again) and len(saved) == 3
+    assert torch.equal(phases.flat(again.policy), weights) and len(saved) == 3
     for number, path in enumerate(saved, 1):
         rest = ppo(folder, resume=path)
-        assert torch.equal(phases.flat(rest.policy), whole)
+        assert torch.equal(phases.flat(rest.policy), weights)
         assert len(rest.learned) == 4 - number and len(rest.engine.rollouts) == 3 - number  # one was in the checkpoint
         assert all(rest.learned[0].rollout.rows)
 
@@ -219,15 +227,14 @@ def test_what_nobody_waits_for_is_given_up():
     assert not thread.is_alive()
 
 
-def test_answers_that_are_asked_for_aside_change_nothing(folder):
+def test_answers_that_are_asked_for_aside_change_nothing(folder, whole):
     class Asking(phases.lightning.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             before = module.pending.is_there
             module.generate_aside(batch, 7)
             assert module.pending.is_there == before
 
-    asked = late(folder, callbacks=[Asking()])
-    assert torch.equal(phases.flat(asked.policy), phases.flat(ppo(folder).policy))
+    assert torch.equal(phases.flat(late(folder, callbacks=[Asking()]).policy), whole[1])
 
 
 @pytest.fixture
@@ -251,18 +258,11 @@ def test_a_server_samples_with_the_weights_of_one_rollout_before_and_goes_on_the
 
 @pytest.mark.parametrize("stale_from", [1, 2, 3])
 def test_a_server_that_keeps_old_weights_is_found_before_it_samples_with_them(stale_from, server, folder):
-    load, updates = server.load, []
-
-    def stale(state):
-        updates.append(state)
-        if len(updates) < stale_from:
-            load(state)
-
-    server.load = stale
+    server.stale_from = stale_from
     module = phases.ppo_module(Learning, partial(torch.optim.AdamW, lr=0.1), **AHEAD)
     with pytest.raises(NumericalError, match=r"the log-probabilities of the server are .* rollout.stop_at=0.01"):
         ppo(folder, served(server, folder), module=module)
-    assert len(updates) == stale_from and len(module.learned) == stale_from - 1
+    assert server.updates == stale_from and len(module.learned) == stale_from - 1
 
 
 @pytest.mark.parametrize(

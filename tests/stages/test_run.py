@@ -1,5 +1,6 @@
 """What the stages of a run share."""
 
+import copy
 import hashlib
 import re
 
@@ -122,11 +123,21 @@ def test_trainer_arguments_that_would_mislead_are_refused(override, message):
         compose(["stage=ppo", override])
 
 
+@pytest.fixture(scope="module")
+def composed():
+    return compose(["task=miniature", "run_dir=runs/x"])
+
+
+@pytest.fixture
+def config(composed):
+    """A config to be changed by hand."""
+    return copy.deepcopy(composed)
+
+
 @pytest.mark.parametrize(
     "key", ["seed", "stages", "judge", "task", "run_dir", "sft.scheduler", "ppo.critic", "ppo.loss"]
 )
-def test_a_key_that_was_taken_out_by_hand_is_named(key):
-    config = compose(["task=miniature", "run_dir=runs/x"])
+def test_a_key_that_was_taken_out_by_hand_is_named(key, config):
     section, _, name = key.rpartition(".")
     del (config[section] if section else config)[name]
     with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: is missing"):
@@ -134,8 +145,7 @@ def test_a_key_that_was_taken_out_by_hand_is_named(key):
 
 
 @pytest.mark.parametrize("key", ["model", "trainer", "task", "sft.data", "ppo.settings", "ppo.loss", "reward.loss"])
-def test_a_word_in_the_place_of_a_part_is_named(key):
-    config = compose(["task=miniature", "run_dir=runs/x"])
+def test_a_word_in_the_place_of_a_part_is_named(key, config):
     section, _, name = key.rpartition(".")
     (config[section] if section else config)[name] = "mine"
     with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=mine: must be a "):
@@ -143,8 +153,7 @@ def test_a_word_in_the_place_of_a_part_is_named(key):
 
 
 @pytest.mark.parametrize("key", ["run_dir", "sft.output", "ppo.policy"])
-def test_a_number_in_the_place_of_a_folder_is_named(key):
-    config = compose(["task=miniature", "run_dir=runs/x"])
+def test_a_number_in_the_place_of_a_folder_is_named(key, config):
     section, _, name = key.rpartition(".")
     (config[section] if section else config)[name] = 17
     with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=17: must be text"):
