@@ -7,6 +7,8 @@ EXTRAS := test,dev,gguf,lora,qlora,label
 export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
+# Where the environment forbids bytecode, every process of a test would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup check lint test demo format docs dist mutants families
 .DEFAULT_GOAL := check
@@ -33,7 +35,10 @@ LONG = tests/faults tests/end_to_end tests/benchmarks tests/models/test_families
 LONG_ONES = gates/test_docs.py::test_python_in_the_documentation_runs \
 	gates/test_docs.py::test_command_in_the_documentation_composes \
 	metrics/test_means.py::test_two_ranks_have_one_mean_and_one_that_trains_alone_waits_for_none \
-	scoring/test_sources_in_training.py::test_two_ranks_share_their_running_statistics
+	scoring/test_sources_in_training.py::test_two_ranks_share_their_running_statistics \
+	scoring/test_remote.py::test_a_run_that_lost_its_service_goes_on_and_ends_with_the_same_bits \
+	stages/test_loggers.py::test_config_curves_samples_figures_and_last_metrics_of_each_stage_are_in_each_logger \
+	stages/test_server.py::test_a_run_that_samples_from_a_server_learns_and_ends_the_same_in_pieces_with_servers_elsewhere
 check: lint
 	$(BIN)/python -m pytest -q -n 2 tests rlhf_lightning $(LONG:%=--ignore=%) $(LONG_ONES:%=--deselect=tests/%)
 

@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import re
+import subprocess
 import tempfile
 import tomllib
 from pathlib import Path
@@ -22,10 +23,14 @@ RUN useradd --create-home someone && mkdir /srv/place && chown someone /srv/plac
 USER someone
 WORKDIR /srv/place
 ENV PATH=/srv/place/source:$PATH A=b
+ARG CHOSEN=other
+ARG LEFT=as-it-is
 COPY --chown=someone one.txt ./
+COPY --chown=someone one.txt two.txt
 COPY --chown=someone one.txt two ./source/
-RUN test "$A" = b && test -O one.txt && \\
-    id -u > uid
+RUN test "$A $CHOSEN $LEFT" = "b mine as-it-is" && test -O one.txt -a -f two.txt -a -O source/tool && \\
+    id -u > uid && id -G > groups
+run python && touch "$HOME/mine"
 CMD ["tool", "x"]
 """
 
@@ -72,17 +77,19 @@ def folder():
 
 def test_steps_are_done_in_a_folder_as_a_user_without_rights(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    monkeypatch.setenv("CHOSEN", "mine")
     (tmp_path / "one.txt").touch()
-    (tmp_path / "two").mkdir()
+    (tmp_path / "two/__pycache__").mkdir(parents=True)
     (tmp_path / "two/tool").write_text('#!/bin/sh\necho "$@" "$PYTHONPATH" > words')
     (tmp_path / "two/tool").chmod(0o755)
     image = Image(folder, tmp_path, "/bin/true")
     for step in steps(SMALL):
         image.do(step, ["y"])
     made = folder / "srv/place"
-    assert (
-        int((made / "uid").read_text()) == (pwd.getpwnam(STAND_IN).pw_uid if os.geteuid() == 0 else os.geteuid()) != 0
-    )
+    root, other = os.geteuid() == 0, pwd.getpwnam(STAND_IN)
+    assert int((made / "uid").read_text()) == (other.pw_uid if root else os.geteuid()) != 0
+    assert not root or (made / "groups").read_text().split() == [str(other.pw_gid)]
+    assert (folder / "home/mine").exists()
     assert (made / "words").read_text() == "x y \n"
     assert sorted(path.name for path in (made / "source").iterdir()) == ["one.txt", "tool"]
 
@@ -91,12 +98,20 @@ def test_steps_are_done_in_a_folder_as_a_user_without_rights(folder, tmp_path, m
     ("text", "says"),
     [
         ("RUN apt-get update", "line 1: root does more here than make a user and a folder"),
+        ("RUN useradd a && mkdir /b && chown a /b && touch /c", "line 1: root does more here than make a user"),
         ("USER me\nCOPY a ./", "line 2: what root owns cannot be changed by me; add --chown=me"),
-        ("VOLUME /x", "line 1: VOLUME is not known here"),
+        ("# why\n\nVOLUME \\\n  /x", "line 3: VOLUME is not known here"),
     ],
 )
 def test_a_step_that_needs_rights_or_is_not_known_ends_with_its_line(tmp_path, text, says):
     image = Image(tmp_path, tmp_path, "/bin/true")
     with pytest.raises(SystemExit, match=says):
         for step in steps(text):
+            image.do(step)
+
+
+def test_a_step_that_fails_is_an_error(folder):
+    image = Image(folder, folder, "/bin/true")
+    with pytest.raises(subprocess.CalledProcessError):
+        for step in steps("USER me\nRUN false"):
             image.do(step)
