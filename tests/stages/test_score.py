@@ -9,7 +9,7 @@ from transformers import LlamaForSequenceClassification
 from rlhf_lightning.checkpoint import read_provenance, write_folder
 from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config.compose import compose
-from rlhf_lightning.errors import DataError
+from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.evaluation.runs import read_run
 from rlhf_lightning.evaluation.scored import sentences, summary
 from rlhf_lightning.stages.pipeline import run
@@ -62,6 +62,13 @@ def test_the_stage_writes_what_the_command_writes_and_names_what_was_scored(tmp_
     assert record["parents"]["reward_model"]["path"] == str(tmp_path / "reward")
     monkeypatch.delattr("rlhf_lightning.stages.score.scored")
     assert run(compose([*words, "resume=auto"])) == metrics  # it is finished
+    monkeypatch.undo()
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(ROWS[0]))
+    with pytest.raises(ConfigError, match=r"rows\.jsonl changed after score had read it") as refused:
+        run(compose([*words, "resume=auto"]))
+    assert "overwrite=true instead of resume=auto" in str(refused.value) and "stages without" not in str(refused.value)
+    assert run(compose([*words, "overwrite=true"]))["score/answers"] == 10
 
 
 def test_raw_scores_are_those_before_mean_and_standard_deviation_of_the_folder(tmp_path, words):
