@@ -68,7 +68,7 @@ class Limits:
         require("max_eos_drop", self.max_eos_drop, above=0, why="null switches it off")
         require("max_length_correlation_rise", self.max_length_correlation_rise, above=0, why="null switches it off")
         require("max_disagreement", self.max_disagreement, above=0, why="null switches it off")
-        require("window", self.window, at_least=1)
+        require("window", self.window, at_least=1, whole=True)
         require("noise", self.noise, at_least=0)
 
 

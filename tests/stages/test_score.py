@@ -98,7 +98,7 @@ ASKED, SAID = [{"role": "user", "content": "a"}], [{"role": "assistant", "conten
         ({"prompt": ASKED, "completion": [*ASKED, *SAID]}, {"score": (ASKED, SAID)}),
         ({"prompt": ASKED, "completion": SAID[0]}, {"score": (ASKED, SAID)}),
         (
-            {"prompt": ASKED, "chosen": [*ASKED, *SAID], "rejected": ""},
+            {"prompt": ASKED, "chosen": "b", "rejected": ""},
             {"score_chosen": (ASKED, SAID), "score_rejected": (ASKED, "")},
         ),
     ],
