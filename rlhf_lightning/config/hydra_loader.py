@@ -109,6 +109,8 @@ class JudgedLoader(ConfigLoader):
             if run_mode == RunMode.MULTIRUN:
                 check_sweep(Path(cfg.hydra.sweep.dir), overrides)
                 JudgedLoader.sweep = Path(cfg.hydra.sweep.dir)
+                if (launcher := str(cfg.hydra.runtime.choices.get("hydra/launcher"))) != "basic":
+                    signals.leave_jobs_to(f"hydra/launcher={launcher}")
         except (HydraException, OmegaConfBaseException, RecursionError) as error:
             if (known := resolving.ours(error)) is not None:
                 raise known from None
