@@ -151,3 +151,11 @@ def test_a_key_for_another_part_than_the_chosen_one_is_an_error_as_before(tmp_pa
 def test_a_part_chosen_anew_by_its_own_name_loses_nothing():
     config = compose(["stage=sft", "sft.optimizer._target_=torch.optim.AdamW", "sft.optimizer.lr=0.5"])
     assert config["sft"]["optimizer"]["weight_decay"] == 0.0
+
+
+def test_a_stage_that_is_typed_runs_alone_also_where_the_experiment_lists_others():
+    words = ["experiment=hh_smollm2", "data.root=x"]
+    assert compose([*words, "stage=reward"])["stages"] == ["reward"]
+    assert compose([*words, "stage=dpo"])["dpo"]["policy"] == "runs/assets/smollm2"
+    assert compose([*words, "stage=pipeline"])["stages"][0] == compose(words)["stages"][0] == "sft"
+    assert compose([*words, "stage=pipeline", "stages=[sft,dpo]"])["stages"] == ["sft", "dpo"]
