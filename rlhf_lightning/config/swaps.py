@@ -51,7 +51,7 @@ def keep_typed_stage(cfg: DictConfig, typed: Typed) -> None:
         typed: the command line.
     """
     stage = cfg.hydra.runtime.choices.get("stage")
-    if stage in STAGES and typed.has(("stage",)) and not typed.has(("stages",)):
+    if stage in STAGES and "stages" in cfg and typed.has(("stage",)) and not typed.has(("stages",)):
         cfg.stages = [stage]
 
 
