@@ -21,6 +21,7 @@ PRESSING = (signal.SIGTERM, signal.SIGINT)  # of which a second one of the same 
 # The terminal is gone, the time of a job is nearly over (Slurm's `--signal=USR1@60`, USR2 of LSF and SGE), the limit on
 # processor time is reached: systems send these again and again, and one kind after the other.
 SIGNALS = (*PRESSING, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+_NOTHING = "nothing had begun"
 SAME_SECONDS = 1.0  # a batch system may tell every process of a job, and the launcher tells its ranks as well
 
 
@@ -49,6 +50,7 @@ class _Wish:
     grace_period = 0.0  # seconds in which work that was begun may still end
     tells = True
     at_once = False  # nothing could be lost
+    left = _NOTHING  # what there is when a signal ends the process at once
     folder = ""  # made for the run, and still empty
     report: int | None = None  # descriptor
 
@@ -80,6 +82,7 @@ def watched(tells: bool = True, at_once: bool = False, report: int | None = None
     before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
     outer = _wish.at_once
     _wish.signum, _wish.tells, _wish.at_once, _wish.report = 0, tells, at_once or outer, report
+    _wish.left = _NOTHING
     _wish.heard.clear()
     for number in before:
         signal.signal(number, _handle)
@@ -97,6 +100,11 @@ def begin() -> None:
     if _wish.report is not None:
         os.write(_wish.report, b"\n")
         _wish.report = None
+
+
+def leave_jobs_to(launcher: str) -> None:
+    """Name what starts the jobs of this command in other processes: a signal ends the command and not the jobs."""
+    _wish.left = f"jobs that {launcher} has started may go on"
 
 
 def would_leave(folder: str) -> None:
@@ -151,7 +159,7 @@ def poll() -> None:
 def _handle(signum: int, frame: FrameType | None) -> None:
     pressing, name = signum in PRESSING, signal.Signals(signum).name
     if _wish.at_once:
-        _tell(f"stopped by {name}; nothing had begun")
+        _tell(f"stopped by {name}; {_wish.left}")
         with suppress(OSError):
             os.rmdir(_wish.folder)
         os._exit(128 + signum)

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from rlhf_lightning.callbacks.progress import why_early
 from rlhf_lightning.callbacks.steps import gave_up, logged_scalars, steps_done, steps_planned, unpenalised_limit
 from rlhf_lightning.checkpoint.nonfinite import first_nonfinite
 from rlhf_lightning.errors import ConfigError
@@ -109,9 +110,8 @@ class BestPolicy(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.best is None:
-            rank_zero_warn(
-                f"BestPolicy: no {self._full} rollouts in a row stayed within the KL limit; the last policy is kept"
-            )
+            kept = "the last policy is kept" + f", and {self.folder} is not written" * (self.folder is not None)
+            rank_zero_warn(f"BestPolicy: {self._why_none(trainer)}; {kept}")
             return
         best = self.best
         rank_zero_info(
@@ -125,6 +125,15 @@ class BestPolicy(pl.Callback):
             pl_module.export(self.folder, {"stage": "ppo", "metrics": {f"best/{k}": v for k, v in best.items()}})  # type: ignore[operator]
         if last is not None:
             policy.load_state_dict(policy.state_dict() | last)
+
+    def _why_none(self, trainer: pl.Trainer) -> str:
+        """Why no policy has won."""
+        done, made = steps_done(trainer), len(self._recent)
+        if made < self._full:
+            return f"the fit ended after {made} of the {self._full} rollouts of a mean (window): {why_early(trainer)}"
+        if done - done % self.every_n_rollouts < self._full:
+            return f"none of the {done} rollouts was compared (every_n_rollouts={self.every_n_rollouts})"
+        return f"no {self._full} rollouts in a row stayed within the KL limit"
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -65,13 +65,13 @@ class RewardHackingGuard(pl.Callback):
         max_prompt_length: int = 256,
     ) -> None:
         if action not in ("warn", "stop"):
-            raise ConfigError(f"guard.action={action}: choose warn or stop")
+            raise ConfigError(f"action={action}: choose warn or stop")
         require("every_n_rollouts", every_n_rollouts, at_least=1)
         require("max_rows", max_rows, at_least=1)
         require("samples_per_prompt", samples_per_prompt, at_least=1)
         if held_out is not None and gold is None:
             raise ConfigError(
-                "guard.held_out needs a judge of the answers; add +judge@callbacks.guard.gold=function "
+                "callbacks.guard.held_out needs a judge of the answers; add +judge@callbacks.guard.gold=function "
                 "callbacks.guard.gold.function=my_project.fn"
             )
         self.detector = HackingDetector(limits)

@@ -17,6 +17,7 @@ from rich.text import Text
 from rlhf_lightning.callbacks.steps import logged_scalars, steps_done, steps_planned
 from rlhf_lightning.console.lines import bar, clock, fitted, short
 from rlhf_lightning.metrics.shown import LIKELIHOOD, TARGETS, Shown
+from rlhf_lightning.rules.ranges import require
 
 PHASES = {"generate": "gen", "score": "score", "evaluate": "eval", "learn": "learn"}
 MONITOR = "monitor/"
@@ -38,10 +39,15 @@ class ProgressLine(ProgressBar):
 
     Attributes:
         title: what each line begins with, such as the stage and its place among all.
+
+    Raises:
+        ConfigError: a number below 0.
     """
 
     def __init__(self, every_seconds: float = 30.0, every_percent: float = 10.0, stream: TextIO | None = None) -> None:
         super().__init__()
+        require("every_seconds", every_seconds, at_least=0)
+        require("every_percent", every_percent, at_least=0)
         self.every_seconds = every_seconds
         self.every_percent = every_percent
         self.title = ""

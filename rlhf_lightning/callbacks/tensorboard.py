@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -56,7 +56,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "calibration error": ("val/ece",),
     },
 }
-COUNTS = ("episodes", "tokens")
+COUNTS: tuple[Literal["episodes"], Literal["tokens"]] = ("episodes", "tokens")
 OVER_COUNTS = (
     "objective/scores", "monitor/", "guard/gold", "objective/rlhf_reward", "objective/kl", "completions/mean_length",
 )  # fmt: skip
@@ -84,10 +84,10 @@ class TensorBoardExtras(pl.Callback):
         ConfigError: the first is below 1, or nothing is called as ``axes`` says.
     """
 
-    def __init__(self, every_n_rollouts: int = 10, axes: Sequence[str] = COUNTS) -> None:
+    def __init__(self, every_n_rollouts: int = 10, axes: Sequence[Literal["episodes", "tokens"]] = COUNTS) -> None:
         require("every_n_rollouts", every_n_rollouts, at_least=1)
         if isinstance(axes, str) or not all(axis in COUNTS for axis in axes):
-            raise ConfigError(f"tensorboard.axes={axes}: choose from {list(COUNTS)}; [] is the step alone")
+            raise ConfigError(f"axes={axes}: choose from {list(COUNTS)}; [] is the step alone")
         self.every_n_rollouts = every_n_rollouts
         self.axes = axes
         self._laid_out = False

@@ -81,8 +81,8 @@ def write_file(path: Path, content: str | bytes) -> Path:
         os.replace(tmp, path)
     except OSError as error:
         raise DiskError(
-            f"{path}: cannot write here ({error}); what was there before is unchanged. Free the disk or choose another "
-            "run_dir"
+            f"{path}: cannot write here ({error}); what was there before is unchanged. Free the disk or choose another"
+            " place"
         ) from error
     finally:
         if tmp is not None:

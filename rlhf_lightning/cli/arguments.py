@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning import signals
-from rlhf_lightning.console.streams import say
+from rlhf_lightning.console.streams import append, say
 from rlhf_lightning.errors import ConfigError, DiskError
 
 
@@ -57,14 +57,28 @@ def check_new(option: str, path: str | None) -> None:
     """Refuse to replace a file.
 
     Raises:
-        ConfigError: it is there already, or the path is that of a folder.
+        ConfigError: it is there already, or the path is that of a folder or of a link to nowhere.
     """
     if path is None:
         return
     if path.endswith("/"):
         raise ConfigError(f"{option} {path}: is a folder; name a file in it")
-    if os.path.exists(path):
-        raise ConfigError(f"{option} {path}: is there already; delete it or choose another name")
+    if os.path.lexists(path):
+        what = "is there already" if os.path.exists(path) else f"is a link to {os.readlink(path)}, which is not there"
+        raise ConfigError(f"{option} {path}: {what}; delete it or choose another name")
+
+
+@contextmanager
+def disk_error(path: str) -> Iterator[None]:
+    """Around what writes the file of ``--out``: an error of the system as one of ours that names it.
+
+    Raises:
+        DiskError: the file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"--out {path}: cannot write here ({error})") from error
 
 
 @contextmanager
@@ -78,14 +92,12 @@ def rows_to(path: str | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     if path is None:
         yield lambda row: say(json.dumps(row))
         return
-    try:
+    with disk_error(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("x", encoding="utf-8") as file:
+        Path(path).touch(exist_ok=False)
 
-            def write(row: Mapping[str, Any]) -> None:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
+    def write(row: Mapping[str, Any]) -> None:
+        with disk_error(path):
+            append(path, json.dumps(row, ensure_ascii=False) + "\n")
 
-            yield write
-    except OSError as error:
-        raise DiskError(f"--out {path}: cannot write here ({error})") from error
+    yield write

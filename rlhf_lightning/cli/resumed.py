@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from rlhf_lightning import signals
 from rlhf_lightning.checkpoint.places import lock, write_file
 from rlhf_lightning.checkpoint.provenance import read_json
-from rlhf_lightning.cli.arguments import check_new, rows_to
+from rlhf_lightning.cli.arguments import check_new, disk_error, rows_to
 from rlhf_lightning.console.streams import append, say
-from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
+from rlhf_lightning.errors import CheckpointError, ConfigError
 
 PART = ".part"  # which is no file of rows for those that read a folder
 
@@ -43,7 +43,7 @@ def resumed_rows(given: argparse.Namespace, read: Sequence[str], device: Any, un
         unit: rows that are made at once and depend on each other; of a part of them none is kept.
 
     Raises:
-        ConfigError: the file is there, or rows were left that are made with something else.
+        ConfigError: the file is there, or rows were left that are made with something else or that are not ours.
         CheckpointError: another process writes the file, or what was left is damaged.
         DiskError: it cannot be written.
     """
@@ -58,11 +58,11 @@ def resumed_rows(given: argparse.Namespace, read: Sequence[str], device: Any, un
 
     def write_row(row: Mapping[str, Any]) -> None:
         nonlocal count
-        with _disk_error(path):
+        with disk_error(path):
             append(part, json.dumps(row, ensure_ascii=False) + "\n")
         count += 1
 
-    with _disk_error(path):
+    with disk_error(path):
         part.parent.mkdir(parents=True, exist_ok=True)
     with lock(Path(path)):
         check_new("--out", path)
@@ -77,7 +77,7 @@ def resumed_rows(given: argparse.Namespace, read: Sequence[str], device: Any, un
                 part.unlink(missing_ok=True)
                 record.unlink(missing_ok=True)
             raise
-        with _disk_error(path):
+        with disk_error(path):
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(part, path)
@@ -95,17 +95,24 @@ def _settings(given: argparse.Namespace, read: Sequence[str], device: Any) -> di
 
 def _left(path: str, part: Path, record: Path, made: Mapping[str, Any], unit: int) -> list[dict[str, Any]]:
     """The rows of whole units that an interrupted command has left; what follows them is cut off."""
-    if not os.path.lexists(part):
+    before = read_json(record)
+    for file in (part, record):
+        ours = before.keys() == made.keys() and file.is_file() and not file.is_symlink()
+        if os.path.lexists(file) and not ours:
+            raise ConfigError(
+                f"--out {path}: {file} is there, which this command has not left, or not with a record of its words "
+                f"({record}); delete it, or choose another name"
+            )
+    if not part.exists():
         write_file(record, json.dumps(made, indent=2) + "\n")
         return []
-    before = read_json(record)
     others = [_difference(name, before.get(name), now) for name, now in made.items() if before.get(name) != now]
     if others:
         raise ConfigError(
             f"--out {path}: {part} holds rows of a command that was interrupted, with {', '.join(others)}. Give the "
             f"same as then, delete {part}, or choose another name"
         )
-    with _disk_error(path):
+    with disk_error(path):
         lines = part.read_bytes().splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):
             lines.pop()
@@ -133,11 +140,3 @@ def _content(identity: Any) -> Any:
         return list(map(_content, identity))
     found = {name: identity[name] for name in ("sha256", "files") if identity.get(name)}
     return found or {"path": identity["path"]}
-
-
-@contextmanager
-def _disk_error(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(f"--out {path}: cannot write here ({error})") from error

@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_lightning.checkpoint.places import write_file
 from rlhf_lightning.cli.arguments import check_new, parser
 from rlhf_lightning.console.streams import say
-from rlhf_lightning.errors import ConfigError, DiskError
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.rules.started import names_folder
 
@@ -65,10 +65,7 @@ def run(words: Sequence[str]) -> None:
     if given.output is None:
         say(text.rstrip())
         return
-    try:
-        write_file(Path(given.output), text)
-    except OSError as error:
-        raise DiskError(f"--output {given.output}: cannot write here ({error})") from error
+    write_file(Path(given.output), text)
     say(f"{given.output}: submit with sbatch {shlex.quote(given.output)}")
 
 

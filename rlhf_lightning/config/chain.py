@@ -16,6 +16,7 @@ from omegaconf import ListConfig, OmegaConf
 from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.config.locations import in_file
 from rlhf_lightning.config.rounds import check_round
+from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
 from rlhf_lightning.rules import combinations
@@ -71,6 +72,21 @@ def complete(config: dict[str, Any]) -> None:
         config["scorer"] = {"_target_": "rlhf_lightning.scoring.scorer.as_scorer", "judge": config.get("judge")}
 
 
+def _check_votes(config: Mapping[str, Any]) -> None:
+    """Refuse people's votes where answers are to be scored."""
+    stages = names(config["stages"])
+    others = [name for name in stages if name != "evaluate"]
+    if others and combinations.votes_judge(config["judge"]):
+        ranked = combinations.PEOPLE_RANK if others[0] == "rank" else combinations.ANOTHER_JUDGE.format(others[0])
+        raise ConfigError(combinations.VOTES_ALONE.format("judge=people", ranked))
+    groups = {"callbacks", *stages, *(group for entry in config["stages"] for group in stage_of(entry).asks)} - {
+        "judge"
+    }
+    for entry in walk({name: config.get(name) for name in sorted(groups)}):
+        if isinstance(entry.value, Mapping) and combinations.votes_judge(entry.value):
+            raise ConfigError(combinations.VOTES_ALONE.format(f"{entry.key}=people", "a scorer of answers there"))
+
+
 def check_complete(config: Mapping[str, Any]) -> None:
     """Judge whether a config that is to run has what its stages need: sections, policies, data, and a scorer.
 
@@ -83,9 +99,7 @@ def check_complete(config: Mapping[str, Any]) -> None:
     if "stages" in config:
         check_round(config)
         check_present("", config, ("model", "task", "trainer", *in_file("base")))
-        others = [name for name in names(config["stages"]) if name != "evaluate"]
-        if others and combinations.votes_judge(config["judge"]):
-            raise ConfigError(combinations.VOTES_ALONE.format(others[0]))
+        _check_votes(config)
     for entry in config.get("stages", ()):
         stage = stage_of(entry)
         name, section = stage.name, config.get(stage.name)

@@ -197,10 +197,15 @@ def _check_value(key: str, value: Any, kinds: tuple[Kind, ...] | None) -> None:
     if kinds is None or any(kind.fits(value) for kind in kinds):
         return
     choices = [str(choice) for kind in kinds for choice in kind.choices]
-    words = [WORDS[kind.name] for kind in kinds if kind.name in WORDS]
+    words = [
+        f"a list of {', '.join(kind.choices)}" if kind.name == "list" and kind.choices else WORDS[kind.name]
+        for kind in kinds
+        if kind.name in WORDS
+    ]
     if "a number" in words and "a whole number" in words:
         words.remove("a whole number")
-    allowed = [f"one of {', '.join(dict.fromkeys(choices))}"] if choices else []
+    single = [str(choice) for kind in kinds if kind.name == "choice" for choice in kind.choices]
+    allowed = [f"one of {', '.join(dict.fromkeys(single))}"] if single else []
     raise ConfigError(
         f"{key}={shown(key, value)}: must be {' or '.join(dict.fromkeys(allowed + words))}."
         f"{_meant(str(value), choices)}"

@@ -26,7 +26,7 @@ from rlhf_lightning.config.bounds import LARGEST_FILE, LOADING, MOST_LOADED, che
 from rlhf_lightning.config.locations import CONF_DIR
 from rlhf_lightning.config.messages import of_a_list
 from rlhf_lightning.config.rights import check_places
-from rlhf_lightning.config.swaps import drop_leftovers
+from rlhf_lightning.config.swaps import drop_leftovers, keep_typed_stage
 from rlhf_lightning.config.tree import at, dotted, walk
 from rlhf_lightning.config.typed import Typed
 from rlhf_lightning.console.redaction import is_secret, redact_text
@@ -106,9 +106,12 @@ class JudgedLoader(ConfigLoader):
                 cfg.hydra.overrides.hydra += added
             self._check_places(cfg, typed)
             drop_leftovers(cfg, self._layers, typed)
+            keep_typed_stage(cfg, typed)
             if run_mode == RunMode.MULTIRUN:
                 check_sweep(Path(cfg.hydra.sweep.dir), overrides)
                 JudgedLoader.sweep = Path(cfg.hydra.sweep.dir)
+                if (launcher := str(cfg.hydra.runtime.choices.get("hydra/launcher"))) != "basic":
+                    signals.leave_jobs_to(f"hydra/launcher={launcher}")
         except (HydraException, OmegaConfBaseException, RecursionError) as error:
             if (known := resolving.ours(error)) is not None:
                 raise known from None

@@ -120,4 +120,5 @@ def _range(target: str, name: str) -> str:
     found = [f"{words[key]} {bound}" for one in bounds for key, bound in one.items() if key in words]
     kinds: tuple[Kind, ...] = taken.parameters[name].kinds() or ()
     choices = [str(choice) for kind in kinds for choice in kind.choices]
-    return " and ".join(found) or ("one of " + ", ".join(choices) if choices else "")
+    of = "a list of " if any(kind.name == "list" for kind in kinds) else "one of "
+    return " and ".join(found) or (of + ", ".join(choices) if choices else "")

@@ -40,7 +40,7 @@ class Kind(NamedTuple):
     """One alternative of an annotation."""
 
     name: str  # int, float, bool, str, None, list, dict, choice or object
-    choices: tuple[Any, ...] = ()  # of a Literal
+    choices: tuple[Any, ...] = ()  # of a Literal, or of a list of such
 
     def fits(self, value: Any) -> bool:
         """Whether a value of a config is of this kind; a node with a target is no plain value."""
@@ -50,6 +50,8 @@ class Kind(NamedTuple):
             return isinstance(value, dict)
         if self.name in ("float", "int"):
             return is_number(value) and (self.name == "float" or isinstance(value, int))
+        if self.name == "list" and self.choices:
+            return isinstance(value, list) and all(item in self.choices for item in value)
         if isinstance(value, dict) and "_target_" in value:
             return self.name in ("list", "dict")
         return type(value).__name__ == ("NoneType" if self.name == "None" else self.name)
@@ -205,6 +207,8 @@ def _alternatives(node: ast.expr, module: _Module) -> Iterator[Kind | None]:
             inside = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             if name == "Literal":
                 yield Kind("choice", tuple(ast.literal_eval(item) for item in inside))
+            elif ast.unparse(inner).startswith("Literal[") and _CONTAINERS.get(name) == "list":
+                yield from (Kind("list", of.choices) for of in _alternatives(inner, module) if of)
             elif name in ("Union", "Optional"):
                 for item in inside:
                     yield from _alternatives(item, module)

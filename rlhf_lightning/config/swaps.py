@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rlhf_lightning.config.signatures import RESERVED, signature_anywhere
 from rlhf_lightning.config.tree import at, walk
 from rlhf_lightning.config.typed import Key, Typed
+from rlhf_lightning.rules.stages import STAGES
 
 Layers = Callable[[], Sequence[Mapping[str, Any]]]
 
@@ -40,6 +41,18 @@ def drop_leftovers(cfg: DictConfig, layers: Layers, typed: Typed) -> None:
             if name not in given and not typed.has((*key, name)):
                 with open_dict(node):
                     del node[name]
+
+
+def keep_typed_stage(cfg: DictConfig, typed: Typed) -> None:
+    """Run the stage that was typed alone, also where an experiment lists others: what is typed wins over a file.
+
+    Args:
+        cfg: composed, with Hydra's own part; changed in place.
+        typed: the command line.
+    """
+    stage = cfg.hydra.runtime.choices.get("stage")
+    if stage in STAGES and "stages" in cfg and typed.has(("stage",)) and not typed.has(("stages",)):
+        cfg.stages = [stage]
 
 
 def _nodes(tree: Any) -> Iterator[tuple[Key, dict[str, Any]]]:

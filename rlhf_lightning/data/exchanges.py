@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rlhf_lightning.data.readers.problems import BadRow
 from rlhf_lightning.data.rows.bench import check_bench, is_bench
+from rlhf_lightning.data.rows.unflatten import as_value
 from rlhf_lightning.errors import DataError
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.readers.files import LocatedRow
 
 ADDED = ("score", "scores", "score_chosen", "score_rejected")
-_ANSWERS = ("completion", "completions", "chosen", "rejected")
+_ANSWERS = ("completion", "chosen", "rejected")
 
 
 class Exchanges(NamedTuple):
@@ -40,24 +42,19 @@ def _pairs(row: LocatedRow) -> dict[str, tuple[Any, Any]]:
         DataError: nothing, or it is not sound; names file and line.
     """
     from rlhf_lightning.data.rows.shared_prompt import split_shared_prompt
-    from rlhf_lightning.data.rows.validate import validate_rows
 
     if there := [name for name in ADDED if name in row.row]:
         raise DataError(f"{row.where}: {there[0]}: is there already; rename the column or take it out")
     given = dict(row.row)
-    if is_bench(given):
-        try:
+    try:
+        if isinstance(given.get("completions"), str):
+            given["completions"] = as_value("completions", given["completions"])
+        if is_bench(given):
             check_bench(given)
-        except ValueError as error:
-            raise DataError(f"{row.where}: {error}") from error
-        given["completions"] = [*given.pop("chosen"), *given.pop("rejected")]
-    asked = dict(given)
-    if isinstance(answers := asked.get("completions"), list) and answers:
-        asked |= {"completions": [_filled(answer) for answer in answers], "ranks": list(range(len(answers)))}
-    asked |= {name: _filled(asked[name]) for name in ("completion", "chosen", "rejected") if name in asked}
-    ranked = {"chosen", "rejected", "completions"} & asked.keys()
-    (found,) = validate_rows([row._replace(row=asked)], "comparisons" if ranked else "demonstrations")
-    sound: Mapping[str, Any] = {**found.row, **{name: given[name] for name in _ANSWERS if name in given}}
+            given["completions"] = [*given.pop("chosen"), *given.pop("rejected")]
+    except (ValueError, BadRow) as error:
+        raise DataError(f"{row.where}: {error}") from error
+    sound = _sound(row, given)
     if "completions" in sound:
         return {str(place): (sound["prompt"], answer) for place, answer in enumerate(sound["completions"])}
     if "chosen" in sound:
@@ -71,6 +68,31 @@ def _pairs(row: LocatedRow) -> dict[str, tuple[Any, Any]]:
             f"{row.where}: has no answer to score; write prompt and completion, or messages that end with one"
         )
     return {"score": (sound["messages"][:-1], sound["messages"][-1:])}
+
+
+def _sound(row: LocatedRow, given: dict[str, Any]) -> Mapping[str, Any]:
+    """The row as training reads it; answers that say nothing are as they were given.
+
+    Raises:
+        DataError: it is not sound; names file and line.
+    """
+    from rlhf_lightning.data.rows.validate import validate_rows
+
+    asked = given | {name: _filled(given[name]) for name in _ANSWERS if name in given}
+    answers = given.get("completions")
+    answers = answers if isinstance(answers, list) else []
+    filled = [_filled(answer) for answer in answers]
+    if len(answers) > 1:
+        asked |= {"completions": filled, "ranks": list(range(len(answers)))}
+    elif answers:  # one answer is no ranking
+        asked = {name: value for name, value in asked.items() if name != "completions"} | {"completion": filled[0]}
+    ranked = {"chosen", "rejected", "completions"} & asked.keys()
+    (found,) = validate_rows([row._replace(row=asked)], "comparisons" if ranked else "demonstrations")
+    sound: dict[str, Any] = {**found.row}
+    if answers:
+        read = sound["completions"] if len(answers) > 1 else [sound["completion"]]
+        sound["completions"] = [a if f is not a else r for a, f, r in zip(answers, filled, read, strict=True)]
+    return sound | {name: given[name] for name in _ANSWERS if name in given and asked[name] is not given[name]}
 
 
 def _filled(answer: Any) -> Any:

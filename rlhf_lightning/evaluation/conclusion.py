@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,9 @@ def conclusion(evaluation: Mapping[str, Any]) -> str:
         return f"Only {new} was evaluated: there is nothing to compare it with."
     change, stderr = _change(evaluation, judge)
     direction = _direction(change, stderr)
-    if direction:
+    if math.isinf(stderr):
+        sentence = f"{judge} {change:+.3f} from {old} to {new} on a single prompt, which is too few to tell,"
+    elif direction:
         sentence = (
             f"{judge} {'up' if direction > 0 else 'down'} by {abs(change):.3f} (± {stderr:.3f}) from {old} to {new}"
         )
@@ -88,10 +91,12 @@ def repetitions(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def _change(evaluation: Mapping[str, Any], score: str) -> tuple[float, float]:
+    """The change of a score and its standard error, which is infinite with a single prompt."""
     new, old = (
         evaluation["policies"][name]["summary"]["scores"][score] for name in (winner(evaluation), opponent(evaluation))
     )
-    return new["mean"] - old["mean"], ((new["stderr"] or 0.0) ** 2 + (old["stderr"] or 0.0) ** 2) ** 0.5
+    errors = [math.inf if one["stderr"] is None else one["stderr"] for one in (new, old)]
+    return new["mean"] - old["mean"], math.hypot(*errors)
 
 
 def _rises(evaluation: Mapping[str, Any], proxy_change: float, judge_change: float) -> tuple[float, float] | None:

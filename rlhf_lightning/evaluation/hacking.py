@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.rules.ranges import require
 
 PROXY, PROXY_STD = "objective/scores", "objective/scores_std"
 KL, KL_P99, KL_TARGET = "objective/kl", "objective/kl_p99", "objective/kl_target"
@@ -58,12 +58,18 @@ class Limits:
     noise: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"guard.limits.window={self.window}: must be at least 1")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name.startswith("max_") and value is not None and not value > 0:
-                raise ConfigError(f"guard.limits.{field.name}={value}: must be above 0, or null to switch it off")
+        require("max_kl", self.max_kl, above=0, why="null switches it off")
+        require("max_kl_p99", self.max_kl_p99, above=0, why="null switches it off")
+        require("max_gold_drop", self.max_gold_drop, above=0, why="null switches it off")
+        require("max_gap", self.max_gap, above=0, why="null switches it off")
+        require("max_length_drift", self.max_length_drift, above=0, why="null switches it off")
+        require("max_repetition_rise", self.max_repetition_rise, above=0, why="null switches it off")
+        require("max_duplicates_rise", self.max_duplicates_rise, above=0, why="null switches it off")
+        require("max_eos_drop", self.max_eos_drop, above=0, why="null switches it off")
+        require("max_length_correlation_rise", self.max_length_correlation_rise, above=0, why="null switches it off")
+        require("max_disagreement", self.max_disagreement, above=0, why="null switches it off")
+        require("window", self.window, at_least=1, whole=True)
+        require("noise", self.noise, at_least=0)
 
 
 class Alarm(NamedTuple):

@@ -47,7 +47,8 @@ def before_and_after(evaluation: Mapping[str, Any]) -> str:
     return (
         f"{table}\n\nMeans over {markdown(str(prompts))} held-out prompts ± standard error. Win rate: share of pairs "
         f"where *{judge}* prefers the policy to *{other}*, ties half, 95% Wilson interval; at equal length: what a "
-        "logistic regression on the length difference leaves of it, 95% bootstrap interval over prompts."
+        "logistic regression on the length difference leaves of it, 95% bootstrap interval over prompts, at least "
+        "Wilson's."
         f"{_of_people(evaluation)}"
     )
 

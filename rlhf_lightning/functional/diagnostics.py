@@ -172,11 +172,12 @@ def _wilson(rate: float, n: float, z: float = 1.959963984540054) -> WinRate:
     return WinRate(rate, max(0.0, center - half), min(1.0, center + half))
 
 
-def clustered_interval(right: Tensor, cluster: Tensor) -> WinRate:
+def clustered_interval(right: Tensor, cluster: Tensor, estimate: float | None = None) -> WinRate:
     """Mean of ``right [N]``, bool or 0 to 1, and its Wilson interval where those of one ``cluster [N]`` go together.
 
     Wilson's interval for the number of independent observations with the same variance as the share has over clusters;
-    never fewer than there are clusters, nor more than there are observations.
+    never fewer than there are clusters, nor more than there are observations. It lies around another ``estimate`` of
+    the share where one is given.
 
     Source: Korn and Graubard 1998, with Wilson's interval in place of Clopper and Pearson's.
 
@@ -192,7 +193,7 @@ def clustered_interval(right: Tensor, cluster: Tensor) -> WinRate:
     groups, share = len(off), hits.mean().item()
     variance = off.square().sum().item() / len(hits) ** 2 * groups / max(groups - 1, 1)
     count = min(max(share * (1 - share) / variance if variance > 0 else 0, groups), len(hits))
-    return _wilson(share, count)
+    return _wilson(share if estimate is None else estimate, count)
 
 
 def _ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:

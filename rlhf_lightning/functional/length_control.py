@@ -17,7 +17,9 @@ def length_controlled_win_rate(
     """Win rate that a logistic regression on the length difference predicts for answers of equal length.
 
     ``P(win) = sigmoid(a + b tanh(d / sd(d)))`` is fitted to all pairs by maximum likelihood, and ``sigmoid(a)`` is the
-    rate. The instruction difficulties of AlpacaEval and its penalty are left out.
+    rate. The instruction difficulties of AlpacaEval and its penalty are left out. The interval is that of a bootstrap
+    over prompts and at least Wilson's, see `clustered_interval`: a bootstrap of few prompts is too narrow, and of one
+    prompt or of ties alone it has no width.
 
     Args:
         outcomes: ``[N]``, 1 for a win, 0.5 for a tie, 0 for a loss, or the probability of a win.
@@ -52,7 +54,8 @@ def length_controlled_win_rate(
         return None
     found = rates[1:][~rates[1:].isnan()]
     low, high = (found.quantile(q).item() for q in (0.025, 0.975)) if len(found) else (0.0, 1.0)
-    return WinRate(rates[0].item(), min(low, rates[0].item()), max(high, rates[0].item()))
+    least = clustered_interval(y, cluster, rates[0].item())
+    return WinRate(least.win_rate, min(low, least.low), max(high, least.high))
 
 
 def _rates(weight: Tensor, y: Tensor, x: Tensor) -> Tensor:

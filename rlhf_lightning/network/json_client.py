@@ -60,7 +60,7 @@ class JsonClient:
     ) -> None:
         _check_address(url, owner, key)
         require("timeout", timeout, above=0, at_most=1e9, why="seconds")
-        require("retries", retries, at_least=0)
+        require("retries", retries, at_least=0, whole=True)
         require("per_second", per_second, above=0)
         self.url, self.owner, self.key, self.timeout, self.retries = url, owner, key, timeout, retries
         self.error = error

@@ -62,11 +62,13 @@ class Sampling:
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"sampling.stop={self.stop!r}: give a list of texts, for example ['###']")
         object.__setattr__(self, "stop", tuple(self.stop))  # a config gives a list
-        require("sampling.max_new_tokens", self.max_new_tokens, at_least=1)
-        require("sampling.temperature", self.temperature, above=0, why="answers are sampled, not searched for")
-        require("sampling.top_k", self.top_k, at_least=0)
+        require("sampling.max_new_tokens", self.max_new_tokens, at_least=1, whole=True)
+        require(
+            "sampling.temperature", self.temperature, above=0, at_most=1e9, why="answers are sampled, not searched for"
+        )
+        require("sampling.top_k", self.top_k, at_least=0, whole=True)
         require("sampling.top_p", self.top_p, above=0, at_most=1)
-        require("sampling.min_new_tokens", self.min_new_tokens, at_least=0)
+        require("sampling.min_new_tokens", self.min_new_tokens, at_least=0, whole=True)
 
     def require_scorable(self) -> None:
         """Refuse what training cannot score.

@@ -94,8 +94,8 @@ class EnvironmentEngine:
                 "rollout.engine.gather=layer: ranks would wait for each other, since episodes have other numbers of "
                 "turns on other ranks; set rollout.engine.gather=model"
             )
-        require("rollout.max_turns", max_turns, at_least=1)
-        require("rollout.max_tokens", max_tokens, at_least=1)
+        require("rollout.max_turns", max_turns, at_least=1, whole=True)
+        require("rollout.max_tokens", max_tokens, at_least=1, whole=True)
         self.engine, self.environment = engine, environment
         self.max_turns, self.max_tokens = max_turns, max_tokens
         self._positions: int | None = None

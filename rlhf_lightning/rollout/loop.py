@@ -77,8 +77,8 @@ class LoopEngine:
         if gather not in get_args(Gather):
             raise ConfigError(f"rollout.gather={gather!r}: choose one of {', '.join(get_args(Gather))}")
         require("rollout.compact_below", compact_below, at_least=0, at_most=1)
-        require("rollout.micro_batch_size", micro_batch_size, at_least=1)
-        require("rollout.look_every", look_every, at_least=1)
+        require("rollout.micro_batch_size", micro_batch_size, at_least=1, whole=True)
+        require("rollout.look_every", look_every, at_least=1, whole=True)
         self.compact_below = compact_below
         self.micro_batch_size = micro_batch_size
         self.dtype = dtype

@@ -20,8 +20,13 @@ NO_JUDGE = (
     "evaluate.proxy=REWARD_MODEL_FOLDER"
 )
 VOTES_ALONE = (
-    "judge=people: votes compare policies that are there already, and score no answer: only stage=evaluate, alone, can "
-    "use them. Choose another judge for {}; then let people vote (rlhf-lightning arena) and evaluate"
+    "{}: votes of people compare policies that are there already, and score no answer: only the judge of "
+    "stage=evaluate, alone, can be people. Take {}"
+)
+ANOTHER_JUDGE = "another judge for {}; then let people vote (rlhf-lightning arena) and evaluate"
+PEOPLE_RANK = (
+    "judge=none, with which rank writes candidates; people rank those on the page of rlhf-lightning label, and "
+    "rank.human_ranks=FILE learns from what they said"
 )
 NO_RANKING = (
     "rank: no judge is configured, so it writes candidates for people to rank, but {} learns from {}; add "

@@ -6,6 +6,8 @@ same lines before torch is imported.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 from rlhf_lightning.errors import ConfigError
 
 FLOAT32_MAX = 3.4e38  # a larger number is infinite as a tensor
@@ -19,6 +21,7 @@ def require(
     at_least: float | None = None,
     below: float | None = None,
     at_most: float | None = None,
+    whole: bool = False,
     why: str = "",
 ) -> None:
     """Refuse a number out of its range. None passes, since it switches a knob off; NaN lies in no range.
@@ -30,6 +33,7 @@ def require(
         at_least: lower bound that is allowed.
         below: upper bound that is not allowed itself.
         at_most: upper bound that is allowed.
+        whole: whether it has to be an integer; of what a config holds the annotation says so, too.
         why: what the bound is there for, put behind it.
 
     Raises:
@@ -48,7 +52,9 @@ def require(
         and (at_least is None or value >= at_least)
         and (below is None or value < below)
         and (at_most is None or value <= at_most)
+        and (not whole or isinstance(value, Integral))
     )
     if not holds:
-        listed = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+        listed = "a whole number, " * whole
+        listed += " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
         raise ConfigError(f"{name}={value}: must be {listed}{': ' * bool(why)}{why}")

@@ -38,7 +38,7 @@ class ChatClient:
         cache_dir: str | None = None,
     ) -> None:
         require("temperature", temperature, at_least=0)
-        require("max_tokens", max_tokens, at_least=1)
+        require("max_tokens", max_tokens, at_least=1, whole=True)
         self.http = JsonClient(f"{base_url.rstrip('/')}/chat/completions", "judge", KEY, timeout, retries)
         self.model, self.temperature, self.max_tokens = model, temperature, max_tokens
         self.kept = KeptAnswers(cache_dir)

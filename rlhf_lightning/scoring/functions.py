@@ -89,7 +89,8 @@ class FunctionScorer(Remembers):
         self.name = name or getattr(self.function, "__name__", type(self.function).__name__)
         self.abstain_value = math.nan if abstain_value is None else abstain_value
         require("timeout", timeout, above=0, at_most=1e9, why="seconds")
-        require("retries", retries, at_least=0)
+        require("abstain_value", abstain_value, at_least=-3.4e38, at_most=3.4e38)
+        require("retries", retries, at_least=0, whole=True)
         self.timeout, self.retries, self.on_error = timeout, retries, error_policy(on_error)
         self._isolated = IsolatedFunction(_path(self.function, function)) if isolate else None
         self._wants_ids = _names(self.function, "completion_ids")

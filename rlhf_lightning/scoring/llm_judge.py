@@ -89,7 +89,7 @@ class LLMJudge(Remembers):
         super().__init__()
         if missing := [part for part in _PARTS if part not in template]:
             raise ConfigError(f"judge.template: has no {missing[0]}; it needs {', '.join(_PARTS)}")
-        require("concurrency", concurrency, at_least=1)
+        require("concurrency", concurrency, at_least=1, whole=True)
         self.client = ChatClient(base_url, model, temperature, max_tokens, timeout, retries, cache_dir)
         self.template, self.name, self.concurrency = template, name, concurrency
         self._verdicts: dict[tuple[str, str, str], _Verdict] = {}

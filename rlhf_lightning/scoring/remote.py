@@ -78,8 +78,9 @@ class RemoteScorer(Remembers):
         on_error: Literal["raise", "abstain"] | float = "raise",
     ) -> None:
         super().__init__()
-        require("batch_size", batch_size, at_least=1)
-        require("concurrency", concurrency, at_least=1)
+        require("abstain_value", abstain_value, at_least=-3.4e38, at_most=3.4e38)
+        require("batch_size", batch_size, at_least=1, whole=True)
+        require("concurrency", concurrency, at_least=1, whole=True)
         require("deadline", deadline, above=0, at_most=1e9, why="seconds")
         self.client = JsonClient(url, "scorer", KEY, timeout, retries, per_second)
         self.kept = KeptAnswers(cache_dir)

@@ -69,7 +69,7 @@ class RewardModelScorer:
         micro_batch_size: int = 16,
         on_error: str | float = "raise",
     ) -> None:
-        require("micro_batch_size", micro_batch_size, at_least=1)
+        require("micro_batch_size", micro_batch_size, at_least=1, whole=True)
         self.name = name
         self.path = model.path
         self.model = ScalarModel(model.reward_model()).eval().requires_grad_(False)

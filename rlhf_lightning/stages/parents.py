@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.provenance import PROVENANCE, sha256
 from rlhf_lightning.config.tree import dotted, walk
-from rlhf_lightning.data.readers.places import holds_rows, is_pattern, sources
+from rlhf_lightning.data.readers.places import exists, holds_rows, is_pattern, sources
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")  # of a model that another tool wrote
 WORD_FILES = ("merges.txt", "vocab.txt")  # of its tokenizer
@@ -53,19 +53,33 @@ class Parents:
         place = Path(path)
         if place.is_file():
             return {"path": path, "sha256": self._sha256(place)}
-        if is_pattern(path) and not place.exists():
-            return [self._identity(str(file)) for file in sources(place)]
         record = read_provenance(place) if place.is_dir() else None
         if record is not None:
             self._stamps[place / PROVENANCE] = _stamp(place / PROVENANCE)
             return {"path": path, "stage": record.get("stage"), "files": record["files"]}
-        files = [file for file in sorted(place.glob("*")) if _counts(file)]
-        told = {file.name: {"sha256": self._sha256(file), "bytes": file.stat().st_size} for file in files}
+        if is_pattern(path) and not place.exists():
+            files = {str(file): file for file in sources(place)}
+        else:
+            files = {file.name: file for file in sorted(place.glob("*")) if _counts(file)}
+        told = {n: {"sha256": self._sha256(file), "bytes": file.stat().st_size} for n, file in files.items()}
         return {"path": path, "stage": None, "files": told}
 
     def _sha256(self, file: Path) -> str:
         stamp = self._stamps[file] = _stamp(file)
         return _digest(file, stamp)
+
+
+def changed_parents(recorded: Mapping[str, Any], named: Container[str]) -> list[str]:
+    """The parents that are not any more what they were when a stage read them; those that are gone are not judged.
+
+    Args:
+        recorded: what `Parents.record` said then.
+        named: the paths to look at: a copied run has others.
+    """
+    identities = [one for each in recorded.values() for one in (each if isinstance(each, list) else [each])]
+    known = {one["path"]: one for one in identities if isinstance(one, Mapping) and "path" in one}
+    paths = {path: one for path, one in known.items() if path in named and exists(path)}
+    return [path for path, then in paths.items() if Parents({"now": path}).record()["now"] != then]
 
 
 def row_digests(config: Mapping[str, Any]) -> dict[str, str]:

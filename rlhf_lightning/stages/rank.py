@@ -32,7 +32,8 @@ def run_rank(run: Run) -> dict[str, float]:
         DataError: ``human_ranks`` cannot be read, has rows that cannot be learned from, or no ranking.
     """
     section = run.section("rank")
-    parents = run.parents({"policy": section["policy"], "human_ranks": section["human_ranks"]})
+    prompts = None if section["human_ranks"] else section["data"]["train"]
+    parents = run.parents({"policy": section["policy"], "human_ranks": section["human_ranks"], "data": prompts})
     if section["human_ranks"]:
         return _of_people(run, section, parents)
     scorers = [run.build(run.config["judge"])] if run.config["judge"] else []

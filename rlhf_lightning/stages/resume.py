@@ -21,6 +21,7 @@ from rlhf_lightning.checkpoint.places import lock, sweep, write_file
 from rlhf_lightning.checkpoint.processes import together
 from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
 from rlhf_lightning.config.compose import config_text, redact
+from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
 from rlhf_lightning.rules.stages import STAGES, names
 from rlhf_lightning.stages.changes import (
@@ -33,7 +34,7 @@ from rlhf_lightning.stages.changes import (
     part,
     saved_config,
 )
-from rlhf_lightning.stages.parents import row_digests
+from rlhf_lightning.stages.parents import changed_parents, row_digests
 from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, HISTORY, RECORD, check_entries, check_places, outputs
 from rlhf_lightning.stages.room import (
     EVALUATED,
@@ -156,7 +157,7 @@ class RunFolder:
 
         Raises:
             CheckpointError: a file of the folder is missing or was changed.
-            ConfigError: a run in another folder made it, with other settings.
+            ConfigError: a run in another folder made it, with other settings; or it was made from other rows or models.
         """
         if self.resume != "auto" or output is None or (read_provenance(output) or {}).get("stage") != stage:
             return None
@@ -172,8 +173,25 @@ class RunFolder:
                 f"resume=auto: {output} was made with other settings ({listed(changed)}); use the old values, another "
                 f"{stage}.output, or overwrite=true to replace it once the new one is complete"
             )
+        self._check_parents(stage)
         log.info(f"stage {stage}: done before, {output} verified")
         return dict(record["metrics"])
+
+    def _check_parents(self, stage: str) -> None:
+        """Refuse what a stage has finished, if what it was made from is not any more what it was."""
+        named = {entry.value for entry in walk(self._config[stage]) if isinstance(entry.value, str)}
+        for output in outputs(self._config[stage]):
+            changed = changed_parents((read_provenance(output) or {}).get("parents") or {}, named)
+            if changed:
+                others = len(self.stages) > 1
+                raise ConfigError(
+                    f"resume=auto: {output} is finished, but {', '.join(changed)} changed after {stage} had read it. "
+                    "Choose one of\n"
+                    "  overwrite=true instead of resume=auto   to do it again; it stays until the new one is complete\n"
+                    "  run_dir=ANOTHER                         to do it again beside it"
+                    + f"\n  stages without {stage:<25}to go on with it as it is"
+                    * others
+                )
 
     def checkpoint(self, stage: str) -> Path | None:
         """Where training of a stage goes on; None starts it from scratch."""

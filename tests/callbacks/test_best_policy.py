@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import lightning
 import pytest
 
-from rlhf_lightning.callbacks import BestPolicy
+from rlhf_lightning.callbacks import BestPolicy, StopEarly
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.optim.kl_controllers import FixedKL
 from tests.support.logging_modules import Refinement, SaveAt, Supervised, loader, trainer
@@ -91,6 +91,25 @@ def test_no_policy_within_the_limit_keeps_the_last_one_and_says_so(tmp_path, win
     with pytest.warns(UserWarning, match=f"no {said} rollouts in a row stayed within the KL limit"):
         module = fit(tmp_path, BestPolicy(max_kl=0.5, window=window), [1.0, 2.0], [1.0, 1.0])
     assert module.policy.weight.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("every", "says"),
+    [
+        (
+            1,
+            r"ended after 2 of the 3 rollouts of a mean \(window\): StopEarly: .*; the last policy is kept, and \S*",
+        ),
+        (9, r"none of the 4 rollouts was compared \(every_n_rollouts=9\)"),
+    ],
+)
+def test_where_no_policies_were_compared_it_is_said_why(tmp_path, every, says):
+    best = BestPolicy(tmp_path / "best", window=3, every_n_rollouts=every)
+    stop = StopEarly("objective/scores", mode="max", patience=1 if every == 1 else 9)
+    module = Refinement([2.0, 1.0, 3.0, 4.0], [1.0] * 4)
+    with pytest.warns(UserWarning, match=says):
+        trainer([stop, best], tmp_path).fit(module, loader(4))
+    assert module.exported == [] and module.policy.weight.item() == (2.0 if every == 1 else 4.0)
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")  # a plain loader has no position

@@ -10,6 +10,7 @@ import torch
 
 from rlhf_lightning.checkpoint.places import lock
 from rlhf_lightning.cli import generate
+from rlhf_lightning.cli.arguments import check_new, rows_to
 from rlhf_lightning.cli.resumed import resumed_rows
 from rlhf_lightning.console import streams
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
@@ -105,19 +106,38 @@ def test_another_file_or_model_is_known_by_what_it_holds(place):
     assert make(prompts="moved.jsonl") == [3, 4, 5, 6, 7]
 
 
-def test_rows_without_a_record_of_how_they_were_made_are_not_gone_on_with(place):
+def foreign_rows(part, record):
+    part.write_text("mine")
+
+
+def foreign_record(part, record):
+    record.write_text("mine")
+
+
+def lost_record(part, record):
     interrupted(5)
-    Path("new/answers.jsonl.settings.part").write_text("{")
-    with pytest.raises(ConfigError, match="another FOLDER, another PROMPTS, --seed nothing"):
-        make()
+    record.write_text("{")
 
 
-def test_a_link_to_nowhere_in_the_place_of_the_rows_stays(place):
+def link_to_nowhere(part, record):
+    part.symlink_to("nowhere")
+
+
+def link_to_rows(part, record):
+    interrupted(5)
+    part.rename("mine")
+    part.symlink_to("../mine")
+
+
+@pytest.mark.parametrize("left", [foreign_rows, foreign_record, lost_record, link_to_nowhere, link_to_rows])
+def test_what_the_command_has_not_left_is_named_so_and_stays(place, left):
     Path("new").mkdir()
-    Path("new/answers.jsonl.part").symlink_to("nowhere")
-    with pytest.raises(ConfigError, match=r"delete new/answers\.jsonl\.part"):
+    left(Path("new/answers.jsonl.part"), Path("new/answers.jsonl.settings.part"))
+    before = {entry: entry.exists() and entry.read_bytes() for entry in Path("new").iterdir()}
+    named = next(iter(sorted(before)))
+    with pytest.raises(ConfigError, match=rf"{named} is there, which this command has not left.*delete it"):
         make()
-    assert there(place) == ["answers.jsonl.part"]
+    assert {entry: entry.exists() and entry.read_bytes() for entry in Path("new").iterdir()} == before
 
 
 def test_rows_that_are_damaged_are_left_as_they_are(place):
@@ -163,6 +183,23 @@ def test_a_row_that_the_disk_does_not_take_is_named_and_leaves_no_half(place, mo
             make()
     assert Path("new/answers.jsonl.part").read_text().count("\n") == 5
     assert make() == [3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("option", ["--out", "--output", "--figure"])
+def test_a_link_to_nowhere_is_refused_as_a_new_file(place, option):
+    Path("link").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=f"{option} link: is a link to nowhere, which is not there; delete it"):
+        check_new(option, "link")
+    with pytest.raises(DiskError, match=r"--out link: cannot write here .*File exists"), rows_to("link"):
+        pass  # it was made after the command had looked
+    assert Path("link").is_symlink() and not Path("nowhere").exists()
+
+
+def test_an_error_of_what_makes_the_rows_is_not_one_of_the_file(place):
+    with pytest.raises(TimeoutError), rows_to("rows.jsonl") as write:
+        write({"row": 0})
+        raise TimeoutError
+    assert Path("rows.jsonl").read_text() == '{"row": 0}\n'
 
 
 def full():

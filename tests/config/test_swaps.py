@@ -165,3 +165,11 @@ def test_an_edit_of_a_part_is_seen_without_a_restart(tmp_path, monkeypatch):
         file.write_text(f"class Mine:\n    def __init__(self, {argument}=None): ...\n")
         os.utime(file, ns=(number, number))  # two edits within one tick of the clock of the disk
         assert set(compose(line)["rollout"]) == {"_target_", argument}
+
+
+def test_a_stage_that_is_typed_runs_alone_also_where_the_experiment_lists_others():
+    words = ["experiment=hh_smollm2", "data.root=x"]
+    assert compose([*words, "stage=reward"])["stages"] == ["reward"]
+    assert compose([*words, "stage=dpo"])["dpo"]["policy"] == "runs/assets/smollm2"
+    assert compose([*words, "stage=pipeline"])["stages"][0] == compose(words)["stages"][0] == "sft"
+    assert compose([*words, "stage=pipeline", "stages=[sft,dpo]"])["stages"] == ["sft", "dpo"]

@@ -68,6 +68,14 @@ def test_a_table_writes_preferences_as_text(tmp_path):
     assert (found.pairs, found.missing, found.raw.win_rate) == (2, 1, 0.75)
 
 
+@pytest.mark.parametrize(
+    "rows", [[annotation(0, 1.7, 5)], [annotation(n, 1.5, n) for n in range(4)]], ids=["one", "ties"]
+)
+def test_one_pair_and_ties_alone_tell_little(write, rows):
+    (found,) = annotated(read_rows(write(rows)))
+    assert all(rate.high - rate.low > 0.6 for rate in (found.raw, found.equal))
+
+
 def test_answers_to_one_instruction_are_not_independent(write):
     rows = [annotation(n, 1 + n % 2) for n in range(20)]
     (one,), (four,) = annotated(read_rows(write(rows))), annotated(read_rows(write(rows * 4)))

@@ -85,6 +85,17 @@ def test_a_change_within_its_error_is_no_change():
     assert conclusion(evaluation(gold=1.2)).startswith("gold did not clearly change from sft to ppo (+0.200 ± 0.141)")
 
 
+def test_a_change_on_a_single_prompt_is_no_change():
+    one = evaluation()
+    for of in one["policies"].values():
+        of["summary"]["scores"] |= {
+            name: {"mean": score["mean"], "stderr": None} for name, score in of["summary"]["scores"].items()
+        }
+    sentence = conclusion(one)
+    assert sentence.startswith("gold +1.000 from sft to ppo on a single prompt, which is too few to tell, at a KL of")
+    assert "WARNING" not in sentence
+
+
 def test_a_single_policy_has_nothing_to_compare_with():
     alone = evaluation()
     alone["policies"] = {"sft": alone["policies"]["sft"]}

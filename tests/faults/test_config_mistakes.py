@@ -82,6 +82,9 @@ MISTAKES = [
     # choices
     ("stage=ppo ppo.settings.aggregation=token_men", "must be one of token_mean, seq_mean|Did you mean token_mean?"),
     ("stage=ppo ppo.settings.baseline=critc", "must be one of critic, greedy, none|Did you mean critic?"),
+    ("stage=ppo callbacks.tensorboard.axes=[a]", "callbacks.tensorboard.axes=['a']: must be a list of episodes, token"),
+    ("stage=ppo callbacks.guard.limits.max_gap=0", "callbacks.guard.limits.max_gap=0: must be above 0: null"),
+    ("callbacks.progress.every_seconds=-1", "callbacks.progress.every_seconds=-1: must be at least 0"),
     ("model.dtype=float17", "model.dtype=float17: must be one of float32, bfloat16, float16|Did you mean float16?"),
     ("trainer.precision=16-mixd", "trainer.precision=16-mixd: must be one of|bf16-mixed|Did you mean 16-mixed?"),
     ("trainer.accelerator=gpuu", "trainer.accelerator=gpuu: must be one of auto, cpu|Did you mean gpu?"),

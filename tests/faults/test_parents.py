@@ -3,15 +3,21 @@
 import json
 import logging
 import os
+import re
+import shutil
 from pathlib import Path
 
 import lightning
 import pytest
 
+from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config.compose import compose
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.stages.parents import Parents
 from rlhf_lightning.stages.pipeline import run
+from rlhf_lightning.stages.places import outputs
+from rlhf_lightning.stages.run import Run
 from tests.support import small_run
 
 
@@ -84,3 +90,47 @@ def test_a_file_that_stays_as_it_is_is_not_warned_of_and_read_once(tmp_path, cap
         monkeypatch.setattr("rlhf_lightning.stages.parents.sha256", lambda _: pytest.fail("read again"))
         assert Parents({"data": str(file), "more": str(file)}).record()["more"] == first["data"]
     assert not caplog.records
+
+
+def more_rows(folder):
+    (folder / "rows.jsonl").write_text("one\ntwo")
+
+
+def another_file(folder):
+    (folder / "more.jsonl").write_text("two")
+
+
+def another_config(folder):
+    (folder / "config.json").write_text('{"vocab_size": 2}')
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "path", "change"),
+    [
+        ("score", "score.rows", "rows.jsonl", more_rows),
+        ("score", "score.rows=a.jsonl score.reward", "", another_config),
+        ("rank", "rank.human_ranks", "*.jsonl", another_file),
+        ("best_of_n", "data.prompts", "", another_file),  # which its last folder does not name
+        ("sft", "data.demonstrations", "[rows.jsonl]", more_rows),
+    ],
+)
+def test_what_a_stage_has_finished_is_not_done_if_its_parents_have_changed(tmp_path, stage, key, path, change):
+    read = tmp_path / "read"
+    read.mkdir()
+    (read / "rows.jsonl").write_text("one")
+    (read / "config.json").write_text("{}")
+    path = f"[{read / path.strip('[]')}]" if path.startswith("[") else str(read / path).rstrip("/")
+    run = Run(compose([f"stage={stage}", *f"{key}={path}".split(), f"run_dir={tmp_path / 'run'}", "resume=auto"]))
+    rows = (
+        run.section(stage).get("rows") or run.section(stage).get("human_ranks") or run.section(stage)["data"]["train"]
+    )
+    parents = run.parents({"rows": rows, "model": run.section(stage).get("reward")})
+    folders = outputs(run.section(stage))
+    for folder, of in zip(folders, (parents, run.parents({})), strict=False):
+        write_folder(Path(folder), lambda _: None, run.provenance(stage, {"done": 1.0}, of))
+    assert run.files.finished(stage, folders[-1]) == {"done": 1.0}
+    change(read)
+    with pytest.raises(ConfigError, match=rf"{folders[0]} is finished, but \S*{re.escape(path.strip('[]'))} changed"):
+        run.files.finished(stage, folders[-1])
+    shutil.rmtree(read)
+    assert run.files.finished(stage, folders[-1]) == {"done": 1.0}  # nobody knows

@@ -369,6 +369,41 @@ def test_case_73_ranks_in_their_start_up_end_at_once_too(words, tmp_path):
     assert (process.returncode, last) == (130, "stopped by SIGINT; nothing had begun") and len(before) <= 1
 
 
+LAUNCHER = """
+import time
+from dataclasses import dataclass
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.launcher import Launcher
+
+@dataclass
+class Conf:
+    _target_: str = "hydra_plugins.elsewhere.Elsewhere"
+
+ConfigStore.instance().store(group="hydra/launcher", name="elsewhere", node=Conf)
+
+class Elsewhere(Launcher):
+    def setup(self, **given):
+        pass
+
+    def launch(self, job_overrides, initial_job_idx):
+        print("started", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_jobs_that_a_launcher_has_started_elsewhere_are_not_called_nothing(words, tmp_path):
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "elsewhere.py").write_text(LAUNCHER)
+    more = ["hydra/launcher=elsewhere", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    process = small_run.start(words, *more, sweep=True, PYTHONPATH=f"{small_run.ROOT}{os.pathsep}{tmp_path}")
+    lines = iter(process.stdout.readline, "")
+    seen = next((line for line in lines if line == "started\n"), None)
+    process.terminate()
+    output, _ = process.communicate(timeout=40)
+    assert seen and process.returncode == 143
+    assert output == "stopped by SIGTERM; jobs that hydra/launcher=elsewhere has started may go on\n"
+
+
 def test_work_within_its_patience_goes_on():
     with signals.watched(tells=False):
         signals.poll()

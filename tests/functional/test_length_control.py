@@ -73,3 +73,22 @@ def test_where_lengths_say_nothing(outcomes, difference, rate):
 
 def test_there_is_no_estimate_where_length_alone_tells_wins_from_losses():
     assert controlled([1.0, 1.0, 0.0, 0.0], [3.0, 4.0, -3.0, -4.0], range(4)) is None
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "cluster"),
+    [
+        ([0.7], [0]),
+        ([0.5] * 4, range(4)),
+        ([0.5] * 4, [0] * 4),
+        ([1.0, 0.0, 1.0, 0.0], [0] * 4),
+        ([1.0, 0.0, 1.0, 0.0], range(4)),
+    ],
+    ids=["one pair", "ties", "ties of one prompt", "one prompt", "four prompts"],
+)
+def test_what_is_little_has_the_width_of_wilsons_interval(outcomes, cluster):
+    found = controlled(outcomes, [3.0, 4.0, -3.0, 0.0][: len(outcomes)], cluster)
+    n, p, z2 = len(set(cluster)), found.win_rate, 1.959963984540054**2
+    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    center = (p + z2 / (2 * n)) / (1 + z2 / n)
+    assert found.low <= center - half + 1e-9 and found.high >= center + half - 1e-9

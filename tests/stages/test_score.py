@@ -9,7 +9,8 @@ from transformers import LlamaForSequenceClassification
 from rlhf_lightning.checkpoint import read_provenance, write_folder
 from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config.compose import compose
-from rlhf_lightning.errors import DataError
+from rlhf_lightning.data.exchanges import read_exchanges
+from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.evaluation.runs import read_run
 from rlhf_lightning.evaluation.scored import sentences, summary
 from rlhf_lightning.stages.pipeline import run
@@ -62,6 +63,13 @@ def test_the_stage_writes_what_the_command_writes_and_names_what_was_scored(tmp_
     assert record["parents"]["reward_model"]["path"] == str(tmp_path / "reward")
     monkeypatch.delattr("rlhf_lightning.stages.score.scored")
     assert run(compose([*words, "resume=auto"])) == metrics  # it is finished
+    monkeypatch.undo()
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(ROWS[0]))
+    with pytest.raises(ConfigError, match=r"rows\.jsonl changed after score had read it") as refused:
+        run(compose([*words, "resume=auto"]))
+    assert "overwrite=true instead of resume=auto" in str(refused.value) and "stages without" not in str(refused.value)
+    assert run(compose([*words, "overwrite=true"]))["score/answers"] == 10
 
 
 def test_raw_scores_are_those_before_mean_and_standard_deviation_of_the_folder(tmp_path, words):
@@ -72,6 +80,39 @@ def test_raw_scores_are_those_before_mean_and_standard_deviation_of_the_folder(t
 def test_in_a_chain_the_reward_model_is_that_of_the_run():
     config = compose(["stages=[sft,rank,reward,score]", "score.rows=a.jsonl"])
     assert config["score"]["reward"] == config["reward"]["output"]
+
+
+ASKED, SAID = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "pairs"),
+    [
+        ({"prompt": "a", "completions": ["b"]}, {"0": ("a", "b")}),
+        ({"prompt": "a", "completions": [" "]}, {"0": ("a", " ")}),
+        ({"prompt": ASKED, "completions": SAID}, {"0": (ASKED, SAID)}),
+        ({"prompt": ASKED, "completions": [SAID]}, {"0": (ASKED, SAID)}),
+        ({"prompt": ASKED, "completions": [*SAID, *SAID]}, {"0": (ASKED, SAID), "1": (ASKED, SAID)}),
+        ({"prompt": "a", "completions": '["b", ""]'}, {"0": ("a", "b"), "1": ("a", "")}),  # of a table
+        ({"prompt": json.dumps(ASKED), "completion": json.dumps(SAID)}, {"score": (ASKED, SAID)}),
+        ({"prompt": ASKED, "completion": [*ASKED, *SAID]}, {"score": (ASKED, SAID)}),
+        ({"prompt": ASKED, "completion": SAID[0]}, {"score": (ASKED, SAID)}),
+        (
+            {"prompt": ASKED, "chosen": "b", "rejected": ""},
+            {"score_chosen": (ASKED, SAID), "score_rejected": (ASKED, "")},
+        ),
+    ],
+)
+def test_answers_are_read_as_training_reads_them_and_one_that_says_nothing_stays(tmp_path, row, pairs):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (found,) = read_exchanges(str(tmp_path / "rows.jsonl"))
+    assert found.row == row and found.pairs == pairs
+
+
+def test_a_list_of_answers_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "completions": "[b"}))
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: completions: is a list that was written as text, and cannot"):
+        read_exchanges(str(tmp_path / "rows.jsonl"))
 
 
 def test_a_row_with_a_score_ends_the_run_and_leaves_no_output(tmp_path, words):

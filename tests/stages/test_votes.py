@@ -158,20 +158,24 @@ def test_a_file_that_is_no_record_of_votes_is_refused(tmp_path, folders):
         run(compose(words(folders, folders / "prompts.jsonl", tmp_path / "run")))
 
 
-def test_only_the_stage_evaluate_alone_can_have_people_as_its_judge(tmp_path):
-    for stages in ("[rank]", "[sft,evaluate]", "[ppo,evaluate]"):
-        with pytest.raises(ConfigError, match=r"judge=people: .*only stage=evaluate, alone"):
-            run(
-                compose(
-                    [
-                        "stage=pipeline",
-                        f"stages={stages}",
-                        "judge=people",
-                        "judge.votes=votes.db",
-                        f"run_dir={tmp_path}",
-                    ]
-                )
-            )
+VOTES = ["judge=people", "judge.votes=votes.db"]
+SCORED = ["scorer=function", "scorer.function=my_project.fn"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "more", "says"),
+    [
+        ("rank", VOTES, "judge=people: .*Take judge=none, with which rank writes candidates; .*rlhf-lightning label"),
+        ("sft,evaluate", VOTES, "judge=people: .*only the judge of stage=evaluate, alone.*Take another judge for sft"),
+        ("ppo,evaluate", [*VOTES, *SCORED], "judge=people: .*Take another judge for ppo; .*arena"),
+        ("ppo", ["+judge@callbacks.guard.gold=people", "callbacks.guard.gold.votes=v", *SCORED],
+         "callbacks.guard.gold=people: .*Take a scorer of answers there"),
+        ("ppo", ["judge=none", "scorer=judge", "+judge@scorer.judge=people", "scorer.judge.votes=v"], "scorer.judge="),
+    ],
+)  # fmt: skip
+def test_people_are_the_judge_of_the_stage_evaluate_alone(tmp_path, stages, more, says):
+    with pytest.raises(ConfigError, match=says):
+        run(compose(["stage=pipeline", f"stages=[{stages}]", *more, f"run_dir={tmp_path}"]))
 
 
 def test_weights_are_known_by_their_files_wherever_the_folder_lies(tmp_path, folders):

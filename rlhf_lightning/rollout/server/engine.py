@@ -76,9 +76,9 @@ class ServerEngine(CallSeeds):
         warn_at: float = 0.005,
         stop_at: float = 0.01,
     ) -> None:
-        require("rollout.concurrency", concurrency, at_least=1)
+        require("rollout.concurrency", concurrency, at_least=1, whole=True)
         require("rollout.deadline", deadline, above=0, at_most=1e9, why="seconds")
-        require("rollout.verify_every_n", verify_every_n, at_least=1)
+        require("rollout.verify_every_n", verify_every_n, at_least=1, whole=True)
         require("rollout.warn_at", warn_at, above=0)
         require("rollout.stop_at", stop_at, above=0)
         if weights not in get_args(Weights):

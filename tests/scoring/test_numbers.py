@@ -1,0 +1,36 @@
+"""Numbers that scorers, engines and the guard cannot work with are refused by name, in Python as in a config."""
+
+import math
+from functools import partial
+
+import pytest
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.evaluation.hacking import Limits
+from rlhf_lightning.rollout.engine import Sampling
+from rlhf_lightning.scoring import FunctionScorer
+from rlhf_lightning.scoring.remote import RemoteScorer
+
+OURS = partial(FunctionScorer, lambda completions: [0.0] * len(completions), isolate=False)
+FAR = partial(RemoteScorer, "http://127.0.0.1:1")
+SAMPLING = partial(Sampling, max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (OURS, "retries"), (FAR, "retries"), (FAR, "batch_size"), (FAR, "concurrency"), (Sampling, "max_new_tokens"),
+        (SAMPLING, "top_k"), (SAMPLING, "min_new_tokens"), (Limits, "window"),
+    ],
+)  # fmt: skip
+def test_a_count_that_is_not_whole_is_refused(make, name):
+    with pytest.raises(ConfigError, match=rf"{name}=2\.5: must be a whole number, at least [01]$"):
+        make(**{name: 2.5})
+    make(**{name: 2})
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e300])
+@pytest.mark.parametrize(("make", "name"), [(OURS, "abstain_value"), (FAR, "abstain_value"), (SAMPLING, "temperature")])
+def test_a_number_that_is_none_is_refused(make, name, value):
+    with pytest.raises(ConfigError, match=f"{name}=.*: must be"):
+        make(**{name: value})
