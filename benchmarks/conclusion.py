@@ -21,5 +21,8 @@ class Outcome(Protocol):
 def conclude(outcomes: Sequence[Outcome]) -> NoReturn:
     """Print what was not reached on which seed; exit status 1 if there is anything."""
     faults = [f"seed {outcome.seed}: not reached: {fault}" for outcome in outcomes for fault in outcome.faults()]
-    print("\n".join(faults) or f"all {len(outcomes)} seeds reached everything that was asked for")
+    print(
+        "\n".join(faults)
+        or f"all {len({outcome.seed for outcome in outcomes})} seeds reached everything that was asked for"
+    )
     sys.exit(bool(faults))
