@@ -198,7 +198,7 @@ class LoopEngine:
                 logits = self._forward(token[:, None], attention, positions[first:] + first, cache)
                 for row, new in zip(rows[first:], logits, strict=True):
                     row.append(new)
-            return [torch.stack(row) for row in rows]
+            return [torch.stack(row).float() for row in rows]
 
         plain = is_plain(empty_cache(self._policy.config)) and attention_of(self._policy.config) == "sdpa"
         self._ready_masks = plain and self._looks(self._policy.device) > 1
@@ -274,4 +274,4 @@ class LoopEngine:
             mask = attention[:, None, None].bool()
         given: Any = {name: cache, "attention_mask": None if name == "cache_params" and token.shape[1] == 1 else mask}
         out = self._policy(input_ids=token, position_ids=positions, use_cache=True, logits_to_keep=1, **given)
-        return out.logits[:, -1].float()
+        return out.logits[:, -1]

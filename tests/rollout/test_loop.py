@@ -221,6 +221,20 @@ def test_blocks_find_the_column_that_one_cumulative_sum_finds():
     assert torch.equal(invert(weights, uniforms), expected) and expected.unique().numel() > 100
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_rows_a_few_at_a_time_are_drawn_as_all_at_once(temperature, monkeypatch):
+    torch.manual_seed(0)
+    logits, uniforms = (3 * torch.randn(50, 300)).bfloat16(), torch.rand(50, dtype=torch.float64)
+    sampling = Sampling(max_new_tokens=1, temperature=temperature)
+    whole = sample(logits, uniforms, sampling)
+    monkeypatch.setattr("rlhf_lightning.rollout.sample.AT_ONCE", 7 * 300)
+    assert all(map(torch.equal, sample(logits, uniforms, sampling), whole))
+    probs = (logits.double() / temperature).softmax(-1)
+    assert torch.equal(whole[0], torch.searchsorted(probs.cumsum(-1), uniforms[:, None]).squeeze(1))
+    expected = probs.gather(1, whole[0][:, None]).squeeze(1).log()
+    torch.testing.assert_close(whole[1].double(), expected, atol=1e-5, rtol=0)
+
+
 class Vocabularies(TorchDispatchMode):
     """How many tensors [rows, vocabulary] are alive at once."""
 
@@ -239,7 +253,7 @@ class Vocabularies(TorchDispatchMode):
 def test_no_logits_are_kept_from_one_token_to_the_next():
     made = engine(tiny.policy(scale=0.0))
     most = []
-    for steps in (2, 24):
+    for steps in (3, 24):
         with Vocabularies(12, 17) as seen:
             made.generate(tiny.prompts(*PROMPTS, repeats=3), Sampling(max_new_tokens=steps))
         most.append(seen.most)
