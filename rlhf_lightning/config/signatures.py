@@ -10,9 +10,12 @@ import ast
 import functools
 import importlib.util
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from rlhf_lightning.errors import ConfigError
 
 _ROOTS = ("rlhf_lightning", "lightning", "torch")
 RESERVED = frozenset(("_target_", "_partial_", "_args_", "_recursive_", "_convert_"))
@@ -24,15 +27,7 @@ WORDS = {
 }  # fmt: skip
 """How the kinds that a config can write are called in messages."""
 
-
-_CONTAINERS = {
-    "Sequence": "list",
-    "list": "list",
-    "tuple": "list",
-    "Iterable": "list",
-    "Mapping": "dict",
-    "dict": "dict",
-}
+_CONTAINERS = dict.fromkeys(("Sequence", "list", "tuple", "Iterable"), "list") | {"Mapping": "dict", "dict": "dict"}
 _NAMED = {name: name for name in ("int", "float", "bool", "str", "list", "dict")} | {"Path": "str", "Tensor": "object"}
 
 
@@ -173,19 +168,16 @@ def _arguments(module: _Module, function: ast.FunctionDef) -> dict[str, Paramete
 def _ranges(function: ast.FunctionDef) -> Iterator[Range]:
     """Calls ``require("name", name, above=0)`` that are made in any case, on arguments or fields as they are."""
     for statement in function.body:
-        if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Call):
-            continue
-        call = statement.value
-        if isinstance(call.func, ast.Name) and call.func.id == "require":
-            given = call.args[1]
-            name = given.attr if isinstance(given, ast.Attribute) else given.id if isinstance(given, ast.Name) else ""
-            yield Range(name, {k.arg: _literal(k.value) for k in call.keywords if k.arg is not None})
+        match statement:
+            case ast.Expr(ast.Call(func=ast.Name(id="require"), args=[_, given, *_], keywords=bounds)):
+                name = {ast.Name: "id", ast.Attribute: "attr"}.get(type(given), "")
+                yield Range(getattr(given, name, ""), {k.arg: _literal(k.value) for k in bounds if k.arg is not None})
 
 
 def _literal(node: ast.expr | None) -> Any:
     try:
         return ... if node is None else ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         return ...
 
 
@@ -265,7 +257,12 @@ def _module(name: str) -> _Module | None:
 def _read(name: str, file: Path, changed: int) -> _Module:
     """What a file defines; ``changed`` is the time of its last change, so that an edit is seen."""
     names: dict[str, ast.stmt] = {}
-    for node in _parse(file.read_text(encoding="utf-8")).body:
+    try:
+        with tokenize.open(file) as stream:
+            tree = _parse(stream.read())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"{file}:{getattr(error, 'lineno', None) or 1}: cannot be read as Python: {error}") from None
+    for node in tree.body:
         for statement in node.body if isinstance(node, ast.If) else [node]:
             names |= dict.fromkeys(_bound(statement), statement)
     return _Module(name, file.name == "__init__.py", names)
@@ -274,10 +271,9 @@ def _read(name: str, file: Path, changed: int) -> _Module:
 def _parse(source: str) -> ast.Module:
     """The syntax tree without methods other than constructors, which halves the time."""
     parts = re.split(r"(?m)^(?=\S|    (?:@|def |async def ))", source)
+    kept = (p for p in parts if not re.match(r"    (?:@|async |def (?!__init__|__post_init__))", p))
     try:
-        return ast.parse(
-            "".join(p for p in parts if not re.match(r"    (?:@|async |def (?!__init__|__post_init__))", p))
-        )
+        return ast.parse("".join(kept))
     except SyntaxError:  # a class of methods only, or a text that looks like one
         return ast.parse(source)
 

@@ -33,7 +33,7 @@ def require(
         at_least: lower bound that is allowed.
         below: upper bound that is not allowed itself.
         at_most: upper bound that is allowed.
-        whole: whether it has to be an integer; of what a config holds the annotation says so, too.
+        whole: whether it has to be an integer, and no bool; of what a config holds the annotation says so, too.
         why: what the bound is there for, put behind it.
 
     Raises:
@@ -52,9 +52,9 @@ def require(
         and (at_least is None or value >= at_least)
         and (below is None or value < below)
         and (at_most is None or value <= at_most)
-        and (not whole or isinstance(value, Integral))
+        and (not whole or (isinstance(value, Integral) and not isinstance(value, bool)))
     )
     if not holds:
-        listed = "a whole number, " * whole
-        listed += " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+        ranges = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+        listed = ", ".join(filter(None, ("a whole number" * whole, ranges)))
         raise ConfigError(f"{name}={value}: must be {listed}{': ' * bool(why)}{why}")

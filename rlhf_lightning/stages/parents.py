@@ -13,7 +13,9 @@ from typing import Any
 from rlhf_lightning.checkpoint import read_provenance
 from rlhf_lightning.checkpoint.provenance import PROVENANCE, sha256
 from rlhf_lightning.config.tree import dotted, walk
+from rlhf_lightning.data.readers.arrow import is_saved_dataset
 from rlhf_lightning.data.readers.places import exists, holds_rows, is_pattern, sources
+from rlhf_lightning.errors import DataError
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")  # of a model that another tool wrote
 WORD_FILES = ("merges.txt", "vocab.txt")  # of its tokenizer
@@ -60,7 +62,7 @@ class Parents:
         if is_pattern(path) and not place.exists():
             files = {str(file): file for file in sources(place)}
         else:
-            files = {file.name: file for file in sorted(place.glob("*")) if _counts(file)}
+            files = {file.relative_to(place).as_posix(): file for file in _files(place)}
         told = {n: {"sha256": self._sha256(file), "bytes": file.stat().st_size} for n, file in files.items()}
         return {"path": path, "stage": None, "files": told}
 
@@ -70,7 +72,9 @@ class Parents:
 
 
 def changed_parents(recorded: Mapping[str, Any], named: Container[str]) -> list[str]:
-    """The parents that are not any more what they were when a stage read them; those that are gone are not judged.
+    """The parents that are not any more what they were when a stage read them.
+
+    Those that are gone or cannot be read any more are not judged, nor those of whose content nothing was recorded.
 
     Args:
         recorded: what `Parents.record` said then.
@@ -78,8 +82,12 @@ def changed_parents(recorded: Mapping[str, Any], named: Container[str]) -> list[
     """
     identities = [one for each in recorded.values() for one in (each if isinstance(each, list) else [each])]
     known = {one["path"]: one for one in identities if isinstance(one, Mapping) and "path" in one}
-    paths = {path: one for path, one in known.items() if path in named and exists(path)}
-    return [path for path, then in paths.items() if Parents({"now": path}).record()["now"] != then]
+    changed: list[str] = []
+    for path, then in known.items():
+        if path in named and exists(path) and (then.get("sha256") or then.get("files")):
+            with suppress(OSError, DataError):
+                changed += [path] * (Parents({"now": path}).record()["now"] != then)
+    return changed
 
 
 def row_digests(config: Mapping[str, Any]) -> dict[str, str]:
@@ -92,6 +100,15 @@ def row_digests(config: Mapping[str, Any]) -> dict[str, str]:
                 place = Path(entry.value)
                 found.setdefault(key, []).append(_digest(place, _stamp(place)) if place.is_file() else entry.value)
     return {key: "+".join(digests) for key, digests in found.items()}
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder that count; those in its sub-folders where it holds neither rows nor weights itself."""
+    top = [file for file in sorted(folder.glob("*")) if _counts(file)]
+    if any(holds_rows(file) or file.suffix == ".safetensors" for file in top):
+        return [file for file in top if not (is_saved_dataset(folder) and file.match("cache-*.arrow"))]
+    below = ((file, file.relative_to(folder)) for file in sorted(folder.rglob("*")) if _counts(file))
+    return [file for file, name in below if not any(part.startswith(".") for part in name.parts)]
 
 
 def _counts(file: Path) -> bool:

@@ -183,14 +183,13 @@ class RunFolder:
         for output in outputs(self._config[stage]):
             changed = changed_parents((read_provenance(output) or {}).get("parents") or {}, named)
             if changed:
-                others = len(self.stages) > 1
                 raise ConfigError(
                     f"resume=auto: {output} is finished, but {', '.join(changed)} changed after {stage} had read it. "
                     "Choose one of\n"
-                    "  overwrite=true instead of resume=auto   to do it again; it stays until the new one is complete\n"
-                    "  run_dir=ANOTHER                         to do it again beside it"
-                    + f"\n  stages without {stage:<25}to go on with it as it is"
-                    * others
+                    f"  overwrite=true instead of resume=auto   to do {', '.join(self.stages)} again; what is "
+                    "there stays until that is complete\n"
+                    "  run_dir=ANOTHER                         to do it beside\n"
+                    "  what was there before, put back         to go on"
                 )
 
     def checkpoint(self, stage: str) -> Path | None:

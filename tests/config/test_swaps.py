@@ -173,3 +173,25 @@ def test_a_stage_that_is_typed_runs_alone_also_where_the_experiment_lists_others
     assert compose([*words, "stage=dpo"])["dpo"]["policy"] == "runs/assets/smollm2"
     assert compose([*words, "stage=pipeline"])["stages"][0] == compose(words)["stages"][0] == "sft"
     assert compose([*words, "stage=pipeline", "stages=[sft,dpo]"])["stages"] == ["sft", "dpo"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b"class Mine:\n    def __init__(self: ...\n", 2),  # a bracket is open
+        ("x = 1\nclass Mine: ...  # \u00e9\n".encode("latin-1"), 1),
+    ],
+)
+def test_a_file_of_a_part_that_is_no_python_is_named(tmp_path, monkeypatch, text, line):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"unread_part_{line}.py").write_bytes(text)
+    with pytest.raises(ConfigError, match=rf"unread_part_{line}\.py:{line}: cannot be read as Python: "):
+        compose(["stage=ppo", f"rollout._target_=unread_part_{line}.Mine"])
+
+
+def test_any_python_of_a_part_may_be_read(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = "def require(seed): ...\ndef mine(name='\u00e9', odd={[]: 1}):\n    require(name)\n"
+    (tmp_path / "any_part.py").write_bytes(b"# coding: latin-1\n" + lines.encode("latin-1"))
+    config = compose(["stage=ppo", "rollout._target_=any_part.mine", "+rollout.name=x"])
+    assert config["rollout"] == {"_target_": "any_part.mine", "name": "x"}

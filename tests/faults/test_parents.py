@@ -14,7 +14,7 @@ from rlhf_lightning.checkpoint import write_folder
 from rlhf_lightning.checkpoint.provenance import sha256
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.stages.parents import Parents
+from rlhf_lightning.stages.parents import Parents, changed_parents
 from rlhf_lightning.stages.pipeline import run
 from rlhf_lightning.stages.places import outputs
 from rlhf_lightning.stages.run import Run
@@ -134,3 +134,46 @@ def test_what_a_stage_has_finished_is_not_done_if_its_parents_have_changed(tmp_p
         run.files.finished(stage, folders[-1])
     shutil.rmtree(read)
     assert run.files.finished(stage, folders[-1]) == {"done": 1.0}  # nobody knows
+
+
+def seen(path, *, before, now):
+    """Whether a change of files, by name and content, is seen in what a path stands for."""
+    for name, text in before.items():
+        (path.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / name).write_text(text)
+    recorded = json.loads(json.dumps(Parents({"data": str(path)}).record()))
+    assert changed_parents(recorded, [str(path)]) == []
+    for name, text in now.items():
+        (path.parent / name).unlink(missing_ok=True)
+        (path.parent / name).mkdir() if text is None else (path.parent / name).write_text(text)
+    return changed_parents(recorded, [str(path)]) == [str(path)]
+
+
+def test_rows_of_a_sub_folder_are_parents_where_the_folder_has_none_itself(tmp_path):
+    below = {"hub/README.md": "about", "hub/data/train.parquet": "one"}
+    assert seen(tmp_path / "hub", before=below, now={"hub/data/train.parquet": "two"})
+    top = {
+        "rows/a.jsonl": "one",
+        "rows/more/b.jsonl": "one",
+        "hidden/.cache/a.jsonl": "one",
+        "hidden/data/a.jsonl": "one",
+    }
+    assert not seen(tmp_path / "rows", before=top, now={"rows/more/b.jsonl": "two"})  # which nobody reads
+    assert not seen(tmp_path / "hidden", before={}, now={"hidden/.cache/a.jsonl": "two"})
+
+
+def test_what_a_stage_did_not_read_and_what_nobody_can_tell_is_no_change(tmp_path, monkeypatch):
+    saved = {"saved/state.json": "{}", "saved/data-0.arrow": "one"}
+    assert not seen(tmp_path / "saved", before=saved, now={"saved/cache-1f.arrow": "what datasets keeps there"})
+    assert not seen(tmp_path / "*.csv", before={"a.csv": "one"}, now={"a.csv": None})  # a folder is in its place
+    old = {"data": {"path": str(tmp_path), "stage": None, "files": {}}, "gone": None, "list": ["text"]}
+    assert changed_parents(old, [str(tmp_path)]) == []
+
+    def refused(file):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    assert seen(tmp_path / "b.jsonl", before={"b.jsonl": "one"}, now={"b.jsonl": "more"})
+    recorded = Parents({"data": str(tmp_path / "b.jsonl")}).record()
+    (tmp_path / "b.jsonl").write_text("the third")
+    monkeypatch.setattr("rlhf_lightning.stages.parents.sha256", refused)
+    assert changed_parents(recorded, [str(tmp_path / "b.jsonl")]) == []

@@ -3,11 +3,13 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.hacking import Limits
 from rlhf_lightning.rollout.engine import Sampling
+from rlhf_lightning.rules.ranges import require
 from rlhf_lightning.scoring import FunctionScorer
 from rlhf_lightning.scoring.remote import RemoteScorer
 
@@ -26,7 +28,15 @@ SAMPLING = partial(Sampling, max_new_tokens=4)
 def test_a_count_that_is_not_whole_is_refused(make, name):
     with pytest.raises(ConfigError, match=rf"{name}=2\.5: must be a whole number, at least [01]$"):
         make(**{name: 2.5})
+    with pytest.raises(ConfigError, match=f"{name}=True: must be a whole number"):
+        make(**{name: True})
     make(**{name: 2})
+    make(**{name: np.int32(2)})
+
+
+def test_a_count_without_bounds_is_refused_in_plain_words():
+    with pytest.raises(ConfigError, match=r"rows=0\.5: must be a whole number$"):
+        require("rows", 0.5, whole=True)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e300])
