@@ -52,9 +52,9 @@ def require(
         and (at_least is None or value >= at_least)
         and (below is None or value < below)
         and (at_most is None or value <= at_most)
-        and (not whole or (isinstance(value, Integral) and not isinstance(value, bool)))
     )
-    if not holds:
+    wrong = whole and (not isinstance(value, Integral) or isinstance(value, bool))
+    if wrong or not holds:
         ranges = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
-        listed = ", ".join(filter(None, ("a whole number" * whole, ranges)))
+        listed = ", ".join(filter(None, ("a whole number" * wrong, ranges)))
         raise ConfigError(f"{name}={value}: must be {listed}{': ' * bool(why)}{why}")
