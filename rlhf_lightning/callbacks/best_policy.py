@@ -24,12 +24,13 @@ TARGET_SLACK = 1.2  # without `max_kl`, this many controller targets are allowed
 
 
 class BestPolicy(pl.Callback):
-    """Copies the policy's weights whenever its smoothed score is the best so far and its smoothed KL is allowed.
+    """Copies the policy's weights whenever its smoothed score is the best so far and its KL is allowed.
 
     Score and KL are means over the last ``window`` rollouts, so that one lucky rollout does not win; nothing is
-    compared before a window is full (a fit shorter than the window counts as one window). The copy is taken when a
-    rollout's update is done: it is one update newer than the score. It lies on the CPU, of sharded weights each
-    rank's own, and travels with the checkpoint, so a resumed fit keeps it.
+    compared before a window is full (a fit shorter than the window counts as one window). While KL rises its mean
+    lags behind, so the last rollout's own KL must be allowed too. The copy is taken when a rollout's update is done:
+    it is one update newer than the score. It lies on the CPU, of sharded weights each rank's own, and travels with
+    the checkpoint, so a resumed fit keeps it.
 
     When training ends well the best weights go into ``pl_module.policy`` (``restore_best``) and, if ``folder`` is
     given, ``pl_module.export(folder, provenance)`` writes them with the rollout, score and KL that won.
@@ -38,8 +39,9 @@ class BestPolicy(pl.Callback):
         folder: where the best policy is written at the end; None writes nothing.
         monitor: logged tag to maximise, equal on every rank; ``judge`` is the first ``monitor/...`` that `ScoreMonitor`
             logs. A judge that chooses is no longer independent of what it will be asked about.
-        max_kl: highest smoothed ``objective/kl``, nats per response; None takes 1.2 x ``objective/kl_target`` if that
-            is logged, 10 where a learned model scores and nothing charges for KL, else there is no limit.
+        max_kl: highest ``objective/kl``, of the mean and of the last rollout, nats per response; None takes 1.2 x
+            ``objective/kl_target`` if that is logged, 3.5 where a learned model scores and nothing charges for KL, else
+            there is no limit.
         window: rollouts in a mean.
         every_n_rollouts: compare (and maybe copy) only every so many rollouts.
         restore_best: leave the module with the best weights rather than the last ones.
@@ -101,7 +103,7 @@ class BestPolicy(pl.Callback):
         score, kl = (math.fsum(column) / len(self._recent) for column in zip(*self._recent, strict=True))
         policy: Any = pl_module.policy
         limit = self._limit(metrics, unpenalised_limit(pl_module))
-        allowed = math.isfinite(score) and math.isfinite(kl) and kl <= limit
+        allowed = math.isfinite(score) and math.isfinite(kl) and max(kl, self._recent[-1][1]) <= limit
         better = allowed and (self.best is None or score > self.best["score"])
         wins = better and first_nonfinite(policy.named_parameters()) is None
         if trainer.strategy.broadcast(wins):  # rank 0 decides for all

@@ -34,6 +34,16 @@ def test_only_policies_within_the_kl_limit_can_win(tmp_path, max_kl, target, win
     assert best.best["rollout"] == winner  # 1.2 x 5 = 6 is still allowed
 
 
+def test_a_mean_kl_below_the_limit_does_not_hide_a_last_one_above_it(tmp_path):
+    best = BestPolicy(max_kl=4.0, window=3)
+    fit(tmp_path, best, [1.0, 2.0, 3.0, 4.0, 3.5, 3.2], [2.0, 3.0, 3.5, 5.0, 3.4, 3.1])
+    # means of KL: 2.8, 3.8, 4.0, 3.8; of the score: 2.0, 3.0, 3.5, 3.6
+    assert best.best["rollout"] == 6
+    best = BestPolicy(max_kl=4.0, window=3)
+    fit(tmp_path, best, [1.0, 2.0, 3.0, 9.0], [2.0, 3.0, 3.5, 5.0])
+    assert best.best["rollout"] == 3
+
+
 def test_a_learned_score_without_a_penalty_has_a_limit_all_the_same(tmp_path):
     best, module = BestPolicy(window=1), Refinement([1.0, 2.0, 3.0], [1.0, 3.4, 3.6], None)
     module.scorer, module.kl_controller = SimpleNamespace(learned=True), FixedKL(0.0)
