@@ -18,7 +18,7 @@ from benchmarks.families_world import World, Wrong, close, of_row
 from rlhf_lightning.models import Pretrained, ScalarModel
 from rlhf_lightning.models.adapters import Lora, adapted_layers, merged
 from rlhf_lightning.models.forward import packs_rows, token_scores
-from rlhf_lightning.models.trunk import run_lower
+from rlhf_lightning.models.packing import lower_states
 from rlhf_lightning.rollout import HFGenerateEngine, LoopEngine, RolloutEngine, Sampling
 from rlhf_lightning.types import Rollout
 
@@ -143,7 +143,7 @@ def frozen_layers(world: World) -> str:
     """Log-probabilities with ``model.freeze_below=1``, the lowest layer computed first."""
     policy = replace(world.recipe, freeze_below=1).causal_lm()
     with torch.no_grad():
-        hidden = run_lower(policy, 1, world.ids, world.attention)
+        hidden = lower_states(policy, 1, world.ids, world.attention)
         found = token_scores(policy, world.ids, world.attention, world.mask, hidden=hidden, freeze_below=1)
         return close(found.logprobs, world.logprobs, "log-probabilities")
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.functional.linear_logprobs import CHUNK, TokenScores, linear_logprobs, score_logits
 from rlhf_lightning.models.output import call_with_states, is_linear, output_of
-from rlhf_lightning.models.packing import PackedRows, packed_inputs, worthwhile_rows
+from rlhf_lightning.models.packing import PackedRows, inputs_of, worthwhile_rows
 from rlhf_lightning.models.trunk import plain_inputs, run_upper
 
 
@@ -62,7 +62,8 @@ def response_forward(
         with_states: also return the final hidden states, for a value head on the same trunk.
     """
     if hidden is not None:
-        states = run_upper(policy, freeze_below, hidden, attention_mask)[:, -response_length - 1 : -1]
+        states = run_upper(policy, freeze_below, hidden, plain_inputs(input_ids, attention_mask))
+        states = states[:, -response_length - 1 : -1]
         return ResponseForward(output_of(policy).logits(states), states)
     with contiguous_head(policy):
         out = policy(
@@ -114,7 +115,7 @@ def token_scores(
         freeze_below: see `Pretrained`.
         with_states: also return the final hidden states, for a value head on the same trunk.
         groups: neighbours of one group begin alike, long [B]; what they begin with is computed once. Rows are packed
-            where that pays, see `rlhf_lightning.models.packing`: not with ``hidden``, and not without ``head_chunk``.
+            where that pays, see `rlhf_lightning.models.packing`, but not without ``head_chunk``.
 
     Returns:
         One number per token of the mask, [N], row by row.
@@ -131,7 +132,7 @@ def token_scores(
         scores = score_logits(out.logits[counted], targets, **asked)
         return scores if out.states is None else scores._replace(states=out.states[counted])
     output = output_of(policy)
-    packed = None if hidden is not None else worthwhile_rows(policy, input_ids, attention_mask, groups)
+    packed = worthwhile_rows(policy, input_ids, attention_mask, groups)
 
     def compute(states: Tensor) -> TokenScores:
         chosen = states[:, :-1][mask[:, 1:]] if packed is None else _before(states, packed, mask)
@@ -142,9 +143,10 @@ def token_scores(
         )  # fmt: skip
         return scores._replace(states=chosen) if with_states else scores
 
+    inputs = inputs_of(policy, input_ids, attention_mask, packed)
     if hidden is not None:
-        return compute(run_upper(policy, freeze_below, hidden, attention_mask))
-    inputs = plain_inputs(input_ids, attention_mask) if packed is None else packed_inputs(policy, packed)
+        hidden = hidden if packed is None else packed.put(hidden, attention_mask)
+        return compute(run_upper(policy, freeze_below, hidden, inputs))
     return call_with_states(policy, output.linear, compute, inputs)
 
 

@@ -14,8 +14,8 @@ from rlhf_lightning.models.adapters import lora_of
 from rlhf_lightning.models.frozen import frozen_copy
 from rlhf_lightning.models.kinds import body_of, scalar_class
 from rlhf_lightning.models.output import replaced
-from rlhf_lightning.models.packing import can_pack, packed_states, worthwhile_rows
-from rlhf_lightning.models.trunk import checkpoint_activations, decoder, hidden_states, layers, run_upper
+from rlhf_lightning.models.packing import can_pack, inputs_of, worthwhile_rows
+from rlhf_lightning.models.trunk import checkpoint_activations, decoder, layers, run_upper
 from rlhf_lightning.models.unread import Unread, trunk_unread, unread_of, without_weights
 from rlhf_lightning.private_api.transformers import from_config
 
@@ -89,15 +89,15 @@ class ScalarModel(nn.Module):
             float32 [B, S].
         """
         head: Any = self.model.score
-        packed = None if hidden is not None else worthwhile_rows(self.model, input_ids, attention_mask, groups)
-        if packed is not None:
-            numbers = linear_fp32(head, packed_states(self.model, packed))
-            return numbers[packed.row[:, None], packed.column]
+        packed = worthwhile_rows(self.model, input_ids, attention_mask, groups)
+        inputs = inputs_of(self.model, input_ids, attention_mask, packed)
         if hidden is None or not self.freeze_below:
-            states = hidden_states(self.model, input_ids, attention_mask)
+            states = decoder(self.model)(**inputs).last_hidden_state
         else:
-            states = run_upper(self.model, self.freeze_below, hidden, attention_mask)
-        return linear_fp32(head, states)
+            hidden = hidden if packed is None else packed.put(hidden, attention_mask)
+            states = run_upper(self.model, self.freeze_below, hidden, inputs)
+        numbers = linear_fp32(head, states)
+        return numbers if packed is None else packed.take(numbers)
 
     def score(self, input_ids: Tensor, attention_mask: Tensor, groups: Tensor | None = None) -> Tensor:
         """The number at the last real token of each row, float32 [B]; ``groups`` as in `forward`."""

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from rlhf_lightning.functional.sequences import position_ids
 from rlhf_lightning.models.configs import is_windowed
 from rlhf_lightning.models.excerpt import excerpt
-from rlhf_lightning.models.trunk import agree, decoder, plain_inputs, probe_ids, states_of
+from rlhf_lightning.models.trunk import agree, plain_inputs, probe_ids, run_lower, states_of
 from rlhf_lightning.private_api.transformers import attention_of
 
 WORTHWHILE = 0.95  # pack only where it costs at most this part of plain rows
@@ -39,6 +39,16 @@ class PackedRows(NamedTuple):
         """Whether the token in column ``one`` of a row sees that in column ``other``, bool; all three broadcast."""
         same = (self.sequence[row, other] == 0) | (self.sequence[row, other] == self.sequence[row, one])
         return (self.group[row, other] == self.group[row, one]) & same & (other <= one)
+
+    def put(self, states: Tensor, real: Tensor) -> Tensor:
+        """What belongs to the tokens of plain rows [N, S, D], bool [N, S] of them real, where they went [M, W, D]."""
+        placed = states.new_zeros(*self.input_ids.shape, states.shape[-1])
+        placed[self.row[:, None].expand_as(real)[real], self.column[real]] = states[real]
+        return placed
+
+    def take(self, found: Tensor) -> Tensor:
+        """What was found in packed rows [M, W, ...], in plain rows [N, S, ...]; anything at pads."""
+        return found[self.row[:, None], self.column]
 
     @property
     def attention(self) -> Tensor:
@@ -237,9 +247,28 @@ def packed_inputs(model: PreTrainedModel, packed: PackedRows) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def packed_states(model: PreTrainedModel, packed: PackedRows) -> Tensor:
-    """Final hidden states [M, W, D] of packed rows."""
-    return decoder(model)(**packed_inputs(model, packed)).last_hidden_state
+def inputs_of(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, packed: PackedRows | None
+) -> dict[str, Any]:
+    """What a model or its decoder is called with for rows [N, S], or for the packed ones that hold them."""
+    return plain_inputs(input_ids, attention_mask) if packed is None else packed_inputs(model, packed)
+
+
+def lower_states(
+    model: PreTrainedModel, depth: int, input_ids: Tensor, attention_mask: Tensor, groups: Tensor | None = None
+) -> Tensor:
+    """Hidden states [N, S, D] after the lowest ``depth`` layers, without gradient; packed where that pays.
+
+    Args:
+        model: see `worthwhile_rows`, as are the other arguments.
+        depth: number of layers.
+        input_ids: long [N, S].
+        attention_mask: bool [N, S].
+        groups: long [N] or None.
+    """
+    packed = worthwhile_rows(model, input_ids, attention_mask, groups)
+    states = run_lower(model, depth, inputs_of(model, input_ids, attention_mask, packed))
+    return states if packed is None else packed.take(states)
 
 
 @torch.no_grad()
@@ -263,7 +292,7 @@ def can_pack(model: PreTrainedModel) -> bool:
         if kernel == "flex_attention":
             small.set_attn_implementation("sdpa")
         plain = states_of(small, plain_inputs(ids, real))
-        found = states_of(small, packed_inputs(small, packed))[packed.row[:, None], packed.column]
+        found = packed.take(states_of(small, packed_inputs(small, packed)))
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
         return False
     return agree(found[real], plain[real])

@@ -55,11 +55,6 @@ def plain_inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Final hidden states [B, S, D] of token ids [B, S] under a bool mask [B, S]."""
-    return decoder(model)(**plain_inputs(input_ids, attention_mask)).last_hidden_state
-
-
 def probe_ids(model: PreTrainedModel) -> Tensor:
     """A short row to try a model with, long [1, 14]: no token comes twice, and none is one of the first, which are
     often special."""
@@ -142,22 +137,17 @@ def checkpoint_activations(model: PreTrainedModel, every: int = 1) -> None:
 
 
 @torch.no_grad()
-def run_lower(model: PreTrainedModel, depth: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Hidden states [B, S, D] after the lowest ``depth`` layers, without gradient."""
+def run_lower(model: PreTrainedModel, depth: int, inputs: Mapping[str, Any]) -> Tensor:
+    """Hidden states [B, S, D] after the lowest ``depth`` layers, without gradient, for `plain_inputs` or the like."""
     lower = _view(model, slice(depth))
     lower.norm = nn.Identity()
-    return lower(**plain_inputs(input_ids, attention_mask)).last_hidden_state
+    return lower(**inputs).last_hidden_state
 
 
-def run_upper(model: PreTrainedModel, depth: int, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """Final hidden states [B, S, D] from those of `run_lower`."""
+def run_upper(model: PreTrainedModel, depth: int, hidden: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Final hidden states [B, S, D] from those of `run_lower` for the same inputs."""
     upper = _view(model, slice(depth, None))
-    return upper(
-        inputs_embeds=hidden,
-        attention_mask=attention_mask.long(),
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-    ).last_hidden_state
+    return upper(**{**inputs, "input_ids": None, "inputs_embeds": hidden}).last_hidden_state
 
 
 def _view(model: PreTrainedModel, part: slice) -> PreTrainedModel:
@@ -184,8 +174,9 @@ def _check_split(model: PreTrainedModel, depth: int) -> None:
     model.eval()
     try:
         with narrowed(stack.config, ids.shape[1] // 3):
-            whole = states_of(model, plain_inputs(ids, mask))
-            states = run_upper(model, depth, run_lower(model, depth, ids, mask), mask)
+            inputs = plain_inputs(ids, mask)
+            whole = states_of(model, inputs)
+            states = run_upper(model, depth, run_lower(model, depth, inputs), inputs)
         if model.get_output_embeddings() is not None:  # a scalar model has none
             states = output_of(model).logits(states)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:

@@ -18,8 +18,8 @@ from rlhf_lightning.functional.masking import spread
 from rlhf_lightning.metrics.shown import PREFERENCE
 from rlhf_lightning.models import FrozenModels, Pretrained
 from rlhf_lightning.models.forward import token_scores
+from rlhf_lightning.models.packing import lower_states
 from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained, offloads
-from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.automatic import AutomaticModule
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.rules.combinations import NOTHING_TO_CACHE
@@ -171,8 +171,9 @@ class OfflineModule(AutomaticModule):
     def _sums(self, model: Any, answers: ComparisonBatch | AnswerBatch, mask: Tensor, hidden: Tensor | None) -> Tensor:
         """Log-probabilities summed over the mask, [N]."""
         ids, attention = answers.input_ids, answers.attention_mask
-        groups = answers.prompt_index if isinstance(answers, ComparisonBatch) else None
-        scored = token_scores(model, ids, attention, mask, hidden=hidden, freeze_below=self.freeze_below, groups=groups)
+        scored = token_scores(
+            model, ids, attention, mask, hidden=hidden, freeze_below=self.freeze_below, groups=_groups(answers)
+        )
         return spread(scored.logprobs, mask).sum(1)
 
     def _shares_lower(self) -> bool:
@@ -181,7 +182,13 @@ class OfflineModule(AutomaticModule):
 
     def _lower(self, answers: ComparisonBatch | AnswerBatch) -> Tensor:
         assert self.policy is not None
-        return run_lower(self.policy, self.freeze_below, answers.input_ids, answers.attention_mask)
+        ids, attention = answers.input_ids, answers.attention_mask
+        return lower_states(self.policy, self.freeze_below, ids, attention, _groups(answers))
+
+
+def _groups(answers: ComparisonBatch | AnswerBatch) -> Tensor | None:
+    """Neighbours that answer the same prompt, long [N]; None where each answers another."""
+    return answers.prompt_index if isinstance(answers, ComparisonBatch) else None
 
 
 def scored(answers: ComparisonBatch | AnswerBatch) -> Tensor:

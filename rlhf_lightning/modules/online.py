@@ -113,7 +113,7 @@ class OnlineModule(RolloutModule):
         """Sizes per rank for a rollout of ``rows`` responses on this rank."""
         schedule = self.settings.schedule(rows * self.ranks.size, self.ranks.size)
         assert self.policy is not None
-        return replace(schedule, packed=not self.freeze_below and packs_rows(self.policy))
+        return replace(schedule, packed=packs_rows(self.policy))
 
     def learn(self, experience: Experience) -> dict[str, float]:
         """Epochs x minibatches of optimizer steps; stops early where the policy has moved too far."""

@@ -23,8 +23,8 @@ from rlhf_lightning.metrics.shown import ONLINE
 from rlhf_lightning.metrics.update import of_policy, of_value
 from rlhf_lightning.models import FrozenModels, Pretrained, ValueHead
 from rlhf_lightning.models.forward import token_scores
+from rlhf_lightning.models.packing import lower_states
 from rlhf_lightning.models.recipes import depth_of, load_reference, load_trained, offloads, tokenizer_of
-from rlhf_lightning.models.trunk import run_lower
 from rlhf_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from rlhf_lightning.modules.bootstrapping import one_token_longer, values_after
 from rlhf_lightning.modules.critics import Critic, build_critic, critic_numbers
@@ -282,15 +282,15 @@ class PPOModule(OnlineModule):
         return [m for m in (self.policy, self.critic, self.frozen["reference"]) if m is not None]
 
     def _evaluate_rows(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor | None]:
-        ids, attention = rollout.input_ids, rollout.attention_mask
-        hidden = run_lower(self.policy, self.freeze_below, ids, attention) if self.freeze_below else None  # type: ignore[arg-type]
+        ids, attention, groups = rollout.input_ids, rollout.attention_mask, neighbours(rollout)
+        hidden = lower_states(self.policy, self.freeze_below, ids, attention, groups) if self.freeze_below else None  # type: ignore[arg-type]
         if self.reuses_logprobs(rollout):
             now = Forward(rollout.rollout_logprobs, torch.zeros_like(rollout.rollout_logprobs), None)  # type: ignore[arg-type]
         else:
             now = self.forward_policy(rollout, hidden, entropy=False)
         reference = token_scores(
             self.frozen["reference"], ids, attention, rollout.sampled, temperature=self.sampling.temperature,  # type: ignore[arg-type]
-            hidden=None if self._sources[2] else hidden, freeze_below=self.freeze_below, groups=neighbours(rollout),
+            hidden=None if self._sources[2] else hidden, freeze_below=self.freeze_below, groups=groups,
         )  # fmt: skip
         return torch.stack([now.logprobs, now.values], dim=-1), spread(reference.logprobs, rollout.mask), hidden
 

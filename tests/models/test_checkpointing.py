@@ -7,7 +7,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.sequences import right_pad
 from rlhf_lightning.models import Pretrained, ScalarModel, ValueHead, trunk
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.models.trunk import run_lower
+from rlhf_lightning.models.packing import lower_states
 from tests.support import tiny
 
 LAYERS = 6
@@ -34,7 +34,7 @@ def trained(folder, every, **options):
 def gradients(policy, freeze_below=0, head=None):
     """Of the log-probabilities of the answers, and of the values of a head on the same states."""
     torch.manual_seed(1)
-    hidden = run_lower(policy, freeze_below, IDS, REAL) if freeze_below else None
+    hidden = lower_states(policy, freeze_below, IDS, REAL) if freeze_below else None
     scores = token_scores(
         policy, IDS, REAL, ANSWERS,
         groups=GROUPS, hidden=hidden, freeze_below=freeze_below, with_states=head is not None,

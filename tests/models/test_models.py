@@ -7,7 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSeque
 from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.models import Pretrained, ScalarModel, frozen_copy
 from rlhf_lightning.models.forward import contiguous_head, response_forward
-from rlhf_lightning.models.trunk import freeze_layers, hidden_states, layers, run_lower, run_upper
+from rlhf_lightning.models.packing import lower_states
+from rlhf_lightning.models.trunk import decoder, freeze_layers, layers, plain_inputs, run_lower, run_upper
 from tests.support import tiny
 from tests.support.plain import gather_logprobs
 
@@ -26,8 +27,9 @@ def folder(tmp_path):
 def test_two_parts_of_a_decoder_make_the_whole(depth):
     model = tiny.policy(layers=4)
     with torch.no_grad():
-        whole = hidden_states(model, IDS, MASK)
-        parts = run_upper(model, depth, run_lower(model, depth, IDS, MASK), MASK)
+        inputs = plain_inputs(IDS, MASK)
+        whole = decoder(model)(**inputs).last_hidden_state
+        parts = run_upper(model, depth, run_lower(model, depth, inputs), inputs)
     torch.testing.assert_close(whole[MASK], parts[MASK])
 
 
@@ -89,7 +91,8 @@ def test_a_critic_from_the_policy_has_its_trunk_and_a_zero_head():
     critic = ScalarModel.from_policy(policy)
     with torch.no_grad():
         assert critic(IDS, MASK).abs().max() == 0
-        torch.testing.assert_close(hidden_states(critic.model, IDS, MASK), hidden_states(policy, IDS, MASK))
+        mine, theirs = (decoder(m)(**plain_inputs(IDS, MASK)).last_hidden_state for m in (critic.model, policy))
+        torch.testing.assert_close(mine, theirs)
     assert not {p.data_ptr() for p in critic.parameters()} & {p.data_ptr() for p in policy.parameters()}
 
 
@@ -103,7 +106,7 @@ def test_a_critic_shares_frozen_layers_only_if_they_are_the_same():
     assert other.freeze_below == 0 and layers(other.model)[1] is not layers(policy)[1]
     torch.nn.init.normal_(same.model.score.weight)
     with torch.no_grad():
-        torch.testing.assert_close(same(IDS, MASK, run_lower(policy, 2, IDS, MASK))[MASK], same(IDS, MASK)[MASK])
+        torch.testing.assert_close(same(IDS, MASK, lower_states(policy, 2, IDS, MASK))[MASK], same(IDS, MASK)[MASK])
 
 
 def test_a_frozen_copy_shares_only_what_is_frozen():

@@ -10,8 +10,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from rlhf_lightning.functional.sequences import left_pad, right_pad
 from rlhf_lightning.models import Pretrained, ScalarModel, packing, reading
 from rlhf_lightning.models.excerpt import excerpt
+from rlhf_lightning.models.forward import token_scores
 from rlhf_lightning.models.packing import can_pack, find_groups, pack, packed_inputs, worthwhile_rows
-from rlhf_lightning.models.trunk import plain_inputs, probe_ids, states_of
+from rlhf_lightning.models.trunk import freeze_layers, plain_inputs, probe_ids, states_of
 from tests.support import tiny
 
 SEQUENCES = [  # three prompts; one answer is the beginning of another, one prompt has a single answer
@@ -59,6 +60,39 @@ def test_scores_and_gradients_are_those_of_plain_rows(monkeypatch, attention, pa
         assert torch.allclose(packed[name], gradient, atol=1e-5 * gradient.abs().max()), name
 
 
+@pytest.mark.parametrize("rows", [3, 1])
+def test_frozen_layers_and_those_above_them_share_rows(monkeypatch, rows):
+    policy = tiny.policy(layers=3)
+    policy.pack_rows = True
+    freeze_layers(policy, 1)
+    critic = ScalarModel.from_policy(policy, 1)
+    torch.nn.init.normal_(critic.model.score.weight)
+    ids, mask = left_pad(SEQUENCES, 0)
+    second = mask & mask.roll(1, 1)  # and later ones: nothing predicts the first token
+
+    def learned(groups):
+        hidden = packing.lower_states(policy, 1, ids, mask, groups)
+        numbers = critic(ids, mask, hidden, groups)[mask]
+        scored = token_scores(policy, ids, mask, second, hidden=hidden, freeze_below=1, groups=groups).logprobs
+        loss = (numbers * torch.arange(len(numbers))).sum() + (scored * torch.arange(len(scored))).sum()
+        trained = [weight for weight in (*policy.parameters(), *critic.parameters()) if weight.requires_grad]
+        return [hidden[mask], numbers.detach(), scored.detach(), *torch.autograd.grad(loss, trained)]
+
+    monkeypatch.setattr(packing, "WORTHWHILE", 0.0)
+    plain = learned(None)
+    monkeypatch.setattr(packing, "WORTHWHILE", 100.0)
+    packed = []
+
+    def plans(widths, limit):
+        packed.append(widths)
+        return [packing.balanced(widths, rows)]
+
+    monkeypatch.setattr(packing, "_plans", plans)
+    for found, expected in zip(learned(GROUPS), plain, strict=True):
+        assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max())
+    assert len(packed) == 3  # the lower layers, the critic's upper ones, the policy's
+
+
 @pytest.mark.parametrize("rows", [[0, 1, 2], [1, 0, 1], [0, 0, 0]])
 def test_every_token_finds_its_place_and_sees_what_came_before(rows):
     ids, mask = right_pad(SEQUENCES, 0)
@@ -66,7 +100,7 @@ def test_every_token_finds_its_place_and_sees_what_came_before(rows):
     widths = torch.tensor([12, 11, 3])  # of the first group: 6 in common, then 3, 1 and 2 tokens
     loads = torch.zeros(max(rows) + 1, dtype=torch.long).index_add(0, torch.tensor(rows), widths)
     assert packed.input_ids.shape == (max(rows) + 1, loads.max())
-    assert torch.equal(packed.input_ids[packed.row[:, None], packed.column][mask], ids[mask])
+    assert torch.equal(packed.take(packed.input_ids)[mask], ids[mask])
     for n, length in enumerate(map(len, SEQUENCES)):
         own = packed.column[n, :length]
         sees = packed.attention[packed.row[n], 0][own]
@@ -198,6 +232,6 @@ def test_flex_attention_sees_the_same_blocks(monkeypatch, seed):
     packed = pack(ids, mask, found, torch.tensor([0, 1, 1, 0]))
     plain = states_of(policy, plain_inputs(ids, mask))
     policy.config._attn_implementation = "flex_attention"
-    states = states_of(policy, packed_inputs(policy, packed))[packed.row[:, None], packed.column]
+    states = packed.take(states_of(policy, packed_inputs(policy, packed)))
     torch.testing.assert_close(states[mask], plain[mask], atol=1e-5, rtol=1e-5)
     assert can_pack(policy) and policy.config._attn_implementation == "flex_attention"

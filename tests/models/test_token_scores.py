@@ -21,7 +21,8 @@ from transformers import (
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Pretrained
 from rlhf_lightning.models.forward import token_scores
-from rlhf_lightning.models.trunk import freeze_layers, run_lower
+from rlhf_lightning.models.packing import lower_states
+from rlhf_lightning.models.trunk import freeze_layers
 from tests.functional.test_linear_logprobs import Largest
 from tests.support import tiny
 
@@ -99,7 +100,7 @@ def test_any_mask_with_pads_on_either_side_scores_the_same(mask, summed):
 def test_frozen_lower_layers_and_the_states_for_a_value_head(name):
     policy = model(name)
     freeze_layers(policy, 1)
-    hidden = run_lower(policy, 1, IDS, REAL)
+    hidden = lower_states(policy, 1, IDS, REAL)
     on = assert_same(policy, MASKS["answers"], hidden=hidden, freeze_below=1, with_states=True)
     whole = token_scores(policy, IDS, REAL, MASKS["answers"], with_states=True)
     torch.testing.assert_close(on.logprobs, whole.logprobs)

@@ -184,7 +184,7 @@ def test_rows_packed_cut_or_padded_learn_the_same(options, critic, monkeypatch):
     packed = []
     inputs = packing.packed_inputs
     monkeypatch.setattr(
-        "rlhf_lightning.models.forward.packed_inputs", lambda *given: (packed.append(1), inputs(*given))[1]
+        "rlhf_lightning.models.packing.packed_inputs", lambda *given: (packed.append(1), inputs(*given))[1]
     )
     found, _, logged = trained(critic=critic, **options)
     assert bool(packed) == options.get("pack", False)

@@ -8,8 +8,8 @@ import torch
 from rlhf_lightning.functional.advantage import grpo, rloo
 from rlhf_lightning.functional.policy import reinforce_loss
 from rlhf_lightning.functional.ppo import clipped_policy_loss
-from rlhf_lightning.models import packing
-from rlhf_lightning.modules import PPOModule
+from rlhf_lightning.models import Pretrained, packing
+from rlhf_lightning.modules import DPOModule, PPOModule
 from rlhf_lightning.modules.ppo_settings import PPOSettings
 from rlhf_lightning.rollout import LoopEngine, Sampling
 from rlhf_lightning.scoring import FunctionScorer
@@ -33,14 +33,25 @@ class Counting:
 @pytest.fixture
 def shared(monkeypatch):
     counting = Counting(packing.packed_inputs)
-    for name in ("forward", "packing"):
-        monkeypatch.setattr(f"rlhf_lightning.models.{name}.packed_inputs", counting)
+    monkeypatch.setattr(packing, "packed_inputs", counting)
     return counting
 
 
-def group_run(share=False, micro=None, critic=None, loss=clipped_policy_loss, advantage=grpo, engine=None, **settings):
+def recipe(folder, share, frozen):
+    """A policy that packs its rows if it may; the lowest layers frozen, or all of them to be trained."""
     policy = tiny.policy(scale=0.3)
-    policy.pack_rows = share and packing.can_pack(policy)
+    if not frozen:
+        policy.pack_rows = share and packing.can_pack(policy)
+        return policy
+    policy.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return Pretrained(str(folder), freeze_below=frozen, pack_rows=share)
+
+
+def group_run(
+    share=False, micro=None, critic=None, loss=clipped_policy_loss, advantage=grpo, engine=None, policy=None, **settings
+):
+    policy = policy or recipe(None, share, frozen=0)
     module = PPOModule(
         policy, FunctionScorer(phases.praise), tiny.tokenizer(), optimizer=partial(torch.optim.SGD, lr=0.5),
         critic=critic or "policy", sampling=Sampling(6), advantage=partial(advantage, group_size=GROUP),
@@ -66,24 +77,25 @@ def group_run(share=False, micro=None, critic=None, loss=clipped_policy_loss, ad
     ],
     ids=["grpo", "kl in the loss", "rloo", "three passes"],
 )
-def test_a_group_that_shares_its_prompt_learns_the_same(shared, options, micro):
-    expected, plain = group_run(micro=micro, **options)
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_group_that_shares_its_prompt_learns_the_same(tmp_path, shared, options, micro, frozen):
+    expected, plain = group_run(micro=micro, policy=recipe(tmp_path, False, frozen), **options)
     assert shared.calls == 0
-    after, logged = group_run(share=True, micro=micro, **options)
+    after, logged = group_run(micro=micro, policy=recipe(tmp_path, True, frozen), **options)
     assert shared.calls > 4  # policy and reference, twice each, and what can_pack tries
     assert torch.allclose(after, expected, atol=1e-6) and not torch.equal(expected, phases.flat(tiny.policy(scale=0.3)))
     assert logged["policy/approxkl_avg"] == pytest.approx(plain["policy/approxkl_avg"], abs=1e-5)
 
 
-def test_dpo_pairs_that_share_their_prompt_learn_the_same(tmp_path, shared):
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_dpo_pairs_that_share_their_prompt_learn_the_same(tmp_path, shared, frozen):
     answers = [" good", " bad", " slow ."]
     rows = [{"prompt": prompt, "completions": answers, "ranks": [1, 3, 2]} for prompt in LONG]
     file = offline.write(tmp_path / "rankings.jsonl", rows)
 
     def after(share):
-        module = offline.preference()
-        policy = module._sources[0]
-        policy.pack_rows = share and packing.can_pack(policy)
+        policy, sgd = recipe(tmp_path, share, frozen), partial(torch.optim.SGD, lr=1.0)
+        module = DPOModule(policy, tiny.tokenizer(), sgd, max_grad_norm=0.0)
         offline.fit(module, offline.pairs(file, batch=2))
         return phases.flat(module.policy)
 
