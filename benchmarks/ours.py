@@ -65,7 +65,7 @@ def overrides_of(job: dict[str, Any]) -> list[str]:
     words = [
         f"stage={stage}", "task=custom", "trainer=cpu", f"model.path={job['model']}", f"run_dir={job['folder']}/run",
         f"threads={job['threads']}", f"data.{FILE[stage]}={job['rows']}", f"{stage}.data.batch_size={job['batch']}",
-        "trusted_targets=[benchmarks]", "+callbacks.meter._target_=benchmarks.ours.Meter",
+        "overwrite=true", "trusted_targets=[benchmarks]", "+callbacks.meter._target_=benchmarks.ours.Meter",
         f"{stage}.data.validation_fraction=0",
     ]  # fmt: skip
     if stage != "ppo":

@@ -68,6 +68,7 @@ class Suite:
 OURS, TRL = Entry("ours", "ours"), Entry("trl", "trl")
 OWN = Entry("ours", "ours", overrides=("ppo.critic=policy",))
 SHARED = Entry("ours shared", "ours", overrides=("ppo.critic=shared_trunk",))
+FROZEN = ("model.freeze_below=6",)  # of the 8 layers of the small kit
 SFT_PEERS = tuple(
     Entry(f"trl {variant}", "trl", variant) for variant in ("padded", "shuffled", "grouped", "padding_free", "packed")
 )
@@ -85,6 +86,10 @@ SUITES = {
         Suite("rloo", "rloo", "prompts", "episodes", (OURS, TRL), (Bar("ours", "trl", 1.8),), group_size=4),
         Suite("ppo", "ppo", "prompts", "episodes", (OWN, SHARED, TRL),
               (Bar("ours", "trl", 2.0), Bar("ours shared", "trl", 3.5, memory=0.6)), epochs=4),
+        Suite("frozen", "rloo", "prompts", "episodes",
+              (Entry("ours", "ours", overrides=FROZEN),
+               Entry("ours unpacked", "ours", overrides=(*FROZEN, "model.pack_rows=false"))),
+              (Bar("ours", "ours unpacked", 1.0),), group_size=4),
         Suite("overhead", "sft", "sft", "tokens", (OURS, Entry("bare", "bare")), (Bar("ours", "bare", 1 / 1.05),)),
         Suite("scaling", "sft", "sft", "tokens",
               (OURS, Entry("ours 10x rows", "ours", growth=10), Entry("ours full 1/4", "ours", stretch=0.25),

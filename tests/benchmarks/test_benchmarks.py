@@ -137,17 +137,17 @@ def test_examples_in_docstrings(name):
     assert result.attempted and not result.failed
 
 
-def test_a_tiny_run_prints_and_writes_what_it_promises(kit, tmp_path, capsys):
+def test_two_tiny_runs_print_and_write_what_is_promised(kit, tmp_path, capsys):
     out = tmp_path / "result.json"
-    run.main(["--suite", "sft", "--assets", str(kit), "--preset", "smoke", "--repeats", "1", "--out", str(out)])
+    run.main(["--suite", "sft", "--assets", str(kit), "--preset", "smoke", "--repeats", "2", "--out", str(out)])
     told = json.loads(out.read_text())
-    (result,) = told["suites"]["sft"]["runs"]["ours"]
+    result, _ = told["suites"]["sft"]["runs"]["ours"]
     assert result["steps"] == 1 and result["counts"]["positions_learned"] >= result["counts"]["tokens"] > 0
     assert {"forward", "backward", "optimizer"} <= result["phases"].keys()
     summary = told["suites"]["sft"]["summary"]["ours"]
     for name in ("tokens_per_cpu_second", "tokens_per_second", "supervised_per_cpu_second", "mfu", "peak_megabytes"):
         low, median, high = sorted(summary[name])
-        assert 0 < low == median == high
+        assert 0 < low <= median <= high
     assert "| ours |" in capsys.readouterr().out
 
 
