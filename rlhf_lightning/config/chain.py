@@ -1,7 +1,8 @@
 """What the stages of a chain take from each other: the interpolations of ``conf/stage/pipeline.yaml``.
 
 ``${made:policy,FOLDER}`` is what the last stage before this one made of a kind (`rlhf_lightning.rules.stages.Stage`);
-where none did, what FOLDER holds, if the user has named it or a run has made it before; otherwise null.
+where none did, what FOLDER holds, if the user has named it or a run has made it before; otherwise null, and so it is if
+a later stage of the run writes FOLDER.
 ``${first:A,B}`` is the first of several that is not null.
 """
 
@@ -28,10 +29,14 @@ def made(kind: str, folder: str | None = None, *, _node_: Any) -> str | None:
     root = root_of(_node_)
     stages = OmegaConf.select(root, "stages")
     entries = [str(entry) for entry in stages] if isinstance(stages, ListConfig) else []
-    for entry in reversed(before(next(iter(place_of(_node_)), ""), entries)):
+    earlier = before(next(iter(place_of(_node_)), ""), entries)
+    for entry in reversed(earlier):
         if found := product(entry, kind, root):
             return found
-    return file_of(kind, folder) if folder and _is_given(str(folder), str(root.run_dir)) else None
+    if not folder or not _is_given(str(folder), str(root.run_dir)):
+        return None
+    file = file_of(kind, folder)
+    return None if file in {product(entry, kind, root) for entry in entries if entry not in earlier} else file
 
 
 def first(*values: Any) -> Any:
