@@ -221,7 +221,7 @@ class RunFolder:
     def _check_config(self) -> None:
         """Refuse to go on if a stage of this run has begun here with another config.
 
-        What only stages read that have not begun, or that this run leaves out, may be anything. `evaluate` has nothing
+        What is read only by stages that have not begun, or that this run leaves out, may change. `evaluate` has nothing
         to go on with, and is done anew.
         """
         told, refused = set[str](), set[str]()
@@ -238,7 +238,7 @@ class RunFolder:
         if refused:
             raise ConfigError(
                 f"resume=auto: {self.path} was made with another config ({listed(sorted(refused))}); use the old "
-                "values, or another run_dir. What only stages read that have not begun may change"
+                "values, or another run_dir. What is read only by stages that have not begun may change"
             )
         self._changed = sorted(told)
         if self._changed:
