@@ -42,7 +42,7 @@ class Folder:
         typed = words.replace("OWN", str(self.own)).replace("RUN", str(self.path)).split()
         pipeline = [] if any(word.startswith("stage=") for word in typed) else ["stage=pipeline"]
         judge = [] if "judge=" in words else PRAISE.split()
-        return Run(compose([*pipeline, *self.words, *judge, *typed, f"run_dir={self.path}", "resume=auto"]))
+        return Run(compose([*pipeline, *self.words, *judge, "resume=auto", *typed, f"run_dir={self.path}"]))
 
     def do(self, words, stages):
         """Begin and end stages."""
@@ -82,6 +82,7 @@ def folder(own, tmp_path):
         ("stage=sft", "sft", {"stages=[sft,rank,reward]": "sft"}),
         (f"stages=[sft,ppo,rank,reward,evaluate] {LETTERS}", "sft ppo rank reward evaluate", {
             f"stages=[sft,ppo,rank,reward] {LETTERS}": "sft ppo rank reward",
+            f"stages=[ppo] {LETTERS}": "ppo",
             f"stages=[sft,ppo,rank,reward,dpo,evaluate] {LETTERS} evaluate.max_prompts=3": "sft ppo rank reward",
         }),
         (f"stages=[sft,ppo,rank] judge=none {LETTERS} {BY_PEOPLE}", "sft ppo rank", {
@@ -116,6 +117,17 @@ def test_what_a_stage_has_read_is_what_it_was_whatever_is_added(folder, words, m
     for command, changed in commands.items():
         with pytest.raises(ConfigError, match=rf"run was made with another config \({changed}\); use the old values"):
             folder.command(command)
+
+
+def test_a_reward_model_that_was_made_since_is_not_what_a_stage_began_with(folder):
+    folder.do("stages=[sft,ppo,evaluate]", "sft ppo evaluate")
+    folder.do("stages=[sft,rank,reward]", "rank reward")
+    assert folder.done("stages=[sft,ppo]") == "sft ppo"
+    made = f"{folder.path}/reward"
+    assert folder.command("stages=[sft,ppo]").config["scorer"]["judge"]
+    assert folder.command("stages=[sft,best_of_n]").config["scorer"]["model"]["path"] == made
+    assert folder.command("stages=[evaluate]").section("evaluate")["proxy"] == made
+    assert folder.command("stages=[sft,ppo] resume=none overwrite=true").section("ppo")["critic"] == made
 
 
 def test_the_record_says_of_every_stage_what_it_ran_with(folder):
