@@ -1,23 +1,26 @@
 """What the stages of a chain take from each other: the interpolations of ``conf/stage/pipeline.yaml``.
 
 ``${made:policy,FOLDER}`` is what the last stage before this one made of a kind (`rlhf_lightning.rules.stages.Stage`);
-where none did, what FOLDER holds, if the user has named it or a run has made it before; otherwise null.
+where none did, what FOLDER holds, if the user has named it or a run has made it before; otherwise null, and so it is if
+a later stage of the run writes FOLDER, or has written it since this one began.
 ``${first:A,B}`` is the first of several that is not null.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
+from rlhf_lightning.checkpoint.provenance import read_sealed
 from rlhf_lightning.config.allowlist import check_names, check_objects
 from rlhf_lightning.config.locations import in_file
-from rlhf_lightning.config.rounds import check_round
+from rlhf_lightning.config.rounds import RECORD, check_round
 from rlhf_lightning.config.tree import walk
-from rlhf_lightning.errors import ConfigError, nearest
+from rlhf_lightning.errors import CheckpointError, ConfigError, nearest
 from rlhf_lightning.private_api.omegaconf import place_of, root_of
 from rlhf_lightning.rules import combinations
 from rlhf_lightning.rules.stages import KEPT, MAKES, RANKINGS, STAGES, before, file_of, names, product, stage_of
@@ -28,10 +31,15 @@ def made(kind: str, folder: str | None = None, *, _node_: Any) -> str | None:
     root = root_of(_node_)
     stages = OmegaConf.select(root, "stages")
     entries = [str(entry) for entry in stages] if isinstance(stages, ListConfig) else []
-    for entry in reversed(before(next(iter(place_of(_node_)), ""), entries)):
+    reader = next(iter(place_of(_node_)), "")
+    earlier = before(reader, entries)
+    for entry in reversed(earlier):
         if found := product(entry, kind, root):
             return found
-    return file_of(kind, folder) if folder and _is_given(str(folder), str(root.run_dir)) else None
+    if not folder or not _is_given(str(folder), str(root.run_dir)):
+        return None
+    file, later = file_of(kind, folder), [entry for entry in entries if entry not in earlier]
+    return None if file in {product(entry, kind, root) for entry in (*later, *_since(reader, entries, root))} else file
 
 
 def first(*values: Any) -> Any:
@@ -70,6 +78,20 @@ def complete(config: dict[str, Any]) -> None:
     scorer = config.get("scorer")
     if isinstance(scorer, dict) and isinstance(scorer.get("model"), dict) and scorer["model"].get("path") is None:
         config["scorer"] = {"_target_": "rlhf_lightning.scoring.scorer.as_scorer", "judge": config.get("judge")}
+
+
+def _since(reader: str, entries: Sequence[str], root: Any) -> list[str]:
+    """The stages that have begun in the folder of a run that is resumed after one that reads a section had begun.
+
+    `evaluate`, which is done anew, reads what is there now.
+    """
+    record: Mapping[str, Any] = {}
+    if OmegaConf.select(root, "resume") == "auto":
+        with suppress(CheckpointError):
+            record = read_sealed(Path(str(root.run_dir)) / RECORD)
+    begun = [stage for stage in record.get("stages", ()) if stage != "evaluate"]
+    readers = {reader, *(stage.name for stage in map(stage_of, entries) if reader in stage.asks)}
+    return begun[min((begun.index(stage) + 1 for stage in readers.intersection(begun)), default=len(begun)) :]
 
 
 def _check_votes(config: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class JudgedLoader(ConfigLoader):
                 cfg.hydra.overrides.hydra += added
             self._check_places(cfg, typed)
             drop_leftovers(cfg, self._layers, typed)
-            keep_typed_stage(cfg, typed)
+            keep_typed_stage(cfg, partial(self._layers, "stage/"), typed)
             if run_mode == RunMode.MULTIRUN:
                 check_sweep(Path(cfg.hydra.sweep.dir), overrides)
                 JudgedLoader.sweep = Path(cfg.hydra.sweep.dir)
@@ -133,8 +134,8 @@ class JudgedLoader(ConfigLoader):
         if "run_dir" in names and not os.path.lexists(str(cfg.run_dir)):
             signals.would_leave(str(cfg.run_dir))
 
-    def _layers(self) -> list[Any]:
-        return [OmegaConf.to_container(config, resolve=False) for config in self.files()]
+    def _layers(self, group: str = "") -> list[Any]:
+        return [OmegaConf.to_container(config, resolve=False) for config in self.files(group)]
 
     def check_files(self, config_name: str | None, repo: Any) -> None:
         """A file cannot name more places to read from: one on a ``pkg://`` is imported."""

@@ -18,7 +18,7 @@ from rlhf_lightning.errors import CheckpointError, ConfigError
 from rlhf_lightning.private_api.omegaconf import root_of
 from rlhf_lightning.rules.stages import RANKINGS, STAGES, names
 
-_RECORD = "run.json"
+RECORD = "run.json"
 
 
 def earlier(kind: str, *, _node_: Any) -> Any:
@@ -86,7 +86,7 @@ def _rankings(after: str) -> list[str]:
 def _made(after: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """Folder and provenance by stage of all that a run made, in the order of its stages."""
     try:
-        record = read_sealed(Path(after) / _RECORD)
+        record = read_sealed(Path(after) / RECORD)
         outputs = [f"{after}/{output}" for output in record.get("outputs", ())]
         found = {made["stage"]: (folder, made) for folder in outputs if (made := read_provenance(folder))}
     except (CheckpointError, OSError, ValueError) as error:

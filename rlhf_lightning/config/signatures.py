@@ -115,9 +115,8 @@ def explained(target: str) -> dict[str, str]:
     module, node = (_find(target) if target.split(".")[0] == _ROOTS[0] else None) or (None, None)
     if module is None or not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
         return {}
-    bases = node.bases if isinstance(node, ast.ClassDef) else []
-    homes = [found for base in bases if (found := _base(module, base)) is not None]
-    inherited = {name: text for home, one in homes for name, text in explained(f"{home.name}.{one.name}").items()}
+    bases = _bases(module, node) if isinstance(node, ast.ClassDef) else []
+    inherited = {name: text for home, one in bases for name, text in explained(f"{home.name}.{one.name}").items()}
     text = (ast.get_docstring(node) or "").partition("Args")[2]
     text = re.split(r"^(?:Raises|Returns|Attributes|Source):", text, flags=re.MULTILINE)[0]
     parts = re.findall(r"^ {4}(\w+): (.+(?:\n {8,}.+)*)", text, flags=re.MULTILINE)
@@ -127,8 +126,7 @@ def explained(target: str) -> dict[str, str]:
 
 def _of_class(module: _Module, node: ast.ClassDef) -> Signature:
     methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
-    bases = [found for base in node.bases if (found := _base(module, base)) is not None]
-    inherited = [signature_anywhere(f"{home.name}.{one.name}") for home, one in bases]
+    inherited = [signature_anywhere(f"{home.name}.{one.name}") for home, one in _bases(module, node)]
     ranges = [r for one in inherited if one is not None for r in one.ranges]
     if "__init__" in methods:
         arguments = _arguments(module, methods["__init__"])
@@ -148,13 +146,16 @@ def _of_class(module: _Module, node: ast.ClassDef) -> Signature:
     return next((one for one in inherited if one is not None), Signature({}, True, ()))
 
 
-def _base(module: _Module, base: ast.expr) -> tuple[_Module, ast.ClassDef] | None:
-    """A base class of this library; others are not read, they are large and take nothing from a config."""
-    name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
-    node = module.names.get(name)
-    ours = not isinstance(node, ast.ImportFrom) or (node.module or "").startswith(_ROOTS[0])
-    found = _lookup(module, name) if ours else None
-    return found if found is not None and isinstance(found[1], ast.ClassDef) else None  # type: ignore[return-value]
+def _bases(module: _Module, node: ast.ClassDef) -> list[tuple[_Module, ast.ClassDef]]:
+    """Base classes of this library, but none whose name is bound again (``class Adam(Adam)``); others are not read."""
+    found = []
+    for name in (ast.unparse(base.value if isinstance(base, ast.Subscript) else base) for base in node.bases):
+        named = module.names.get(name)
+        ours = not isinstance(named, ast.ImportFrom) or (named.module or "").startswith(_ROOTS[0])
+        match _lookup(module, name) if ours else None:
+            case (home, ast.ClassDef() as base) if home.name != module.name or base.lineno < node.lineno:
+                found.append((home, base))
+    return found
 
 
 def _arguments(module: _Module, function: ast.FunctionDef) -> dict[str, Parameter]:

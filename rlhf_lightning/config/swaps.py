@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rlhf_lightning.config.signatures import RESERVED, signature_anywhere
 from rlhf_lightning.config.tree import at, walk
 from rlhf_lightning.config.typed import Key, Typed
-from rlhf_lightning.rules.stages import STAGES
 
 Layers = Callable[[], Sequence[Mapping[str, Any]]]
 
@@ -43,16 +42,20 @@ def drop_leftovers(cfg: DictConfig, layers: Layers, typed: Typed) -> None:
                     del node[name]
 
 
-def keep_typed_stage(cfg: DictConfig, typed: Typed) -> None:
-    """Run the stage that was typed alone, also where an experiment lists others: what is typed wins over a file.
+def keep_typed_stage(cfg: DictConfig, files: Layers, typed: Typed) -> None:
+    """Run what a typed stage runs, also where an experiment lists other stages: what is typed wins over a file.
+
+    `pipeline` is for any chain, and leaves that to the experiment.
 
     Args:
         cfg: composed, with Hydra's own part; changed in place.
+        files: gives those that the stage is made of as plain dicts, in their order; called only if it was typed.
         typed: the command line.
     """
-    stage = cfg.hydra.runtime.choices.get("stage")
-    if stage in STAGES and "stages" in cfg and typed.has(("stage",)) and not typed.has(("stages",)):
-        cfg.stages = [stage]
+    if cfg.hydra.runtime.choices.get("stage") == "pipeline" or typed.has(("stages",)) or not typed.has(("stage",)):
+        return
+    for stages in [file["stages"] for file in files() if "stages" in file][-1:]:
+        cfg.stages = stages
 
 
 def _nodes(tree: Any) -> Iterator[tuple[Key, dict[str, Any]]]:

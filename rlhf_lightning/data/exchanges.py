@@ -54,6 +54,10 @@ def _pairs(row: LocatedRow) -> dict[str, tuple[Any, Any]]:
             given["completions"] = [*given.pop("chosen"), *given.pop("rejected")]
     except (ValueError, BadRow) as error:
         raise DataError(f"{row.where}: {error}") from error
+    if "completions" in given and not given["completions"]:
+        if all(given.get(name) is None for name in ("messages", *_ANSWERS)):
+            raise DataError(f"{row.where}: completions: has no answers; fill it or delete the row")
+        del given["completions"]  # of a table whose other rows have several answers
     sound = _sound(row, given)
     if "completions" in sound:
         return {str(place): (sound["prompt"], answer) for place, answer in enumerate(sound["completions"])}

@@ -24,10 +24,15 @@ class ConfigLoader(ConfigLoaderImpl):
     def check_files(self, config_name: str | None, repo: Any) -> None:
         """Called with the repository of config files before Hydra adds the places that a file names."""
 
-    def files(self) -> list[Any]:
-        """The files of what was composed last, each where the tree has it; read again, for composing changes them."""
+    def files(self, group: str = "") -> list[Any]:
+        """The files of what was composed last, each where the tree has it; read again, for composing changes them.
+
+        Args:
+            group: only those of this group, as ``stage/``.
+        """
         defaults, repo = self._composed
-        return [self._load_single_config(default, repo.delegate).config for default in defaults]
+        wanted = [default for default in defaults if default.config_path.startswith(group)]
+        return [self._load_single_config(default, repo.delegate).config for default in wanted]
 
     def _compose_config_from_defaults_list(self, defaults: Any, repo: Any) -> DictConfig:
         self._composed = defaults, repo

@@ -6,7 +6,8 @@ same lines before torch is imported.
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
+from typing import Any
 
 from rlhf_lightning.errors import ConfigError
 
@@ -28,7 +29,7 @@ def require(
 
     Args:
         name: the knob, as in the config.
-        value: what it was set to.
+        value: what it was set to; a number of NumPy or torch is one, too, and so is a tensor without dimensions.
         above: lower bound that is not allowed itself.
         at_least: lower bound that is allowed.
         below: upper bound that is not allowed itself.
@@ -37,7 +38,7 @@ def require(
         why: what the bound is there for, put behind it.
 
     Raises:
-        ConfigError: names the knob, the value and the range.
+        ConfigError: names the knob, the value and the range; text and arrays are in none.
 
     >>> require("gamma", 1.5, at_least=0, at_most=1)
     Traceback (most recent call last):
@@ -46,15 +47,21 @@ def require(
     """
     if value is None:
         return
+    number: Any = value
+    if getattr(number, "ndim", None) == 0:  # of NumPy or torch
+        number = number.item()
+    real = isinstance(number, Real)
     bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
-    holds = (
-        (above is None or value > above)
-        and (at_least is None or value >= at_least)
-        and (below is None or value < below)
-        and (at_most is None or value <= at_most)
+    holds = real and (
+        (above is None or number > above)
+        and (at_least is None or number >= at_least)
+        and (below is None or number < below)
+        and (at_most is None or number <= at_most)
     )
-    wrong = whole and (not isinstance(value, Integral) or isinstance(value, bool))
+    wrong = whole and (not isinstance(number, Integral) or isinstance(number, bool))
     if wrong or not holds:
+        kind = "a whole number" if wrong else "" if real else "a number"
         ranges = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
-        listed = ", ".join(filter(None, ("a whole number" * wrong, ranges)))
-        raise ConfigError(f"{name}={value}: must be {listed}{': ' * bool(why)}{why}")
+        shown = number if real else f"{number!r:.60}"
+        listed = ", ".join(filter(None, (kind, ranges)))
+        raise ConfigError(f"{name}={shown}: must be {listed}{': ' * bool(why)}{why}")

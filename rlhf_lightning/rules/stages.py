@@ -25,6 +25,7 @@ class Stage:
         makes: what later stages take from it, and the key of the folder in its section. The last one is written last.
             Of a stage of your own the section says it, since that is read before anything of yours is imported.
         asks: groups of the config that give its scores.
+        reads: further groups that it reads and not every stage does.
         trains: whether it has an optimizer.
         reference: whether it holds a second, frozen policy while it trains.
     """
@@ -36,6 +37,7 @@ class Stage:
     needs: str = "it has no rows"
     makes: Mapping[str, str] = field(default_factory=lambda: {"policy": "output"})
     asks: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     trains: bool = True
     reference: bool = False
 
@@ -47,17 +49,17 @@ _AT = "rlhf_lightning.stages"
 _RECORDS = (
     Stage("sft", f"{_AT}.sft.run_sft", rows="demonstrations", needs=_SFT),
     Stage("rank", f"{_AT}.rank.run_rank", f"{_AT}.rank.check_rank", needs=f"{_PROMPTS}, or rank.human_ranks=FILE",
-          makes={"comparisons": "output"}, asks=("judge",), trains=False),
+          makes={"comparisons": "output"}, asks=("judge",), reads=("rollout",), trains=False),
     Stage("reward", f"{_AT}.reward.run_reward", f"{_AT}.reward.check_reward", "comparisons", _COMPARISONS,
           makes={"reward_model": "output"}),
     Stage("ppo", f"{_AT}.ppo.run_ppo", f"{_AT}.ppo.check_ppo", "prompts", _PROMPTS,
-          asks=("judge", "scorer"), reference=True),
+          asks=("judge", "scorer"), reads=("rollout", "kl"), reference=True),
     Stage("dpo", f"{_AT}.dpo.run_dpo", f"{_AT}.dpo.check_dpo", "comparisons", _DPO, reference=True),
     Stage("kto", f"{_AT}.kto.run_kto", f"{_AT}.kto.check_kto", "feedback", _KTO, reference=True),
     Stage("best_of_n", f"{_AT}.best_of_n.run_best_of_n", needs=_PROMPTS,
-          makes={"comparisons": "output", "policy": "sft.output"}, asks=("scorer",)),
+          makes={"comparisons": "output", "policy": "sft.output"}, asks=("scorer",), reads=("rollout",)),
     Stage("evaluate", f"{_AT}.evaluate.run_evaluate", needs="add data.prompts_validation=FILE with held-out prompts",
-          makes={}, asks=("judge",), trains=False),
+          makes={}, asks=("judge",), reads=("rollout",), trains=False),
     Stage("score", f"{_AT}.score.run_score", rows=None, makes={"scores": "output"}, trains=False,
           needs="add score.rows=FILE with answers: rows of prompt+completion, messages or prompt+chosen+rejected"),
 )  # fmt: skip

@@ -25,6 +25,7 @@ def run_best_of_n(run: Run) -> Metrics:
     section = run.section("best_of_n")
     metrics = run.files.finished("best_of_n", section["output"])
     if metrics is None:
+        run.files.begin("best_of_n")
         metrics = _select(run)
     return metrics | train(run, "best_of_n", section={**section, **section["sft"]})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,53 +13,37 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlhf_lightning.config.compose import config_text
-from rlhf_lightning.errors import CheckpointError
-from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG
-from rlhf_lightning.stages.room import holds_a_run
+from rlhf_lightning.console.redaction import redact
 
 _LENGTH = re.compile(r"(\w+)\.(?:data\.)?(max_epochs|rollouts): (\d+) -> (\d+)")
 
 
-def saved_config(folder: Path) -> str:
-    """The text of ``config.yaml`` of an earlier run: of the file, or of the copy in its newest checkpoint.
-
-    Returns:
-        nothing where no run has saved anything yet.
-
-    Raises:
-        CheckpointError: the file is damaged, and no checkpoint has a copy of it.
-    """
-    file = folder / CONFIG
-    copies = sorted((folder / CHECKPOINTS).glob(f"*/step-*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
-    text = first_config(file, *reversed(copies))
-    if not text and (file.exists() or holds_a_run(folder)):
-        raise CheckpointError(
-            f"{file}: {'damaged' if file.exists() else 'missing'}, and no checkpoint has a copy, so that nobody can "
-            "tell whether the run would go on with the same config; restore the file or choose another run_dir"
-        )
-    return text
-
-
-def first_config(*files: Path) -> str:
-    """The first of several texts that is the config of a run."""
+def first_config(*files: Path) -> dict[str, Any]:
+    """The first of several files that is the config of a run; nothing where none is."""
     for file in files:
         with suppress(OSError, ValueError, YAMLError, OmegaConfBaseException):
-            text = file.read_text(encoding="utf-8")
-            found = OmegaConf.to_container(OmegaConf.create(text))
+            found = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
             if isinstance(found, dict) and isinstance(found.get("run_dir"), str):
-                return text
-    return ""
+                return {str(key): value for key, value in found.items()}
+    return {}
 
 
-def changes(text: str, config: Mapping[str, Any]) -> list[str]:
-    """What differs from the config that an earlier run saved, besides its folder; nothing where it saved none."""
-    if not text:
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as a record holds it: without passwords and tokens, in the types of JSON."""
+    found: dict[str, Any] = json.loads(json.dumps(redact(dict(config)), default=str))
+    return found
+
+
+def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two configs of a run, besides its folder; nothing where none was saved.
+
+    Args:
+        saved: the one before, with the ``run_dir`` that it had then.
+        now: the one of today. Both are as `plain` returns them.
+    """
+    if not saved:
         return []
-    saved = OmegaConf.to_container(OmegaConf.create(text))
-    assert isinstance(saved, dict)
-    moved = relocated(saved, str(saved["run_dir"]), str(config["run_dir"]))
-    now = OmegaConf.to_container(OmegaConf.create(config_text(config)))
+    moved = relocated(saved, saved["run_dir"], now["run_dir"])
     changed = {line.partition(": ")[0] for line in differences(saved, now)}  # `sft` may be a word as well as the folder
     return [line for line in differences(moved, now) if line.partition(": ")[0] in changed]
 
@@ -80,7 +64,7 @@ def relocated(tree: Any, old: str, new: str) -> Any:
     return new if tree == old else tree
 
 
-def listed(changed: list[str]) -> str:
+def listed(changed: Sequence[str]) -> str:
     """The first of many lines."""
     return "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
 

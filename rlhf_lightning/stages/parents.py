@@ -19,7 +19,7 @@ from rlhf_lightning.errors import DataError
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")  # of a model that another tool wrote
 WORD_FILES = ("merges.txt", "vocab.txt")  # of its tokenizer
-_ROW_KEY = re.compile(r"^data\.\w+$|\.data\.(train|validation)$|\.(human_ranks|rows)$")
+_ROW_KEY = re.compile(r"\.data\.(train|validation)$|\.(human_ranks|rows)$")
 Stamp = tuple[int, int, int, int]
 log = logging.getLogger(__name__)
 

@@ -87,7 +87,7 @@ def _run_stages(run: Run) -> dict[str, float]:
         done = run.files.finished(stage.name, next(reversed(outputs(run.section(stage.name))), None))
         assert callable(stage.run)
         if done is None and not stage.trains:
-            run.files.begin()
+            run.files.begin(stage.name)
         if done is None:
             with _makers_named(run.config, stage.name), _loggers_closed(run):
                 if run.is_first:

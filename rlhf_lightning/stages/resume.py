@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,44 +18,17 @@ from rlhf_lightning.checkpoint.io import END, checkpoints, is_checkpoint, newest
 from rlhf_lightning.checkpoint.places import lock, sweep, write_file
 from rlhf_lightning.checkpoint.processes import together
 from rlhf_lightning.checkpoint.provenance import SCHEMA, sealed
-from rlhf_lightning.config.compose import config_text, redact
+from rlhf_lightning.config.compose import config_text
 from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError
-from rlhf_lightning.rules.stages import STAGES, names
-from rlhf_lightning.stages.changes import (
-    changes,
-    differences,
-    first_config,
-    is_length,
-    listed,
-    longer,
-    part,
-    saved_config,
-)
-from rlhf_lightning.stages.parents import changed_parents, row_digests
-from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, HISTORY, RECORD, check_entries, check_places, outputs
-from rlhf_lightning.stages.room import (
-    EVALUATED,
-    check_owner,
-    clear_away,
-    in_the_way,
-    make_room,
-    put_back,
-    record_of,
-)
+from rlhf_lightning.rules.stages import names
+from rlhf_lightning.stages.begun import Begun, may_go_on
+from rlhf_lightning.stages.changes import changes, differences, first_config, is_length, listed, longer, plain
+from rlhf_lightning.stages.parents import changed_parents
+from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, RECORD, check_entries, check_places, outputs
+from rlhf_lightning.stages.room import check_owner, clear_away, make_room, put_back, record_of, stages_in
 
 log = logging.getLogger(__name__)
-UNSEEN = {"resume", "overwrite", "run_dir", "output_root", "logger", "objective", "trusted_targets"}
-UNSEEN |= {"sampling", "exact_shortcuts"}  # each section has it all
-FREE = UNSEEN | {"stages", "threads", "trainer", "callbacks", "checkpoint"}
-"""Keys with which a run may go on that was made with others; those that are not in `UNSEEN` are told and recorded."""
-DECIDES_BITS = ("trainer.precision:",)  # except these
-HARMLESS = re.compile(
-    r"rollout\.(engine\.)?(urls|start|program|ram_disk|concurrency|timeout|retries|deadline): "
-    r"|(\w+\.)+micro_batch_size: "
-)
-"""More that may change: where servers are and how long they are waited for, since their answers depend on seeds alone,
-and how many rows are computed at once, since the gradients stay the same up to rounding."""
 
 
 class RunFolder:
@@ -81,15 +52,15 @@ class RunFolder:
         self._config = config
         self._changed: list[str] = []
         self._longer: dict[str, str] = {}  # stages that go on after their end, and how far
-        self._rows: dict[str, str] = {}  # checksums of the files that the run reads
-        self._begun = False
+        self._writes = False  # whether config and record are those of this run
         self._outputs = [Path(output) for stage in self.stages for output in outputs(config.get(stage) or {})]
         if not rank_zero_only.rank:  # type: ignore[attr-defined]
             check_places(config)
             check_entries(self.path)
             put_back(self.path)
+        self._begun = Begun(self.path, config)
         if self.resume == "auto":
-            self._check_config(config)
+            self._check_config()
         elif self.resume != "none":
             self._check_path(config)
 
@@ -129,28 +100,39 @@ class RunFolder:
                 state = "stopped"
                 raise
             finally:
-                if self._begun:
+                if self._writes:
                     self._record(state)
             if replaced is not None:
                 clear_away(replaced)
 
-    def begin(self) -> None:
-        """Write the config and the record of this run; before, the folder is that of the run that is resumed."""
-        if not self._begun and not rank_zero_only.rank:  # type: ignore[attr-defined]
-            self._begun, self._rows = True, row_digests(self._config)
+    def begin(self, stage: str | None = None) -> None:
+        """Write the config and the record of this run; before, the folder is that of the run that is resumed.
+
+        Args:
+            stage: which begins, so that the record says what it reads.
+        """
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return
+        if not self._writes:
             write_file(self.path / CONFIG, config_text(self._config))
-            self._record("running")
+        if stage is not None:
+            self._begun.add(stage)
+        self._writes = True
+        self._record("running")
 
     def _is_inside(self, output: str | Path) -> bool:
         return Path(output).absolute().is_relative_to(self.path.absolute())
 
     def _record(self, state: str) -> None:
-        """Write `RECORD`: whose folder this is, and how far the run is."""
+        """Write `RECORD`: whose folder this is, how far the run is, and what each stage here ran with."""
+        before, there = record_of(self.path), set[str]().union(*stages_in(self.path))
         inside = [output.absolute() for output in self._outputs if self._is_inside(output)]
-        names = {output.relative_to(self.path.absolute()).as_posix() for output in inside}
-        names |= {name for name in record_of(self.path).get("outputs", ()) if (self.path / name).is_dir()}
-        record = {"schema": SCHEMA, "kind": "run", "stages": self.stages, "outputs": sorted(names), "state": state}
-        write_file(self.path / RECORD, sealed(record | {"changed": self._changed, "rows": self._rows}))
+        found = {output.relative_to(self.path.absolute()).as_posix() for output in inside}
+        found |= {name for name in before.get("outputs", ()) if (self.path / name).is_dir()}
+        stages = [stage for stage in before.get("stages", ()) if stage in there]
+        stages += [stage for stage in self.stages if stage not in stages]
+        record = {"schema": SCHEMA, "kind": "run", "stages": stages, "outputs": sorted(found), "state": state}
+        write_file(self.path / RECORD, sealed(record | {"changed": self._changed, "ran": self._begun.record()}))
 
     def finished(self, stage: str, output: str | Path | None) -> dict[str, Any] | None:
         """The metrics of a stage that is done, once its folder is verified; None if it is to run, or has no folder.
@@ -164,8 +146,9 @@ class RunFolder:
         if stage in self._longer:
             return None
         record = verify_folder(output, expect_stage=stage)
-        now = json.loads(json.dumps(redact(dict(self._config))[stage], default=str))
-        changed = [] if self._is_inside(output) else list(differences(record.get("config"), now, stage))
+        now = plain(self._config)[stage]
+        judged = self._is_inside(output) and self._begun.knows(stage)  # when this run began
+        changed = [] if judged else list(differences(record.get("config"), now, stage))
         if changed and self._config.get("overwrite"):
             return None
         if changed:
@@ -230,65 +213,49 @@ class RunFolder:
                 "with the run_dir of that run"
             )
         path = Path(self.resume).absolute()
-        text = first_config(path / CONFIG, path.parents[2] / CONFIG)
-        changed = [line for line in changes(text, config) if line.startswith(f"{self.stages[0]}.")]
+        saved = first_config(path / CONFIG, path.parents[2] / CONFIG)
+        changed = [line for line in changes(saved, plain(config)) if line.startswith(f"{self.stages[0]}.")]
         if changed:
             rank_zero_warn(f"resume={self.resume}: that run was made with another config ({listed(changed)})")
 
-    def _check_config(self, config: Mapping[str, Any]) -> None:
-        if not in_the_way(self.path, self.stages):
-            return  # nothing was made with the config before
-        changed = changes(saved_config(self.path), config)
-        self._longer = longer(changed)
+    def _check_config(self) -> None:
+        """Refuse to go on if a stage of this run has begun here with another config.
+
+        What is read only by stages that have not begun, or that this run leaves out, may change. `evaluate` has nothing
+        to go on with, and is done anew.
+        """
+        told, refused = set[str](), set[str]()
+        for stage in self.stages:
+            changed = self._begun.changes(stage)
+            self._longer |= longer(changed)
+            for line in changed:
+                goes_on = may_go_on(line, stage, self._config[stage]) or (is_length(line) and stage in self._longer)
+                (told if goes_on else refused).add(line)
         if rank_zero_only.rank:  # type: ignore[attr-defined]
-            return  # the first rank looks for all of them, and writes the file again
+            return  # the first rank looks for all of them
         for stage in self._longer:
             self._check_longer(stage)
-        moved = dict(row_digests(config).items() & (record_of(self.path).get("rows") or {}).items())  # the same bytes
-        changed = [line for line in changed if line.partition(": ")[0] not in moved]
-        kept = [line for line in changed if not self._may_change(line.partition(": ")[0])]
-        kept = [line for line in kept if not (is_length(line) and part(line) in self._longer)]
-        refused = [line for line in kept if not _is_free(line)]
         if refused:
             raise ConfigError(
-                f"resume=auto: {self.path} was made with another config ({listed(refused)}); use the old values, or "
-                "another run_dir. Sections of stages that have not begun may change"
+                f"resume=auto: {self.path} was made with another config ({listed(sorted(refused))}); use the old "
+                "values, or another run_dir. What is read only by stages that have not begun may change"
             )
-        self._changed = [line for line in changed if part(line) not in UNSEEN]
+        self._changed = sorted(told)
         if self._changed:
             log.warning(f"resumed with other settings: {listed(self._changed)}")
 
     def _check_longer(self, stage: str) -> None:
         """Refuse to make a stage longer that has finished where that is not possible any more."""
-        places = outputs(self._config.get(stage) or {})
-        if not any(read_provenance(place) for place in places):
+        if not any(read_provenance(place) for place in outputs(self._config[stage])):
             return  # it was stopped before
-        made = names(record_of(self.path).get("stages") or self.stages)
-        later = [s for s in made[made.index(stage) + 1 :] if s != "evaluate" and not self._may_change(f"{s}.any")]
-        if later:
+        if later := self._begun.readers(stage):
             raise ConfigError(
                 f"resume=auto: {stage} ({self._longer[stage]}) cannot become longer, for {', '.join(later)} went on "
                 "from what it made; use another run_dir"
             )
-        if not is_checkpoint(self.path / CHECKPOINTS / stage / END) and not checkpoints(
-            self.path / CHECKPOINTS / stage
-        ):
+        folder = self.path / CHECKPOINTS / stage
+        if not is_checkpoint(folder / END) and not checkpoints(folder):
             raise CheckpointError(
                 f"resume=auto: {stage} ({self._longer[stage]}) cannot become longer, since no checkpoint of it is left "
                 "(checkpoint.at_end keeps one, unless a callback ended the stage early); use another run_dir"
             )
-
-    def _may_change(self, key: str) -> bool:
-        """Whether a key belongs to a stage that has left nothing: no row, no checkpoint, no output."""
-        stage, _, rest = key.partition(".")
-        section = self._config.get(stage)
-        if stage not in (*STAGES, *self.stages) or not isinstance(section, Mapping) or rest.endswith("output"):
-            return False
-        places = [Path(output) for output in outputs(section["sft"] if rest.startswith("sft.") else section)]
-        places += [self.path / name for name in EVALUATED] if stage == "evaluate" else []
-        left = (self.path / CHECKPOINTS / stage, self.path / HISTORY / f"{stage}.csv")
-        return bool(places) and not any(place.exists() for place in (*places, *left))
-
-
-def _is_free(line: str) -> bool:
-    return (part(line) in FREE and not line.startswith(DECIDES_BITS)) or bool(HARMLESS.match(line))

@@ -67,18 +67,21 @@ def make_room(config: Mapping[str, Any]) -> Path | None:
     return moved
 
 
-def holds_a_run(folder: Path) -> bool:
-    """Whether a run has left something in a folder that is worth keeping: a row, a checkpoint, a model, a report."""
-    return bool(_left(folder))
-
-
 def in_the_way(folder: Path, stages: Sequence[str]) -> bool:
     """Whether these stages would replace what a run has left in a folder, or the config that it needs to go on.
 
     What other stages have finished there may stay: stages may be run one by one in one folder.
     """
-    finished, unfinished = _stages(folder)
+    finished, unfinished = stages_in(folder)
     return bool(unfinished) or not finished.isdisjoint(stages)
+
+
+def stages_in(folder: Path) -> tuple[set[str], set[str]]:
+    """The stages that have finished in a folder, and those that have only begun."""
+    finished = {stage for _, stage in _models(folder)}
+    finished |= {"evaluate"} if any((folder / name).exists() for name in EVALUATED) else set()
+    begun = _logged(folder) | {entry.name for entry in (folder / CHECKPOINTS).glob("*") if checkpoints(entry)}
+    return finished, begun - finished
 
 
 def put_back(folder: Path) -> None:
@@ -183,17 +186,9 @@ def _logged(folder: Path) -> set[str]:
     return {file.stem for file in (folder / HISTORY).glob("*.csv") if file.read_bytes().count(b"\n") > 1}
 
 
-def _stages(folder: Path) -> tuple[set[str], set[str]]:
-    """The stages that have finished in a folder, and those that have only begun."""
-    finished = {stage for _, stage in _models(folder)}
-    finished |= {"evaluate"} if any((folder / name).exists() for name in EVALUATED) else set()
-    begun = _logged(folder) | {entry.name for entry in (folder / CHECKPOINTS).glob("*") if checkpoints(entry)}
-    return finished, begun - finished
-
-
 def _move_aside(folder: Path, config: Mapping[str, Any]) -> Path:
     """Move what these stages have made in a folder, and what has only begun there, to a place beside it."""
-    stages = {*names(config["stages"]), *_stages(folder)[1]}
+    stages = {*names(config["stages"]), *stages_in(folder)[1]}
     kept = [
         f"{part}/{stage}"
         for stage in stages

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Run:
             NumericalError: no step has changed the model.
         """
         checkpoint = self.files.checkpoint(stage)
-        watch = _StepCount(self.files.begin)
+        watch = _StepCount(partial(self.files.begin, stage))
         trainer.callbacks.append(watch)  # type: ignore[attr-defined]
         savers = [part for part in trainer.checkpoint_callbacks if isinstance(part, DurableCheckpoint)]
         with signals.grace_period(max((saver.grace_period_seconds for saver in savers), default=0.0)):

@@ -68,7 +68,7 @@ def test_a_wrong_command_says_what_to_do(words, says):
         ({"prompt": "a"}, "rows.jsonl:2: "),
         ({"prompt": "a", "completion": "b", "score": 1.0}, "rows.jsonl:2: score: is there already"),
         ({"text": "a"}, "rows.jsonl:2: has no answer to score"),
-        ({"prompt": "a", "completions": []}, "rows.jsonl:2: "),
+        ({"prompt": "a", "completions": []}, "rows.jsonl:2: completions: has no answers; fill it or delete the row"),
     ],
 )
 def test_a_row_that_cannot_be_scored_is_named_before_a_model_is_loaded(row, says, tmp_path):

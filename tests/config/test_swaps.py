@@ -167,6 +167,32 @@ def test_an_edit_of_a_part_is_seen_without_a_restart(tmp_path, monkeypatch):
         assert set(compose(line)["rollout"]) == {"_target_", argument}
 
 
+def test_a_class_may_have_the_name_of_its_base_and_is_read_by_its_own_arguments(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    base = "from rlhf_lightning.modules.sft import SFTModule as Mine"
+    own = "    def __init__(self, model, rate=1): ...\n"
+    names = {
+        "same": f"{base}\nclass Mine(Mine):\n{own}",
+        "again": f"{base}\nclass Middle(Mine): ...\nclass Mine(Middle):\n{own}",
+    }
+    for name, text in names.items():
+        (tmp_path / f"named_{name}.py").write_text(text)
+        line = ["stage=sft", f"sft.module._target_=named_{name}.Mine", "trusted_targets=[named_same,named_again]"]
+        assert compose([*line, "+sft.module.rate=2"])["sft"]["module"] == {"_target_": f"named_{name}.Mine", "rate": 2}
+
+
+def test_a_stage_of_the_user_that_is_typed_wins_over_the_list_of_an_experiment(tmp_path):
+    (tmp_path / "stage").mkdir()
+    mine = {"mine": "defaults: [ppo, _self_]\nstages: [best_of_n, ppo]\n", "alike": "defaults: [ppo]\n"}
+    for name, text in mine.items():
+        (tmp_path / "stage" / f"{name}.yaml").write_text(f"# @package _global_\n{text}")
+    words = experiment(tmp_path, "stages: [sft, ppo]")
+    assert compose(["stage=mine", *words[1:]])["stages"] == ["best_of_n", "ppo"]
+    assert compose(["stage=alike", *words[1:]])["stages"] == ["ppo"]
+    assert compose(["stage=mine", *words[1:], "stages=[ppo]"])["stages"] == ["ppo"]
+    assert compose(words[1:])["stages"] == ["sft", "ppo"]
+
+
 def test_a_stage_that_is_typed_runs_alone_also_where_the_experiment_lists_others():
     words = ["experiment=hh_smollm2", "data.root=x"]
     assert compose([*words, "stage=reward"])["stages"] == ["reward"]

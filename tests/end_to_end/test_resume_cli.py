@@ -40,6 +40,14 @@ def test_finished_stages_are_verified_and_not_run_again(words, whole):
     assert again.items() >= {"val/accuracy": metrics["val/accuracy"]}.items()
 
 
+def test_stages_added_one_by_one_end_where_one_command_with_all_of_them_ends(words, whole, tmp_path):
+    folder, metrics = whole
+    for stages in ("sft", "sft,reward", "sft", "reward,ppo"):
+        found = go([*words, f"stages=[{stages}]", "resume=auto"], tmp_path)
+    assert exported(tmp_path) == exported(folder)
+    assert_same_metrics({name: value for name, value in metrics.items() if name in found}, found)
+
+
 def test_a_changed_file_of_a_finished_stage_stops_the_run(words, whole):
     folder, _ = whole
     file = folder / "sft" / "config.json"

@@ -392,18 +392,16 @@ def test_case_13_what_cannot_be_saved_is_refused_before_the_first_step_with_its_
 
 
 def test_case_14_another_config_is_refused_with_the_list_of_what_changed(tmp_path):
-    before = {f"key{i}": i for i in range(7)}
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({"run_dir": str(tmp_path), "stages": ["sft"], **before}))
+    run_folder(tmp_path, model={f"key{i}": i for i in range(7)}).begin("sft")
     (tmp_path / "history").mkdir()
     (tmp_path / "history" / "sft.csv").write_text("step\n1\n")
+    other = {"key0": 9, "key1": "x", "key2": None, "key3": [1], "key4": 0, "key5": 0, "key6": 0}
     with pytest.raises(ConfigError) as refused:
-        run_folder(tmp_path, resume="auto", key0=9, key1="x", key2=None, key3=[1], key4=0, key5=0, key6=0)
-    text = str(refused.value)
-    assert (
-        'another config (key0: 0 -> 9; key1: 1 -> "x"; key2: 2 -> null; key3: 3 -> [1]; key4: 4 -> 0; and 3 more)'
-        in text
-    )
-    run_folder(tmp_path, resume="auto", **before, sft=None, threads=3)  # what does not change the result is free
+        run_folder(tmp_path, resume="auto", model=other)
+    assert 'another config (model.key0: 0 -> 9; model.key1: 1 -> "x"; model.key2: 2 -> null; ' in str(refused.value)
+    assert "model.key3: 3 -> [1]; model.key4: 4 -> 0; and 2 more)" in str(refused.value)
+    same = {**{f"key{i}": i for i in range(7)}, "path": "elsewhere"}  # `sft.policy` is what is read
+    run_folder(tmp_path, resume="auto", model=same, threads=3, kl=1, ppo={"lr": 1}, stages=["sft", "ppo"])
 
 
 @pytest.mark.parametrize(
@@ -415,7 +413,7 @@ def test_case_14_a_folder_that_has_moved_is_no_other_config(tmp_path, old, new):
     def config(folder):
         return {"run_dir": folder, "sft": {"output": f"{folder.rstrip('/')}/sft"}, **rest}
 
-    assert list(changes.changes(OmegaConf.to_yaml(OmegaConf.create(config(old))), config(new))) == []
+    assert changes.changes(config(old), config(new)) == []
 
 
 @pytest.mark.parametrize("files", [None, [], "x"])

@@ -126,9 +126,9 @@ def test_case_56_stages_may_be_run_one_by_one_in_one_folder(place, tmp_path):
 def test_case_56_a_stage_that_is_not_finished_keeps_its_config(place, tmp_path):
     run(config(place))
     shutil.rmtree(tmp_path / "run" / "rankings")
-    saved = tmp_path / "run" / "checkpoints" / "sft" / "step-000001"
+    saved = tmp_path / "run" / "checkpoints" / "rank" / "step-000001"
     DurableCheckpointIO().save_checkpoint({"global_step": 1, "state_dict": {}}, saved)
-    with pytest.raises(ConfigError, match=r"holds an earlier run \(checkpoints of sft\)"):
+    with pytest.raises(ConfigError, match=r"holds an earlier run \(checkpoints of rank\)"):
         run(config(place))
     with pytest.raises(ConfigError, match=r"made with another config \(seed: 0 -> 7\)"):
         run(config(place, resume="auto") | {"seed": 7})

@@ -11,7 +11,7 @@ import pytest
 from rlhf_lightning.checkpoint import verify_folder, write_folder
 from rlhf_lightning.checkpoint.io import DurableCheckpointIO, checkpoints
 from rlhf_lightning.checkpoint.places import lock, write_file
-from rlhf_lightning.checkpoint.provenance import read_sealed
+from rlhf_lightning.checkpoint.provenance import read_sealed, sealed
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import CheckpointError, ConfigError, DiskError, RLHFError
 from rlhf_lightning.stages.changes import relocated
@@ -376,25 +376,29 @@ def test_case_59_a_damaged_checkpoint_stays_when_its_step_is_saved_again_and_whe
     assert [path.name[-1] for path in checkpoints(folder)] == ["5", "4", "2"]
 
 
-@pytest.mark.parametrize("text", ["", "run_dir", "stages: [ra", "- 1", "\x00", "run_dir: 1"])
-@pytest.mark.parametrize("copied", [True, False])
-def test_case_66_a_damaged_config_is_read_from_a_checkpoint_or_named(place, tmp_path, text, copied):
+@pytest.mark.parametrize("text", ["", "stages: [ra", "\x00", None])
+def test_case_66_a_damaged_config_is_written_again_as_the_record_says_what_a_stage_ran_with(place, tmp_path, text):
     run(config(place))
     file = tmp_path / "run" / "config.yaml"
-    if copied:
-        io = DurableCheckpointIO(file.read_text())
-        io.save_checkpoint(
-            {"global_step": 1, "state_dict": {}}, tmp_path / "run" / "checkpoints" / "sft" / "step-000001"
-        )
-    file.write_text(text)
-    if copied:
-        with pytest.raises(ConfigError, match=r"made with another config \(seed: 0 -> 1\)"):
-            run(config(place, resume="auto") | {"seed": 1})
-        assert run(config(place, resume="auto"))["rank/prompts"] == 1
-        assert "run_dir: run" in file.read_text()
-    else:
-        with pytest.raises(CheckpointError, match=r"config\.yaml: damaged, and no checkpoint has a copy"):
-            run(config(place, resume="auto"))
+    whole = file.read_text()
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(ConfigError, match=r"made with another config \(seed: 0 -> 1\)"):
+        run(config(place, resume="auto") | {"seed": 1})
+    assert run(config(place, resume="auto"))["rank/prompts"] == 1
+    assert file.read_text() == whole.replace("resume: none", "resume: auto")
+
+
+def test_case_66_a_stage_that_has_begun_is_not_gone_on_with_where_no_record_says_how(place, tmp_path):
+    run(config(place))
+    record = read_sealed(tmp_path / "run" / "run.json")
+    (tmp_path / "run" / "run.json").write_text(sealed({**record, "ran": {}}))
+    assert run(config(place, resume="auto"))["rank/prompts"] == 1  # its own record says that it is the same
+    with pytest.raises(ConfigError, match=r"rankings was made with other settings \(rank\.seed: 0 -> 7\)"):
+        run(config(place, resume="auto") | {"rank": {**place["rank"], "seed": 7, "output": "run/rankings"}})
+    shutil.rmtree(tmp_path / "run" / "rankings")
+    IO.save_checkpoint({"global_step": 1, "state_dict": {}}, tmp_path / "run" / "checkpoints" / "rank" / "step-000001")
+    with pytest.raises(CheckpointError, match=r"run\.json: does not say what rank ran with"):
+        run(config(place, resume="auto"))
 
 
 def test_case_67_two_runs_with_one_output_do_not_both_train(place, tmp_path):
@@ -421,17 +425,17 @@ def test_case_71_settings_that_change_the_bits_are_refused_and_others_are_named_
 
 def test_a_file_that_was_moved_is_the_same_file_and_one_that_changed_is_not(place, tmp_path):
     rows = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
-    for path, text in zip(rows, ("same", "same", "other"), strict=True):
-        path.write_text(text)
+    for path, prompt in zip(rows, ("same", "same", "other"), strict=True):
+        path.write_text(json.dumps({**trees.ROW, "prompt": prompt}))
 
     def with_rows(path, resume):
         found = config(place, resume=resume)
-        return found | {"data": found.get("data", {}) | {"comparisons": str(path)}}
+        return found | {"rank": found["rank"] | {"human_ranks": str(path)}}
 
     run(with_rows(rows[0], "none"))
     rows[0].unlink()
     run(with_rows(rows[1], "auto"))
-    with pytest.raises(ConfigError, match=r"made with another config \(data\.comparisons: .*b\.jsonl.* -> .*c\.jsonl"):
+    with pytest.raises(ConfigError, match=r"made with another config \(rank\.human_ranks: .*a\.jsonl.* -> .*c\.jsonl"):
         run(with_rows(rows[2], "auto"))
 
 

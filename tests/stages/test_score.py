@@ -94,6 +94,7 @@ ASKED, SAID = [{"role": "user", "content": "a"}], [{"role": "assistant", "conten
         ({"prompt": ASKED, "completions": [SAID]}, {"0": (ASKED, SAID)}),
         ({"prompt": ASKED, "completions": [*SAID, *SAID]}, {"0": (ASKED, SAID), "1": (ASKED, SAID)}),
         ({"prompt": "a", "completions": '["b", ""]'}, {"0": ("a", "b"), "1": ("a", "")}),  # of a table
+        ({"prompt": "a", "completion": "b", "completions": []}, {"score": ("a", "b")}),
         ({"prompt": json.dumps(ASKED), "completion": json.dumps(SAID)}, {"score": (ASKED, SAID)}),
         ({"prompt": ASKED, "completion": [*ASKED, *SAID]}, {"score": (ASKED, SAID)}),
         ({"prompt": ASKED, "completion": SAID[0]}, {"score": (ASKED, SAID)}),
