@@ -10,9 +10,9 @@ from typing import Any
 from rlhf_lightning.config.tree import walk
 from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.rules.stages import STAGES
-from rlhf_lightning.stages.changes import changes, part, plain, relocated
+from rlhf_lightning.stages.changes import changes, first_config, part, plain, relocated
 from rlhf_lightning.stages.parents import row_digests
-from rlhf_lightning.stages.places import CHECKPOINTS, HISTORY, RECORD, outputs
+from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, HISTORY, RECORD, outputs
 from rlhf_lightning.stages.room import record_of, stages_in
 
 FREE = ("threads", "trainer", "callbacks", "checkpoint")
@@ -41,7 +41,8 @@ class Begun:
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self._folder, self._now = folder, plain(config)
-        self._ran: dict[str, Any] = dict(record_of(folder).get("ran") or {})
+        record = record_of(folder)
+        self._ran: dict[str, Any] = dict(record["ran"]) if "ran" in record else _of_one_config(folder, record)
 
     def add(self, stage: str) -> None:
         """A stage begins, with the config of this command."""
@@ -101,6 +102,13 @@ class Begun:
         """Whether a stage has left something to go on with or to skip: a row, a checkpoint or an output."""
         left = [self._folder / CHECKPOINTS / stage, self._folder / HISTORY / f"{stage}.csv"]
         return any(place.exists() for place in (*left, *map(Path, outputs(section))))
+
+
+def _of_one_config(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What stages that were stopped ran with, by the record of version 0.1.0, where all had the config of the run."""
+    saved, rows = plain(first_config(folder / CONFIG)), record.get("rows") or {}
+    stopped = [stage for stage in stages_in(folder)[1] if isinstance(saved.get(stage), dict)]
+    return {stage: {"config": read_by(stage, saved), "rows": rows} for stage in stopped}
 
 
 def read_by(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:

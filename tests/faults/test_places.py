@@ -399,6 +399,11 @@ def test_case_66_a_stage_that_has_begun_is_not_gone_on_with_where_no_record_says
     IO.save_checkpoint({"global_step": 1, "state_dict": {}}, tmp_path / "run" / "checkpoints" / "rank" / "step-000001")
     with pytest.raises(CheckpointError, match=r"run\.json: does not say what rank ran with"):
         run(config(place, resume="auto"))
+    del record["ran"]  # as version 0.1.0 wrote it, where all stages had the config of the run
+    (tmp_path / "run" / "run.json").write_text(sealed(record))
+    with pytest.raises(ConfigError, match=r'another config \(rank\.merge: "weighted" -> "majority"\)'):
+        run(config(place, resume="auto") | {"rank": {**place["rank"], "merge": "majority", "output": "run/rankings"}})
+    assert run(config(place, resume="auto"))["rank/prompts"] == 1
 
 
 def test_case_67_two_runs_with_one_output_do_not_both_train(place, tmp_path):
