@@ -183,3 +183,13 @@ def test_a_folder_of_version_0_1_0_may_be_moved(folder, own, tmp_path):
     assert moved.done("stages=[sft,rank,reward]") == "sft rank"
     with pytest.raises(ConfigError, match=r"made with other settings \(rank\.noise: 0\.0 -> 1\)"):
         moved.done("stages=[sft,rank,reward] rank.noise=1")
+
+
+def test_a_stage_that_begins_later_is_not_given_the_scorer_of_one_that_began_before_the_reward_model(folder):
+    folder.do("stages=[sft,best_of_n]", "sft best_of_n")
+    folder.do("stages=[rank,reward]", "rank reward")
+    assert folder.done("stages=[sft,best_of_n]") == "sft best_of_n"
+    assert folder.command("stages=[ppo]").config["scorer"]["model"]["path"] == f"{folder.path}/reward"
+    for both in ("stages=[sft,best_of_n,ppo]", "stages=[sft,rank,reward,best_of_n,ppo]"):
+        with pytest.raises(ConfigError, match=r"scorer\._target_: .*as_scorer.* -> .*RewardModelScorer"):
+            folder.command(both)
