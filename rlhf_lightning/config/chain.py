@@ -81,17 +81,21 @@ def complete(config: dict[str, Any]) -> None:
 
 
 def _since(reader: str, entries: Sequence[str], root: Any) -> list[str]:
-    """The stages that have begun in the folder of a run that is resumed after one that reads a section had begun.
+    """The stages that have begun in the folder of a run that is resumed after the first that reads a section had begun.
 
-    `evaluate`, which is done anew, reads what is there now.
+    None where another that reads it is still to begin, which would get less than is there for it. `evaluate`, which is
+    done anew, reads what is there now.
     """
     record: Mapping[str, Any] = {}
     if OmegaConf.select(root, "resume") == "auto":
         with suppress(CheckpointError):
             record = read_sealed(Path(str(root.run_dir)) / RECORD)
     begun = [stage for stage in record.get("stages", ()) if stage != "evaluate"]
-    readers = {reader, *(stage.name for stage in map(stage_of, entries) if reader in stage.asks)}
-    return begun[min((begun.index(stage) + 1 for stage in readers.intersection(begun)), default=len(begun)) :]
+    stages = [stage for stage in map(stage_of, entries) if stage.name != "evaluate"]
+    readers = {stage.name for stage in stages if reader in (stage.name, *stage.asks)}
+    if not readers.issubset(begun):
+        return []
+    return begun[min((begun.index(stage) + 1 for stage in readers), default=len(begun)) :]
 
 
 def _check_votes(config: Mapping[str, Any]) -> None:

@@ -12,8 +12,8 @@ from rlhf_lightning.errors import CheckpointError
 from rlhf_lightning.rules.stages import STAGES
 from rlhf_lightning.stages.changes import changes, first_config, part, plain, relocated
 from rlhf_lightning.stages.parents import row_digests
-from rlhf_lightning.stages.places import CHECKPOINTS, CONFIG, HISTORY, RECORD, outputs
-from rlhf_lightning.stages.room import record_of, stages_in
+from rlhf_lightning.stages.places import CONFIG, RECORD, outputs
+from rlhf_lightning.stages.room import begun_in, record_of, stages_in
 
 FREE = ("threads", "trainer", "callbacks", "checkpoint")
 """Keys with which a stage may go on that began with others; they are told and recorded."""
@@ -25,7 +25,7 @@ HARMLESS = re.compile(
 """More that may change: where servers are and how long they are waited for, since their answers depend on seeds alone,
 and how many rows are computed at once, since the gradients stay the same up to rounding."""
 _SHARED = ("seed", "matmul_precision", "model", "task", *FREE)
-_GROUPS = ("judge", "scorer", "rollout", "kl")
+_GROUPS = ("judge", "scorer", "rollout", "kl", "sampling")
 
 
 class Begun:
@@ -42,6 +42,7 @@ class Begun:
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self._folder, self._now = folder, plain(config)
         record = record_of(folder)
+        self._was = str(first_config(folder / CONFIG).get("run_dir", folder))
         self._ran: dict[str, Any] = dict(record["ran"]) if "ran" in record else _of_one_config(folder, record)
 
     def add(self, stage: str) -> None:
@@ -56,6 +57,10 @@ class Begun:
     def knows(self, stage: str) -> bool:
         """Whether it is recorded what a stage ran with."""
         return stage in self._ran
+
+    def as_here(self, section: Any) -> Any:
+        """A section as if the folder had been where it is now when the last command wrote its config."""
+        return relocated(section, self._was, self._now["run_dir"])
 
     def changes(self, stage: str) -> list[str]:
         """What this config has otherwise than the one with which a stage has begun here; nothing if none has.
@@ -100,8 +105,7 @@ class Begun:
 
     def _has_left(self, stage: str, section: Mapping[str, Any]) -> bool:
         """Whether a stage has left something to go on with or to skip: a row, a checkpoint or an output."""
-        left = [self._folder / CHECKPOINTS / stage, self._folder / HISTORY / f"{stage}.csv"]
-        return any(place.exists() for place in (*left, *map(Path, outputs(section))))
+        return stage in begun_in(self._folder) or any(Path(output).exists() for output in outputs(section))
 
 
 def _of_one_config(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:

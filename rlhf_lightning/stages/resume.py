@@ -148,7 +148,8 @@ class RunFolder:
         record = verify_folder(output, expect_stage=stage)
         now = plain(self._config)[stage]
         judged = self._is_inside(output) and self._begun.knows(stage)  # when this run began
-        changed = [] if judged else list(differences(record.get("config"), now, stage))
+        found = [] if judged else differences(self._begun.as_here(record.get("config")), now, stage)
+        changed = [line for line in found if not may_go_on(line, stage, now)]
         if changed and self._config.get("overwrite"):
             return None
         if changed:

@@ -80,8 +80,12 @@ def stages_in(folder: Path) -> tuple[set[str], set[str]]:
     """The stages that have finished in a folder, and those that have only begun."""
     finished = {stage for _, stage in _models(folder)}
     finished |= {"evaluate"} if any((folder / name).exists() for name in EVALUATED) else set()
-    begun = _logged(folder) | {entry.name for entry in (folder / CHECKPOINTS).glob("*") if checkpoints(entry)}
-    return finished, begun - finished
+    return finished, begun_in(folder) - finished
+
+
+def begun_in(folder: Path) -> set[str]:
+    """The stages with a row or a checkpoint in a folder."""
+    return _logged(folder) | {entry.name for entry in (folder / CHECKPOINTS).glob("*") if checkpoints(entry)}
 
 
 def put_back(folder: Path) -> None:

@@ -1,12 +1,13 @@
 """Stages are added to a run, left out, and run alone: only what those that have begun read must be as it was."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rlhf_lightning.checkpoint import write_folder
-from rlhf_lightning.checkpoint.provenance import read_sealed
+from rlhf_lightning.checkpoint.provenance import read_sealed, sealed
 from rlhf_lightning.config.compose import compose
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.stages.places import outputs
@@ -146,3 +147,49 @@ def test_a_later_command_that_runs_other_stages_leaves_a_round_to_go_on_from(fol
     folder.do("stage=evaluate", "evaluate")
     later = Folder(own, tmp_path / "later").command(f"stages=[rank] after={folder.path}")
     assert later.section("rank")["policy"] == str(folder.path / "sft")
+
+
+def test_a_stage_that_failed_before_its_first_row_may_be_mended(folder):
+    folder.command("stages=[sft]").files.begin("sft")
+    history = folder.path / "history" / "sft.csv"
+    history.parent.mkdir()
+    history.write_text("step,kind,seconds\n")
+    folder.command("stages=[sft] sft.optimizer.lr=1")
+    history.write_text("step,kind,seconds\n1,train,2\n")
+    with pytest.raises(ConfigError, match=r"sft\.optimizer\.lr: 2e-05 -> 1"):
+        folder.command("stages=[sft] sft.optimizer.lr=1")
+
+
+def test_a_stage_of_your_own_that_draws_as_all_stages_do_is_not_gone_on_with_at_another_temperature(folder):
+    mine = "stages=[tests.support.trees.letters] +letters.policy=RUN/sft +letters.output=RUN/letters"
+    folder.do(mine, "letters")
+    assert folder.done(mine) == "letters"
+    with pytest.raises(ConfigError, match=r"\(sampling\.temperature: 1\.0 -> 0\.5\)"):
+        folder.command(f"{mine} sampling.temperature=0.5")
+
+
+def test_what_may_change_may_change_for_an_output_elsewhere(folder, tmp_path):
+    elsewhere = f"stages=[sft] sft.output={tmp_path}/elsewhere"
+    folder.do(elsewhere, "sft")
+    assert folder.done(f"{elsewhere} sft.data.micro_batch_size=1") == "sft"
+
+
+def test_a_folder_of_version_0_1_0_may_be_moved(folder, own, tmp_path):
+    folder.do("stages=[sft,rank]", "sft rank")
+    record = folder.record()
+    del record["ran"]
+    (folder.path / "run.json").write_text(sealed(record))
+    moved = Folder(own, Path(shutil.move(folder.path, tmp_path / "moved")))
+    assert moved.done("stages=[sft,rank,reward]") == "sft rank"
+    with pytest.raises(ConfigError, match=r"made with other settings \(rank\.noise: 0\.0 -> 1\)"):
+        moved.done("stages=[sft,rank,reward] rank.noise=1")
+
+
+def test_a_stage_that_begins_later_is_not_given_the_scorer_of_one_that_began_before_the_reward_model(folder):
+    folder.do("stages=[sft,best_of_n]", "sft best_of_n")
+    folder.do("stages=[rank,reward]", "rank reward")
+    assert folder.done("stages=[sft,best_of_n]") == "sft best_of_n"
+    assert folder.command("stages=[ppo]").config["scorer"]["model"]["path"] == f"{folder.path}/reward"
+    for both in ("stages=[sft,best_of_n,ppo]", "stages=[sft,rank,reward,best_of_n,ppo]"):
+        with pytest.raises(ConfigError, match=r"scorer\._target_: .*as_scorer.* -> .*RewardModelScorer"):
+            folder.command(both)
