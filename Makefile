@@ -30,8 +30,8 @@ lint: $(STAMP)
 # Under three minutes: lint, the examples in docstrings, and all tests that neither inject faults, nor run whole commands or
 # what the pages show, nor start ranks, nor try thirty families of models, nor train for long.
 LONG = tests/faults tests/end_to_end tests/benchmarks tests/models/test_families.py tests/modules/test_exact_optimum.py \
-	tests/modules/test_invariances.py tests/modules/test_by_length.py tests/callbacks/test_tensorboard_page.py tests/stages/test_rounds.py tests/stages/test_added.py \
-	tests/modules/test_sample_ahead.py $(wildcard tests/people/test_*page*.py) \
+	tests/modules/test_invariances.py tests/modules/test_by_length.py tests/callbacks/test_tensorboard_page.py tests/stages/test_rounds.py \
+	tests/stages/test_added.py tests/modules/test_sample_ahead.py $(wildcard tests/people/test_*page*.py) \
 	$(wildcard tests/modules/test_bug_museum*.py)
 LONG_ONES = gates/test_docs.py::test_python_in_the_documentation_runs \
 	gates/test_docs.py::test_command_in_the_documentation_composes \
