@@ -80,8 +80,9 @@ class Begun:
         before, now, section = self._ran[stage], read_by(stage, self._now), self._read(stage)[stage]
         if not self._has_left(stage, section):
             return []
-        moved = dict(row_digests(now).items() & before["rows"].items())  # the same bytes
-        found = [line for line in changes(before["config"], now) if line.partition(": ")[0] not in moved]
+        if found := changes(before["config"], now):
+            moved = dict(row_digests(now).items() & before["rows"].items())  # the same bytes; large files take a while
+            found = [line for line in found if line.partition(": ")[0] not in moved]
         trained = section.get("sft") or {}
         if outputs(trained) and not self._has_left(stage, trained):  # `best_of_n` has only kept answers yet
             found = [line for line in found if not line.startswith(f"{stage}.sft.")]
